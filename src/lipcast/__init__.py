@@ -1,0 +1,25 @@
+"""Lipcast: a portrait, a voice and a prompt become a talking video.
+
+    model = lipcast.load("tiny")
+    model.generate(image="me.png", audio="hello.wav", prompt="a calm man").save("out.mp4")
+
+Importing this module is cheap; torch is loaded by `load`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Lipcast", "__version__", "load"]
+
+if TYPE_CHECKING:
+    from lipcast.api import Lipcast, load
+
+
+def __getattr__(name: str) -> Any:
+    if name in {"Lipcast", "load"}:
+        from lipcast import api  # noqa: PLC0415
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'lipcast' has no attribute {name!r}")

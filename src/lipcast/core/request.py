@@ -1,0 +1,103 @@
+"""What the user asks for, checked: one frozen dataclass with every default in one place.
+
+Input: plain values, from the command line, a job file or a Python call. Output: `GenerateOptions`.
+Wrong values raise UsageError with what was expected; nothing here touches a file or a device.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from lipcast.errors import UsageError
+
+ScheduleName = Literal["sequential", "wavefront"]
+AnchorEncoding = Literal["video", "image"]
+
+SCHEDULES: tuple[ScheduleName, ...] = ("sequential", "wavefront")
+ANCHOR_ENCODINGS: tuple[AnchorEncoding, ...] = ("video", "image")
+MAX_STEPS = 8
+MIN_INFER_FRAMES = 12
+
+
+def parse_size(text: str) -> int:
+    """The area in pixels that a size such as "704*384" names (`*` or `x` between the sides)."""
+    match = re.fullmatch(r"\s*(\d{1,5})\s*[*xX×]\s*(\d{1,5})\s*", text)
+    if not match:
+        raise UsageError(f'size: expected two numbers such as "704*384", got "{text}"')
+    area = int(match[1]) * int(match[2])
+    if area < 64 * 64:
+        raise UsageError(f'size: expected at least "64*64", got "{text}"')
+    return area
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateOptions:
+    """How to generate. `None` means: what the model was trained with.
+
+    `size` is an area written as two sides; the picture's own aspect decides the sides.
+    `infer_frames` (video frames) sets the attention window and the noise clips: any multiple of 4 from 12.
+    `num_clip` bounds the length in clips; the sound bounds it too.
+    `fold_last_step` drops the last evaluation and steps the one before it straight to sigma 0.
+    `anchor` says how the reference latent is encoded; `swap_anchor` replaces it after the first clip.
+    `cond_distance` fixes the rotary distance of the reference in the sink; None draws it from (seed, block).
+    `start_frame` is the latent frame the video starts at (for positions far into a long video).
+    """
+
+    size: str | None = None
+    infer_frames: int | None = None
+    num_clip: int | None = None
+    sample_steps: int | None = None
+    seed: int = 420
+    schedule: ScheduleName = "sequential"
+    fold_last_step: bool = True
+    anchor: AnchorEncoding = "video"
+    swap_anchor: bool = True
+    cond_distance: int | None = None
+    start_frame: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size is not None:
+            parse_size(self.size)
+        _check_choice("schedule", self.schedule, SCHEDULES)
+        _check_choice("anchor", self.anchor, ANCHOR_ENCODINGS)
+        _check_at_least("num_clip", self.num_clip, 1)
+        _check_at_least("seed", self.seed, 0)
+        _check_at_least("start_frame", self.start_frame, 0)
+        _check_at_least("cond_distance", self.cond_distance, 1)
+        _check_infer_frames(self.infer_frames)
+        _check_steps(self.sample_steps)
+
+
+OPTION_NAMES = tuple(field.name for field in fields(GenerateOptions))
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def _check_at_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and (not _is_int(value) or value < least):
+        raise UsageError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+
+
+def _check_infer_frames(value: int | None) -> None:
+    if value is None:
+        return
+    if not _is_int(value) or value < MIN_INFER_FRAMES or value % 4:
+        near = max(MIN_INFER_FRAMES, round(value / 4) * 4) if _is_int(value) else 48
+        raise UsageError(
+            f"infer_frames: expected a multiple of 4 from {MIN_INFER_FRAMES} up, got {value!r}; "
+            f"the nearest is {near}"
+        )
+
+
+def _check_steps(value: int | None) -> None:
+    if value is not None and (not _is_int(value) or not 1 <= value <= MAX_STEPS):
+        raise UsageError(f"sample_steps: expected 1 to {MAX_STEPS}, got {value!r}")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,1 @@
+"""Lanes, rings and sessions: the generation loop."""

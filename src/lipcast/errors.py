@@ -1,0 +1,62 @@
+"""Every error that Lipcast raises on purpose.
+
+    LipcastError
+    ├── UsageError          a wrong argument, flag or combination of them
+    │   └── NotBuiltError   a known flag whose capability this version does not have
+    ├── InputError          an image, a sound or a prompt that cannot be used
+    ├── CheckpointError     a model file that is missing, broken or of another model
+    ├── MemoryBudgetError   the request does not fit the memory that there is
+    ├── OutputError         the result cannot be written (no space, no right, lost mount)
+    └── CancelledError      the session was cancelled or closed while somebody waited for it
+
+A message says what was expected, what came, and what to do. `exit_code` is what the
+command line ends with.
+"""
+
+from __future__ import annotations
+
+
+class LipcastError(Exception):
+    """Base of all errors with an explanation for the user."""
+
+    exit_code = 1
+
+
+class UsageError(LipcastError):
+    """The request itself is wrong."""
+
+    exit_code = 2
+
+
+class NotBuiltError(UsageError):
+    """The request is understood, but this version cannot do it."""
+
+
+class InputError(LipcastError):
+    """A picture, a sound or a text cannot be used."""
+
+    exit_code = 3
+
+
+class CheckpointError(LipcastError):
+    """A model file is missing, broken, or belongs to another model."""
+
+    exit_code = 4
+
+
+class MemoryBudgetError(LipcastError):
+    """The request does not fit the memory that there is."""
+
+    exit_code = 5
+
+
+class OutputError(LipcastError):
+    """The result cannot be written."""
+
+    exit_code = 6
+
+
+class CancelledError(LipcastError):
+    """The session was cancelled or closed."""
+
+    exit_code = 130

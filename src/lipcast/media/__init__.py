@@ -1,0 +1,1 @@
+"""Pictures, sound and video files (Pillow, PyAV). No torch."""
