@@ -1,0 +1,116 @@
+"""The files of a checkpoint directory, found by their published names.
+
+Input: a directory laid out as `Wan-AI/Wan2.2-S2V-14B` (or as the embedded model). Output: a
+`CheckpointFiles` with a path for every part. What is missing is named, with what to do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from lipcast.errors import CheckpointError
+from lipcast.weights.files import INDEX_SUFFIX
+
+DIT_NAME = "diffusion_pytorch_model"
+REPOSITORY = "Wan-AI/Wan2.2-S2V-14B"
+
+PARTS = {
+    "config": "config.json (what the transformer is built from)",
+    "dit": f"{DIT_NAME}*.safetensors with its index, or one .gguf (the transformer)",
+    "vae": "Wan2.1_VAE.safetensors or Wan2.1_VAE.pth (pictures to latents and back)",
+    "text": "models_t5_*.safetensors or models_t5_*.pth (the text encoder)",
+    "tokenizer": "google/umt5-xxl/ (the text encoder's tokenizer)",
+    "speech": "wav2vec2*/ with config.json and its weights (the speech encoder)",
+}
+"""Every part of a checkpoint: the published file names and what they are."""
+ALL_PARTS = tuple(PARTS)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFiles:
+    """Where each part is; None: this directory has no such part.
+
+    `dit`, `vae` and `text` open with `open_tensors`; `tokenizer` and `speech` are directories. The
+    configurations of VAE and text encoder are None where the published defaults hold.
+    """
+
+    directory: Path
+    config: Path | None
+    dit: Path | None
+    vae: Path | None
+    text: Path | None
+    tokenizer: Path | None
+    speech: Path | None
+    vae_config: Path | None
+    text_config: Path | None
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Names (keys of PARTS) of the parts that are not there."""
+        return tuple(part for part in PARTS if getattr(self, part) is None and self._needs(part))
+
+    def require(self, parts: Collection[str]) -> None:
+        """Raise CheckpointError naming each of `parts` that is missing."""
+        absent = [part for part in parts if part in self.missing]
+        if absent:
+            raise CheckpointError(
+                f"{self.directory}: the checkpoint is incomplete. Missing:\n"
+                + "\n".join(f"  {PARTS[part]}" for part in absent)
+                + f"\nDownload them from {REPOSITORY} into this directory, or correct the path."
+            )
+
+    def _needs(self, part: str) -> bool:
+        # A text encoder with a configuration of its own that reads bytes has no tokenizer files.
+        return part != "tokenizer" or self.text_config is None
+
+
+def find_checkpoint(directory: str | Path, *, need: Collection[str] = ALL_PARTS) -> CheckpointFiles:
+    """The files below `directory`; raises CheckpointError if a part of `need` is not there."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise CheckpointError(
+            f"{directory}: no such directory; give the directory that holds config.json, "
+            f"or download {REPOSITORY} into it"
+        )
+    files = CheckpointFiles(
+        directory=directory,
+        config=_one(directory, "config.json"),
+        dit=_one(directory, f"{DIT_NAME}{INDEX_SUFFIX}", f"{DIT_NAME}.safetensors", "*.gguf"),
+        vae=_one(directory, "Wan2.1_VAE.safetensors", "Wan2.1_VAE.pth"),
+        text=_one(
+            directory, f"models_t5_*{INDEX_SUFFIX}", "models_t5_*.safetensors", "models_t5_*.pth"
+        ),
+        tokenizer=_one(directory, "google/umt5-xxl"),
+        speech=_one(directory, "wav2vec2*"),
+        vae_config=_one(directory, "vae_config.json"),
+        text_config=_one(directory, "t5_config.json"),
+    )
+    _check_index_present(files)
+    files.require(need)
+    return files
+
+
+def _one(directory: Path, *patterns: str) -> Path | None:
+    """The first pattern that matches decides; two files for one part are an error."""
+    for pattern in patterns:
+        found = sorted(directory.glob(pattern))
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            raise CheckpointError(
+                f"{directory}: expected one {pattern}, found {names}; leave only the one to use"
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def _check_index_present(files: CheckpointFiles) -> None:
+    """Shards without their index are half a download, not a missing part."""
+    shards = sorted(files.directory.glob(f"{DIT_NAME}-*-of-*.safetensors"))
+    if shards and files.dit is None:
+        raise CheckpointError(
+            f"{files.directory}: found {len(shards)} files {DIT_NAME}-*.safetensors but not "
+            f"{DIT_NAME}{INDEX_SUFFIX}, which says what is in them; download it from {REPOSITORY}"
+        )

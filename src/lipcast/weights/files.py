@@ -1,0 +1,144 @@
+"""Opening weight files of every kind as one `TensorSource`.
+
+Input: a path to `.safetensors`, to a sharded set's `.safetensors.index.json`, to `.pth`, `.pt` or
+`.bin`. Output: a source with all headers checked and no data read. What stands in for weights by
+mistake (a web page, a git-lfs pointer, an empty file, a set with holes) is named as such.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from lipcast.errors import CheckpointError
+from lipcast.weights.pth_file import PthSource
+from lipcast.weights.safetensors_file import SafetensorsSource
+from lipcast.weights.source import TensorSource, summarise_names
+
+INDEX_SUFFIX = ".safetensors.index.json"
+PTH_SUFFIXES = (".pth", ".pt", ".bin")
+_WEB_PAGE = re.compile(rb"<(!doctype|html|head|\?xml|!--)", re.IGNORECASE)
+
+
+def open_tensors(path: str | Path, *, mapped: bool = False) -> TensorSource:
+    """Open one weight file or one sharded set; raises CheckpointError.
+
+    `mapped` makes the tensors of safetensors files views of the mapped file: nothing is read until
+    it is used, and processes share the pages. Otherwise every tensor is read into its own memory.
+    """
+    path = Path(path)
+    _check_is_weights(path)
+    if path.name.endswith(INDEX_SUFFIX):
+        return ShardedSource(path, mapped=mapped)
+    if path.suffix == ".safetensors":
+        return SafetensorsSource(path, mapped=mapped)
+    if path.suffix in PTH_SUFFIXES:
+        return PthSource(path)
+    raise CheckpointError(
+        f"{path}: expected .safetensors, {INDEX_SUFFIX}, {', '.join(PTH_SUFFIXES)}; "
+        f'got "{path.suffix}"'
+    )
+
+
+class ShardedSource(TensorSource):
+    """A set of safetensors files that an index lists: {"weight_map": {tensor: file}}."""
+
+    def __init__(self, path: Path, *, mapped: bool = False) -> None:
+        self.path = path
+        weight_map, self.metadata = _read_index(path)
+        names = sorted(set(weight_map.values()))
+        _check_shard_numbers(path, names)
+        self._shards = {name: _open_shard(path, name, mapped=mapped) for name in names}
+        self.files = (path, *(shard.path for shard in self._shards.values()))
+        _check_index(path, weight_map, self._shards)
+        self.infos = {k: v for shard in self._shards.values() for k, v in shard.infos.items()}
+        self._weight_map = weight_map
+
+    def read(self, name: str) -> Tensor:
+        return self._shards[self._weight_map[name]].read(name)
+
+
+def _read_index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        weight_map = {str(k): str(v) for k, v in content["weight_map"].items()}
+        metadata = {str(k): str(v) for k, v in content.get("metadata", {}).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f'{path}: expected an index with a "weight_map", but it cannot be read; '
+            "download it again"
+        ) from error
+    return weight_map, metadata
+
+
+def _check_shard_numbers(index: Path, names: list[str]) -> None:
+    """Every file that the numbering "-00002-of-00004" promises must be in the index."""
+    numbered = [match for name in names if (match := re.search(r"-(\d{5})-of-(\d{5})\.", name))]
+    if not numbered:
+        return
+    count = int(numbered[0][2])
+    absent = sorted(set(range(1, count + 1)) - {int(match[1]) for match in numbered})
+    if absent:
+        numbers = ", ".join(f"{number:05d}" for number in absent)
+        raise CheckpointError(
+            f"{index}: expected {count} files, the index does not list number {numbers}; "
+            "the index is of another revision or damaged, download it again"
+        )
+
+
+def _open_shard(index: Path, name: str, *, mapped: bool) -> SafetensorsSource:
+    path = index.parent / name
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: the file is missing, but {index.name} lists it; "
+            f"download it into {index.parent}"
+        )
+    _check_is_weights(path)
+    return SafetensorsSource(path, mapped=mapped)
+
+
+def _check_index(
+    index: Path, weight_map: Mapping[str, str], shards: Mapping[str, SafetensorsSource]
+) -> None:
+    """Index and files must agree on every tensor."""
+    absent = [name for name, file in weight_map.items() if name not in shards[file].infos]
+    extra = [
+        name
+        for file, shard in shards.items()
+        for name in shard.infos
+        if weight_map.get(name) != file
+    ]
+    if not absent and not extra:
+        return
+    parts = [f"{index}: the index and its files disagree; they are of different revisions."]
+    if absent:
+        parts.append(f"Listed, but not in the file named for them:\n{summarise_names(absent)}")
+    if extra:
+        parts.append(f"In a file, but not listed for it:\n{summarise_names(extra)}")
+    raise CheckpointError("\n".join([*parts, "Download the whole set again from one revision."]))
+
+
+def _check_is_weights(path: Path) -> None:
+    """Refuse what downloads leave behind instead of weights."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; download the model or correct the path")
+    try:
+        with path.open("rb") as file:
+            head = file.read(64).lstrip()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    if not head:
+        raise CheckpointError(f"{path}: the file is empty; download it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{path}: this is a git-lfs pointer, not the weights; run `git lfs pull` or download it"
+        )
+    if _WEB_PAGE.match(head):
+        raise CheckpointError(
+            f"{path}: this is a web page, not the weights; the download was refused or redirected, "
+            "download it again"
+        )

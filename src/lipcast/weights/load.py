@@ -1,0 +1,107 @@
+"""Filling a module that was built on the meta device with the tensors of a source.
+
+Inputs: a module without memory, a `TensorSource`. Output: the same module, every parameter and
+buffer in place. Strict: what is missing, what is too much and what has another shape is an error
+that lists all of it, before any data is read. One tensor is in transit at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lipcast.errors import CheckpointError
+from lipcast.weights.source import TensorInfo, TensorSource, summarise_names
+
+
+def load_into(
+    module: nn.Module,
+    source: TensorSource,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Put every tensor of `source` into `module`, which becomes usable on `device`.
+
+    Parameters become `dtype` (None: as stored); buffers keep the dtype that the module declares.
+    A parameter that the module has under several names needs to be stored once only.
+    Raises CheckpointError if names or shapes differ, or if a tensor cannot be read.
+    """
+    slots = _slots(module)
+    _check_names(slots, source)
+    _check_shapes(slots, source)
+    for name, tensor in source:
+        target = slots[name]
+        wanted = dtype if target.is_parameter else target.tensor.dtype
+        loaded = tensor.to(device=device, dtype=wanted)
+        for alias in target.names:
+            _assign(module, alias, loaded, is_parameter=target.is_parameter)
+    left = [n for n, t in [*module.named_parameters(), *module.named_buffers()] if t.is_meta]
+    assert not left, f"a buffer that no checkpoint stores was built on the meta device: {left}"
+
+
+class _Slot:
+    """One place for a tensor in the module, with all names that lead to it."""
+
+    def __init__(self, tensor: Tensor, *, is_parameter: bool) -> None:
+        self.tensor = tensor
+        self.is_parameter = is_parameter
+        self.names: list[str] = []
+
+
+def _slots(module: nn.Module) -> dict[str, _Slot]:
+    """Every name of the module's state dict; tied parameters share one slot."""
+    stored = module.state_dict(keep_vars=True)
+    by_identity: dict[int, _Slot] = {}
+    slots = {}
+    for name, tensor in stored.items():
+        new = _Slot(tensor, is_parameter=isinstance(tensor, nn.Parameter))
+        slot = by_identity.setdefault(id(tensor), new)
+        slot.names.append(name)
+        slots[name] = slot
+    return slots
+
+
+def _check_names(slots: Mapping[str, _Slot], source: TensorSource) -> None:
+    missing = [n for n, slot in slots.items() if not any(a in source.infos for a in slot.names)]
+    unexpected = [name for name in source.infos if name not in slots]
+    if not missing and not unexpected:
+        return
+    parts = [f"{source.path}: the tensors are not those of this model."]
+    if missing:
+        parts.append(f"Missing ({len(missing)}):\n{summarise_names(missing)}")
+    if unexpected:
+        parts.append(f"Unexpected ({len(unexpected)}):\n{summarise_names(unexpected)}")
+    parts.append("Check that the file belongs to this model and that config.json is its own.")
+    raise CheckpointError("\n".join(parts))
+
+
+def _check_shapes(slots: Mapping[str, _Slot], source: TensorSource) -> None:
+    wrong = [
+        line
+        for name, info in source.infos.items()
+        if (line := _difference(info, slots[name])) is not None
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{source.path}: {len(wrong)} tensors differ from what config.json describes:\n"
+            + "\n".join(wrong)
+            + "\nCheck that weights and config.json are of the same model."
+        )
+
+
+def _difference(info: TensorInfo, slot: _Slot) -> str | None:
+    expected = tuple(slot.tensor.shape)
+    if info.shape != expected:
+        return f"  {info.name}: expected shape {list(expected)}, found {list(info.shape)}"
+    if info.dtype.is_floating_point != slot.tensor.dtype.is_floating_point:
+        return f"  {info.name}: expected {slot.tensor.dtype}, found {info.dtype}"
+    return None
+
+
+def _assign(module: nn.Module, name: str, tensor: Tensor, *, is_parameter: bool) -> None:
+    owner_name, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(owner_name)
+    setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)

@@ -1,0 +1,104 @@
+"""What every kind of weight file looks like to the rest: named tensors, read one at a time.
+
+A `TensorSource` knows names, shapes and dtypes of all tensors without reading any, and reads one
+on demand. Files are sources; so are the merge of an adapter and a quantisation, which wrap another
+source. Nothing ever holds more than the tensor being read.
+Invariant: `infos` is in the order in which the tensors are best read.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Name, shape and dtype of one tensor: its header without its data."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def num_elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_elements * self.dtype.itemsize
+
+
+class TensorSource(ABC):
+    """Named tensors with headers known beforehand.
+
+    `path` is what error messages name; `files` are the files whose bytes decide the result;
+    `metadata` is the file's own free-form text by key.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    infos: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+
+    @abstractmethod
+    def read(self, name: str) -> Tensor:
+        """The tensor `name` (a key of `infos`) on the CPU; raises CheckpointError."""
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for name in self.infos:
+            yield name, self.read(name)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(info.num_bytes for info in self.infos.values())
+
+
+class RenamedSource(TensorSource):
+    """The same tensors under other names; `rename` must map different names to different names."""
+
+    def __init__(self, base: TensorSource, rename: Callable[[str], str]) -> None:
+        self.path, self.files, self.metadata = base.path, base.files, base.metadata
+        self._base = base
+        self._old_names = {rename(name): name for name in base.infos}
+        assert len(self._old_names) == len(base.infos), "rename gave one name to two tensors"
+        self.infos = {
+            new: replace(base.infos[old], name=new) for new, old in self._old_names.items()
+        }
+
+    def read(self, name: str) -> Tensor:
+        return self._base.read(self._old_names[name])
+
+
+def summarise_names(names: Iterable[str]) -> str:
+    """All names on few lines: those that differ in their first number only become one line.
+
+    "blocks.0.norm.bias", "blocks.1.norm.bias" -> "blocks.{0-1}.norm.bias".
+    """
+    groups: dict[str, list[int]] = {}
+    for name in names:
+        number = re.search(r"(?<=\.)\d+(?=\.)", name)
+        pattern = name if number is None else f"{name[: number.start()]}{{}}{name[number.end() :]}"
+        groups.setdefault(pattern, []).extend([] if number is None else [int(number[0])])
+    return "\n".join(
+        f"  {pattern.replace('{}', _ranges(found))}" for pattern, found in groups.items()
+    )
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] -> "{0-2,5}"; a single number stays bare."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    parts = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+    return parts[0] if len(numbers) == 1 else f"{{{','.join(parts)}}}"
