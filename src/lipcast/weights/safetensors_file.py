@@ -91,7 +91,7 @@ def _parse_header(path: Path, text: bytes, file_bytes: int) -> SafetensorsHeader
     try:
         entries: dict[str, Any] = json.loads(text)
         metadata = {str(k): str(v) for k, v in entries.pop("__metadata__", {}).items()}
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(_not_safetensors(path, "its header is not a JSON object")) from error
     start = 8 + len(text)
     infos, offsets, end = {}, {}, start

@@ -1,0 +1,64 @@
+"""Small weight files that the tests of this room share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+TINY = Path(__file__).parents[2] / "src" / "lipcast" / "assets" / "tiny"
+
+
+class ToyBlock(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.q = nn.Linear(dim, dim)
+        self.o = nn.Linear(dim, 2 * dim)
+        self.norm = nn.LayerNorm(dim)
+
+
+class ToyModel(nn.Module):
+    """A stand-in with the traits that matter: blocks by number, an embedding, a buffer."""
+
+    scale: Tensor
+
+    def __init__(self, dim: int = 8, num_blocks: int = 3) -> None:
+        super().__init__()
+        self.text_embedding = nn.Linear(dim, dim)
+        self.blocks = nn.ModuleList(ToyBlock(dim) for _ in range(num_blocks))
+        self.register_buffer("scale", torch.ones(1, dtype=torch.float32))
+
+
+@pytest.fixture
+def toy() -> ToyModel:
+    torch.manual_seed(0)
+    return ToyModel()
+
+
+@pytest.fixture
+def meta_toy() -> ToyModel:
+    with torch.device("meta"):
+        return ToyModel()
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[..., Path]:
+    """Write tensors as tmp_path/name and return the path."""
+
+    def write(
+        tensors: Mapping[str, Tensor],
+        name: str = "model.safetensors",
+        metadata: dict[str, str] | None = None,
+    ) -> Path:
+        path = tmp_path / name
+        if path.suffix == ".safetensors":
+            save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata)
+        else:
+            torch.save(dict(tensors), path)
+        return path
+
+    return write
