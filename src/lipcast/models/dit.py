@@ -1,0 +1,299 @@
+"""The block-causal speech-to-video transformer of Live Avatar (on Wan2.2-S2V).
+
+Its forward takes lanes: blocks of noisy latents, each at its own denoising step, each with its own KV
+ring. Linear layers run over the tokens of all lanes together, attention runs lane by lane. What does
+not depend on the noise is computed beforehand: text keys once per prompt, time rows once per step,
+audio once per block, the sink once per anchor. Parameter names are those of the checkpoint.
+
+Legend: C latent channels, F latent frames of a lane, G latent frames of all lanes, H W latent size,
+S tokens per latent frame, T tokens, D model width, N heads, d head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lipcast.core.config import DiTConfig
+from lipcast.models.attention import KeyValue, attend
+from lipcast.models.audio import AudioConditioning, AudioInjector, CausalAudioEncoder, join_audio
+from lipcast.models.kv_ring import KVRing, PlacedSink, Sink
+from lipcast.models.layers import AttentionProjections, layer_norm32, linear32
+from lipcast.models.motion import FramePacker
+from lipcast.models.rope import REF_FRAME, Rotary, RotaryTable, time_sinusoid
+
+_NOISY_ROW, _REF_ROW, _MOTION_ROW = 0, 1, 2
+"""Rows of the condition-mask embedding."""
+
+SelfAttend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(q_GSNd, k_GSNd, v_GSNd) -> o_GSNd."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimeRows:
+    """The timestep as modulation rows, float32: for the head [D], for the blocks [6, D]."""
+
+    head_D: Tensor
+    block_6D: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class BlockConditions:
+    """What every denoising step of one block shares."""
+
+    first_frame: int
+    rotary: RotaryTable
+    sink: PlacedSink
+    text: tuple[KeyValue, ...]
+    audio: AudioConditioning
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One block at one denoising step, ready to be computed."""
+
+    latent_CFHW: Tensor
+    time: TimeRows
+    ring: KVRing
+    conditions: BlockConditions
+
+
+class DiT(nn.Module):
+    """`forward(lanes)` gives the flow velocity of every lane; the rest prepares what lanes carry."""
+
+    def __init__(self, config: DiTConfig, *, half_precision_rope: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.rotary = Rotary(config.head_dim, half_precision_tables=half_precision_rope)
+        dim, patch = config.dim, config.patch_size
+        self.patch_embedding = nn.Conv3d(config.in_dim, dim, kernel_size=patch, stride=patch)
+        self.cond_encoder = nn.Conv3d(config.cond_dim, dim, kernel_size=patch, stride=patch)
+        self.trainable_cond_mask = nn.Embedding(3, dim)
+        self.frame_packer = FramePacker(config.in_dim, dim)
+        self.text_embedding = nn.Sequential(
+            nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+        )
+        self.time_embedding = nn.Sequential(
+            nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim)
+        )
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_layers))
+        self.head = Head(config)
+        self.casual_audio_encoder = CausalAudioEncoder(config)
+        self.audio_injector = AudioInjector(config)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.patch_embedding.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.patch_embedding.weight.device
+
+    def encode_text(self, context_TC: Tensor) -> tuple[KeyValue, ...]:
+        """Keys and values of the prompt for every block: once per prompt.
+
+        The context is padded with zeros to the text length before its embedding; the padding
+        rows then take part in attention, as they did in training.
+        """
+        missing = self.config.text_len - context_TC.shape[0]
+        assert missing >= 0, "the context is longer than the text length"
+        padded = functional.pad(context_TC.to(self.dtype), (0, 0, 0, missing))
+        embedded_TD = self.text_embedding(padded)
+        return tuple(block.cross_attn.keys_values(embedded_TD) for block in self.blocks)
+
+    def encode_time(self, timestep: float) -> TimeRows:
+        """Modulation rows of one timestep: once per step of a schedule."""
+        t = torch.tensor([timestep], dtype=torch.float32, device=self.device)
+        hidden = time_sinusoid(t, self.config.freq_dim)[0]
+        hidden = functional.silu(linear32(self.time_embedding[0], hidden))
+        head_D = linear32(self.time_embedding[2], hidden)
+        rows = linear32(self.time_projection[1], functional.silu(head_D))
+        return TimeRows(head_D, rows.unflatten(0, (6, -1)))
+
+    def encode_audio(self, features_ALCV: Tensor, mask_AFS: Tensor | None = None) -> AudioConditioning:
+        """The voice of one block: once per block. Features as in `CausalAudioEncoder`."""
+        tokens = self.casual_audio_encoder(features_ALCV)
+        return AudioConditioning(self.audio_injector.prepare(*tokens), mask_AFS)
+
+    def prefill(
+        self, ref_C1HW: Tensor, motion_CFHW: Tensor, text: tuple[KeyValue, ...]
+    ) -> Sink:
+        """Run the condition tokens [reference | motion] at time zero and keep their keys and values."""
+        height, width = (n // p for n, p in zip(ref_C1HW.shape[2:], self.config.patch_size[1:], strict=True))
+        ref_TD = self.patch_embedding(ref_C1HW.to(self.dtype)).flatten(1).T
+        motion_TD = self.frame_packer(motion_CFHW.to(self.dtype))
+        mask = self.trainable_cond_mask.weight
+        x_1TD = torch.cat((ref_TD + mask[_REF_ROW], motion_TD + mask[_MOTION_ROW]))[None]
+        collector = _SinkCollector(
+            self.rotary.video(REF_FRAME, 1, height, width).to(self.device),
+            self.rotary.motion(height, width).to(self.device),
+        )
+        rows_16D = self.encode_time(0.0).block_6D[None]
+        for block, text_kv in zip(self.blocks, text, strict=True):
+            x_1TD = block(x_1TD, rows_16D, collector.attend, [text_kv])
+        return collector.sink()
+
+    def block_rotary(self, first_frame: int, latent_height: int, latent_width: int) -> RotaryTable:
+        """Positions of one block's tokens."""
+        _, patch_h, patch_w = self.config.patch_size
+        frames = self.config.num_frames_per_block
+        table = self.rotary.video(first_frame, frames, latent_height // patch_h, latent_width // patch_w)
+        return table.to(self.device)
+
+    def ref_rotary(self, frame: int, latent_height: int, latent_width: int) -> RotaryTable:
+        """Positions of the reference placed at `frame`."""
+        _, patch_h, patch_w = self.config.patch_size
+        table = self.rotary.video(frame, 1, latent_height // patch_h, latent_width // patch_w)
+        return table.to(self.device)
+
+    def forward(self, lanes: Sequence[Lane]) -> list[Tensor]:
+        """Velocities_CFHW, one per lane. Rings of the lanes are written; lanes have equal S."""
+        x_GSD = torch.cat([self._embed_noisy(lane.latent_CFHW) for lane in lanes])
+        frames = [lane.latent_CFHW.shape[1] for lane in lanes]
+        rows_G6D = torch.cat([_per_frame(lane.time.block_6D, f) for lane, f in zip(lanes, frames, strict=True)])
+        head_GD = torch.cat([_per_frame(lane.time.head_D, f) for lane, f in zip(lanes, frames, strict=True)])
+        audio = join_audio([lane.conditions.audio for lane in lanes])
+        injectors = {layer: i for i, layer in enumerate(self.config.audio_inject_layers)}
+        for layer, block in enumerate(self.blocks):
+            text = [lane.conditions.text[layer] for lane in lanes]
+            x_GSD = block(x_GSD, rows_G6D, _StreamAttention(layer, lanes, frames), text)
+            if layer in injectors:
+                x_GSD = x_GSD + self.audio_injector(injectors[layer], x_GSD, audio)
+        patches = self.head(x_GSD, head_GD).split(frames)
+        return [self._unpatchify(p, lane.latent_CFHW) for p, lane in zip(patches, lanes, strict=True)]
+
+    def _embed_noisy(self, latent_CFHW: Tensor) -> Tensor:
+        """Tokens_FSD. Without a pose the condition latent is zero: its encoder adds its bias only."""
+        tokens_DFhw = self.patch_embedding(latent_CFHW.to(self.dtype))
+        tokens_FSD = tokens_DFhw.flatten(2).permute(1, 2, 0)
+        return tokens_FSD + (self.cond_encoder.bias + self.trainable_cond_mask.weight[_NOISY_ROW])
+
+    def _unpatchify(self, patches_FSP: Tensor, like_CFHW: Tensor) -> Tensor:
+        """Rows of (ph, pw, c), c fastest, back to a picture."""
+        _, ph, pw = self.config.patch_size
+        frames, height, width = like_CFHW.shape[1:]
+        grid = patches_FSP.view(frames, height // ph, width // pw, ph, pw, self.config.out_dim)
+        return grid.permute(5, 0, 1, 3, 2, 4).reshape(self.config.out_dim, frames, height, width)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, attention to the text, feed-forward; the first and last modulated by time."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.eps = config.eps
+        self.self_attn = AttentionProjections(dim, config.num_heads, config.eps)
+        self.norm3 = nn.LayerNorm(dim, eps=config.eps)
+        self.cross_attn = AttentionProjections(dim, config.num_heads, config.eps)
+        self.ffn = nn.Sequential(
+            nn.Linear(dim, config.ffn_dim),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(config.ffn_dim, dim),
+        )
+        self.modulation = nn.Parameter(torch.zeros(1, 6, dim))
+
+    def forward(
+        self, x_GSD: Tensor, rows_G6D: Tensor, self_attend: SelfAttend, text: Sequence[KeyValue]
+    ) -> Tensor:
+        """One block. The residual stream is float32 inside, the result has x's dtype.
+
+        `rows_G6D`: time modulation per latent frame. `text`: keys and values of each lane's
+        prompt; the lanes share the G frames equally.
+        """
+        dtype = x_GSD.dtype
+        rows_6G1D = (self.modulation.float() + rows_G6D).transpose(0, 1).unsqueeze(2)
+        shift1, scale1, gate1, shift2, scale2, gate2 = rows_6G1D
+        normed = (layer_norm32(x_GSD, self.eps) * (1 + scale1) + shift1).to(dtype)
+        q, (k, v) = self.self_attn.queries(normed), self.self_attn.keys_values(normed)
+        x32_GSD = x_GSD + gate1 * self.self_attn.output(self_attend(q, k, v))
+        x32_GSD = x32_GSD + self._attend_text(self._norm_text(x32_GSD, dtype), text)
+        normed = (layer_norm32(x32_GSD, self.eps) * (1 + scale2) + shift2).to(dtype)
+        result: Tensor = (x32_GSD + gate2 * self.ffn(normed)).to(dtype)
+        return result
+
+    def _norm_text(self, x32_GSD: Tensor, dtype: torch.dtype) -> Tensor:
+        """norm3 sees the stream in the model's dtype and computes in float32."""
+        norm, x = self.norm3, x32_GSD.to(dtype).float()
+        normed = functional.layer_norm(
+            x, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps
+        )
+        return normed.to(dtype)
+
+    def _attend_text(self, normed_GSD: Tensor, text: Sequence[KeyValue]) -> Tensor:
+        q_GSNd = self.cross_attn.queries(normed_GSD)
+        lanes = q_GSNd.chunk(len(text))
+        heads = [
+            attend(q.flatten(0, 1), [kv]).view_as(q) for q, kv in zip(lanes, text, strict=True)
+        ]
+        return self.cross_attn.output(torch.cat(heads) if len(heads) > 1 else heads[0])
+
+
+class Head(nn.Module):
+    """Modulated norm and a projection to patches, in float32."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.eps = config.eps
+        patch = config.patch_size[0] * config.patch_size[1] * config.patch_size[2]
+        self.head = nn.Linear(config.dim, patch * config.out_dim)
+        self.modulation = nn.Parameter(torch.zeros(1, 2, config.dim))
+
+    def forward(self, x_GSD: Tensor, time_GD: Tensor) -> Tensor:
+        shift_GD, scale_GD = (self.modulation.float() + time_GD[:, None]).unbind(1)
+        normed = layer_norm32(x_GSD, self.eps) * (1 + scale_GD[:, None]) + shift_GD[:, None]
+        return linear32(self.head, normed)
+
+
+class _StreamAttention:
+    """Self-attention of one layer: every lane against its ring and its sink."""
+
+    def __init__(self, layer: int, lanes: Sequence[Lane], frames: Sequence[int]) -> None:
+        self._layer = layer
+        self._lanes = lanes
+        self._frames = list(frames)
+
+    def __call__(self, q_GSNd: Tensor, k_GSNd: Tensor, v_GSNd: Tensor) -> Tensor:
+        split = (x.split(self._frames) for x in (q_GSNd, k_GSNd, v_GSNd))
+        heads = [self._lane(*each) for each in zip(self._lanes, *split, strict=True)]
+        return torch.cat(heads) if len(heads) > 1 else heads[0]
+
+    def _lane(self, lane: Lane, q_FSNd: Tensor, k_FSNd: Tensor, v_FSNd: Tensor) -> Tensor:
+        conditions, first = lane.conditions, lane.conditions.first_frame
+        q_TNd, k_TNd = (conditions.rotary.apply(x.flatten(0, 1)) for x in (q_FSNd, k_FSNd))
+        lane.ring.write(self._layer, first, k_TNd, v_FSNd.flatten(0, 1))
+        remembered = lane.ring.read(self._layer, first + q_FSNd.shape[0])
+        out_TNd = attend(q_TNd, [remembered, *conditions.sink.parts(self._layer)])
+        return out_TNd.view_as(q_FSNd)
+
+
+class _SinkCollector:
+    """Self-attention of the prefill: condition tokens among themselves, keys and values kept."""
+
+    def __init__(self, ref: RotaryTable, motion: RotaryTable) -> None:
+        self._ref, self._motion = ref, motion
+        self._num_ref = ref.cos_TP.shape[0]
+        self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def attend(self, q_1TNd: Tensor, k_1TNd: Tensor, v_1TNd: Tensor) -> Tensor:
+        ref_keys = k_1TNd[0, : self._num_ref]
+        keys, values = self._rotate(k_1TNd[0]), v_1TNd[0]
+        self._kept.append((ref_keys, keys[self._num_ref :], values))
+        return attend(self._rotate(q_1TNd[0]), [(keys, values)])[None]
+
+    def _rotate(self, x_TNd: Tensor) -> Tensor:
+        ref, motion = x_TNd[: self._num_ref], x_TNd[self._num_ref :]
+        return torch.cat((self._ref.apply(ref), self._motion.apply(motion)))
+
+    def sink(self) -> Sink:
+        ref_keys, motion_keys, values = (torch.stack(kept) for kept in zip(*self._kept, strict=True))
+        return Sink(ref_keys, motion_keys, values)
+
+
+def _per_frame(rows: Tensor, num_frames: int) -> Tensor:
+    return rows.expand(num_frames, *rows.shape)

@@ -1,0 +1,72 @@
+"""Build models and lanes from a reference file's own weights and metadata."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lipcast.core.config import DiTConfig
+from lipcast.models.dit import BlockConditions, DiT, Lane, TimeRows
+from lipcast.models.kv_ring import KVRing, Sink
+from lipcast.models.rope import ref_frame
+
+
+def dit_config(meta: dict[str, Any], weights: dict[str, torch.Tensor], **changes: Any) -> DiTConfig:
+    """Sizes from the metadata; where that is silent, from the shapes of the weights."""
+    mix = weights.get("casual_audio_encoder.weights")
+    time = weights.get("time_embedding.0.weight")
+    found = {
+        "dim": meta["dim"], "ffn_dim": meta["ffn_dim"], "num_heads": meta["num_heads"],
+        "num_layers": meta["num_layers"], "text_dim": meta["text_dim"], "audio_dim": meta["audio_dim"],
+        "audio_inject_layers": tuple(meta["audio_inject_layers"]),
+        "num_audio_layers": mix.shape[1] if mix is not None else 25,
+        "freq_dim": time.shape[1] if time is not None else 256,
+    }  # fmt: skip
+    return DiTConfig(**(found | changes))
+
+
+def build_dit(meta: dict[str, Any], weights: dict[str, torch.Tensor]) -> DiT:
+    """The reference's DiT with its weights, strictly loaded; rotary tables rounded as there."""
+    config = dit_config(meta, weights)
+    with torch.device("meta"):
+        model = DiT(config, half_precision_rope=True)
+    model.load_state_dict(weights, strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+class Driver:
+    """The plainest rollout: one lane at a time, conditions made anew for every step."""
+
+    def __init__(self, model: DiT, context: torch.Tensor, latent_hw: tuple[int, int], window: int,
+                 timesteps: list[float]) -> None:
+        config = model.config
+        self.model, self.latent_hw = model, latent_hw
+        self.text = model.encode_text(context)
+        self.times: list[TimeRows] = [model.encode_time(t) for t in timesteps]
+        tokens = (latent_hw[0] // 2) * (latent_hw[1] // 2)
+        self.rings = [
+            KVRing.allocate(
+                num_layers=config.num_layers, window=window, tokens_per_frame=tokens,
+                num_heads=config.num_heads, head_dim=config.head_dim,
+                dtype=torch.float32, device=torch.device("cpu"),
+            )
+            for _ in timesteps
+        ]
+
+    def velocity(self, latent: torch.Tensor, *, block: int, step: int, sink: Sink, distance: int,
+                 features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        first = block * self.model.config.num_frames_per_block
+        conditions = BlockConditions(
+            first_frame=first,
+            rotary=self.model.block_rotary(first, *self.latent_hw),
+            sink=sink.place(self.model.ref_rotary(ref_frame(first, distance), *self.latent_hw)),
+            text=self.text,
+            audio=self.model.encode_audio(features, mask),
+        )
+        return self.model([Lane(latent, self.times[step], self.rings[step], conditions)])[0]
+
+
+def max_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    assert got.shape == expected.shape, (got.shape, expected.shape)
+    return float((got - expected).abs().max())
