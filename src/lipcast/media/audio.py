@@ -82,6 +82,10 @@ class AudioFile:
         self.speech_mean, self.speech_std = scan.mean, scan.std
         self._chunks = self._read_chunks()
 
+    def ready(self) -> bool:
+        """A file never waits: `read` returns at once."""
+        return True
+
     def read(self) -> AudioChunk | None:
         """The next second; None at the end. Raises InputError if the file changed since the scan."""
         return next(self._chunks, None)

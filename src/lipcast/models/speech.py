@@ -101,12 +101,19 @@ def speech_state_dict(official: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[
     convolution's weight norm; leaves out the CTC head.
     """
     for name, tensor in official:
-        inner = name.removeprefix("wav2vec2.")
-        if inner.startswith(_DROPPED):
-            continue
-        for old, new in _OLD_WEIGHT_NORM.items():
-            inner = inner.replace(old, new)
-        yield f"model.{inner}", tensor
+        renamed = speech_name(name)
+        if renamed is not None:
+            yield renamed, tensor
+
+
+def speech_name(name: str) -> str | None:
+    """The name in `SpeechEncoder` of a name in the folder; None for the CTC head, which is left out."""
+    inner = name.removeprefix("wav2vec2.")
+    if inner.startswith(_DROPPED):
+        return None
+    for old, new in _OLD_WEIGHT_NORM.items():
+        inner = inner.replace(old, new)
+    return f"model.{inner}"
 
 
 def build_model(config: SpeechConfig) -> nn.Module:

@@ -74,10 +74,11 @@ def text_state_dict(official: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[st
 
     Raises CheckpointError for a name that the official text encoder does not have.
     """
-    return ((_renamed(name), tensor) for name, tensor in official)
+    return ((text_name(name), tensor) for name, tensor in official)
 
 
-def _renamed(name: str) -> str:
+def text_name(name: str) -> str:
+    """The name in `TextEncoder` of an official name; raises CheckpointError for any other name."""
     block, _, inner = name.removeprefix("blocks.").partition(".")
     if name in _OUTER_NAMES:
         return _OUTER_NAMES[name]

@@ -62,13 +62,17 @@ class TensorSource(ABC):
 
 
 class RenamedSource(TensorSource):
-    """The same tensors under other names; `rename` must map different names to different names."""
+    """The same tensors under other names; where `rename` gives None, the tensor is left out.
 
-    def __init__(self, base: TensorSource, rename: Callable[[str], str]) -> None:
+    `rename` must map different names to different names.
+    """
+
+    def __init__(self, base: TensorSource, rename: Callable[[str], str | None]) -> None:
         self.path, self.files, self.metadata = base.path, base.files, base.metadata
         self._base = base
-        self._old_names = {rename(name): name for name in base.infos}
-        assert len(self._old_names) == len(base.infos), "rename gave one name to two tensors"
+        renamed = [(new, name) for name in base.infos if (new := rename(name)) is not None]
+        self._old_names = dict(renamed)
+        assert len(self._old_names) == len(renamed), "rename gave one name to two tensors"
         self.infos = {
             new: replace(base.infos[old], name=new) for new, old in self._old_names.items()
         }
