@@ -1,0 +1,83 @@
+"""What a flag of `lipcast generate` is: spelling, kind, help and the rule it follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+
+
+class Kind(Enum):
+    """What a flag's value is; the word is what the help shows."""
+
+    TEXT = "TEXT"
+    WHOLE = "INTEGER"
+    NUMBER = "NUMBER"
+    TRUTH = "True|False"
+    SWITCH = "given or not"
+    TOGGLE = "on or off"
+    """`--name` and `--no_name`."""
+
+
+class Group(StrEnum):
+    """The sections of the help, in order."""
+
+    FILES = "Input and output"
+    VIDEO = "The video"
+    MACHINE = "The machine"
+    TALK = "What is printed"
+    PUBLIC = "Flags of the public scripts that ask for what Lipcast does anyway"
+    REFUSED = "Flags of the public scripts that this version refuses"
+
+
+@dataclass(frozen=True, slots=True)
+class Sets:
+    """The value is used: it sets `target`, or what the flag is called."""
+
+    target: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Anyway:
+    """Accepted where the value is one of `values` (None: any), `because` Lipcast does that anyway.
+
+    Any other value is refused with `otherwise`. On a GPU, a `cpu_only` flag may be False only.
+    """
+
+    values: tuple[object, ...] | None
+    because: str
+    otherwise: str = ""
+    cpu_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Known, but not in this version; the sentence says what to do."""
+
+    sentence: str
+
+
+Rule = Sets | Anyway | Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One flag. `name` is the spelling that the help shows, `also` are other spellings."""
+
+    name: str
+    group: Group
+    kind: Kind
+    help: str
+    rule: Rule = Sets()
+    default: str = ""
+    also: tuple[str, ...] = ()
+
+    @property
+    def target(self) -> str:
+        return (self.rule.target or self.name) if isinstance(self.rule, Sets) else self.name
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """As the parser takes them: "--size"; a toggle has its negation behind a slash."""
+        if self.kind is Kind.TOGGLE:
+            return (f"--{self.name}/--no_{self.name}",)
+        return (f"--{self.name}", *self.also)

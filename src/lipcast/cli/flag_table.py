@@ -1,0 +1,289 @@
+"""Every flag of `lipcast generate`, as data.
+
+All flags of the public Live Avatar scripts are here, in their spelling (dashes work too). A flag
+either sets something, or asks for what Lipcast does anyway and is accepted, or asks for what this
+version cannot do and is refused with a sentence. None is ignored. The parser, the help and the
+table in docs/generate.md are made from this module.
+"""
+
+from __future__ import annotations
+
+from lipcast.cli.flag import Anyway, Flag, Group, Kind, Refused, Sets
+from lipcast.core.request import ANCHOR_ENCODINGS, SCHEDULES
+
+_ANCHORS, _SCHEDULES = " or ".join(ANCHOR_ENCODINGS), " or ".join(SCHEDULES)
+
+_FILES = (
+    Flag("image", Group.FILES, Kind.TEXT, "The portrait: any picture that Pillow reads."),
+    Flag(
+        "audio",
+        Group.FILES,
+        Kind.TEXT,
+        "The voice: any sound (or video with sound) that FFmpeg reads.",
+    ),
+    Flag("prompt", Group.FILES, Kind.TEXT, "What the picture shows and how the person behaves."),
+    Flag(
+        "output",
+        Group.FILES,
+        Kind.TEXT,
+        "The MP4 to write. An existing file is replaced.",
+        default="out.mp4",
+        also=("-o", "--save_file"),
+    ),
+    Flag(
+        "save_dir",
+        Group.FILES,
+        Kind.TEXT,
+        "Instead of --output: a folder for a file that is named after "
+        "the time, the steps and the prompt.",
+    ),
+    Flag(
+        "model",
+        Group.FILES,
+        Kind.TEXT,
+        "The embedded model `tiny`, or the folder of a checkpoint.",
+        default="tiny",
+        also=("--ckpt_dir",),
+    ),
+)
+
+_VIDEO = (
+    Flag(
+        "size",
+        Group.VIDEO,
+        Kind.TEXT,
+        'An area, written as two sides such as "704*384"; the picture decides the aspect.',
+        default="the model's",
+    ),
+    Flag(
+        "infer_frames",
+        Group.VIDEO,
+        Kind.WHOLE,
+        "Frames that attention sees, which is the length of a clip: a multiple of 4 from 12 up.",
+        default="the model's",
+    ),
+    Flag(
+        "num_clip",
+        Group.VIDEO,
+        Kind.WHOLE,
+        "At most this many clips; the sound bounds the length too.",
+        default="the whole sound",
+    ),
+    Flag(
+        "sample_steps", Group.VIDEO, Kind.WHOLE, "Denoising steps, 1 to 8.", default="the model's"
+    ),
+    Flag(
+        "base_seed",
+        Group.VIDEO,
+        Kind.WHOLE,
+        "One seed, one video; negative: a random seed, which is reported.",
+        Sets("seed"),
+        default="420",
+        also=("--seed",),
+    ),
+    Flag(
+        "fold_last_step",
+        Group.VIDEO,
+        Kind.TOGGLE,
+        "Leave out the last denoising evaluation, which changes next to nothing.",
+        default="on",
+    ),
+    Flag(
+        "anchor",
+        Group.VIDEO,
+        Kind.TEXT,
+        f"How the reference is encoded: {_ANCHORS}.",
+        default="video",
+    ),
+    Flag(
+        "swap_anchor",
+        Group.VIDEO,
+        Kind.TOGGLE,
+        "After the first clip, refer to the first generated frame in place of the portrait.",
+        default="on",
+    ),
+    Flag(
+        "cond_distance",
+        Group.VIDEO,
+        Kind.WHOLE,
+        "A fixed rotary distance of the reference.",
+        default="drawn from the seed",
+    ),
+    Flag(
+        "start_frame",
+        Group.VIDEO,
+        Kind.WHOLE,
+        "The latent frame that positions start at.",
+        default="0",
+    ),
+)
+
+_MACHINE = (
+    Flag(
+        "schedule",
+        Group.MACHINE,
+        Kind.TEXT,
+        f"Which blocks are computed together: {_SCHEDULES}. The video is the same.",
+        default="sequential",
+    ),
+    Flag(
+        "device", Group.MACHINE, Kind.TEXT, "cpu, cuda or cuda:1.", default="a GPU if there is one"
+    ),
+    Flag("precision", Group.MACHINE, Kind.TEXT, "fp32 or bf16.", default="what suits the device"),
+)
+
+_TALK = (
+    Flag(
+        "json",
+        Group.TALK,
+        Kind.SWITCH,
+        "Print one JSON document of what was done, and nothing else, on stdout.",
+    ),
+    Flag("quiet", Group.TALK, Kind.SWITCH, "No progress and no notes, errors only.", also=("-q",)),
+    Flag("verbose", Group.TALK, Kind.SWITCH, "Say what is being done.", also=("-v",)),
+    Flag("debug", Group.TALK, Kind.SWITCH, "Show the traceback of an error."),
+)
+
+_ONE_DEVICE = "one device computes the video"
+_LEAVE_OUT_GPUS = "several GPUs are not in this version; leave it out"
+_NO_OFFLOAD = (
+    "moving weights or memory to the host is not in this version; leave it out, and if memory is "
+    "short, choose a smaller --size or --infer_frames"
+)
+
+
+def _anyway(
+    name: str, kind: Kind, values: tuple[object, ...] | None, because: str, otherwise: str = ""
+) -> Flag:
+    text = f"{because[0].upper()}{because[1:]}."
+    shown = (
+        "" if values is None or kind is Kind.SWITCH else " or ".join(f"{value}" for value in values)
+    )
+    text = f"{shown}: {because}." if shown else text
+    return Flag(name, Group.PUBLIC, kind, text, Anyway(values, because, otherwise))
+
+
+def _on_cpu(name: str, kind: Kind, values: tuple[object, ...], because: str) -> Flag:
+    text = f"On a CPU only: {because}."
+    return Flag(name, Group.PUBLIC, kind, text, Anyway(values, because, _NO_OFFLOAD, cpu_only=True))
+
+
+_PUBLIC = (
+    _anyway(
+        "task",
+        Kind.TEXT,
+        ("s2v-14B",),
+        "speech to video is the one task",
+        "expected s2v-14B; Lipcast makes video from speech only",
+    ),
+    _anyway(
+        "sample_solver",
+        Kind.TEXT,
+        ("euler",),
+        "Euler is the one solver",
+        "expected euler, the solver that the model is distilled for",
+    ),
+    _anyway(
+        "sample_guide_scale",
+        Kind.NUMBER,
+        (0, 1),
+        "the model is distilled to need no guidance",
+        "expected 0; the model is distilled without classifier-free guidance",
+    ),
+    _anyway(
+        "sample_shift",
+        Kind.NUMBER,
+        (3,),
+        "the timesteps of the distilled model have shift 3",
+        "expected 3, the shift that the model is distilled for",
+    ),
+    _anyway(
+        "enable_online_decode",
+        Kind.SWITCH,
+        (True,),
+        "every block is decoded as soon as it is clean",
+    ),
+    _anyway(
+        "convert_model_dtype", Kind.SWITCH, (True,), "weights have the precision of the computation"
+    ),
+    _anyway("using_merged_ckpt", Kind.SWITCH, (True,), "the checkpoint is taken as it is"),
+    _anyway(
+        "training_config",
+        Kind.TEXT,
+        None,
+        "only an adapter would need the settings of the training",
+    ),
+    _anyway("single_gpu", Kind.SWITCH, (True,), _ONE_DEVICE),
+    _anyway("num_gpus_dit", Kind.WHOLE, (1,), _ONE_DEVICE, f"expected 1; {_LEAVE_OUT_GPUS}"),
+    _anyway("ulysses_size", Kind.WHOLE, (1,), _ONE_DEVICE, f"expected 1; {_LEAVE_OUT_GPUS}"),
+    _on_cpu("offload_model", Kind.TRUTH, (True, False), "the weights are in host memory"),
+    _on_cpu("offload_kv_cache", Kind.SWITCH, (True,), "the attention's memory is in host memory"),
+    _on_cpu("t5_cpu", Kind.SWITCH, (True,), "the text encoder runs there too"),
+)
+
+_SWITCHES, _VALUES = Kind.SWITCH, Kind.TEXT
+_NOT_BUILT: tuple[tuple[str, Kind, tuple[str, ...]], ...] = (
+    ("8-bit weights are not in this version; leave it out", _SWITCHES, ("fp8",)),
+    (
+        "adapters are not in this version; give a checkpoint that has the adapter merged",
+        _SWITCHES,
+        ("load_lora",),
+    ),
+    (
+        "adapters are not in this version; give a checkpoint that has the adapter merged",
+        _VALUES,
+        ("lora_path", "lora_path_dmd"),
+    ),
+    (_LEAVE_OUT_GPUS, _SWITCHES, ("enable_vae_parallel", "t5_fsdp", "dit_fsdp")),
+    ("the sound decides the length; bound it with --num_clip", _VALUES, ("frame_num",)),
+    ("driving by a pose video is not in this version; leave it out", _VALUES, ("pose_video",)),
+    (
+        "keeping the portrait as the first frame is not in this version; leave it out",
+        _SWITCHES,
+        ("start_from_ref",),
+    ),
+    (
+        "leaving out the motion tokens is not in this version; leave it out",
+        _SWITCHES,
+        ("drop_motion_noisy",),
+    ),
+    (
+        "the prompt is used as it is written; write it in full and leave this out",
+        _SWITCHES,
+        ("use_prompt_extend",),
+    ),
+    (
+        "the prompt is used as it is written; write it in full and leave this out",
+        _VALUES,
+        ("prompt_extend_method", "prompt_extend_model", "prompt_extend_target_lang"),
+    ),
+    (
+        "speech synthesis is not in this version; give the spoken text as --audio",
+        _SWITCHES,
+        ("enable_tts",),
+    ),
+    (
+        "speech synthesis is not in this version; give the spoken text as --audio",
+        _VALUES,
+        ("tts_prompt_audio", "tts_prompt_text", "tts_text"),
+    ),
+    ("lists of inputs are not read; give one --image and one --audio", _SWITCHES, ("use_dataset",)),
+    (
+        "lists of inputs are not read; give one --image and one --audio",
+        _VALUES,
+        ("dataset_sample_idx", "sample_list"),
+    ),
+    (
+        "this version has no server; make one video with each call",
+        _VALUES,
+        ("server_port", "server_name"),
+    ),
+)
+
+_REFUSED = tuple(
+    Flag(name, Group.REFUSED, kind, f"{sentence[0].upper()}{sentence[1:]}.", Refused(sentence))
+    for sentence, kind, names in _NOT_BUILT
+    for name in names
+)
+
+FLAGS: tuple[Flag, ...] = (*_FILES, *_VIDEO, *_MACHINE, *_TALK, *_PUBLIC, *_REFUSED)

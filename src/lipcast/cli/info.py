@@ -1,0 +1,7 @@
+"""`lipcast info`."""
+
+from __future__ import annotations
+
+
+def info() -> None:
+    """x"""

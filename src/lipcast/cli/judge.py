@@ -1,0 +1,98 @@
+"""From what stands on the command line to what is done: every flag judged by its rule.
+
+Input: the words given by flag name. Output: a `Judgement` with the settings, and what was accepted
+because it asks for what Lipcast does anyway. Raises UsageError for a value of the wrong kind and
+NotBuiltError for what this version cannot do; nothing given is ignored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from lipcast.cli.flag import Anyway, Flag, Kind, Refused, Sets
+from lipcast.cli.flag_table import FLAGS
+from lipcast.errors import NotBuiltError, UsageError
+
+Given = str | bool
+Value = str | bool | int | float
+
+_TRUE = frozenset({"true", "yes", "t", "y", "1"})
+_FALSE = frozenset({"false", "no", "f", "n", "0"})
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """`settings` by target; `accepted`: the reason by flag."""
+
+    settings: Mapping[str, Value]
+    accepted: Mapping[str, str]
+
+
+def judge(given: Mapping[str, Given], *, on_cpu: Callable[[], bool]) -> Judgement:
+    """Judge the flags that were given; `on_cpu` is asked where the video will be computed."""
+    settings: dict[str, Value] = {}
+    accepted: dict[str, str] = {}
+    for flag in FLAGS:
+        if flag.name not in given:
+            continue
+        if isinstance(flag.rule, Refused):
+            raise NotBuiltError(f"--{flag.name}: {flag.rule.sentence}")
+        value = parse(flag, given[flag.name])
+        if isinstance(flag.rule, Sets):
+            settings[flag.target] = value
+        else:
+            accepted[flag.name] = _accept(flag, flag.rule, value, on_cpu=on_cpu)
+    return Judgement(MappingProxyType(settings), MappingProxyType(accepted))
+
+
+def _accept(flag: Flag, rule: Anyway, value: Value, *, on_cpu: Callable[[], bool]) -> str:
+    """Why the value is accepted; raises NotBuiltError where it is not."""
+    fits = rule.values is None or value in rule.values
+    if rule.cpu_only and not on_cpu():
+        if value is not False:
+            raise NotBuiltError(f"--{flag.name}: {rule.otherwise}")
+        return "nothing is moved to host memory"
+    if not fits:
+        raise NotBuiltError(f"--{flag.name}: {rule.otherwise}; got {value}")
+    return rule.because
+
+
+def parse(flag: Flag, given: Given) -> Value:
+    """The value of one flag in its kind; raises UsageError naming what was expected."""
+    if isinstance(given, bool):
+        return given
+    value = _PARSERS[flag.kind](given)
+    if value is None:
+        raise UsageError(f'--{flag.name}: expected {_EXPECTED[flag.kind]}, got "{given}"')
+    return value
+
+
+def _whole(text: str) -> int | None:
+    try:
+        return int(text)
+    except ValueError:
+        return None
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _truth(text: str) -> bool | None:
+    word = text.lower()
+    return word in _TRUE if word in _TRUE | _FALSE else None
+
+
+_PARSERS: Mapping[Kind, Callable[[str], Value | None]] = MappingProxyType(
+    {Kind.TEXT: str, Kind.WHOLE: _whole, Kind.NUMBER: _number, Kind.TRUTH: _truth}
+)
+_EXPECTED: Mapping[Kind, str] = MappingProxyType(
+    {Kind.WHOLE: "a whole number", Kind.NUMBER: "a number", Kind.TRUTH: "True or False"}
+)

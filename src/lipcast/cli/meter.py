@@ -1,0 +1,135 @@
+"""Counting while a video is made, and the progress bar that shows the counts.
+
+Input: every finished block. Output: frames per second, time to the first frame, what is left, and
+memory; drawn on standard error where that is a terminal.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import psutil
+
+_MIB = 2**20
+_Block = TypeVar("_Block")
+
+
+@dataclass
+class Meter:
+    """What has been made so far. Times are in seconds since the command began."""
+
+    began: float = field(default_factory=time.perf_counter)
+    num_blocks: int | None = None
+    blocks_done: int = 0
+    frames_done: int = 0
+    first_frame_s: float | None = None
+    peak_rss_bytes: int = 0
+    _started: float = 0.0
+    _last: float = 0.0
+    _waited_s: float = 0.0
+
+    def start(self, num_blocks: int | None) -> None:
+        """The model is loaded; blocks follow."""
+        self.num_blocks = num_blocks
+        self._started = self._last = time.perf_counter()
+
+    def watch(self, blocks: Iterable[_Block]) -> Iterator[_Block]:
+        """Pass blocks on; the time spent waiting for them is not the writer's."""
+        began = time.perf_counter()
+        for block in blocks:
+            self._waited_s += time.perf_counter() - began
+            yield block
+            began = time.perf_counter()
+
+    def count(self, num_frames: int) -> None:
+        """One block of `num_frames` has been written."""
+        if self.first_frame_s is None:
+            self.first_frame_s = self.elapsed_s
+        self.blocks_done += 1
+        self.frames_done += num_frames
+        self._last = time.perf_counter()
+        self.peak_rss_bytes = max(self.peak_rss_bytes, psutil.Process().memory_info().rss)
+
+    def stop(self) -> None:
+        """The file is complete."""
+        self._last = time.perf_counter()
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self.began
+
+    @property
+    def generating_s(self) -> float:
+        """From the loaded model to the last block written."""
+        return self._last - self._started
+
+    @property
+    def mux_s(self) -> float:
+        """Of that, spent on writing."""
+        return max(self.generating_s - self._waited_s, 0.0)
+
+    @property
+    def frames_per_second(self) -> float:
+        return self.frames_done / max(self.generating_s, 1e-9)
+
+    @property
+    def left_s(self) -> float | None:
+        """Estimated from the blocks done; None before the first, and where the end is open."""
+        if not self.blocks_done or self.num_blocks is None:
+            return None
+        return self.generating_s / self.blocks_done * (self.num_blocks - self.blocks_done)
+
+    def line(self) -> str:
+        """Everything in one line."""
+        parts = [f"{self.blocks_done}/{self.num_blocks or '?'} blocks"]
+        if self.first_frame_s is not None:
+            parts.append(f"{self.frames_per_second:.1f} frames/s")
+            parts.append(f"first frame {self.first_frame_s:.1f} s")
+        if self.left_s is not None:
+            parts.append(f"{self.left_s:.0f} s left")
+        if self.peak_rss_bytes:
+            parts.append(f"{self.peak_rss_bytes / _MIB:.0f} MiB")
+        return ", ".join(parts)
+
+
+class ProgressBar(AbstractContextManager["ProgressBar"]):
+    """A bar that shows a `Meter`; nothing where it is not wanted or nobody looks."""
+
+    def __init__(self, meter: Meter, *, wanted: bool) -> None:
+        self._meter = meter
+        self._progress: Any = None
+        self._stack = ExitStack()
+        if wanted and sys.stderr.isatty():
+            self._progress = _rich_progress()
+
+    def __enter__(self) -> ProgressBar:
+        self._stack.enter_context(self._progress or nullcontext())
+        if self._progress is not None:
+            self._progress.add_task("loading", total=None)
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._stack.close()
+
+    def update(self) -> None:
+        """Draw the meter's counts."""
+        if self._progress is None:
+            return
+        task = self._progress.task_ids[0]
+        meter = self._meter
+        self._progress.update(
+            task, description=meter.line(), completed=meter.blocks_done, total=meter.num_blocks
+        )
+
+
+def _rich_progress() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (BarColumn(bar_width=24), TextColumn("{task.description}"))
+    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -1,0 +1,52 @@
+"""From the table of flags to a typer command.
+
+Typer reads a function's signature. A signature of fifty flags is not a thing to write by hand
+beside the table that defines them, so the table makes it. Every value arrives as text, so that a
+wrong one gets the same sentence as everywhere else; a flag that was not given arrives as None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from inspect import Parameter, Signature
+from typing import Annotated, Any
+
+import typer
+
+from lipcast.cli.flag import Flag, Group, Kind
+from lipcast.cli.judge import Given
+
+
+def with_flags(flags: Iterable[Flag]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a function that takes a mapping of the given flags the parameters of `flags`."""
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        def command(**values: Given | None) -> None:
+            verb({name: value for name, value in values.items() if value is not None})
+
+        parameters = [_parameter(flag) for flag in flags]
+        command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        command.__name__, command.__doc__ = verb.__name__, verb.__doc__
+        return command
+
+    return decorate
+
+
+def _parameter(flag: Flag) -> Parameter:
+    is_bare = flag.kind in {Kind.SWITCH, Kind.TOGGLE}
+    option: Any = typer.Option(
+        *flag.spellings,
+        help=f"{flag.help} Default: {flag.default}." if flag.default else flag.help,
+        metavar="" if is_bare else flag.kind.value,
+        show_default=False,
+        rich_help_panel=flag.group.value,
+        hidden=flag.group is Group.REFUSED,
+    )
+    value_type: Any = (bool if is_bare else str) | None
+    annotation = Annotated[value_type, option]
+    return Parameter(flag.name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def either_spelling(name: str) -> str:
+    """`--infer-frames` and `--infer_frames` are one flag."""
+    return name.replace("-", "_")

@@ -1,0 +1,123 @@
+"""From the flags of `lipcast generate` to one checked request.
+
+Input: the given flags. Output: a frozen `GenerateRequest`. Everything that can be known to be wrong
+without loading a model is found here: flags, files that are not there, an output that cannot be
+written. Raises UsageError, InputError, OutputError.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from lipcast.cli.judge import Given, Judgement, judge
+from lipcast.core.request import OPTION_NAMES, GenerateOptions
+from lipcast.errors import InputError, NotBuiltError, OutputError, UsageError
+
+_SUFFIX = ".mp4"
+_MAX_SEED = 2**31
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One video to make."""
+
+    image: Path
+    audio: Path
+    prompt: str
+    output: Path
+    model: str
+    device: str | None
+    precision: str | None
+    options: GenerateOptions
+    accepted: Mapping[str, str]
+
+
+def read_request(given: Mapping[str, Given], *, on_cpu: Callable[[], bool]) -> GenerateRequest:
+    """Judge the flags and check the files; the folder of the output is made."""
+    judgement = judge(given, on_cpu=on_cpu)
+    settings = judgement.settings
+    options = _options(judgement)
+    image = _input_file(settings, "image", "a picture")
+    audio = _input_file(settings, "audio", "a sound")
+    output = _output_file(settings, options)
+    _check_output(output, (image, audio))
+    return GenerateRequest(
+        image=image,
+        audio=audio,
+        prompt=str(settings.get("prompt", "")),
+        output=output,
+        model=str(settings.get("model", "tiny")),
+        device=_text(settings, "device"),
+        precision=_text(settings, "precision"),
+        options=options,
+        accepted=MappingProxyType(dict(judgement.accepted)),
+    )
+
+
+def _text(settings: Mapping[str, object], name: str) -> str | None:
+    return str(settings[name]) if name in settings else None
+
+
+def _options(judgement: Judgement) -> GenerateOptions:
+    values: dict[str, Any] = {k: v for k, v in judgement.settings.items() if k in OPTION_NAMES}
+    if values.get("seed", 0) < 0:
+        values["seed"] = secrets.randbelow(_MAX_SEED)
+    return GenerateOptions(**values)
+
+
+def _input_file(settings: Mapping[str, object], name: str, what: str) -> Path:
+    if name not in settings:
+        raise UsageError(f"--{name}: expected {what}, got none; give --{name} FILE")
+    path = Path(str(settings[name])).expanduser()
+    if path.is_file():
+        return path
+    if name == "audio" and "+" in path.name and not path.exists():
+        raise NotBuiltError(
+            f"--audio: several voices joined by '+' are not in this version; give one, got {path}"
+        )
+    found = "a folder" if path.is_dir() else "nothing there"
+    raise InputError(f"--{name}: expected {what}, found {found}: {path}")
+
+
+def _output_file(settings: Mapping[str, object], options: GenerateOptions) -> Path:
+    if "save_dir" in settings and "output" in settings:
+        raise UsageError("expected --output or --save_dir, got both; leave one out")
+    if "save_dir" in settings:
+        return Path(str(settings["save_dir"])).expanduser() / _name_of(settings, options)
+    path = Path(str(settings.get("output", f"out{_SUFFIX}"))).expanduser()
+    if not path.suffix:
+        path = path.with_name(path.name + _SUFFIX)
+    if path.suffix.lower() != _SUFFIX:
+        raise UsageError(f"--output: expected a name that ends in {_SUFFIX}, got {path.name}")
+    return path
+
+
+def _name_of(settings: Mapping[str, object], options: GenerateOptions) -> str:
+    """Time, steps and prompt, as the public scripts name their files."""
+    now = datetime.now().strftime("%Y%m%d_%H%M%S")
+    steps = f"_{options.sample_steps}step" if options.sample_steps else ""
+    words = "".join(c if c.isalnum() else "_" for c in str(settings.get("prompt", "")))[:50]
+    return f"{now}{steps}_{words}".rstrip("_") + _SUFFIX
+
+
+def _check_output(output: Path, inputs: tuple[Path, ...]) -> None:
+    """Find out before the work that the file can be written, without touching what is there."""
+    if any(output.exists() and output.samefile(path) for path in inputs):
+        raise UsageError(f"--output: expected another file than the input, got {output}")
+    is_new = not output.exists()
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with output.open("ab"):
+            pass
+        if is_new:
+            output.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"--output: cannot write {output} ({error.strerror}); choose another place"
+        ) from error

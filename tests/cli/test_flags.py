@@ -1,0 +1,207 @@
+"""Every flag of the public scripts is used, accepted with a reason, or refused with one."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from lipcast.cli.flag import Anyway, Flag, Group, Kind, Refused, Sets
+from lipcast.cli.flag_table import FLAGS
+from lipcast.cli.judge import Given, judge
+from lipcast.core.request import OPTION_NAMES
+from lipcast.errors import NotBuiltError, UsageError
+
+# What the argument parsers of the public scripts know (command line, web page, batch).
+PUBLIC = (
+    "task",
+    "size",
+    "frame_num",
+    "ckpt_dir",
+    "offload_model",
+    "ulysses_size",
+    "t5_fsdp",
+    "t5_cpu",
+    "dit_fsdp",
+    "save_file",
+    "save_dir",
+    "prompt",
+    "use_prompt_extend",
+    "prompt_extend_method",
+    "prompt_extend_model",
+    "prompt_extend_target_lang",
+    "base_seed",
+    "image",
+    "sample_solver",
+    "sample_steps",
+    "sample_shift",
+    "sample_guide_scale",
+    "convert_model_dtype",
+    "num_clip",
+    "audio",
+    "enable_tts",
+    "tts_prompt_audio",
+    "tts_prompt_text",
+    "tts_text",
+    "pose_video",
+    "start_from_ref",
+    "infer_frames",
+    "load_lora",
+    "lora_path",
+    "lora_path_dmd",
+    "training_config",
+    "use_dataset",
+    "dataset_sample_idx",
+    "drop_motion_noisy",
+    "single_gpu",
+    "using_merged_ckpt",
+    "num_gpus_dit",
+    "enable_vae_parallel",
+    "offload_kv_cache",
+    "enable_online_decode",
+    "fp8",
+    "server_port",
+    "server_name",
+    "sample_list",
+)
+BY_NAME = {flag.name: flag for flag in FLAGS}
+ALL_NAMES = [spelling.split("/")[0].lstrip("-") for flag in FLAGS for spelling in flag.spellings]
+DRIVEN = {"image", "audio", "prompt", "output", "save_dir", "model", "device", "precision",
+          "json", "quiet", "verbose", "debug"}  # fmt: skip
+
+
+def on_cpu() -> bool:
+    return True
+
+
+def on_gpu() -> bool:
+    return False
+
+
+def given(**values: Given) -> dict[str, Given]:
+    return values
+
+
+def test_every_public_flag_is_known() -> None:
+    assert set(PUBLIC) <= set(ALL_NAMES)
+    assert [name for name, count in Counter(ALL_NAMES).items() if count > 1] == []
+
+
+def test_every_flag_that_sets_something_sets_what_exists() -> None:
+    targets = {flag.target for flag in FLAGS if isinstance(flag.rule, Sets)}
+    assert targets == set(OPTION_NAMES) | DRIVEN
+
+
+@pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
+def test_every_flag_explains_itself(flag: Flag) -> None:
+    assert flag.help.endswith(".")
+    assert isinstance(flag.rule, Refused) == (flag.group is Group.REFUSED)
+    if isinstance(flag.rule, Anyway):
+        assert flag.rule.because
+        assert flag.rule.otherwise or flag.rule.values in {None, (True,)}
+
+
+@pytest.mark.parametrize(
+    "flag", [f for f in FLAGS if isinstance(f.rule, Refused)], ids=lambda f: f.name
+)
+def test_refused_flags_say_what_to_do(flag: Flag) -> None:
+    value: Given = True if flag.kind is Kind.SWITCH else "1"
+    with pytest.raises(NotBuiltError, match=rf"^--{flag.name}: .{{20,}}"):
+        judge({flag.name: value}, on_cpu=on_cpu)
+
+
+def test_the_public_script_for_one_gpu_with_a_merged_checkpoint() -> None:
+    judgement = judge(
+        given(
+            ulysses_size="1",
+            task="s2v-14B",
+            size="704*384",
+            base_seed="420",
+            training_config="liveavatar/configs/s2v_causal_sft.yaml",
+            offload_model="True",
+            convert_model_dtype=True,
+            infer_frames="48",
+            sample_steps="4",
+            sample_guide_scale="0",
+            num_clip="10000",
+            num_gpus_dit="1",
+            sample_solver="euler",
+            single_gpu=True,
+            enable_online_decode=True,
+            using_merged_ckpt=True,
+        ),
+        on_cpu=on_cpu,
+    )
+    assert judgement.settings == {
+        "size": "704*384",
+        "seed": 420,
+        "infer_frames": 48,
+        "sample_steps": 4,
+        "num_clip": 10000,
+    }
+    assert set(judgement.accepted) == {
+        "ulysses_size", "task", "training_config", "offload_model", "convert_model_dtype",
+        "sample_guide_scale", "num_gpus_dit", "sample_solver", "single_gpu", "enable_online_decode",
+        "using_merged_ckpt",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("task", "t2v-A14B"),
+        ("sample_solver", "unipc"),
+        ("sample_guide_scale", "4.5"),
+        ("sample_shift", "5"),
+        ("num_gpus_dit", "4"),
+        ("ulysses_size", "2"),
+    ],
+)
+def test_other_values_of_accepted_flags_are_refused(name: str, value: str) -> None:
+    with pytest.raises(NotBuiltError, match=rf"^--{name}: expected .*; got"):
+        judge({name: value}, on_cpu=on_cpu)
+
+
+@pytest.mark.parametrize("name", ["offload_kv_cache", "t5_cpu"])
+def test_what_a_cpu_does_anyway_is_refused_on_a_gpu(name: str) -> None:
+    assert set(judge({name: True}, on_cpu=on_cpu).accepted) == {name}
+    with pytest.raises(NotBuiltError, match=f"--{name}"):
+        judge({name: True}, on_cpu=on_gpu)
+
+
+@pytest.mark.parametrize(
+    ("value", "where", "accepted"),
+    [("True", on_cpu, True), ("no", on_cpu, True), ("False", on_gpu, True), ("1", on_gpu, False)],
+)
+def test_offload_model(value: str, where: object, accepted: bool) -> None:
+    assert callable(where)
+    if accepted:
+        assert "offload_model" in judge(given(offload_model=value), on_cpu=where).accepted
+    else:
+        with pytest.raises(NotBuiltError, match="--offload_model"):
+            judge(given(offload_model=value), on_cpu=where)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("infer_frames", "4.5", "a whole number"),
+        ("base_seed", "", "a whole number"),
+        ("sample_guide_scale", "much", "a number"),
+        ("sample_guide_scale", "nan", "a number"),
+        ("sample_shift", "inf", "a number"),
+        ("offload_model", "maybe", "True or False"),
+    ],
+)
+def test_a_value_of_the_wrong_kind(name: str, value: str, expected: str) -> None:
+    with pytest.raises(UsageError, match=f'^--{name}: expected {expected}, got "{value}"$'):
+        judge({name: value}, on_cpu=on_cpu)
+
+
+def test_the_device_is_only_asked_for_where_it_matters() -> None:
+    def never() -> bool:
+        raise AssertionError
+
+    judge(given(size="1*1", single_gpu=True), on_cpu=never)
+    with pytest.raises(AssertionError):
+        judge(given(t5_cpu=True), on_cpu=never)
