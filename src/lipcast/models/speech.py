@@ -3,7 +3,7 @@
 Duty: wav2vec2 (transformers) in two stages, and the pure functions around it: normalisation,
 50 -> 30 Hz interpolation, 30 -> 25 Hz index rule.
 Inputs: SpeechConfig (the checkpoint's config.json), waveform. Outputs: [layers + 1, T, width].
-Invariants: the last layer is always after the encoder's final LayerNorm; forward holds no state.
+Invariants: the numbers do not depend on the version of transformers; forward holds no state.
 transformers is imported when an encoder is built, not before.
 
 Shapes: N samples, G layers + 1, T features at 50 Hz (or 30 Hz, where named so), D width, F frames.
@@ -12,7 +12,7 @@ Shapes: N samples, G layers + 1, T features at 50 Hz (or 30 Hz, where named so),
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, cast
 
@@ -31,6 +31,9 @@ FEATURES_PER_FRAME = FEATURE_RATE // VIDEO_FPS
 _VARIANCE_FLOOR = 1e-7
 _DROPPED = ("lm_head.", "masked_spec_embed")
 """The CTC head and the training-time mask vector: part of the official file, never used."""
+_LAST_LAYER_KEY = "lipcast_last_layer_norm"
+"""Our own key of config.json. transformers before 5.16 gave the last layer after the final
+LayerNorm, later ones give it before; a model trained on the latter says so with `false`."""
 _OLD_WEIGHT_NORM = {
     "conv.weight_g": "conv.parametrizations.weight.original0",
     "conv.weight_v": "conv.parametrizations.weight.original1",
@@ -45,6 +48,10 @@ class SpeechConfig:
     num_layers: int
     conv_kernel: tuple[int, ...]
     conv_stride: tuple[int, ...]
+    position_kernel: int
+    """Features that the positional convolution spans."""
+    last_layer_norm: bool
+    """Whether the last of the layers is after the final LayerNorm, as in the published model."""
     raw: Mapping[str, Any] = field(repr=False)
 
     @classmethod
@@ -65,6 +72,8 @@ class SpeechConfig:
             num_layers=source["num_hidden_layers"],
             conv_kernel=tuple(source["conv_kernel"]),
             conv_stride=tuple(source["conv_stride"]),
+            position_kernel=source["num_conv_pos_embeddings"],
+            last_layer_norm=source.get(_LAST_LAYER_KEY, True),
             raw=source,
         )
         if config.stride * FEATURE_RATE != SAMPLE_RATE:
@@ -94,20 +103,12 @@ class SpeechConfig:
         return max(0, (num_samples - self.receptive_field) // self.stride + 1)
 
 
-def speech_state_dict(official: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Rename a stream of (name in the folder, tensor) to the names of `SpeechEncoder`, lazily.
-
-    Accepts files with and without the prefix "wav2vec2." and both spellings of the positional
-    convolution's weight norm; leaves out the CTC head.
-    """
-    for name, tensor in official:
-        renamed = speech_name(name)
-        if renamed is not None:
-            yield renamed, tensor
-
-
 def speech_name(name: str) -> str | None:
-    """The name in `SpeechEncoder` of a name in the folder; None for the CTC head, which is left out."""
+    """The name in `SpeechEncoder` of a name in the folder; None for what is left out (CTC head).
+
+    Takes names with and without the prefix "wav2vec2." and both spellings of the positional
+    convolution's weight norm.
+    """
     inner = name.removeprefix("wav2vec2.")
     if inner.startswith(_DROPPED):
         return None
@@ -154,8 +155,9 @@ class SpeechEncoder(nn.Module):
     def contextualise(self, local_TD: Tensor) -> Tensor:
         """The global stage: the transformer layers over [T, D], giving [G, T, D].
 
-        Layer 0 is the layers' input. The last one is after the final LayerNorm, which
-        transformers <= 4.51 put into `hidden_states` and later versions do not.
+        Layer 0 is the layers' input; the last one is after the final LayerNorm if the
+        configuration says so. The layers are called one by one, so that no version of
+        transformers decides what is among them.
         """
         encoder: Any = self.model.encoder
         hidden_BTD = local_TD[None]
@@ -165,7 +167,9 @@ class SpeechEncoder(nn.Module):
             states.append(hidden_BTD)
             result = layer(hidden_BTD)
             hidden_BTD = result[0] if isinstance(result, tuple) else result
-        return torch.cat([*states, encoder.layer_norm(hidden_BTD)])
+        if self.config.last_layer_norm:
+            hidden_BTD = encoder.layer_norm(hidden_BTD)
+        return torch.cat([*states, hidden_BTD])
 
 
 def normalise(wave_N: Tensor, *, mean: float, std: float) -> Tensor:

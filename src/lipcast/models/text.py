@@ -13,7 +13,6 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -67,14 +66,6 @@ def clean_prompt(text: str) -> str:
 def byte_ids(text: str, *, text_len: int) -> list[int]:
     """ByT5 ids: every UTF-8 byte + 3, at most text_len - 1 of them, then </s>."""
     return [b + BYTE_OFFSET for b in text.encode("utf-8")[: text_len - 1]] + [END_ID]
-
-
-def text_state_dict(official: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Rename a stream of (official name, tensor) to the names of `TextEncoder`, lazily.
-
-    Raises CheckpointError for a name that the official text encoder does not have.
-    """
-    return ((text_name(name), tensor) for name, tensor in official)
 
 
 def text_name(name: str) -> str:

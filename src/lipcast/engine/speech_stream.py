@@ -1,0 +1,277 @@
+"""Speech features, block by block, from 16 kHz pieces of any size.
+
+Duty: normalise, pad with silence to whole blocks, run wav2vec2 in windows, resample to 25 Hz.
+Inputs: float32 pieces. Outputs: [layers, dim, frames per block] for block 0, 1, 2 …, in order.
+Invariants: how the sound is cut into pieces changes nothing; memory does not grow with its length.
+A file of at most WHOLE_FILE_S goes through the encoder in one pass, exactly. Longer and live sound
+goes in overlapping windows, of which the middle is kept.
+
+Shapes: N samples, G layers + 1, T features at 50 Hz, D width, F frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lipcast.core.config import SAMPLE_RATE, VIDEO_FPS
+from lipcast.models.speech import (
+    FEATURE_RATE,
+    FEATURES_PER_FRAME,
+    MIDDLE_RATE,
+    SpeechEncoder,
+    interpolate,
+    middle_index,
+    middle_ratio,
+    normalise,
+)
+
+WHOLE_FILE_S = 60
+_SAMPLES_PER_FRAME = SAMPLE_RATE // VIDEO_FPS
+_LOCAL_PIECE = 10 * FEATURE_RATE
+"""Features per call of the local stage, whose memory this bounds (0.3 GB for the large model)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One pass of the transformer layers, in features: kept ones, and those seen on either side."""
+
+    keep: int
+    left: int
+    right: int
+
+
+FILE_WINDOW = Window(keep=40 * FEATURE_RATE, left=10 * FEATURE_RATE, right=10 * FEATURE_RATE)
+
+
+def live_window(frames_per_block: int) -> Window:
+    """One block with 8 s of past and 0.24 s of future, for which a live session waits."""
+    return Window(frames_per_block * FEATURES_PER_FRAME, 8 * FEATURE_RATE, 12)
+
+
+@dataclass(frozen=True, slots=True)
+class Loudness:
+    """Mean and variance of `count` samples, to normalise by."""
+
+    mean: float
+    variance: float
+    count: int = 0
+
+    def including(self, wave_N: Tensor) -> Loudness:
+        """The statistics with these samples added, in float64."""
+        if not len(wave_N):
+            return self
+        added = wave_N.double()
+        total = self.count + len(added)
+        shift = float(added.mean()) - self.mean
+        squares = self.variance * self.count + float(added.var(correction=0)) * len(added)
+        squares += shift * shift * self.count * len(added) / total
+        return Loudness(self.mean + shift * len(added) / total, squares / total, total)
+
+
+LIVE_START = Loudness(mean=0.0, variance=0.08**2, count=SAMPLE_RATE // 2)
+"""What a live voice is taken for before it is heard: half a second at the usual level of speech.
+Without it the noise before the first word would be raised to the level of speech."""
+
+
+@dataclass(slots=True)
+class StreamState:
+    """All that a stream remembers, as numbers and tensors: what a resume must store."""
+
+    loudness: Loudness
+    num_samples: int = 0
+    """Received so far."""
+    finished: bool = False
+    pieces: list[Tensor] = field(default_factory=list)
+    """Samples not yet behind the local stage; the first is that of feature `num_local`."""
+    num_measured: int = 0
+    """Samples that `loudness` knows of."""
+    num_local: int = 0
+    """Features that the local stage has made."""
+    local: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    """The last of them, [T, D]: context for the layers."""
+    num_layered: int = 0
+    """Features that the transformer layers have made."""
+    layers: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0))
+    """The last of them, [G, T, D]: what coming blocks need."""
+    next_block: int = 0
+
+
+class FeatureStream:
+    """The features of one voice, as `push` … `finish` … `take`.
+
+    num_samples, mean, std: length (16 kHz samples) and statistics of a whole file. Without them
+    the sound is live: the length ratio is its limit 5/3, the statistics are of what was heard.
+    """
+
+    def __init__(
+        self,
+        encoder: SpeechEncoder,
+        *,
+        frames_per_block: int,
+        num_samples: int | None = None,
+        mean: float | None = None,
+        std: float | None = None,
+        window: Window | None = None,
+        state: StreamState | None = None,
+    ) -> None:
+        given = LIVE_START if mean is None or std is None else Loudness(mean, std * std)
+        self.state = state or StreamState(given)
+        self._measuring = given is LIVE_START
+        self._encoder = encoder
+        self._config = encoder.config
+        self._frames_per_block = frames_per_block
+        self._num_samples = num_samples
+        self._window = window or self._fitting_window()
+        self._device = next(encoder.parameters()).device
+
+    def push(self, wave_N: NDArray[Any] | Tensor) -> None:
+        """Add a piece: float32 [n], 16 kHz mono, any n. It is not copied and must not change."""
+        assert not self.state.finished, "push after finish"
+        self.state.pieces.append(torch.as_tensor(wave_N, dtype=torch.float32))
+        self.state.num_samples += len(wave_N)
+
+    def finish(self) -> None:
+        """No more pieces: silence fills the last block."""
+        self.state.finished = True
+
+    @torch.inference_mode()
+    def take(self, block: int) -> Tensor | None:
+        """Features [G, D, F] of a block, float32 on the encoder's device; None: push more first.
+
+        Blocks are taken in order, each once. Past the end the last feature is repeated.
+        """
+        state = self.state
+        assert block == state.next_block, f"blocks come in order: {state.next_block}, not {block}"
+        position_F = self._positions(block)
+        while state.num_layered <= position_F[-1].ceil():
+            if self._all_layered():
+                break
+            if not self._advance():
+                return None
+        position_F = position_F.to(self._device) - self._first_layered
+        features_GFD = interpolate(state.layers, position_F)
+        self._release(block + 1)
+        return features_GFD.transpose(1, 2).contiguous()
+
+    def snapshot(self) -> StreamState:
+        """A copy of the state that later calls do not change, without unused memory behind it."""
+        state = self.state
+        return replace(
+            state,
+            pieces=[torch.cat(state.pieces)] if state.pieces else [],
+            local=state.local.clone(),
+            layers=state.layers.clone(),
+        )
+
+    @property
+    def _first_local(self) -> int:
+        """The feature that `state.local` begins with."""
+        return self.state.num_local - len(self.state.local)
+
+    @property
+    def _first_layered(self) -> int:
+        """The feature that `state.layers` begins with."""
+        return self.state.num_layered - self.state.layers.shape[1]
+
+    def _fitting_window(self) -> Window:
+        if self._num_samples is None:
+            return live_window(self._frames_per_block)
+        if self._num_samples > WHOLE_FILE_S * SAMPLE_RATE:
+            return FILE_WINDOW
+        return Window(keep=self._padded_features(self._num_samples), left=0, right=0)
+
+    def _padded_features(self, num_samples: int) -> int:
+        """Features of a sound that silence fills up to whole blocks."""
+        block = self._frames_per_block * _SAMPLES_PER_FRAME
+        return self._config.num_features(max(1, -(-num_samples // block)) * block)
+
+    def _total_features(self) -> int | None:
+        """Features of the whole sound; None while its length is not known."""
+        if self._num_samples is not None:
+            return self._padded_features(self._num_samples)
+        return self._padded_features(self.state.num_samples) if self.state.finished else None
+
+    def _all_layered(self) -> bool:
+        return self.state.num_layered == self._total_features()
+
+    def _positions(self, block: int) -> Tensor:
+        """Where the frames of a block lie among the 50 Hz features, as far as there are any [F]."""
+        ratio = FEATURE_RATE / MIDDLE_RATE
+        if self._num_samples is not None:
+            ratio = middle_ratio(self._padded_features(self._num_samples))
+        index_F = middle_index(self._frames_per_block, first=block * self._frames_per_block)
+        total = self._total_features()
+        position_F = index_F.double() * ratio
+        return position_F if total is None else position_F.clamp(max=total - 1)
+
+    def _advance(self) -> bool:
+        """Run one window; False: its samples are not there yet."""
+        state, window, total = self.state, self._window, self._total_features()
+        start, end = state.num_layered, state.num_layered + window.keep + window.right
+        end = end if total is None else min(end, total)
+        ready = end <= self._config.num_features(state.num_samples)
+        if not ready and not state.finished:
+            return False
+        self._extract(end)
+        kept_end = min(start + window.keep, end)
+        left = min(start, window.left)
+        local_TD = state.local[state.num_layered - left - state.num_local :][: end - start + left]
+        layers_GTD = self._run_layers(local_TD, cut_left=left < start, cut_right=end != total)
+        kept_GTD = layers_GTD[:, left : left + kept_end - start]
+        state.layers = _joined(state.layers, kept_GTD, dim=1)
+        state.num_layered = kept_end
+        return True
+
+    def _run_layers(self, local_TD: Tensor, *, cut_left: bool, cut_right: bool) -> Tensor:
+        """The layers over a window, [T, D] to [G, T, D]; a mirror stands for what is cut off.
+
+        The positional convolution takes an edge for the end of the sound, and attention carries
+        that everywhere. As far as it reaches, mirrored features hide the edge: errors fall by half.
+        """
+        reach = min(self._config.position_kernel // 2, len(local_TD) - 1)
+        before, after = reach if cut_left else 0, reach if cut_right else 0
+        mirror_TD = local_TD.flip(0)
+        padded = torch.cat((mirror_TD[-1 - before : -1], local_TD, mirror_TD[1 : 1 + after]))
+        return self._encoder.contextualise(padded)[:, before : before + len(local_TD)]
+
+    def _extract(self, end: int) -> None:
+        """Bring the local stage up to feature `end`."""
+        state = self.state
+        while state.num_local < end:
+            count = min(_LOCAL_PIECE, end - state.num_local)
+            made_TD = self._encoder.extract(self._read_normalised(count).to(self._device))
+            state.local = _joined(state.local, made_TD, dim=0)
+            state.num_local += count
+
+    def _read_normalised(self, num_features: int) -> Tensor:
+        """The samples of the next features, normalised, with silence after the end."""
+        state, config = self.state, self._config
+        count = (num_features - 1) * config.stride + config.receptive_field
+        wave_N = torch.cat(state.pieces) if state.pieces else torch.zeros(0)
+        state.pieces = [wave_N[num_features * config.stride :]]
+        wave_N = wave_N[:count]
+        if self._measuring:
+            first = state.num_local * config.stride
+            state.loudness = state.loudness.including(wave_N[max(0, state.num_measured - first) :])
+            state.num_measured = max(state.num_measured, first + len(wave_N))
+        std = state.loudness.variance**0.5
+        normal_N = normalise(wave_N, mean=state.loudness.mean, std=std)
+        return torch.nn.functional.pad(normal_N, (0, count - len(wave_N)))
+
+    def _release(self, block: int) -> None:
+        """Forget what no block from `block` on needs, except the last feature."""
+        state = self.state
+        state.next_block = block
+        needed = min(int(self._positions(block)[0]), state.num_layered - 1)
+        state.layers = state.layers[:, needed - self._first_layered :]
+        context = max(0, state.num_layered - self._window.left)
+        state.local = state.local[context - self._first_local :]
+
+
+def _joined(held: Tensor, added: Tensor, *, dim: int) -> Tensor:
+    return torch.cat((held, added), dim=dim) if held.numel() else added
