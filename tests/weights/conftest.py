@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lipcast.weights.source import TensorInfo
+
 TINY = Path(__file__).parents[2] / "src" / "lipcast" / "assets" / "tiny"
 
 
@@ -62,3 +64,14 @@ def save(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def official_infos() -> dict[str, list[TensorInfo]]:
+    """Names and shapes of the published 14B files, by component, in their order."""
+    infos: dict[str, list[TensorInfo]] = {}
+    for line in (Path(__file__).parent / "official-names.tsv").read_text().splitlines()[1:]:
+        component, name, shape = line.split("\t")
+        sizes = tuple(int(size) for size in shape.split("x"))
+        infos.setdefault(component, []).append(TensorInfo(name, sizes, torch.bfloat16))
+    return infos

@@ -2,7 +2,8 @@
 
 Inputs: a module without memory, a `TensorSource`. Output: the same module, every parameter and
 buffer in place. Strict: what is missing, what is too much and what has another shape is an error
-that lists all of it, before any data is read. One tensor is in transit at a time.
+that lists all of it, before any data is read. One tensor is in transit at a time. Linear layers
+that the source has quantised are replaced by layers that can hold them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lipcast.errors import CheckpointError
+from lipcast.weights.fp8 import has_fp8_matmul
+from lipcast.weights.quant_linear import quantised_layers, replace_linears, use_fp8_matmul
 from lipcast.weights.source import TensorInfo, TensorSource, summarise_names
 
 
@@ -26,9 +29,12 @@ def load_into(
     """Put every tensor of `source` into `module`, which becomes usable on `device`.
 
     Parameters become `dtype` (None: as stored); buffers keep the dtype that the module declares.
-    A parameter that the module has under several names needs to be stored once only.
+    A parameter that the module has under several names needs to be stored once only. Layers that
+    come quantised compute with 8-bit products where `device` can.
     Raises CheckpointError if names or shapes differ, or if a tensor cannot be read.
     """
+    device = torch.device(device)
+    replace_linears(module, quantised_layers(source), dtype=dtype or torch.bfloat16)
     slots = _slots(module)
     _check_names(slots, source)
     _check_shapes(slots, source)
@@ -38,6 +44,7 @@ def load_into(
         loaded = tensor.to(device=device, dtype=wanted)
         for alias in target.names:
             _assign(module, alias, loaded, is_parameter=target.is_parameter)
+    use_fp8_matmul(module, enabled=has_fp8_matmul(device))
     left = [n for n, t in [*module.named_parameters(), *module.named_buffers()] if t.is_meta]
     assert not left, f"a buffer that no checkpoint stores was built on the meta device: {left}"
 

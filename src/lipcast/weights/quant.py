@@ -1,0 +1,188 @@
+"""Quantising a stream of tensors, and the table of what is not quantised.
+
+Input: a source of plain tensors (adapters already merged) and a precision. Output: a source that
+gives each linear layer's parts in the place of its weight, and everything else in a 16-bit float.
+Large layers are quantised by rows, so that no float32 copy of a whole one is made. The error of
+every layer is measured on the way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from lipcast.errors import CheckpointError
+from lipcast.weights.fp8 import quantise_tokens
+from lipcast.weights.quant_linear import QWEIGHT, QuantLinear, replace_module
+from lipcast.weights.schemes import PLAIN_DTYPES, SCHEMES, Parts, Precision, Scheme
+from lipcast.weights.source import TensorInfo, TensorSource
+
+ROWS_AT_ONCE = 1024
+NUM_PROBES = 16
+"""Random activations per layer for the measured output error."""
+
+KEPT_LAYERS = (
+    (r"text_embedding\.", "computed once per prompt; its error would be in every text token"),
+    (
+        r"time_embedding\.",
+        "computed once per step; its error would scale every layer's activations",
+    ),
+    (r"time_projection\.", "makes shift, scale and gate of every block; computed once per step"),
+    (r"head\.", "the last layer: nothing after it averages its error out of the velocity"),
+    (r"casual_audio_encoder\.", "computed once per block in float32; it moves the lips"),
+    (r"trainable_cond_mask\.", "a table of three rows, looked up and not multiplied"),
+    (r"token_embedding\.", "a table of the text encoder's tokens, looked up and not multiplied"),
+    (r".*\bpos_embedding\.", "a table of attention biases, looked up and not multiplied"),
+)
+"""Matrices that stay in high precision (the beginning of the layer's name, the reason)."""
+NOT_A_MATRIX = "norms, biases, modulations and convolutions: small, and not a matrix product"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """What quantising one layer cost: relative errors (root of the sum of squares).
+
+    `output_error`: of the layer's output on normally distributed activations; for fp8 these are
+    quantised per token, as the fast path does.
+    """
+
+    layer: str
+    weight_error: float
+    output_error: float
+
+
+def kept_because(info: TensorInfo) -> str | None:
+    """Why a tensor stays in high precision; None: it is quantised."""
+    if len(info.shape) != 2 or not info.name.endswith(".weight"):
+        return NOT_A_MATRIX
+    return next((why for start, why in KEPT_LAYERS if re.match(start, info.name)), None)
+
+
+def quantised(base: TensorSource, precision: Precision) -> TensorSource:
+    """`base` in `precision`, quantised or only cast; raises CheckpointError if it is quantised."""
+    for info in base.infos.values():
+        if info.name.endswith(f".{QWEIGHT}"):
+            raise CheckpointError(
+                f"{base.path}: {info.name} is quantised already; convert the original checkpoint"
+            )
+    if precision in PLAIN_DTYPES:
+        return CastSource(base, PLAIN_DTYPES[precision])
+    return QuantisedSource(base, SCHEMES[precision])
+
+
+class CastSource(TensorSource):
+    """The same tensors with every float in one dtype."""
+
+    def __init__(self, base: TensorSource, dtype: torch.dtype) -> None:
+        self._base = base
+        self.path, self.files, self.metadata = base.path, base.files, base.metadata
+        self.infos = {
+            name: replace(info, dtype=dtype) if info.dtype.is_floating_point else info
+            for name, info in base.infos.items()
+        }
+
+    def read(self, name: str) -> Tensor:
+        return self._base.read(name).to(self.infos[name].dtype)
+
+
+class QuantisedSource(TensorSource):
+    """The same layers with their weights in parts; `reports` holds the layers read so far.
+
+    Reading one part quantises its layer; the other parts wait until they are read or until
+    another layer is.
+    """
+
+    def __init__(self, base: TensorSource, scheme: Scheme) -> None:
+        self._base, self._scheme = base, scheme
+        self.path, self.files, self.metadata = base.path, base.files, base.metadata
+        self.reports: dict[str, LayerReport] = {}
+        self._layer, self._waiting = "", Parts()
+        self._layer_of_part: dict[str, str] = {}
+        self.infos = {i.name: i for info in base.infos.values() for i in self._part_infos(info)}
+
+    def _part_infos(self, info: TensorInfo) -> Iterator[TensorInfo]:
+        if not self._is_quantised(info):
+            yield replace(info, dtype=_kept_dtype(info.dtype))
+            return
+        layer = info.name.removesuffix(".weight")
+        for part, (shape, dtype) in self._scheme.part_shapes(*info.shape).items():
+            self._layer_of_part[f"{layer}.{part}"] = layer
+            yield TensorInfo(f"{layer}.{part}", shape, dtype)
+
+    def _is_quantised(self, info: TensorInfo) -> bool:
+        return kept_because(info) is None and self._scheme.fits(info.shape[1])
+
+    def read(self, name: str) -> Tensor:
+        if name not in self._layer_of_part:
+            return self._base.read(name).to(self.infos[name].dtype)
+        layer, part = self._layer_of_part[name], name.rpartition(".")[2]
+        if self._layer != layer or part not in self._waiting:
+            weight = self._base.read(f"{layer}.weight")
+            self._waiting, self.reports[layer] = quantise_layer(layer, weight, self._scheme)
+            self._layer = layer
+        return self._waiting.pop(part)
+
+
+def _kept_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Floats of more than 16 bits become bf16, as the published weights are."""
+    return torch.bfloat16 if dtype in (torch.float32, torch.float64) else dtype
+
+
+def quantise_layer(layer: str, weight: Tensor, scheme: Scheme) -> tuple[Parts, LayerReport]:
+    """The parts of one weight [out, in] of any float dtype, and their error."""
+    parts: Parts = {
+        name: torch.empty(shape, dtype=dtype, device=weight.device)
+        for name, (shape, dtype) in scheme.part_shapes(*weight.shape).items()
+    }
+    probes = _probes(weight.shape[1]).to(weight.device)
+    rounded = _round_trip(probes) if scheme.precision == "fp8" else probes
+    sums = torch.zeros(4, dtype=torch.float64, device=weight.device)
+    for first in range(0, len(weight), ROWS_AT_ONCE):
+        rows = slice(first, first + ROWS_AT_ONCE)
+        exact = weight[rows].float()
+        piece = scheme.quantise(exact)
+        for name, values in piece.items():
+            parts[name][rows] = values
+        restored = scheme.dequantise(piece, torch.float32)
+        output = probes @ exact.t()
+        sums += torch.stack(
+            [
+                _energy(restored.sub(exact)), _energy(exact),
+                _energy(rounded @ restored.t() - output), _energy(output),
+            ]
+        )  # fmt: skip
+    weight_error, output_error = (sums[0::2] / sums[1::2].clamp(min=1e-30)).sqrt().tolist()
+    return parts, LayerReport(layer, round(weight_error, 6), round(output_error, 6))
+
+
+def _energy(x: Tensor) -> Tensor:
+    return x.square().sum(dtype=torch.float64)
+
+
+def _probes(num_in: int) -> Tensor:
+    return torch.randn(NUM_PROBES, num_in, generator=torch.Generator().manual_seed(0))
+
+
+def _round_trip(x: Tensor) -> Tensor:
+    q, scale = quantise_tokens(x)
+    return q.float() * scale
+
+
+def quantise_module(module: nn.Module, precision: Precision) -> list[LayerReport]:
+    """Quantise the linear layers of a loaded module in place, by the same table as files."""
+    scheme, reports = SCHEMES[precision], []
+    linears = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear)]
+    for layer, linear in linears:
+        info = TensorInfo(f"{layer}.weight", tuple(linear.weight.shape), linear.weight.dtype)
+        if kept_because(info) is not None or not scheme.fits(linear.in_features):
+            continue
+        parts, report = quantise_layer(layer, linear.weight.detach(), scheme)
+        new = QuantLinear(linear, scheme, dtype=linear.weight.dtype)
+        new.fill(parts)
+        replace_module(module, layer, new)
+        reports.append(report)
+    return reports

@@ -1,0 +1,117 @@
+"""Linear layers whose weight is stored quantised; they replace `nn.Linear` from outside.
+
+Inputs: a module whose linear layers have their official names, and which of them to replace.
+Output: the same module with `QuantLinear`s in their places. The parts of a weight are buffers of
+the layer (`qweight`, `scale`, ...), so a state dict, a stream of tensors and a copy to a device see
+them as they see any other tensor. Casting such a module to another dtype would destroy it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lipcast.errors import CheckpointError
+from lipcast.weights.fp8 import linear_row_wise
+from lipcast.weights.schemes import Scheme, scheme_of
+from lipcast.weights.source import TensorSource
+
+QWEIGHT = "qweight"
+
+
+class QuantLinear(nn.Module):
+    """y = x Wᵀ + b, W stored by `scheme` and dequantised for the product.
+
+    `fp8_matmul` multiplies 8-bit floats directly where shapes allow it; activations are then
+    quantised per token. `dtype` is that of `weight`.
+    """
+
+    def __init__(self, linear: nn.Linear, scheme: Scheme, *, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.scheme, self.dtype = scheme, dtype
+        self.bias = linear.bias
+        self.fp8_matmul = False
+        shapes = scheme.part_shapes(self.out_features, self.in_features)
+        for name, (shape, part_dtype) in shapes.items():
+            empty = torch.empty(shape, dtype=part_dtype, device=linear.weight.device)
+            self.register_buffer(name, empty)
+
+    def fill(self, parts: Mapping[str, Tensor]) -> None:
+        """Take over the parts that the scheme made."""
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.bias
+        if self.fp8_matmul:
+            parts = self._parts()
+            return linear_row_wise(x, parts[QWEIGHT], parts["scale"], bias)
+        weight = self.scheme.dequantise(self._parts(), x.dtype)
+        return functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+    @property
+    def weight(self) -> Tensor:
+        """The dequantised weight [out, in], made anew at every access."""
+        return self.scheme.dequantise(self._parts(), self.dtype)
+
+    def _parts(self) -> dict[str, Tensor]:
+        parts = dict(self.named_buffers(recurse=False))
+        assert parts[QWEIGHT].dtype == self.scheme.qweight_dtype, "a quantised layer was cast"
+        return parts
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {self.scheme.precision}"
+
+
+def quantised_layers(source: TensorSource) -> Iterator[tuple[str, Scheme]]:
+    """(layer, scheme) of every quantised layer; raises CheckpointError for an unknown scheme."""
+    for name, info in source.infos.items():
+        layer, _, leaf = name.rpartition(".")
+        if leaf != QWEIGHT:
+            continue
+        scheme = scheme_of(info.dtype)
+        if scheme is None:
+            raise CheckpointError(
+                f"{source.path}: {name} has dtype {info.dtype}, which no known quantisation uses; "
+                "convert the checkpoint again with this version"
+            )
+        yield layer, scheme
+
+
+def replace_linears(
+    module: nn.Module, layers: Iterable[tuple[str, Scheme]], *, dtype: torch.dtype
+) -> None:
+    """Put an empty `QuantLinear` in the place of each named `nn.Linear`.
+
+    Raises CheckpointError for a name that is no linear layer of the module.
+    """
+    modules: Mapping[str, nn.Module] = dict(module.named_modules())
+    for layer, scheme in layers:
+        linear = modules.get(layer)
+        if not isinstance(linear, nn.Linear):
+            raise CheckpointError(
+                f"expected {layer} to be a linear layer of {type(module).__name__}, found "
+                f"{type(linear).__name__}; the file's quantised layers belong to another model"
+            )
+        replace_module(module, layer, QuantLinear(linear, scheme, dtype=dtype))
+
+
+def replace_module(module: nn.Module, name: str, new: nn.Module) -> None:
+    """Make `new` the submodule `name` of `module`."""
+    owner, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(owner), leaf, new)
+
+
+def use_fp8_matmul(module: nn.Module, *, enabled: bool) -> None:
+    """Switch the direct 8-bit product of all fp8 layers on or off.
+
+    It stays off where a side is no multiple of 16, which the matrix units need.
+    """
+    for layer in module.modules():
+        if isinstance(layer, QuantLinear) and layer.scheme.precision == "fp8":
+            whole = layer.in_features % 16 == 0 and layer.out_features % 16 == 0
+            layer.fp8_matmul = enabled and whole

