@@ -1,20 +1,17 @@
-"""Sound: files of any kind, and live PCM, as chunks for the muxer and the speech encoder.
+"""Sound sources: files and live PCM, as chunks for the muxer and for the speech encoder.
 
 Input: anything FFmpeg reads (a video's sound too), or pushed samples.
 Output: `AudioChunk`s: the same stretch of time at the muxer's rate and as 16 kHz mono.
-A file is decoded twice: once to count, check and measure it, once to be read; memory is flat.
-Channels are averaged for speech (the library's own downmix is 3 dB too loud). InputError if unusable.
+A file is decoded twice, to be counted, checked and measured, and to be read: memory is flat.
+Channels are averaged for speech (FFmpeg's own downmix of stereo is 3 dB too loud).
 """
 
 from __future__ import annotations
 
-import io
 import math
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,44 +19,51 @@ from numpy.typing import NDArray
 
 from lipcast.core.config import SAMPLE_RATE, VIDEO_FPS
 from lipcast.errors import CancelledError, InputError, UsageError
+from lipcast.media.decode import (
+    EXPECTED_SOUND,
+    FileSource,
+    SoundDecoder,
+    source_name,
+    to_float,
+)
 from lipcast.media.resample import (
     AudioChunk,
+    Resampler,
     Samples,
     TwoTracks,
     mux_rate,
     resampled_length,
-    stereo_weights,
 )
-from lipcast.runtime import logger
 
-AudioFileSource = str | os.PathLike[str] | bytes
-
-_LOG = logger("media.audio")
 _CHUNK_FRAMES = VIDEO_FPS
-"""Video frames in a chunk of a file: one second."""
-_MOST_PADDING = 4096
-"""Samples beyond the container's duration that are codec padding; more: the duration is wrong."""
-_LENIENT_S = 0.25
-_EXPECTED = "expected a sound file (wav, mp3, m4a, flac, ogg, or a video with sound)"
-_ADVICE = "convert it to wav"
+"""The most video frames in a chunk: one second."""
 
 
 class AudioSource(Protocol):
-    """What a session reads. `None` where only the end of a live source will tell."""
-
-    sample_rate: int
-    """Of the muxer's samples, in Hz; a multiple of 25."""
-    num_channels: int
-    """Of the muxer's samples: 1 or 2."""
+    """What a session reads. None where only the end of a live source will tell."""
 
     @property
-    def num_samples(self) -> int | None: ...
+    def sample_rate(self) -> int:
+        """Of the muxer's samples, in Hz: a multiple of 25, and one that AAC has."""
+
     @property
-    def num_speech_samples(self) -> int | None: ...
+    def num_channels(self) -> int:
+        """Of the muxer's samples: 1 or 2."""
+
+    @property
+    def num_samples(self) -> int | None:
+        """At `sample_rate`, per channel."""
+
+    @property
+    def num_speech_samples(self) -> int | None:
+        """At 16 kHz."""
+
     @property
     def duration_s(self) -> float | None: ...
+
     @property
     def speech_mean(self) -> float | None: ...
+
     @property
     def speech_std(self) -> float | None: ...
 
@@ -68,45 +72,44 @@ class AudioSource(Protocol):
 
 
 class AudioFile:
-    """A sound file that has been scanned, and is read once. Make it with `open_audio`."""
+    """A sound file that was scanned, to be read once. Made by `open_audio`."""
 
-    def __init__(self, source: AudioFileSource) -> None:
+    def __init__(self, source: FileSource) -> None:
         """Scan the whole file. Raises InputError where it cannot be used."""
         self._source = source
         scan = _scan(source)
         self.sample_rate = mux_rate(scan.rate)
-        self.num_channels = scan.num_channels
-        self.num_samples = resampled_length(scan.num_native, scan.rate, self.sample_rate)
-        self.num_speech_samples = resampled_length(scan.num_native, scan.rate, SAMPLE_RATE)
-        self.duration_s = scan.num_native / scan.rate
-        self.speech_mean, self.speech_std = scan.mean, scan.std
+        self.num_channels = min(2, scan.num_channels)
+        self.num_samples = resampled_length(scan.num_samples, scan.rate, self.sample_rate)
+        self.num_speech_samples = resampled_length(scan.num_samples, scan.rate, SAMPLE_RATE)
+        self.duration_s = scan.num_samples / scan.rate
+        self.speech_mean, self.speech_std = scan.speech_mean, scan.speech_std
         self._chunks = self._read_chunks()
 
-    def ready(self) -> bool:
-        """A file never waits: `read` returns at once."""
-        return True
-
     def read(self) -> AudioChunk | None:
-        """The next second; None at the end. Raises InputError if the file changed since the scan."""
+        """The next second, the last chunk shorter; None at the end.
+
+        Raises InputError if the file changed since it was scanned.
+        """
         return next(self._chunks, None)
 
     def _read_chunks(self) -> Iterator[AudioChunk]:
         num_read = 0
-        for chunk in _chunks(_Decoder(self._source)):
+        for chunk in _chunks(SoundDecoder(self._source)):
             num_read += len(chunk.samples)
             yield chunk
         if num_read != self.num_samples:
             raise InputError(
-                f"expected {self.num_samples} samples in {_name(self._source)}, got {num_read}: "
-                "it changed while it was read; start again"
+                f"expected {self.num_samples} samples in {source_name(self._source)}, got "
+                f"{num_read}: it changed while it was in use; start again"
             )
 
 
-def open_audio(source: AudioFileSource) -> AudioFile:
+def open_audio(source: FileSource) -> AudioFile:
     """Open a sound file by path or by content, and scan it.
 
-    Raises InputError: not there, no sound in it, no samples, NaN or infinite samples, undecodable.
-    A file that is cut short or damaged in places is used as far as it decodes, with a warning.
+    Raises InputError: not there, no sound in it, no samples, NaN or infinity, undecodable.
+    A file that is cut short or damaged is used as far as it decodes, with a logged warning.
     """
     return AudioFile(source)
 
@@ -114,11 +117,11 @@ def open_audio(source: AudioFileSource) -> AudioFile:
 class PcmSource:
     """Live PCM with the reading side of an `AudioFile`. Pushing and reading may be two threads."""
 
-    num_samples: int | None = None
-    num_speech_samples: int | None = None
-    duration_s: float | None = None
-    speech_mean: float | None = None
-    speech_std: float | None = None
+    num_samples: None = None
+    num_speech_samples: None = None
+    duration_s: None = None
+    speech_mean: None = None
+    speech_std: None = None
 
     def __init__(self, sample_rate: int, *, num_channels: int = 1) -> None:
         """`sample_rate` of what is pushed, in Hz; `num_channels` (1 or 2) of what is muxed."""
@@ -134,16 +137,16 @@ class PcmSource:
     def push(self, samples: NDArray[Any]) -> None:
         """Append float (-1..1) or int16 samples, [n] or [n, channels].
 
-        Raises InputError for other types and for NaN, UsageError after `finish`, CancelledError
-        after `cancel`.
+        Raises InputError for other types and shapes and for NaN, UsageError after `finish`,
+        CancelledError after `cancel`.
         """
         channels = _pcm_channels(samples)
+        mono = channels.mean(axis=0, keepdims=True)
         with self._changed:
             self._check_not_cancelled()
             if self._tracks.finished:
                 raise UsageError("push: expected no more samples after finish; open a new source")
-            mono = channels.mean(axis=0, keepdims=True)
-            self._tracks.push(_map_channels(channels, self.num_channels), mono)
+            self._tracks.push(_with_channels(channels, self.num_channels), mono)
             self._changed.notify_all()
 
     def finish(self) -> None:
@@ -154,21 +157,28 @@ class PcmSource:
             self._changed.notify_all()
 
     def cancel(self) -> None:
-        """Wake whoever waits in `read` with CancelledError."""
+        """End now: whoever waits in `read` gets CancelledError, and so do later calls."""
         with self._changed:
             self._cancelled = True
             self._changed.notify_all()
 
     def ready(self) -> bool:
-        """Whether `read` returns at once."""
-        return self._tracks.num_frames > 0 or self._tracks.finished or self._cancelled
+        """Whether `read` would return at once."""
+        with self._changed:
+            return self._has_something()
 
     def read(self) -> AudioChunk | None:
-        """Wait for at least one video frame's samples; all that wait, up to a second. None: the end."""
+        """Wait for at least one video frame's samples; give all there are, at most a second.
+
+        None after the end. Raises CancelledError.
+        """
         with self._changed:
-            self._changed.wait_for(self.ready)
+            self._changed.wait_for(self._has_something)
             self._check_not_cancelled()
             return self._tracks.take(_CHUNK_FRAMES)
+
+    def _has_something(self) -> bool:
+        return self._tracks.num_frames > 0 or self._tracks.finished or self._cancelled
 
     def _check_not_cancelled(self) -> None:
         if self._cancelled:
@@ -181,244 +191,58 @@ class _Scan:
 
     rate: int
     num_channels: int
-    num_native: int
-    mean: float
-    std: float
-    """Mean and deviation are of the 16 kHz mono signal, summed in float64."""
+    num_samples: int
+    speech_mean: float
+    speech_std: float
 
 
-def _scan(source: AudioFileSource) -> _Scan:
-    decoder = _Decoder(source)
+def _scan(source: FileSource) -> _Scan:
+    """Decode everything once, at the cost of the 16 kHz signal alone. Sums are in float64."""
+    decoder = SoundDecoder(source)
     total = squares = 0.0
     num_speech = 0
-    for chunk in _chunks(decoder):
-        speech = chunk.speech.astype(np.float64)
-        total += float(speech.sum())
-        squares += float(speech @ speech)
-        num_speech += len(speech)
+    for speech in _speech_blocks(decoder):
+        exact = speech.astype(np.float64)
+        total += float(exact.sum())
+        squares += float(exact @ exact)
+        num_speech += len(exact)
     if num_speech == 0:
-        raise InputError(f"{_EXPECTED}, got {_name(source)} without any samples; {_ADVICE}")
+        raise InputError(
+            f"{EXPECTED_SOUND}, got {source_name(source)} without any samples; record it again"
+        )
     decoder.warn_of_losses()
     mean = total / num_speech
-    return _Scan(
-        rate=decoder.rate,
-        num_channels=decoder.num_channels,
-        num_native=decoder.num_decoded,
-        mean=mean,
-        std=math.sqrt(max(0.0, squares / num_speech - mean**2)),
-    )
+    deviation = math.sqrt(max(0.0, squares / num_speech - mean**2))
+    return _Scan(decoder.rate, decoder.num_channels, decoder.num_samples, mean, deviation)
 
 
-def _chunks(decoder: _Decoder) -> Iterator[AudioChunk]:
-    """Decode into chunks of one second."""
+def _speech_blocks(decoder: SoundDecoder) -> Iterator[Samples]:
+    """The mean of the channels at 16 kHz, [m] blocks."""
+    resampler: Resampler | None = None
+    for block in decoder.blocks():
+        resampler = resampler or Resampler(decoder.rate, SAMPLE_RATE, 1)
+        yield resampler.push(_mono(block))[0]
+    if resampler is not None:
+        yield resampler.finish()[0]
+
+
+def _chunks(decoder: SoundDecoder) -> Iterator[AudioChunk]:
+    """Decode into chunks of one second, the last shorter."""
     tracks: TwoTracks | None = None
     for block in decoder.blocks():
-        if tracks is None:
-            tracks = TwoTracks(decoder.rate, decoder.num_channels)
-        tracks.push(decoder.downmix(block), block.mean(axis=0, keepdims=True))
+        tracks = tracks or TwoTracks(decoder.rate, min(2, decoder.num_channels))
+        tracks.push(decoder.to_stereo(block), _mono(block))
         while tracks.num_frames >= _CHUNK_FRAMES and (chunk := tracks.take(_CHUNK_FRAMES)):
             yield chunk
-    if tracks is None:
-        return
-    tracks.finish()
-    while chunk := tracks.take(_CHUNK_FRAMES):
-        yield chunk
+    if tracks is not None:
+        tracks.finish()
+        while chunk := tracks.take(_CHUNK_FRAMES):
+            yield chunk
 
 
-class _Decoder:
-    """The sound of one file as float32 [channels, n] blocks of about a second.
-
-    `rate`, `num_channels` and the counts are known once `blocks` has run.
-    """
-
-    def __init__(self, source: AudioFileSource) -> None:
-        self._source = source
-        self.rate = self.num_channels = self.num_decoded = self._num_damaged = 0
-        self._promised_s: float | None = None
-        self._weights: Samples | None = None
-
-    def blocks(self) -> Iterator[Samples]:
-        """Decode. Raises InputError; damaged packets are left out and counted."""
-        with _open_container(self._source) as container:
-            if not container.streams.audio:
-                raise InputError(
-                    f"{_EXPECTED}, got {_name(self._source)}, which has no sound in it"
-                )
-            stream = container.streams.best("audio")
-            self._promised_s = _promised_s(container, stream, self._source)
-            raw = self._raw_blocks(self._frames(container, stream))
-            for block in _without_padding(raw, _frame_limit(container, stream)):
-                self.num_decoded += block.shape[1]
-                yield block
-
-    def downmix(self, block: Samples) -> Samples:
-        """[channels, n] of the file as the one or two channels of the muxer."""
-        return block if self._weights is None else self._weights @ block
-
-    def warn_of_losses(self) -> None:
-        """Say what of the file could not be used."""
-        if self._num_damaged:
-            _LOG.warning(
-                "%s: %d damaged packets were left out", _name(self._source), self._num_damaged
-            )
-        decoded_s = self.num_decoded / self.rate
-        if self._promised_s is not None and decoded_s < self._promised_s - _LENIENT_S:
-            _LOG.warning(
-                "%s: expected %.2f s of sound, got %.2f s: the file is cut short; the rest is used",
-                _name(self._source),
-                self._promised_s,
-                decoded_s,
-            )
-
-    def _frames(self, container: Any, stream: Any) -> Iterator[Any]:
-        """Decoded frames; broken packets are skipped, an unreadable end is the end."""
-        import av  # noqa: PLC0415
-
-        packets = container.demux(stream)
-        while True:
-            try:
-                packet = next(packets, None)
-                frames = [] if packet is None else packet.decode()
-            except av.FFmpegError:
-                self._num_damaged += 1
-                continue
-            if packet is None:
-                return
-            yield from frames
-
-    def _raw_blocks(self, frames: Iterator[Any]) -> Iterator[Samples]:
-        """Frames of one kind joined to about a second and turned to float."""
-        waiting: list[NDArray[Any]] = []
-        length = 0
-        for frame in frames:
-            samples = self._accept(frame)
-            if waiting and (samples.dtype != waiting[0].dtype or length >= self.rate):
-                yield self._as_float(waiting)
-                waiting, length = [], 0
-            waiting.append(samples)
-            length += samples.shape[1]
-        if waiting:
-            yield self._as_float(waiting)
-
-    def _accept(self, frame: Any) -> NDArray[Any]:
-        """One frame as [channels, n], checked against the first."""
-        names = [channel.name for channel in frame.layout.channels]
-        if not self.rate:
-            self.rate, self.num_channels = frame.sample_rate, min(2, len(names))
-            self._num_native_channels = len(names)
-            self._weights = stereo_weights(names) if len(names) > 2 else None
-        if frame.sample_rate != self.rate:
-            raise InputError(
-                f"expected one sampling rate in {_name(self._source)}, got {self.rate} and then "
-                f"{frame.sample_rate} Hz; {_ADVICE}"
-            )
-        samples: NDArray[Any] = frame.to_ndarray()
-        if not frame.format.is_planar:
-            samples = samples.reshape(-1, len(names)).T
-        if len(names) != self._num_native_channels:
-            samples = np.repeat(samples[:1], self._num_native_channels, axis=0)
-        return samples
-
-    def _as_float(self, pieces: list[NDArray[Any]]) -> Samples:
-        block = _to_float(np.concatenate(pieces, axis=1))
-        if not np.isfinite(block).all():
-            raise InputError(
-                f"expected finite samples in {_name(self._source)}, got NaN or infinity; "
-                "export it again as 16-bit wav"
-            )
-        return block
-
-
-def _without_padding(blocks: Iterator[Samples], limit: int | None) -> Iterator[Samples]:
-    """Leave out the codec's padding: at most 4096 samples beyond `limit` at the end.
-
-    If more follow, the limit was wrong and everything is kept.
-    """
-    if limit is None:
-        yield from blocks
-        return
-    num_seen = 0
-    beyond: Samples | None = None
-    for block in blocks:
-        if beyond is not None:
-            block, beyond = np.concatenate([beyond, block], axis=1), None
-        within = min(block.shape[1], max(0, limit - num_seen))
-        if block.shape[1] - within > _MOST_PADDING:
-            within = block.shape[1]
-        if within < block.shape[1]:
-            beyond = block[:, within:]
-        num_seen += within
-        yield block[:, :within]
-
-
-def _frame_limit(container: Any, stream: Any) -> int | None:
-    """Samples by the container's clock, where it is exact and the codec's padding is not cut."""
-    if "mp4" not in container.format.name or not stream.duration:
-        return None
-    return round(stream.duration * stream.time_base * stream.codec_context.sample_rate)
-
-
-def _promised_s(container: Any, stream: Any, source: AudioFileSource) -> float | None:
-    """How long the file says that it is, in seconds."""
-    if container.format.name == "wav":
-        return _promised_by_wav(stream, source)
-    if stream.duration:
-        return float(stream.duration * stream.time_base)
-    return container.duration / 1e6 if container.duration else None
-
-
-def _promised_by_wav(stream: Any, source: AudioFileSource) -> float | None:
-    """By the size in the RIFF header: the library tells what is there, not what should be."""
-    if isinstance(source, bytes):
-        header, actual = source[:8], len(source)
-    else:
-        with Path(source).open("rb") as file:
-            header, actual = file.read(8), Path(source).stat().st_size
-    promised = int.from_bytes(header[4:8], "little") + 8
-    if header[:4] != b"RIFF" or promised >= 0x7FFF_FFFF or not stream.duration:
-        return None  # "size unknown" of a program that streamed
-    return float(stream.duration * stream.time_base) * max(1.0, promised / actual)
-
-
-def _open_container(source: AudioFileSource) -> Any:
-    """A demuxer on local bytes only. Raises InputError."""
-    import av  # noqa: PLC0415
-
-    name = _name(source)
-    try:
-        if isinstance(source, bytes):
-            return av.open(io.BytesIO(source), options={"protocol_whitelist": "file"})
-        # "file:" keeps a colon in the name from being read as a protocol.
-        return av.open(f"file:{os.fspath(source)}", options={"protocol_whitelist": "file"})
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{_EXPECTED}, got {name}, which does not exist; check the path"
-        ) from error
-    except IsADirectoryError as error:
-        raise InputError(f"{_EXPECTED}, got {name}, a folder; name a file in it") from error
-    except PermissionError as error:
-        raise InputError(f"{_EXPECTED}, got {name}, which may not be read; allow it") from error
-    except (av.FFmpegError, ValueError) as error:
-        what = "which is empty" if _is_empty(source) else "which is not one or is broken"
-        raise InputError(f"{_EXPECTED}, got {name}, {what}; {_ADVICE}") from error
-
-
-def _is_empty(source: AudioFileSource) -> bool:
-    return not source if isinstance(source, bytes) else Path(source).stat().st_size == 0
-
-
-def _name(source: AudioFileSource) -> str:
-    return f"{len(source)} bytes" if isinstance(source, bytes) else os.fspath(source)
-
-
-def _to_float(samples: NDArray[Any]) -> Samples:
-    """PCM of any type as float32 in -1..1."""
-    if samples.dtype == np.uint8:
-        return (samples.astype(np.float32) - 128) / 128
-    if samples.dtype.kind == "i":
-        scale = np.float32(2.0 ** (1 - 8 * samples.dtype.itemsize))
-        return samples.astype(np.float32) * scale
-    return samples.astype(np.float32)
+def _mono(channels: Samples) -> Samples:
+    """[1, n]: the mean of [channels, n]."""
+    return channels if len(channels) == 1 else channels.mean(axis=0, keepdims=True)
 
 
 def _pcm_channels(samples: NDArray[Any]) -> Samples:
@@ -426,17 +250,18 @@ def _pcm_channels(samples: NDArray[Any]) -> Samples:
     if samples.dtype != np.int16 and samples.dtype.kind != "f":
         raise InputError(f"expected float or int16 samples, got {samples.dtype}; convert them")
     if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[1] == 0):
-        raise InputError(f"expected samples [n] or [n, channels], got {list(samples.shape)}")
-    channels = _to_float(samples[None] if samples.ndim == 1 else samples.T)
+        raise InputError(
+            f"expected samples [n] or [n, channels], got {list(samples.shape)}; put channels last"
+        )
+    channels = to_float(samples[None] if samples.ndim == 1 else samples.T)
     if not np.isfinite(channels).all():
-        raise InputError("expected finite samples, got NaN or infinity; check the source")
-    return channels
+        raise InputError("expected finite samples, got NaN or infinity; check the sound card")
+    # The caller may fill the same array again before the samples are read.
+    return channels.copy() if np.shares_memory(channels, samples) else channels
 
 
-def _map_channels(channels: Samples, num_channels: int) -> Samples:
-    """Any number of channels as one (their mean) or two (the first two, or one repeated)."""
-    if len(channels) == num_channels:
-        return channels
+def _with_channels(channels: Samples, num_channels: int) -> Samples:
+    """As one channel (the mean) or two (the first two, or the only one twice)."""
     if num_channels == 1:
-        return channels.mean(axis=0, keepdims=True)
+        return _mono(channels)
     return np.repeat(channels, 2, axis=0) if len(channels) == 1 else channels[:2]

@@ -41,7 +41,7 @@ def load_portrait(source: ImageSource) -> Image:
     Raises InputError: not there, empty, truncated, not a picture, below 16 pixels, above
     179 megapixels, or longer than 16 times its width.
     """
-    from PIL import ImageOps  # noqa: PLC0415
+    from PIL import ImageOps
 
     if isinstance(source, np.ndarray):
         image, name = _image_of_array(source), "the array"
@@ -65,7 +65,7 @@ def fit_portrait(image: Image, height: int, width: int) -> NDArray[np.uint8]:
     The short side becomes min(height, width) (Pillow's antialiased bilinear filter), the long
     side int(short * long / short_in); then a centre crop; black where the picture is too small.
     """
-    from PIL import Image as PILImage  # noqa: PLC0415
+    from PIL import Image as PILImage
 
     short = min(height, width)
     if image.width <= image.height:
@@ -80,7 +80,7 @@ def fit_portrait(image: Image, height: int, width: int) -> NDArray[np.uint8]:
 
 def contact_sheet(frames: Sequence[NDArray[np.uint8]], columns: int, path: str | Path) -> None:
     """Write frames ([H, W, 3] uint8, all of one size) side by side into one PNG."""
-    from PIL import Image as PILImage  # noqa: PLC0415
+    from PIL import Image as PILImage
 
     assert columns > 0 and len(frames) > 0
     height, width = frames[0].shape[:2]
@@ -108,7 +108,8 @@ def _crop_offset(size: int, wanted: int) -> int:
 
 def _open_image(source: str | os.PathLike[str] | bytes | bytearray) -> tuple[Image, str]:
     """Decode a file's content; returns the picture and what to call it in a message."""
-    from PIL import Image as PILImage  # noqa: PLC0415
+    from PIL import Image as PILImage
+    from PIL import UnidentifiedImageError
 
     content, name = _read_source(source)
     try:
@@ -123,7 +124,7 @@ def _open_image(source: str | os.PathLike[str] | bytes | bytearray) -> tuple[Ima
             f"expected a picture of at most {MAX_PIXELS // 10**6} megapixels, got {name}, which "
             "claims to be larger; make it smaller"
         ) from error
-    except PILImage.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise InputError(f"{_EXPECTED}, got {name}, which is not one; {_ADVICE}") from error
     except (InputError, MemoryError):
         raise
@@ -172,7 +173,7 @@ def _check_size(width: int, height: int, name: str) -> None:
 
 
 def _image_of_array(array: NDArray[Any]) -> Image:
-    from PIL import Image as PILImage  # noqa: PLC0415
+    from PIL import Image as PILImage
 
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
@@ -196,16 +197,18 @@ def _bytes_of(array: NDArray[Any]) -> NDArray[np.uint8]:
         return array.astype(np.uint8) * 255
     if not np.issubdtype(array.dtype, np.floating):
         raise InputError(
-            f"expected a picture array of uint8, uint16, bool or float, got {array.dtype}; convert it"
+            f"expected a picture array of uint8, uint16, bool or float, got {array.dtype}; "
+            "convert it"
         )
     if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
         raise InputError("expected a float picture with values in 0..1, got others; scale it")
-    return np.rint(array * 255).astype(np.uint8)
+    scaled: NDArray[np.uint8] = np.rint(array * 255).astype(np.uint8)
+    return scaled
 
 
 def _to_rgb(image: Image) -> Image:
     """Any Pillow mode as RGB."""
-    from PIL import Image as PILImage  # noqa: PLC0415
+    from PIL import Image as PILImage
 
     if image.mode.startswith("I") or image.mode == "F":
         return PILImage.fromarray(_scaled_grey(np.asarray(image))).convert("RGB")

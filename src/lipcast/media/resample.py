@@ -54,10 +54,11 @@ def stereo_weights(channel_names: Sequence[str]) -> Samples:
     Left and right stay on their side, the centre goes to both at -3 dB, the bass channel is
     dropped; unnamed channels go to both. Sums of 1 cannot clip.
     """
-    weights = np.array([_sides(name) for name in channel_names], dtype=np.float32).T
+    weights: Samples = np.array([_sides(name) for name in channel_names], dtype=np.float32).T
     if (weights.sum(axis=1) == 0).any():
         weights = np.ones((2, len(channel_names)), dtype=np.float32)
-    return weights / weights.sum(axis=1, keepdims=True)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights
 
 
 def _sides(name: str) -> tuple[float, float]:
@@ -101,7 +102,7 @@ class Resampler:
         return self._emit(rest)[:, :missing]
 
     def _open(self) -> None:
-        import av  # noqa: PLC0415
+        import av
 
         graph = av.filter.Graph()
         source = graph.add(
@@ -129,12 +130,12 @@ class Resampler:
         units = -(-reach // (self._from // common))
         self._margin_in = units * (self._from // common)
         channels = 1 if self._layout == "mono" else 2
-        early = self._filter(np.zeros((channels, self._margin_in), np.float32))
-        return units * (self._to // common) - early.shape[1]
+        num_early: int = self._filter(np.zeros((channels, self._margin_in), np.float32)).shape[1]
+        return units * (self._to // common) - num_early
 
     def _filter(self, block: Samples | None) -> Samples:
         """Push a block (None: the end) and pull everything that comes out."""
-        import av  # noqa: PLC0415
+        import av
 
         if block is not None and block.shape[1] == 0:
             return block
@@ -147,7 +148,7 @@ class Resampler:
                 return np.concatenate(pulled, axis=1)
 
     def _frame(self, block: Samples) -> Any:
-        import av  # noqa: PLC0415
+        import av
 
         frame = av.AudioFrame.from_ndarray(
             np.ascontiguousarray(block), format="fltp", layout=self._layout
@@ -163,7 +164,7 @@ class Resampler:
         return block[:, skipped:]
 
 
-class _Fifo:
+class Fifo:
     """Samples along the last axis, first in, first out."""
 
     def __init__(self, num_channels: int) -> None:
@@ -195,7 +196,7 @@ class TwoTracks:
         self.sample_rate = mux_rate(native_rate)
         self._to_mux = Resampler(native_rate, self.sample_rate, num_channels)
         self._to_speech = Resampler(native_rate, SAMPLE_RATE, 1)
-        self._mux, self._speech = _Fifo(num_channels), _Fifo(1)
+        self._mux, self._speech = Fifo(num_channels), Fifo(1)
         self.finished = False
 
     def push(self, channels: Samples, mono: Samples) -> None:
