@@ -33,7 +33,7 @@ ROOMS = MappingProxyType({
     "jobs": _API | {"jobs"},
     "lab": _API | {"lab"},
     "serve": _API | {"serve"},
-    "cli": _API | {"jobs", "lab", "serve", "cli"},
+    "cli": _API | {"jobs", "lab", "serve", "cli", ""},
     "": frozenset({"api", ""}),
 })  # fmt: skip
 

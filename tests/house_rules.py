@@ -23,6 +23,11 @@ BANNED_WORDS = re.compile(
 _MUTABLE_CALLS = frozenset(
     {"list", "dict", "set", "defaultdict", "deque", "OrderedDict", "Counter", "bytearray"}
 )
+_WRITERS = frozenset(
+    {"append", "extend", "insert", "add", "update", "pop", "popitem", "remove", "discard", "clear"}
+    | {"setdefault", "sort", "reverse"}
+)
+_CONSTANT = re.compile(r"^_?[A-Z][A-Z0-9_]*$")
 _READ_ONLY_TYPES = re.compile(r"^(Mapping|Sequence|Final\[(Mapping|Sequence))\b")
 _LEVELS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match, ast.AsyncFor, ast.AsyncWith)
 _RANDOM_CALLS = re.compile(
@@ -91,7 +96,7 @@ def check_parameters(source: Source) -> Iterator[str]:
         if is_protocol or _is_declaration(function):
             continue
         names = [n for part in function.body for n in ast.walk(part) if isinstance(n, ast.Name)]
-        read = {name.id for name in names if isinstance(name.ctx, ast.Load)}
+        read = {name.id for name in names if not isinstance(name.ctx, ast.Store)}
         for name in _parameter_names(function.args):
             if name not in read and name not in {"self", "cls"} and not name.startswith("_"):
                 yield source.breach(function, f"{function.name} never reads its parameter {name}")
@@ -108,10 +113,15 @@ def _parameter_names(arguments: ast.arguments) -> list[str]:
 
 
 def check_globals(source: Source) -> Iterator[str]:
-    """No module or class holds a list, dict or set that could change; nothing rebinds a global."""
+    """No module or class holds a list, dict or set that changes; nothing rebinds a global.
+
+    A table under an UPPER_CASE name is a constant: nothing may write to it, anywhere.
+    """
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Global):
             yield source.breach(node, f"global {', '.join(node.names)}")
+        if (constant := _written_constant(node)) is not None:
+            yield source.breach(node, f"{constant} is a constant, and this writes to it")
         if isinstance(node, (ast.Module, ast.ClassDef)):
             yield from _mutable_names(source, node.body)
 
@@ -123,10 +133,29 @@ def _mutable_names(source: Source, body: list[ast.stmt]) -> Iterator[str]:
         if isinstance(node, ast.AnnAssign) and _READ_ONLY_TYPES.match(ast.unparse(node.annotation)):
             continue
         target = ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
-        if target != "__all__":
+        is_table = _CONSTANT.match(target) and _has_content(node.value)
+        if target != "__all__" and not is_table:
             yield source.breach(
                 node, f"{target} can change; use a tuple, a frozenset or a MappingProxyType"
             )
+
+
+def _has_content(value: ast.expr | None) -> bool:
+    """A literal table; an empty one is there to be filled."""
+    if isinstance(value, ast.Dict):
+        return bool(value.keys)
+    return not isinstance(value, ast.Call) and bool(getattr(value, "elts", True))
+
+
+def _written_constant(node: ast.AST) -> str | None:
+    """The UPPER_CASE name whose content this node changes."""
+    owner: ast.expr | None = None
+    if isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):
+        owner = node.value
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        owner = node.func.value if node.func.attr in _WRITERS else None
+    name = ast.unparse(owner).split(".")[-1] if owner is not None else ""
+    return name if _CONSTANT.match(name) else None
 
 
 def _is_mutable(value: ast.expr | None) -> bool:

@@ -1,7 +1,144 @@
-"""`lipcast info`."""
+"""`lipcast info`: what a model is, and how large everything is, part by part, before it is loaded.
+
+Input: the given flags. Output: a table, or one JSON document. Everything is computed from the
+configurations; nothing is loaded, so it works for a model that is not on this machine.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
 
-def info() -> None:
-    """x"""
+import typer
+
+from lipcast.cli.flag_table import FLAGS
+from lipcast.cli.judge import Given, judge
+from lipcast.cli.model_configs import ModelConfigs, read_configs
+from lipcast.cli.talk import Talk, print_json
+from lipcast.core import sizes, tensors
+from lipcast.core.hardware import format_bytes
+from lipcast.core.request import OPTION_NAMES, GenerateOptions
+from lipcast.core.video_spec import VideoSpec, video_spec
+
+_FLAG_NAMES = frozenset(
+    {"model", "size", "infer_frames", "sample_steps", "fold_last_step", "json", "debug"}
+)
+INFO_FLAGS = tuple(flag for flag in FLAGS if flag.name in _FLAG_NAMES)
+_DEFAULT_SIDES = (704, 384)
+_PLACES: tuple[tuple[str, sizes.Precision, sizes.KVPrecision], ...] = (
+    ("cpu", "fp32", "fp32"),
+    ("gpu", "bf16", "bf16"),
+)
+"""Where a model runs, and what it computes in there by default."""
+
+
+def info(given: Mapping[str, Given]) -> None:
+    """Show a model: its networks, the shapes of a video, and memory by part.
+
+    Nothing is loaded. `--model 14b` shows the published 14B model without its files.
+
+        lipcast info
+        lipcast info --model 14b --size "704*384" --infer_frames 48
+    """
+    talk = Talk.begin(given)
+    settings = judge(given, on_cpu=lambda: True).settings
+    model = str(settings.get("model", "tiny"))
+    options: dict[str, Any] = {k: v for k, v in settings.items() if k in OPTION_NAMES}
+    document = describe(model, read_configs(model), GenerateOptions(**options))
+    if talk.as_json:
+        print_json(document)
+    else:
+        typer.echo(_as_text(document))
+
+
+def describe(model: str, configs: ModelConfigs, options: GenerateOptions) -> dict[str, Any]:
+    """Everything that `lipcast info` shows, as JSON values."""
+    height, width = _sides(options.size)
+    spec = video_spec(options, configs.dit, configs.vae, height=height, width=width)
+    geometry = spec.geometry
+    return {
+        "model": model,
+        "networks": {
+            "transformer": tensors.num_parameters(tensors.dit_tensors(configs.dit)),
+            "autoencoder": tensors.num_parameters(tensors.vae_tensors(configs.vae)),
+            "text encoder": tensors.num_parameters(tensors.text_tensors(configs.text)),
+            "speech encoder": tensors.num_speech_parameters(configs.speech),
+        },
+        "video": {
+            "height": geometry.height,
+            "width": geometry.width,
+            "infer_frames": spec.infer_frames,
+            "steps": spec.flow.num_steps,
+            "frames_per_block": spec.video_frames_per_block,
+            "tokens_per_frame": geometry.tokens_per_frame,
+            "tokens_per_block": geometry.tokens_per_frame * geometry.frames_per_block,
+            "window_latent_frames": geometry.window,
+            "sink_tokens": geometry.sink_tokens,
+        },
+        "bytes": {
+            place: _bytes(configs, spec, precision, kv_precision)
+            for place, precision, kv_precision in _PLACES
+        },
+        "config": asdict(configs.dit),
+    }
+
+
+def _sides(size: str | None) -> tuple[int, int]:
+    """The sides of the size as height and width: the picture that `info` supposes."""
+    if size is None:
+        return _DEFAULT_SIDES
+    height, width = re.findall(r"\d+", size)
+    return int(height), int(width)
+
+
+def _bytes(
+    configs: ModelConfigs,
+    spec: VideoSpec,
+    precision: sizes.Precision,
+    kv_precision: sizes.KVPrecision,
+) -> dict[str, int]:
+    """Bytes by part of one session that computes a block at a time."""
+    dit, vae, geometry = configs.dit, configs.vae, spec.geometry
+    layers, area = dit.num_layers, (geometry.latent_height, geometry.latent_width)
+    weights = tensors.num_parameters(tensors.dit_tensors(dit)) * sizes.plain_bytes(precision)
+    ring = layers * sizes.ring_layer_bytes(dit, geometry, kv_precision)
+    sink = sizes.sink_layer_bytes(dit, geometry, kv_precision)
+    sink += sizes.placed_layer_bytes(dit, geometry, kv_precision)
+    parts = {
+        "transformer weights": weights,
+        "autoencoder weights": sizes.vae_bytes(vae, precision),
+        "speech encoder weights": sizes.speech_encoder_bytes(configs.speech),
+        "KV ring of one step": ring,
+        "KV rings of all steps": ring * spec.flow.num_steps,
+        "sink": layers * sink,
+        "text keys and values": layers * sizes.text_kv_layer_bytes(dit, kv_precision),
+        "decoder state": sizes.decoder_state_bytes(vae, *area, precision=precision),
+        "working memory, transformer": sizes.tick_bytes(dit, geometry, precision, num_lanes=1),
+        "working memory, decoder": sizes.decode_work_bytes(
+            vae, geometry.height, geometry.width, precision=precision
+        ),
+    }
+    return {**parts, "sum": _sum(parts)}
+
+
+def _sum(parts: Mapping[str, int]) -> int:
+    """What is held at once: one working memory at a time, and every ring counted once."""
+    kept = {name: size for name, size in parts.items() if not name.startswith("working")}
+    working = [size for name, size in parts.items() if name.startswith("working")]
+    return sum(kept.values()) - parts["KV ring of one step"] + max(working)
+
+
+def _as_text(document: Mapping[str, Any]) -> str:
+    """The document as lines for a person."""
+    networks, video, by_place = document["networks"], document["video"], document["bytes"]
+    lines = [f"model {document['model']}", "", "networks, in parameters"]
+    lines += [f"  {name:<28}{count:>16,}" for name, count in networks.items()]
+    lines += ["", f"a video of {video['width']} x {video['height']} pixels"]
+    lines += [f"  {name.replace('_', ' '):<28}{value:>16,}" for name, value in video.items()]
+    lines += ["", f"memory{'CPU, fp32':>38}{'GPU, bf16':>14}"]
+    for part, size in by_place["cpu"].items():
+        on_gpu = format_bytes(by_place["gpu"][part])
+        lines.append(f"  {part:<28}{format_bytes(size):>14}{on_gpu:>14}")
+    return "\n".join(lines)

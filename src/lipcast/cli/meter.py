@@ -13,8 +13,6 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import psutil
-
 _MIB = 2**20
 _Block = TypeVar("_Block")
 
@@ -53,7 +51,7 @@ class Meter:
         self.blocks_done += 1
         self.frames_done += num_frames
         self._last = time.perf_counter()
-        self.peak_rss_bytes = max(self.peak_rss_bytes, psutil.Process().memory_info().rss)
+        self.peak_rss_bytes = max(self.peak_rss_bytes, _rss_bytes())
 
     def stop(self) -> None:
         """The file is complete."""
@@ -95,6 +93,12 @@ class Meter:
         if self.peak_rss_bytes:
             parts.append(f"{self.peak_rss_bytes / _MIB:.0f} MiB")
         return ", ".join(parts)
+
+
+def _rss_bytes() -> int:
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
 
 
 class ProgressBar(AbstractContextManager["ProgressBar"]):

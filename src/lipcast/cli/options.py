@@ -15,6 +15,7 @@ import typer
 
 from lipcast.cli.flag import Flag, Group, Kind
 from lipcast.cli.judge import Given
+from lipcast.errors import CancelledError
 
 
 def with_flags(flags: Iterable[Flag]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -22,7 +23,11 @@ def with_flags(flags: Iterable[Flag]) -> Callable[[Callable[..., None]], Callabl
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
         def command(**values: Given | None) -> None:
-            verb({name: value for name, value in values.items() if value is not None})
+            try:
+                verb({name: value for name, value in values.items() if value is not None})
+            except KeyboardInterrupt as error:
+                # Here, because typer turns it into an exit without a word.
+                raise CancelledError("stopped; nothing was written") from error
 
         parameters = [_parameter(flag) for flag in flags]
         command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]

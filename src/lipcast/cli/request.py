@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from lipcast.cli.judge import Given, Judgement, judge
@@ -56,7 +55,7 @@ def read_request(given: Mapping[str, Given], *, on_cpu: Callable[[], bool]) -> G
         device=_text(settings, "device"),
         precision=_text(settings, "precision"),
         options=options,
-        accepted=MappingProxyType(dict(judgement.accepted)),
+        accepted=dict(judgement.accepted),
     )
 
 

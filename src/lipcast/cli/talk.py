@@ -39,7 +39,7 @@ class Talk:
     def note(self, sentence: str) -> None:
         """One line for a person."""
         if not self.quiet:
-            typer.echo(f"lipcast: {sentence}", err=True)
+            say(sentence)
 
     def warn(self, sentence: str) -> None:
         """One line for a person, repeated in the JSON document."""
@@ -57,6 +57,11 @@ class _Notes(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         say = self._talk.warn if record.levelno >= logging.WARNING else self._talk.note
         say(record.getMessage())
+
+
+def say(sentence: str) -> None:
+    """One line on standard error."""
+    typer.echo(f"lipcast: {sentence}", err=True)
 
 
 def print_json(document: Mapping[str, Any]) -> None:

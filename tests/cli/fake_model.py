@@ -1,0 +1,69 @@
+"""A model that makes grey frames at once, for tests of what stands around a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from lipcast.core.config import DiTConfig, VAEConfig
+from lipcast.core.request import GenerateOptions
+from lipcast.core.video_spec import video_spec
+from lipcast.engine.frames import BlockTimings, FrameBlock
+
+NUM_BLOCKS = 4
+FRAMES = 12
+SAMPLE_RATE = 16_000
+
+
+class FakeSession:
+    """Yields NUM_BLOCKS blocks; raises `error` in place of block `fail_at`."""
+
+    num_blocks = NUM_BLOCKS
+
+    def __init__(self, options: GenerateOptions, error: BaseException | None, fail_at: int) -> None:
+        self.spec = video_spec(options, DiTConfig(), VAEConfig(), height=64, width=64)
+        self._error, self._fail_at = error, fail_at
+        self.closed = False
+
+    def __iter__(self) -> Iterator[FrameBlock]:
+        for index in range(NUM_BLOCKS):
+            if self._error is not None and index == self._fail_at:
+                raise self._error
+            yield grey_block(index)
+
+    def report(self) -> dict[str, Any]:
+        return {"seconds": {"speech_s": 0.1, "dit_s": 0.2, "vae_s": 0.3}}
+
+    def __enter__(self) -> FakeSession:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.closed = True
+
+
+def grey_block(index: int) -> FrameBlock:
+    frames = np.full((FRAMES, 64, 64, 3), 40 * index, np.uint8)
+    audio = np.zeros((FRAMES * SAMPLE_RATE // 25, 1), np.float32)
+    return FrameBlock(index, frames, audio, SAMPLE_RATE, BlockTimings(0.1, 0.2, 0.3))
+
+
+class FakeModel:
+    """Records what it was asked; `error` is raised in place of block `fail_at`."""
+
+    def __init__(self, error: BaseException | None = None, fail_at: int = 0) -> None:
+        self.asked = SimpleNamespace(load={}, stream={})
+        self.error, self.fail_at = error, fail_at
+        self.session: FakeSession | None = None
+
+    def load(self, name: str | Path, **how: str | None) -> FakeModel:
+        self.asked.load = {"name": name, **how}
+        return self
+
+    def stream(self, *, image: Path, audio: Path, prompt: str, **options: Any) -> FakeSession:
+        self.asked.stream = {"image": image, "audio": audio, "prompt": prompt}
+        self.session = FakeSession(GenerateOptions(**options), self.error, self.fail_at)
+        return self.session

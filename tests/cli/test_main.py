@@ -1,0 +1,190 @@
+"""The command as its users meet it: results, sentences, exit codes, one JSON document."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_model import FRAMES, NUM_BLOCKS, FakeModel
+
+from lipcast.cli.main import main
+from lipcast.core.request import GenerateOptions
+from lipcast.errors import InputError, OutputError
+from lipcast.media.video import read_video
+
+VERBS = ("generate", "info")
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "me.png").write_bytes(b"picture")
+    (tmp_path / "hello.wav").write_bytes(b"sound")
+    return tmp_path
+
+
+def install(monkeypatch: pytest.MonkeyPatch, model: FakeModel) -> FakeModel:
+    monkeypatch.setattr("lipcast.api.load", model.load)
+    return model
+
+
+def generate(*more: str) -> int:
+    return main(["generate", "--image", "me.png", "--audio", "hello.wav", *more])
+
+
+def document(capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], str]:
+    """Standard output as its one JSON document, and standard error."""
+    said = capsys.readouterr()
+    content: dict[str, Any] = json.loads(said.out)
+    return content, said.err
+
+
+def test_a_video_is_made_and_reported(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = install(monkeypatch, FakeModel())
+    flags = ["--prompt", "calm", "--single-gpu", "--seed", "7", "--infer-frames=24", "-o", "a.mp4"]
+    assert generate(*flags, "--json") == 0
+    told, said = document(capsys)
+    assert told["status"] == "finished"
+    assert told["frames"] == NUM_BLOCKS * FRAMES
+    assert told["seed"] == 7
+    assert told["output"] == str(files / "a.mp4")
+    assert set(told["seconds_by_part"]) == {"speech_s", "dit_s", "vae_s", "mux_s"}
+    assert told["request"]["options"]["infer_frames"] == told["infer_frames"] == 24
+    assert list(told["accepted"]) == ["single_gpu"]
+    assert 0 < told["time_to_first_frame_s"] <= told["elapsed_s"]
+    assert told["peak_rss_bytes"] > 2**20
+    assert "a.mp4: 48 frames, 1.92 s" in said
+    assert model.asked.load == {"name": "tiny", "device": None, "precision": None}
+    assert model.asked.stream == {
+        "image": Path("me.png"), "audio": Path("hello.wav"), "prompt": "calm",
+    }  # fmt: skip
+    assert model.session is not None and model.session.closed
+    assert model.session.spec.options == GenerateOptions(seed=7, infer_frames=24)
+    assert len(read_video("a.mp4").frames) == 48
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "status", "sentence"),
+    [
+        (KeyboardInterrupt(), 130, "stopped", "stopped; kept in out.mp4: 24 frames, 0.96 s"),
+        (
+            OutputError("the disk is full"),
+            6,
+            "failed",
+            "the disk is full; kept in out.mp4: 24 frames",
+        ),
+        (ValueError("odd"), 1, "failed", "ValueError: odd; kept in out.mp4: 24 frames"),
+    ],
+)
+def test_what_ends_early_keeps_its_frames(
+    files: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    exit_code: int,
+    status: str,
+    sentence: str,
+) -> None:
+    install(monkeypatch, FakeModel(error, fail_at=2))
+    assert generate("--json") == exit_code
+    told, said = document(capsys)
+    assert (told["status"], told["frames"]) == (status, 24)
+    assert sentence in said
+    assert "Traceback" not in said
+    assert len(read_video("out.mp4").frames) == 24
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "sentence"),
+    [
+        (KeyboardInterrupt(), 130, "stopped; nothing was written"),
+        (InputError("expected a picture, got a poem"), 3, "expected a picture, got a poem"),
+        (MemoryError(), 5, "memory ran out; choose a smaller --size"),
+        (KeyError("x"), 70, "unexpected KeyError: 'x'; this is a defect, run with --debug"),
+    ],
+)
+def test_what_fails_before_the_first_frame_leaves_the_output_alone(
+    files: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    exit_code: int,
+    sentence: str,
+) -> None:
+    (files / "out.mp4").write_bytes(b"precious")
+    install(monkeypatch, FakeModel(error, fail_at=0))
+    assert generate("--json") == exit_code
+    told, said = document(capsys)
+    assert told["status"] == "failed"
+    assert told["error"]["exit_code"] == exit_code
+    assert said == f"lipcast: {told['error']['message']}\n"
+    assert sentence in said
+    assert (files / "out.mp4").read_bytes() == b"precious"
+
+
+def test_debug_shows_the_traceback(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(monkeypatch, FakeModel(KeyError("x")))
+    assert generate("--debug") == 70
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_quiet_says_nothing(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(monkeypatch, FakeModel())
+    assert generate("-q") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["generate", "--imge", "x"], "No such option: --imge"),
+        (["generate", "--size"], "'--size' requires an argument"),
+        (["generate", "stray"], "stray"),
+        (["conjure"], "No such command 'conjure'"),
+        (["generate", "--fp8"], "--fp8: 8-bit weights are not in this version"),
+        (["generate", "--lora-path-dmd", "x"], "--lora_path_dmd: adapters are not"),
+        (["info", "--infer_frames", "30"], "infer_frames: expected a multiple of 4"),
+        (["info", "--model", "nowhere"], "--model: expected tiny, 14b or the folder"),
+    ],
+)
+def test_wrong_commands_get_one_sentence(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+) -> None:
+    assert main(arguments) in {2, 4}
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("lipcast: ")
+    assert sentence in said.err
+    assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_teaches(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    assert main([verb, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"lipcast {verb} " in shown
+    assert "--infer_frames" in shown
+
+
+def test_help_and_info_start_without_torch() -> None:
+    calls = [["--help"], ["--version"], *([verb, "--help"] for verb in VERBS), ["info", "--json"]]
+    script = (
+        "import sys; from lipcast.cli.main import main\n"
+        f"assert [main(call) for call in {calls!r}] == [0] * {len(calls)}\n"
+        "heavy = {'torch', 'transformers', 'av', 'numpy', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
