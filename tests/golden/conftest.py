@@ -6,47 +6,12 @@ which holds the small cases. A case that a folder does not have is skipped with 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from safetensors import safe_open
-
-DEFAULT_DIR = Path(__file__).parent / "data"
-
-
-class GoldenCase:
-    """One reference file: tensors by name, weights by prefix, metadata parsed."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = safe_open(path, framework="pt")
-        self.names = list(self._file.keys())
-        self.meta = {k: _parse(v) for k, v in (self._file.metadata() or {}).items()}
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._file.get_tensor(name)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.names
-
-    def under(self, prefix: str) -> dict[str, torch.Tensor]:
-        """Every tensor below `prefix`, the prefix removed from its name."""
-        return {n[len(prefix) :]: self[n] for n in self.names if n.startswith(prefix)}
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        return self.under("weights/")
-
-
-def _parse(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+from golden_helpers import DEFAULT_DIR, GoldenCase
 
 
 def golden_dir() -> Path:

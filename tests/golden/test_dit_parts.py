@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import dit_config, max_error
+from golden_helpers import dit_config, max_error
 
 from lipcast.models.attention import attend
 from lipcast.models.audio import AudioConditioning, AudioInjector, CausalAudioEncoder

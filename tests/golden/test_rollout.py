@@ -10,7 +10,7 @@ import re
 
 import pytest
 import torch
-from helpers import Driver, build_dit, max_error
+from golden_helpers import Driver, build_dit, max_error
 
 from lipcast.core.timesteps import flow_schedule
 from lipcast.models.kv_ring import Sink

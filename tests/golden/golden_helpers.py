@@ -2,14 +2,49 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from lipcast.core.config import DiTConfig
 from lipcast.models.dit import BlockConditions, DiT, Lane, TimeRows
 from lipcast.models.kv_ring import KVRing, Sink
 from lipcast.models.rope import ref_frame
+
+DEFAULT_DIR = Path(__file__).parent / "data"
+
+
+class GoldenCase:
+    """One reference file: tensors by name, weights by prefix, metadata parsed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = safe_open(path, framework="pt")
+        self.names = list(self._file.keys())
+        self.meta = {k: _parse(v) for k, v in (self._file.metadata() or {}).items()}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._file.get_tensor(name)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+    def under(self, prefix: str) -> dict[str, torch.Tensor]:
+        """Every tensor below `prefix`, the prefix removed from its name."""
+        return {n[len(prefix) :]: self[n] for n in self.names if n.startswith(prefix)}
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return self.under("weights/")
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def dit_config(meta: dict[str, Any], weights: dict[str, torch.Tensor], **changes: Any) -> DiTConfig:

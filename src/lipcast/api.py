@@ -1,0 +1,263 @@
+"""The front door: load a model, make videos with it. Here all parts are put together.
+
+    model = load("tiny")
+    model.generate(image="me.png", audio="hello.wav").save("out.mp4")     a whole video
+    for block in model.stream(image=…, audio=…): …                       frames as they are made
+    with model.session(image=…) as live: live.push(pcm); …               sound as it comes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lipcast.core.request import OPTION_NAMES, GenerateOptions
+from lipcast.core.video_spec import VideoSpec, video_spec
+from lipcast.engine.audio_timeline import AudioSource, AudioTimeline
+from lipcast.engine.conditions import encode_anchor
+from lipcast.engine.decode import FrameDecoder
+from lipcast.engine.frames import FrameBlock
+from lipcast.engine.rollout import LaneExecutor
+from lipcast.engine.session import Session
+from lipcast.engine.speech_stream import FeatureStream
+from lipcast.errors import UsageError
+from lipcast.media.audio import PcmSource, open_audio
+from lipcast.media.image import ImageSource, fit_portrait, load_portrait
+from lipcast.media.video import VideoWriter
+from lipcast.runtime import logger
+from lipcast.weights.bundle import ModelBundle, checkpoint_dir, load_bundle
+
+_log = logger("api")
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def load(name_or_dir: str | Path = "tiny", *, device: str | None = None, precision: str | None = None) -> Lipcast:
+    """Load a model by name ("tiny") or from a checkpoint directory in the published layout.
+
+    device: "cpu", "cuda", "cuda:1"; None takes the first GPU, else the CPU.
+    precision: "fp32" or "bf16" of the transformer; None: bf16 on a GPU, fp32 on a CPU.
+    Raises CheckpointError for missing or broken files, UsageError for an unknown device or precision.
+    """
+    chosen = _device(device)
+    return Lipcast(load_bundle(checkpoint_dir(name_or_dir), device=chosen, dtype=_dtype(precision, chosen)))
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """A finished video in memory. For long ones, write the blocks of `stream` with `save_blocks`."""
+
+    blocks: tuple[FrameBlock, ...]
+    report: dict[str, Any]
+
+    @property
+    def frames(self) -> NDArray[np.uint8]:
+        """RGB [num_frames, height, width, 3]."""
+        return np.concatenate([block.frames for block in self.blocks])
+
+    @property
+    def audio(self) -> NDArray[np.float32]:
+        """[num_samples, channels] at `sample_rate`."""
+        return np.concatenate([block.audio for block in self.blocks])
+
+    @property
+    def sample_rate(self) -> int:
+        return self.blocks[0].sample_rate
+
+    def save(self, path: str | Path) -> Path:
+        """Write an MP4 (H.264 and AAC); raises OutputError where that fails."""
+        for _ in save_blocks(self.blocks, path):
+            pass
+        return Path(path)
+
+
+def save_blocks(blocks: Iterable[FrameBlock], path: str | Path) -> Iterator[FrameBlock]:
+    """Write blocks to a video file as they come, and pass them on; the file is playable throughout.
+
+    What was written stays playable however the iteration ends. Raises OutputError.
+    """
+    writer: VideoWriter | None = None
+    try:
+        for block in blocks:
+            writer = writer or _open_writer(path, block)
+            writer.write(block.frames, block.audio)
+            yield block
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _open_writer(path: str | Path, block: FrameBlock) -> VideoWriter:
+    _, height, width, _ = block.frames.shape
+    return VideoWriter(
+        path,
+        width=width,
+        height=height,
+        sample_rate=block.sample_rate,
+        num_channels=block.audio.shape[1],
+    )
+
+
+class LiveSession:
+    """A session whose sound is pushed while it runs."""
+
+    def __init__(self, session: Session, source: PcmSource) -> None:
+        self._session = session
+        self._source = source
+
+    def push(self, samples: NDArray[Any]) -> None:
+        """Append float (-1..1) or int16 PCM, [n] or [n, channels], at the session's sample rate."""
+        self._source.push(samples)
+
+    def finish(self) -> None:
+        """No more sound: what is left is padded to whole blocks and made."""
+        self._source.finish()
+
+    def ready(self) -> Iterator[FrameBlock]:
+        """The blocks that the sound so far allows, without waiting for more."""
+        return self._session.ready()
+
+    def __iter__(self) -> Iterator[FrameBlock]:
+        """Every block; waits for `push` from another thread, ends after `finish`."""
+        return iter(self._session)
+
+    def cancel(self) -> None:
+        """End at once: whoever iterates gets CancelledError."""
+        self._session.cancel()
+        self._source.cancel()
+
+    def close(self) -> None:
+        """End and free; may be called again."""
+        self.cancel()
+        self._session.close()
+
+    def report(self) -> dict[str, Any]:
+        return self._session.report()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+
+class Lipcast:
+    """A loaded model. Its weights are shared by all its sessions and never change."""
+
+    def __init__(self, bundle: ModelBundle) -> None:
+        self.bundle = bundle
+
+    def generate(
+        self,
+        *,
+        image: ImageSource,
+        audio: str | Path,
+        prompt: str = "",
+        on_block: Callable[[FrameBlock], None] | None = None,
+        **options: Any,
+    ) -> Video:
+        """Make a whole video in memory. `options` are the fields of `GenerateOptions`."""
+        with self.stream(image=image, audio=audio, prompt=prompt, **options) as session:
+            blocks = []
+            for block in session:
+                blocks.append(block)
+                if on_block is not None:
+                    on_block(block)
+            return Video(tuple(blocks), session.report())
+
+    def stream(
+        self, *, image: ImageSource, audio: str | Path, prompt: str = "", **options: Any
+    ) -> Session:
+        """Make a video block by block: an iterator of `FrameBlock`s, memory flat over any length."""
+        checked = make_options(options)
+        portrait, source = load_portrait(image), open_audio(audio)
+        return self._open(portrait, source, prompt, checked)
+
+    def session(
+        self, *, image: ImageSource, prompt: str = "", sample_rate: int = 16_000, **options: Any
+    ) -> LiveSession:
+        """A live session: push PCM at `sample_rate`, iterate blocks."""
+        source = PcmSource(sample_rate)
+        session = self._open(load_portrait(image), source, prompt, make_options(options))
+        return LiveSession(session, source)
+
+    def spec(self, options: GenerateOptions, *, height: int, width: int) -> VideoSpec:
+        """Every size and order of a video of a portrait of `height` x `width` pixels."""
+        return video_spec(
+            options, self.bundle.dit.config, self.bundle.vae.config, height=height, width=width
+        )
+
+    def _open(self, portrait: Any, source: AudioSource, prompt: str, options: GenerateOptions) -> Session:
+        bundle = self.bundle
+        spec = self.spec(options, height=portrait.height, width=portrait.width)
+        pixels = fit_portrait(portrait, spec.geometry.height, spec.geometry.width)
+        anchor = encode_anchor(
+            bundle.vae,
+            pixels,
+            motion_frames=bundle.dit.config.motion_frames,
+            encoding=options.anchor,
+            device=bundle.device,
+        )
+        executor = LaneExecutor(bundle.dit, spec, anchor, bundle.encode_prompt(prompt))
+        return Session(
+            spec,
+            executor,
+            FrameDecoder(bundle.vae, anchor),
+            self.timeline(source, spec),
+            device=bundle.device,
+        )
+
+    def timeline(self, source: AudioSource, spec: VideoSpec) -> AudioTimeline:
+        """The sound of a video, cut along its blocks."""
+        features = FeatureStream(
+            self.bundle.speech,
+            frames_per_block=spec.video_frames_per_block,
+            num_samples=getattr(source, "num_speech_samples", None),
+            mean=getattr(source, "speech_mean", None),
+            std=getattr(source, "speech_std", None),
+        )
+        return AudioTimeline(
+            source,
+            features,
+            frames_per_block=spec.video_frames_per_block,
+            max_frames=spec.max_frames,
+        )
+
+
+def make_options(options: dict[str, Any]) -> GenerateOptions:
+    """Checked options from keyword arguments; raises UsageError for an unknown name."""
+    for name in options:
+        if name not in OPTION_NAMES:
+            raise UsageError(f"{name}: expected an option ({', '.join(OPTION_NAMES)}), got this one")
+    return GenerateOptions(**options)
+
+
+def describe(options: GenerateOptions) -> dict[str, Any]:
+    """Options as plain data, for reports."""
+    return asdict(options)
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f'device: expected "cpu" or "cuda[:N]", got {name!r}') from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device: {name} was asked for, but torch sees no CUDA device; use cpu")
+    return device
+
+
+def _dtype(precision: str | None, device: torch.device) -> torch.dtype:
+    if precision is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision: expected {' or '.join(PRECISIONS)}, got {precision!r}")
+    return PRECISIONS[precision]

@@ -1,0 +1,294 @@
+"""The search: the fastest setting under a budget, or the smallest budget that works.
+
+Input: a PlanRequest and a Share. Output: `Candidate`s. Every combination of the coarse knobs is
+tried, and for each every number of resident layers; the rings take the memory that is left, which
+is never slower. So a bigger budget never gives a slower plan: what fitted before still fits.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+from lipcast.core import costs
+from lipcast.core.plan_types import BlockTime, Budget, PlanRequest, Share
+from lipcast.core.plan_work import Setting, Workload, tile_size
+from lipcast.core.request import SCHEDULES
+from lipcast.core.sizes import KVPrecision, Precision
+
+DISK_STAGING_LAYERS = 2
+"""Pinned buffers that layers from disk pass through."""
+_SLOTS = (3, 2)
+_TILE_GRIDS = ((1, 1), (2, 1), (2, 2), (3, 2), (3, 3), (4, 4))
+_DECIMALS = 6
+"""Plans are compared in whole microseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One complete answer."""
+
+    work: Workload
+    resident: int
+    """Layers whose weights stay on the GPU."""
+    resident_rings: int
+    pinned: int
+    """Layers streamed from host memory; the rest come from disk."""
+    time: BlockTime
+
+    @property
+    def rank(self) -> tuple[float | int | bool, ...]:
+        """Less is better: seconds first, then the plainer of two equally fast plans."""
+        setting = self.work.setting
+        precision, ring = (
+            _PLAINNESS.index(setting.precision),
+            _PLAINNESS.index(setting.ring_precision),
+        )
+        return (
+            self.time.block_s,
+            precision,
+            ring,
+            setting.schedule != SCHEDULES[0],
+            setting.sink_streamed,
+            self.work.num_tiles,
+            -setting.num_slots,
+            -self.resident,
+            -self.resident_rings,
+        )
+
+
+_PLAINNESS = ("fp32", "bf16", "fp8", "int8", "int4")
+
+
+def settings(request: PlanRequest) -> Iterator[Setting]:
+    """Every combination of the coarse knobs that the wishes allow."""
+    wishes = request.wishes
+    precisions: tuple[Precision, ...] = (wishes.precision,) if wishes.precision else ("bf16", "fp8")
+    rings: tuple[KVPrecision, ...] = (
+        (wishes.ring_precision,) if wishes.ring_precision else ("bf16", "fp8")
+    )
+    schedules = (wishes.schedule,) if wishes.schedule else SCHEDULES
+    sinks = (False, True) if wishes.stream_sink is None else (wishes.stream_sink,)
+    grids = (wishes.tiles,) if wishes.tiles else tile_grids(request)
+    for combination in product(precisions, rings, schedules, sinks, _SLOTS, grids):
+        yield Setting(*combination)
+
+
+def tile_grids(request: PlanRequest) -> tuple[tuple[int, int], ...]:
+    """Grids of decoder tiles worth trying, coarsest first: those whose tiles get smaller."""
+    geometry = request.geometry
+    tall = geometry.latent_height >= geometry.latent_width
+    found: list[tuple[int, int]] = []
+    areas: list[int] = []
+    for rows, columns in _TILE_GRIDS:
+        grid = (rows, columns) if tall else (columns, rows)
+        height, width = tile_size(request, grid)
+        if not areas or height * width < areas[-1]:
+            found.append(grid)
+            areas.append(height * width)
+    return tuple(found)
+
+
+def fastest(request: PlanRequest, share: Share) -> Candidate | None:
+    """The best candidate under the budget; None where nothing fits."""
+    found = (
+        c for setting in settings(request) for c in _Search(request, share, setting).candidates()
+    )
+    return min(found, key=lambda candidate: candidate.rank, default=None)
+
+
+def least_vram(request: PlanRequest, share: Share) -> int | None:
+    """The smallest GPU budget that works with this host memory; None where none does."""
+    found = (
+        n for setting in settings(request) for n in _Search(request, share, setting).least_vram()
+    )
+    return min(found, default=None)
+
+
+def least_ram(request: PlanRequest, share: Share) -> int | None:
+    """The smallest host budget that works with this GPU memory; None where none does."""
+    found = (
+        n for setting in settings(request) for n in _Search(request, share, setting).least_ram()
+    )
+    return min(found, default=None)
+
+
+class _Search:
+    """One setting: bytes and seconds over the numbers of resident layers."""
+
+    def __init__(self, request: PlanRequest, share: Share, setting: Setting) -> None:
+        self._work = Workload(request, share, setting)
+        self._budget = request.budget
+
+    def candidates(self) -> Iterator[Candidate]:
+        work = self._work
+        for resident in self._residents():
+            rings = self._fitting_rings(resident, self._budget)
+            pinned = None if rings is None else self._pinned(resident, rings)
+            if rings is not None and pinned is not None:
+                time = self._times.block(resident, rings, pinned)
+                yield Candidate(work, resident, rings, pinned, time)
+
+    def least_vram(self) -> Iterator[int]:
+        work = self._work
+        for resident in self._residents():
+            for rings in self._rings_for_ram(resident):
+                weights = work.weights_bytes(resident)
+                generate = work.fixed_bytes + weights + work.rings_bytes(rings)
+                yield max(generate, work.prepare_fixed_bytes + weights)
+
+    def least_ram(self) -> Iterator[int]:
+        for resident in self._residents():
+            rings = self._fitting_rings(resident, self._budget)
+            if rings is not None:
+                yield self._least_ram_of(resident, rings)
+
+    @cached_property
+    def _times(self) -> _Times:
+        return _Times(self._work)
+
+    def _residents(self) -> range:
+        work = self._work
+        wish = work.request.wishes.max_resident_layers
+        if work.share.shards > 1:
+            return range(work.num_layers, work.num_layers + 1)
+        return range(min(work.num_layers, work.num_layers if wish is None else wish) + 1)
+
+    @cached_property
+    def _max_rings(self) -> int:
+        layers, wish = self._work.num_layers, self._work.request.wishes.max_resident_ring_layers
+        return layers if wish is None else min(layers, wish)
+
+    def _fitting_rings(self, resident: int, budget: Budget) -> int | None:
+        """The most ring layers that fit beside the weights."""
+        work = self._work
+        weights = work.weights_bytes(resident)
+        if work.prepare_fixed_bytes + weights > budget.vram_bytes:
+            return None
+        left = budget.vram_bytes - work.fixed_bytes - weights
+        if self._max_rings == work.num_layers and work.rings_bytes(work.num_layers) <= left:
+            return work.num_layers
+        left -= work.rings_bytes(0)
+        if left < 0:
+            return None
+        return min(left // work.rings_layer_bytes, work.num_layers - 1, self._max_rings)
+
+    def _ram_of_rings(self, rings: int) -> int:
+        work = self._work
+        return work.fixed_ram_bytes + (work.num_layers - rings) * work.rings_layer_bytes
+
+    def _streamed_bytes(self, resident: int) -> int:
+        return self._work.layers_total[-1] - self._work.layers_total[resident]
+
+    def _staging_bytes(self) -> int:
+        return DISK_STAGING_LAYERS * max(self._work.ordered_layers)
+
+    def _pinned(self, resident: int, rings: int) -> int | None:
+        """How many streamed layers host memory holds; None where not even the rings fit."""
+        left = self._budget.ram_bytes - self._ram_of_rings(rings)
+        if left >= self._streamed_bytes(resident):
+            return self._work.num_layers - resident
+        left -= self._staging_bytes()
+        if left < 0:
+            return None
+        totals = self._work.layers_total
+        return bisect_right(totals, totals[resident] + left) - 1 - resident
+
+    def _least_ram_of(self, resident: int, rings: int) -> int:
+        streamed = min(self._streamed_bytes(resident), self._staging_bytes())
+        return self._ram_of_rings(rings) + streamed
+
+    def _rings_for_ram(self, resident: int) -> Iterator[int]:
+        """The numbers of resident ring layers that can be the least: all, and the fewest RAM
+        allows."""
+        work = self._work
+        excess = self._least_ram_of(resident, 0) - self._budget.ram_bytes
+        fewest = max(0, -(-excess // work.rings_layer_bytes))
+        if fewest <= self._max_rings:
+            yield fewest
+            if self._max_rings == work.num_layers:
+                yield work.num_layers
+
+
+class _Times:
+    """Seconds per block of one setting."""
+
+    def __init__(self, work: Workload) -> None:
+        self._work = work
+        self._hardware = work.request.hardware
+        self.compute_s = work.ticks_per_block * self._tick_s()
+        self.decode_s = self._decode_s() if work.share.decodes else 0.0
+
+    def block(self, resident: int, rings: int, pinned: int) -> BlockTime:
+        """`pinned` of the streamed layers come from host memory, the rest from disk."""
+        work, totals = self._work, self._work.layers_total
+        streamed = totals[-1] - totals[resident] if work.share.shards == 1 else 0
+        disk = totals[-1] - totals[resident + pinned] if work.share.shards == 1 else 0
+        to_gpu = self._fixed_to_gpu + work.ticks_per_block * streamed
+        ring_bytes = (work.num_layers - rings) * work.rings_layer_bytes
+        written = ring_bytes * work.request.geometry.frames_per_block / work.request.geometry.window
+        copy_s = costs.copy_seconds(
+            self._hardware,
+            to_gpu_bytes=to_gpu + ring_bytes,
+            to_host_bytes=self._fixed_to_host + written,
+        )
+        disk_s = work.ticks_per_block * disk / self._hardware.disk_bytes_per_s
+        longest = max(self.compute_s + self.decode_s, copy_s, disk_s, self._gather_s)
+        return BlockTime(
+            self.compute_s, self.decode_s, copy_s, disk_s, self._gather_s, round(longest, _DECIMALS)
+        )
+
+    def _tick_s(self) -> float:
+        work = self._work
+        dit, geometry = work.request.models.dit, work.request.geometry
+        alone = costs.tick_seconds(
+            dit,
+            geometry,
+            self._hardware,
+            precision=work.setting.precision,
+            num_lanes=work.num_lanes,
+            stored_layer_bytes=work.layers_total[-1],
+            split=work.share.ulysses,
+        )
+        exchange = costs.exchange_seconds(
+            dit, geometry, self._hardware, num_lanes=work.num_lanes, split=work.share.ulysses
+        )
+        return alone + exchange
+
+    def _decode_s(self) -> float:
+        work = self._work
+        geometry, (height, width) = work.request.geometry, work.tile
+        factor = work.num_tiles * height * width / (geometry.latent_height * geometry.latent_width)
+        return costs.decode_seconds(
+            work.request.models.vae, geometry, self._hardware, area_factor=factor
+        )
+
+    @cached_property
+    def _parked_bytes(self) -> int:
+        """Decoder states that leave and return once per block."""
+        return (
+            self._work.num_tiles * self._work.decoder_state_bytes if self._work.parks_decoder else 0
+        )
+
+    @cached_property
+    def _fixed_to_gpu(self) -> int:
+        work = self._work
+        sink = work.ticks_per_block * work.num_layers * work.sink_layer_bytes
+        return self._parked_bytes + (sink if work.setting.sink_streamed else 0)
+
+    @cached_property
+    def _fixed_to_host(self) -> int:
+        """States of tiles, and the placed reference keys of the newest block."""
+        work = self._work
+        placed = work.num_layers * work.placed_layer_bytes // work.num_lanes
+        return self._parked_bytes + (placed if work.setting.sink_streamed else 0)
+
+    @cached_property
+    def _gather_s(self) -> float:
+        """Every tick each GPU receives the others' shards of all layers."""
+        work, shards = self._work, self._work.share.shards
+        received = work.layers_total[-1] * (shards - 1) / shards
+        return work.ticks_per_block * received / self._hardware.peer_bytes_per_s

@@ -1,0 +1,261 @@
+"""The numbers that a search needs, for one setting of the coarse knobs.
+
+Input: a PlanRequest, a Share, a `Setting` (precision, ring precision, schedule, sink, slots,
+tiles).
+Output: `Workload`: bytes and seconds as a function of how many layers and ring layers stay on the
+GPU.
+Invariant: resident bytes grow with the number of resident layers, and block seconds do not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+from lipcast.core import costs, sizes
+from lipcast.core.plan_types import Part, PlanRequest, Share, total
+from lipcast.core.request import ScheduleName
+from lipcast.core.sizes import KVPrecision, Precision
+
+GPU_RESERVE_BYTES = 750 * 2**20
+"""CUDA context, cuBLAS workspaces and what the allocator cannot reuse; 663 MiB measured on an
+H100."""
+HOST_RESERVE_BYTES = 2 * 2**30
+"""Python, torch and its CUDA libraries, frames and sound under way."""
+RING_SLOTS = 2
+_TILE_OVERLAP = 8
+"""Latent pixels that neighbouring tiles share."""
+_GOLDEN = 0.6180339887498949
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The coarse knobs; the fine ones are the numbers of resident layers."""
+
+    precision: Precision
+    ring_precision: KVPrecision
+    schedule: ScheduleName
+    sink_streamed: bool
+    num_slots: int
+    tiles: tuple[int, int]
+
+
+def residency_order(num_layers: int) -> tuple[int, ...]:
+    """The order in which layers are given a place on the GPU.
+
+    Any first n of it lie spread evenly, so that the copies of the others hide behind their
+    computation.
+    """
+    return tuple(sorted(range(num_layers), key=lambda layer: (layer * _GOLDEN) % 1.0))
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One setting's bytes and seconds."""
+
+    request: PlanRequest
+    share: Share
+    setting: Setting
+
+    @cached_property
+    def num_steps(self) -> int:
+        """Rings on this GPU, and evaluations of each block."""
+        return self.share.num_steps or self.request.num_evaluations
+
+    @cached_property
+    def num_lanes(self) -> int:
+        return self.num_steps if self.setting.schedule == "wavefront" else 1
+
+    @cached_property
+    def ticks_per_block(self) -> int:
+        return self.num_steps // self.num_lanes
+
+    @cached_property
+    def num_layers(self) -> int:
+        return self.request.models.dit.num_layers
+
+    # Weights
+
+    @cached_property
+    def ordered_layers(self) -> tuple[int, ...]:
+        """Bytes of the layers in residency order."""
+        stored = sizes.layer_bytes(self.request.models.dit, self.setting.precision)
+        return tuple(stored[layer] for layer in residency_order(self.num_layers))
+
+    @cached_property
+    def layers_total(self) -> tuple[int, ...]:
+        """Bytes of the first n layers in residency order."""
+        return (0, *accumulate(self.ordered_layers))
+
+    def weights_bytes(self, resident: int) -> int:
+        """Resident layers, and the slots that the others pass through."""
+        if self.share.shards > 1:
+            return -(-self.layers_total[-1] // self.share.shards) + 2 * max(self.ordered_layers)
+        return self.layers_total[resident] + self.slot_bytes(resident)
+
+    def slot_bytes(self, resident: int) -> int:
+        streams = resident < self.num_layers and self.share.shards == 1
+        return self.setting.num_slots * max(self.ordered_layers) if streams else 0
+
+    # Keys and values
+
+    @cached_property
+    def ring_layer_bytes(self) -> int:
+        """One layer of one ring, this GPU's heads."""
+        args = self.request.models.dit, self.request.geometry, self.setting.ring_precision
+        return self._split(sizes.ring_layer_bytes(*args))
+
+    @cached_property
+    def rings_layer_bytes(self) -> int:
+        """One layer of all rings."""
+        return self.num_steps * self.ring_layer_bytes
+
+    def rings_bytes(self, resident: int) -> int:
+        """Resident layers of all rings, and the slots that the others pass through."""
+        slots = (
+            RING_SLOTS * self.num_lanes * self.ring_layer_bytes if resident < self.num_layers else 0
+        )
+        return resident * self.rings_layer_bytes + slots
+
+    @cached_property
+    def sink_layer_bytes(self) -> int:
+        """The sink and its placed reference keys, one per block in flight."""
+        dit, geometry = self.request.models.dit, self.request.geometry
+        precision = self._plain_kv
+        sink = sizes.sink_layer_bytes(dit, geometry, precision)
+        return self._split(sink) + self.placed_layer_bytes
+
+    @cached_property
+    def placed_layer_bytes(self) -> int:
+        dit, geometry = self.request.models.dit, self.request.geometry
+        return self.num_lanes * self._split(sizes.placed_layer_bytes(dit, geometry, self._plain_kv))
+
+    @property
+    def _plain_kv(self) -> KVPrecision:
+        return "fp32" if self.setting.precision == "fp32" else "bf16"
+
+    def _split(self, num_bytes: int) -> int:
+        return -(-num_bytes // self.share.ulysses)
+
+    # Decoder
+
+    @cached_property
+    def tile(self) -> tuple[int, int]:
+        """Latent height and width of one tile."""
+        return tile_size(self.request, self.setting.tiles)
+
+    @property
+    def num_tiles(self) -> int:
+        rows, columns = self.setting.tiles
+        return rows * columns
+
+    @cached_property
+    def decoder_state_bytes(self) -> int:
+        """The state of one tile."""
+        height, width = self.tile
+        return sizes.decoder_state_bytes(
+            self.request.models.vae, height, width, precision=self._vae_precision
+        )
+
+    @property
+    def _vae_precision(self) -> Precision:
+        return "fp32" if self.setting.precision == "fp32" else "bf16"
+
+    def decoder_parts(self) -> tuple[Part, ...]:
+        vae, factor = self.request.models.vae, self.request.models.vae.spatial_factor
+        height, width = (side * factor for side in self.tile)
+        work = sizes.decode_work_bytes(vae, height, width, precision=self._vae_precision)
+        return (
+            Part("decoder weights", sizes.vae_bytes(vae, self._vae_precision)),
+            Part("decoder state", self.decoder_state_bytes),
+            Part("decoder work", work),
+        )
+
+    # Sums
+
+    @cached_property
+    def fixed_parts(self) -> tuple[Part, ...]:
+        """GPU memory that does not depend on the numbers of resident layers."""
+        dit, precision = self.request.models.dit, self.setting.precision
+        text = self.num_layers * sizes.text_kv_layer_bytes(dit, self._plain_kv)
+        voice = self.num_lanes * sizes.audio_conditioning_bytes(dit, precision)
+        sink_layers = RING_SLOTS if self.setting.sink_streamed else self.num_layers
+        parts = (
+            Part("context and reserve", GPU_RESERVE_BYTES),
+            Part("weights outside layers", sizes.root_bytes(dit, precision)),
+            Part("sink", sink_layers * self.sink_layer_bytes),
+            Part("text keys, voice", text + voice),
+            Part("activations of a tick", self.tick_bytes),
+        )
+        return parts + (self.decoder_parts() if self.share.decodes else ())
+
+    @cached_property
+    def tick_bytes(self) -> int:
+        dit, geometry, precision = (
+            self.request.models.dit,
+            self.request.geometry,
+            self.setting.precision,
+        )
+        work = sizes.tick_bytes(
+            dit, geometry, precision, num_lanes=self.num_lanes, split=self.share.ulysses
+        )
+        if costs.needs_dequantising(self.request.hardware, precision):
+            work += sizes.widest_linear_bytes(dit, precision)
+        return work
+
+    @cached_property
+    def fixed_bytes(self) -> int:
+        return total(self.fixed_parts)
+
+    @cached_property
+    def prepare_fixed_parts(self) -> tuple[Part, ...]:
+        """GPU memory while the picture is encoded, less the layers' weights."""
+        vae, factor = self.request.models.vae, self.request.models.vae.spatial_factor
+        height, width = (side * factor for side in self.tile)
+        work = sizes.encode_work_bytes(vae, height, width, precision=self._vae_precision)
+        on_device = self.request.wishes.text_encoder == "device"
+        text = sizes.text_encoder_bytes(self.request.models.text) if on_device else 0
+        return (
+            *self.fixed_parts[:2],
+            Part("autoencoder weights", sizes.vae_bytes(vae, self._vae_precision)),
+            Part("encoder work", work),
+            Part("text encoder", text),
+        )
+
+    @cached_property
+    def prepare_fixed_bytes(self) -> int:
+        return total(self.prepare_fixed_parts)
+
+    @cached_property
+    def fixed_ram_parts(self) -> tuple[Part, ...]:
+        """Host memory that does not depend on the numbers of resident layers."""
+        parked = self.num_tiles * self.decoder_state_bytes if self.parks_decoder else 0
+        sink = self.num_layers * self.sink_layer_bytes if self.setting.sink_streamed else 0
+        models, on_host = self.request.models, self.request.wishes.text_encoder == "host"
+        return (
+            Part("process", HOST_RESERVE_BYTES),
+            Part("speech encoder", sizes.speech_encoder_bytes(models.speech)),
+            Part("text encoder", sizes.text_encoder_bytes(models.text) if on_host else 0),
+            Part("sink", sink),
+            Part("decoder state", parked),
+        )
+
+    @property
+    def parks_decoder(self) -> bool:
+        """Tiles are decoded one after the other; the states of the others wait in host memory."""
+        return self.num_tiles > 1 and self.share.decodes
+
+    @cached_property
+    def fixed_ram_bytes(self) -> int:
+        return total(self.fixed_ram_parts)
+
+
+def tile_size(request: PlanRequest, tiles: tuple[int, int]) -> tuple[int, int]:
+    """Latent height and width of one tile of a grid, the overlap included."""
+    sides = request.geometry.latent_height, request.geometry.latent_width
+    height, width = (
+        side if count == 1 else min(side, -(-side // count) + _TILE_OVERLAP)
+        for side, count in zip(sides, tiles, strict=True)
+    )
+    return height, width

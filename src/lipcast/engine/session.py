@@ -1,0 +1,177 @@
+"""One video being made: an iterator of `FrameBlock`s.
+
+Input: a spec, an executor, a decoder, a timeline of sound. Output: frame blocks in order, each as soon
+as its latents are clean. A step takes the next tick of the schedule, gives new blocks their voice, runs
+the tick and decodes what became clean. State: what is in flight; nothing grows with the length.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from lipcast.core.schedule import Tick, ticks
+from lipcast.core.video_spec import VideoSpec
+from lipcast.engine.audio_timeline import AudioTimeline
+from lipcast.engine.decode import FrameDecoder
+from lipcast.engine.frames import BlockTimings, FrameBlock
+from lipcast.engine.rollout import Executor
+from lipcast.engine.stopwatch import Stopwatch
+from lipcast.errors import CancelledError
+
+
+class Session:
+    """Iterate it; `cancel` it from any thread; `close` it, or use it as a context manager."""
+
+    def __init__(
+        self,
+        spec: VideoSpec,
+        executor: Executor,
+        decoder: FrameDecoder,
+        timeline: AudioTimeline,
+        *,
+        device: torch.device,
+    ) -> None:
+        self.spec = spec
+        self._executor = executor
+        self._decoder = decoder
+        self._timeline = timeline
+        self._ticks = ticks(spec.order, max_lanes=spec.max_lanes)
+        self._held_tick: Tick | None = None
+        """A tick that waits for sound that has not come yet."""
+        self._voices: dict[int, Tensor] = {}
+        self._ready: deque[FrameBlock] = deque()
+        self._num_decoded = 0
+        self._num_frames_made = 0
+        self._watch = Stopwatch(device)
+        self._cancelled = threading.Event()
+        self._closed = False
+
+    @property
+    def num_frames(self) -> int | None:
+        """Length of the whole video in frames; None while the sound's end is not known."""
+        return self._timeline.num_frames
+
+    @property
+    def num_blocks(self) -> int | None:
+        """Blocks of the whole video; None while the sound's end is not known."""
+        return self._timeline.num_blocks
+
+    def __iter__(self) -> Iterator[FrameBlock]:
+        return self
+
+    def __next__(self) -> FrameBlock:
+        """The next block; waits for sound if need be. Raises CancelledError after `cancel`."""
+        while not self._ready:
+            if not self._step(wait=True):
+                raise StopIteration
+        return self._ready.popleft()
+
+    def ready(self) -> Iterator[FrameBlock]:
+        """The blocks that can be made from the sound there is, without waiting for more."""
+        while self._ready or self._step(wait=False):
+            while self._ready:
+                yield self._ready.popleft()
+
+    def cancel(self) -> None:
+        """Stop before the next tick; whoever iterates gets CancelledError."""
+        self._cancelled.set()
+
+    def close(self) -> None:
+        """Free what the session holds. May be called again."""
+        self._closed = True
+        self._ready.clear()
+        self._voices.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def report(self) -> dict[str, Any]:
+        """What was done so far: blocks, frames, seconds by part."""
+        return {
+            "num_blocks": self._num_decoded,
+            "num_frames": self._num_frames_made,
+            "seconds": self._watch.totals(),
+        }
+
+    def _step(self, *, wait: bool) -> bool:
+        """Run one tick. False where nothing can be done: the end, or no sound yet."""
+        self._check_running()
+        if self._is_done():
+            return False
+        tick = self._held_tick or next(self._ticks)
+        self._held_tick = tick
+        if not self._listen(tick, wait=wait):
+            return False
+        self._held_tick = None
+        self._run(self._within(tick))
+        return True
+
+    def _check_running(self) -> None:
+        if self._cancelled.is_set():
+            raise CancelledError("the session was cancelled")
+        if self._closed:
+            raise CancelledError("the session is closed; open a new one")
+
+    def _is_done(self) -> bool:
+        total = self._timeline.num_blocks
+        return total is not None and self._num_decoded >= total
+
+    def _within(self, tick: Tick) -> Tick:
+        """The units of the tick that lie before the end of the sound."""
+        total = self._timeline.num_blocks
+        return tick if total is None else tuple(unit for unit in tick if unit.block < total)
+
+    def _listen(self, tick: Tick, *, wait: bool) -> bool:
+        """Fetch the voice of every block that starts in this tick; False if it has not come."""
+        for unit in self._within(tick):
+            if unit.step > 0 or unit.block in self._voices:
+                continue
+            with self._watch.part("speech_s"):
+                voice = self._timeline.features(unit.block, wait=wait)
+            if voice is not None:
+                self._voices[unit.block] = voice
+            elif unit in self._within(tick):
+                return False
+        return True
+
+    def _run(self, tick: Tick) -> None:
+        with self._watch.part("dit_s"):
+            for unit in tick:
+                if unit.step == 0:
+                    self._executor.start(unit.block, self._voices.pop(unit.block))
+            finished = self._executor.run(tick) if tick else []
+        for block, latent in finished:
+            self._decode(block, latent)
+
+    def _decode(self, block: int, latent: Tensor) -> None:
+        assert block == self._num_decoded, "blocks become clean in order"
+        with self._watch.part("vae_s"):
+            frames = self._decoder.decode(latent)
+        total = self._timeline.num_frames
+        kept = len(frames) if total is None else min(len(frames), total - self._num_frames_made)
+        self._num_decoded += 1
+        self._num_frames_made += kept
+        self._ready.append(
+            FrameBlock(
+                index=block,
+                frames=frames[:kept],
+                audio=self._timeline.take_samples(kept),
+                sample_rate=self._timeline.sample_rate,
+                timings=BlockTimings(**self._watch.lap()),
+            )
+        )
