@@ -126,7 +126,7 @@ _H100 = Hardware(
     peer_bytes_per_s=360e9,
     source="measured",
 )
-_ALIASES = (("3090", "rtx3090"), ("4070", "rtx4070"), ("4080", "rtx4080"), ("4090", "rtx4090"))
+_ALIASES = tuple((number, f"rtx{number}") for number in ("3090", "4070", "4080", "4090", "5090"))
 
 
 def gpu_names() -> tuple[str, ...]:
