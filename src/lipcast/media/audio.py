@@ -31,6 +31,7 @@ from lipcast.media.resample import (
     Resampler,
     Samples,
     TwoTracks,
+    mean_of_channels,
     mux_rate,
     resampled_length,
 )
@@ -141,7 +142,7 @@ class PcmSource:
         CancelledError after `cancel`.
         """
         channels = _pcm_channels(samples)
-        mono = channels.mean(axis=0, keepdims=True)
+        mono = mean_of_channels(channels)
         with self._changed:
             self._check_not_cancelled()
             if self._tracks.finished:
@@ -221,7 +222,7 @@ def _speech_blocks(decoder: SoundDecoder) -> Iterator[Samples]:
     resampler: Resampler | None = None
     for block in decoder.blocks():
         resampler = resampler or Resampler(decoder.rate, SAMPLE_RATE, 1)
-        yield resampler.push(_mono(block))[0]
+        yield resampler.push(mean_of_channels(block))[0]
     if resampler is not None:
         yield resampler.finish()[0]
 
@@ -231,18 +232,13 @@ def _chunks(decoder: SoundDecoder) -> Iterator[AudioChunk]:
     tracks: TwoTracks | None = None
     for block in decoder.blocks():
         tracks = tracks or TwoTracks(decoder.rate, min(2, decoder.num_channels))
-        tracks.push(decoder.to_stereo(block), _mono(block))
+        tracks.push(decoder.to_stereo(block), mean_of_channels(block))
         while tracks.num_frames >= _CHUNK_FRAMES and (chunk := tracks.take(_CHUNK_FRAMES)):
             yield chunk
     if tracks is not None:
         tracks.finish()
         while chunk := tracks.take(_CHUNK_FRAMES):
             yield chunk
-
-
-def _mono(channels: Samples) -> Samples:
-    """[1, n]: the mean of [channels, n]."""
-    return channels if len(channels) == 1 else channels.mean(axis=0, keepdims=True)
 
 
 def _pcm_channels(samples: NDArray[Any]) -> Samples:
@@ -263,5 +259,5 @@ def _pcm_channels(samples: NDArray[Any]) -> Samples:
 def _with_channels(channels: Samples, num_channels: int) -> Samples:
     """As one channel (the mean) or two (the first two, or the only one twice)."""
     if num_channels == 1:
-        return _mono(channels)
+        return mean_of_channels(channels)
     return np.repeat(channels, 2, axis=0) if len(channels) == 1 else channels[:2]

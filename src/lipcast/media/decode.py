@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lipcast.errors import InputError
-from lipcast.media.resample import Samples, stereo_weights
+from lipcast.media.resample import Samples, mean_of_channels, stereo_weights
 from lipcast.runtime import logger
 
 FileSource = str | os.PathLike[str] | bytes
@@ -84,7 +84,10 @@ class SoundDecoder:
             stream = container.streams.best("audio")
             self._promised_s = _promised_s(container, stream, self._source)
             raw = self._float_blocks(self._frames(container, stream))
-            for block in _without_padding(raw, _limit(container, stream)):
+            if _states_length(container, stream):
+                length_s = stream.duration * stream.time_base
+                raw = _without_padding(raw, lambda: round(length_s * self.rate))
+            for block in raw:
                 self.num_samples += block.shape[1]
                 yield block
 
@@ -136,19 +139,19 @@ class SoundDecoder:
 
     def _float_blocks(self, frames: Iterator[Any]) -> Iterator[Samples]:
         """Frames of one kind, joined to about a second."""
-        waiting: list[NDArray[Any]] = []
-        kind: _Kind | None = None
-        length = 0
+        import av
+
+        kind, fifo = None, av.AudioFifo()
         for frame in frames:
             self._check_rate(frame)
-            if kind is not None and (_kind(frame) != kind or length >= self.rate):
-                yield self._as_float(waiting, kind)
-                waiting, length = [], 0
-            kind = _kind(frame)
-            waiting.append(frame.to_ndarray())
-            length += frame.samples
-        if kind is not None:
-            yield self._as_float(waiting, kind)
+            frame.pts = None  # a gap or an overlap in the timestamps is no reason to stop
+            if fifo.samples >= self.rate or (fifo.samples and _kind(frame) != kind):
+                yield self._as_float(fifo.read())
+            if _kind(frame) != kind:
+                kind, fifo = _kind(frame), av.AudioFifo()
+            fifo.write(frame)
+        if fifo.samples:
+            yield self._as_float(fifo.read())
 
     def _check_rate(self, frame: Any) -> None:
         if not self.rate:
@@ -161,12 +164,11 @@ class SoundDecoder:
                 f"then {frame.sample_rate} Hz; {_ADVICE}"
             )
 
-    def _as_float(self, pieces: list[NDArray[Any]], kind: _Kind) -> Samples:
-        """Arrays as the library gives them: planar [channels, n], packed [1, n * channels]."""
-        samples = np.concatenate(pieces, axis=1)
-        if not kind.is_planar:
-            samples = samples.reshape(-1, kind.num_channels).T
-        block = to_float(samples)
+    def _as_float(self, frame: Any) -> Samples:
+        samples: NDArray[Any] = frame.to_ndarray()
+        if not frame.format.is_planar:
+            samples = samples.reshape(-1, frame.layout.nb_channels).T
+        block = to_float(np.ascontiguousarray(samples))
         if not np.isfinite(block).all():
             raise InputError(
                 f"expected finite samples in {source_name(self._source)}, got NaN or infinity; "
@@ -175,7 +177,7 @@ class SoundDecoder:
         if len(block) == self.num_channels:
             return block
         # The number of channels may change within a stream; the first frame decided.
-        return np.repeat(block.mean(axis=0, keepdims=True), self.num_channels, axis=0)
+        return np.repeat(mean_of_channels(block), self.num_channels, axis=0)
 
 
 def read_sound(source: FileSource) -> tuple[Samples, int, float]:
@@ -198,32 +200,22 @@ def to_float(samples: NDArray[Any]) -> Samples:
     return block
 
 
-class _Kind(NamedTuple):
-    """How a frame's samples lie in memory."""
-
-    format_name: str
-    is_planar: bool
-    num_channels: int
+def _kind(frame: Any) -> tuple[str, int]:
+    return frame.format.name, frame.layout.nb_channels
 
 
-def _kind(frame: Any) -> _Kind:
-    return _Kind(frame.format.name, frame.format.is_planar, frame.layout.nb_channels)
+def _without_padding(blocks: Iterator[Samples], limit: Callable[[], int]) -> Iterator[Samples]:
+    """Leave out at most 4096 samples beyond the limit at the end.
 
-
-def _without_padding(blocks: Iterator[Samples], limit: int | None) -> Iterator[Samples]:
-    """Leave out at most 4096 samples beyond `limit` at the end.
-
-    If more follow, the limit was wrong and everything is kept.
+    If more follow, the limit was wrong and everything is kept. The limit is asked for when the
+    first block is there, since only decoded frames tell the true rate (HE-AAC doubles it).
     """
-    if limit is None:
-        yield from blocks
-        return
     num_kept = 0
     beyond: Samples | None = None
     for block in blocks:
         if beyond is not None:
             block = np.concatenate([beyond, block], axis=1)
-        kept = min(block.shape[1], max(0, limit - num_kept))
+        kept = min(block.shape[1], max(0, limit() - num_kept))
         if block.shape[1] - kept > _MOST_PADDING:
             kept = block.shape[1]
         num_kept += kept
@@ -231,11 +223,9 @@ def _without_padding(blocks: Iterator[Samples], limit: int | None) -> Iterator[S
         yield block[:, :kept]
 
 
-def _limit(container: Any, stream: Any) -> int | None:
-    """Samples by the container's clock; only MP4 has padding that the decoder leaves in."""
-    if "mp4" not in container.format.name or not stream.duration:
-        return None
-    return int(round(stream.duration * stream.time_base * stream.codec_context.sample_rate))
+def _states_length(container: Any, stream: Any) -> bool:
+    """Whether the container's length counts; only MP4 has padding that the decoder leaves in."""
+    return "mp4" in container.format.name and bool(stream.duration)
 
 
 def _promised_s(container: Any, stream: Any, source: FileSource) -> float | None:

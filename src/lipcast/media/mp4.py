@@ -89,19 +89,20 @@ def _complete_end(path: Path, size: int) -> int:
     return end
 
 
-def make_plain(path: Path, num_frames: int) -> None:
+def make_plain(path: Path, num_pictures: int) -> None:
     """Turn a complete fragmented MP4 into a plain one with its index in front.
 
     The fragmented file plays, but states no number of pictures, a sound one AAC frame too long,
     and to some players no length at all. Nothing is encoded: 1.7 s and 25 MB for an hour.
-    Where this fails (it needs the file's size once more), the fragmented file stays.
+    Where this fails (it needs the file's size once more), or does not find all `num_pictures`,
+    the fragmented file stays.
     """
     import av
 
     target = path.resolve()
     plain = target.with_name(f".{target.name}.part")
     try:
-        if _copy_packets(target, plain, container_of(path)) == num_frames:
+        if _copy_packets(target, plain, container_of(path)) >= num_pictures:
             plain.replace(target)
     except (OSError, av.FFmpegError) as error:
         _LOG.warning("%s: complete, but left in fragments (%s)", path, error)
@@ -113,7 +114,7 @@ def _copy_packets(source: Path, target: Path, container: str) -> int:
     """Copy every packet; returns the number of pictures."""
     import av
 
-    num_frames = 0
+    num_pictures = 0
     options = {"movflags": "faststart"}
     with (
         av.open(f"file:{source}") as fragmented,
@@ -122,7 +123,7 @@ def _copy_packets(source: Path, target: Path, container: str) -> int:
         streams = [plain.add_stream_from_template(stream) for stream in fragmented.streams]
         for packet in fragmented.demux():
             if packet.size:
-                num_frames += packet.stream.type == "video"
+                num_pictures += packet.stream.type == "video"
                 packet.stream = streams[packet.stream.index]
                 plain.mux(packet)
-    return num_frames
+    return num_pictures

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipcast.core.config import SAMPLE_RATE, VIDEO_FPS
-from lipcast.errors import InputError
+from lipcast.errors import InputError, OutputError
 from lipcast.media.decode import open_container, read_sound
 from lipcast.media.mp4 import check_target, container_of, explained, keep_complete, make_plain
 from lipcast.media.resample import Fifo, Samples
@@ -75,23 +75,27 @@ class VideoWriter:
         self._num_samples = 0
         self._mux: _Muxer | None = None
         self._closed = False
+        self._failure = ""
 
     def write(self, frames: Frames, audio: Samples) -> None:
         """Append frames [n, H, W, 3] and samples [m, channels]; either may be empty.
 
-        Give sound with its pictures: what runs ahead is kept in memory. Raises OutputError.
+        Give sound with its pictures: what runs ahead is kept in memory. Raises OutputError, and
+        again in every later call: what was complete by then stays in the file.
         """
+        if self._failure:
+            raise OutputError(self._failure)
         assert not self._closed
         assert frames.dtype == np.uint8 and frames.shape[1:] == (*self._size, 3)
         assert audio.ndim == 2 and audio.shape[1] == self._num_channels
-        self._waiting.push(audio.T)
+        self._waiting.push(audio.T.copy())
         with self._failures_explained():
             for frame in frames:
                 self._encode_frame(frame)
             self._encode_sound(min(self._waiting.length, self._missing_samples()))
 
     def close(self) -> None:
-        """Complete the file. Nothing happens a second time or after an error. Raises OutputError."""
+        """Complete the file; a second time, or after an error, do nothing. Raises OutputError."""
         if self._closed:
             return
         self._closed = True
@@ -104,7 +108,7 @@ class VideoWriter:
             self._encode_sound(missing)
             self._mux.finish()
         if container_of(self.path) != "matroska":
-            make_plain(self.path, self.num_frames)
+            make_plain(self.path, self._mux.num_pictures)
 
     def __enter__(self) -> Self:
         return self
@@ -151,7 +155,9 @@ class VideoWriter:
             if self._mux is not None:
                 self._mux.abandon()
                 keep_complete(self.path)
-            raise explained(self.path, error) from error
+            failure = explained(self.path, error)
+            self._failure = str(failure)
+            raise failure from error
 
 
 class _Muxer:
@@ -175,6 +181,8 @@ class _Muxer:
         self._container: Any = av.open(
             f"file:{path}", "w", format=container_of(path), container_options=_muxing(path)
         )
+        self.num_pictures = 0
+        """That left the encoder so far."""
         self._to_yuv = VideoReformatter()
         self._fps = fps
         self._video = self._add_video(size, num_threads)
@@ -194,7 +202,7 @@ class _Muxer:
             interpolation=_SWS_FLAGS,
         )
         picture.pts, picture.time_base = index, Fraction(1, self._fps)
-        self._container.mux(self._video.encode(picture))
+        self._mux_pictures(self._video.encode(picture))
 
     def encode_sound(self, samples: Samples, position: int) -> None:
         """[channels, n] that begin at sample `position`."""
@@ -211,9 +219,14 @@ class _Muxer:
 
     def finish(self) -> None:
         """Flush the encoders and write the end of the file."""
-        self._container.mux(self._video.encode(None))
+        self._mux_pictures(self._video.encode(None))
         self._container.mux(self._audio.encode(None))
         self._container.close()
+
+    def _mux_pictures(self, packets: list[Any]) -> None:
+        for packet in packets:
+            self._container.mux(packet)
+            self.num_pictures += 1
 
     def abandon(self) -> None:
         """Let go of the file after an error; the error of closing adds nothing to it."""
@@ -304,15 +317,15 @@ def iter_frames(path: str | os.PathLike[str]) -> Iterator[Frames]:
     with _open_video(path) as container:
         try:
             for picture in container.decode(video=0):
-                rgb: Frames = to_rgb.reformat(
+                rgb: Any = to_rgb.reformat(
                     picture,
                     format="rgb24",
                     src_colorspace=_matrix_of(picture),
                     src_color_range=picture.color_range or _LIMITED_RANGE,
                     dst_color_range=_FULL_RANGE,
                     interpolation=_SWS_FLAGS,
-                ).to_ndarray()
-                yield rgb
+                )
+                yield rgb.to_ndarray()
         except av.FFmpegError as error:
             _LOG.warning("%s: ends with an error (%s); the frames before it are used", path, error)
 
