@@ -1,4 +1,4 @@
-"""Case 9 and the embedded model's prompt: the text encoder against the reference's hidden states."""
+"""Case 9 and the embedded model: the text encoder against the reference's hidden states."""
 
 from __future__ import annotations
 

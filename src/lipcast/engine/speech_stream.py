@@ -12,8 +12,8 @@ Shapes: N samples, G layers + 1, T features at 50 Hz, D width, F frames.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -126,13 +126,13 @@ class FeatureStream:
         self._config = encoder.config
         self._frames_per_block = frames_per_block
         self._num_samples = num_samples
-        self._window = window or self._fitting_window()
+        self.window = window or self._fitting_window()
         self._device = next(encoder.parameters()).device
 
-    def push(self, wave_N: NDArray[Any] | Tensor) -> None:
-        """Add a piece: float32 [n], 16 kHz mono, any n. It is not copied and must not change."""
+    def push(self, wave_N: NDArray[np.float32]) -> None:
+        """Add a piece: float32 [n], 16 kHz mono, any n. It is copied."""
         assert not self.state.finished, "push after finish"
-        self.state.pieces.append(torch.as_tensor(wave_N, dtype=torch.float32))
+        self.state.pieces.append(torch.from_numpy(np.array(wave_N, dtype=np.float32)))
         self.state.num_samples += len(wave_N)
 
     def finish(self) -> None:
@@ -211,7 +211,7 @@ class FeatureStream:
 
     def _advance(self) -> bool:
         """Run one window; False: its samples are not there yet."""
-        state, window, total = self.state, self._window, self._total_features()
+        state, window, total = self.state, self.window, self._total_features()
         start, end = state.num_layered, state.num_layered + window.keep + window.right
         end = end if total is None else min(end, total)
         ready = end <= self._config.num_features(state.num_samples)
@@ -269,7 +269,7 @@ class FeatureStream:
         state.next_block = block
         needed = min(int(self._positions(block)[0]), state.num_layered - 1)
         state.layers = state.layers[:, needed - self._first_layered :]
-        context = max(0, state.num_layered - self._window.left)
+        context = max(0, state.num_layered - self.window.left)
         state.local = state.local[context - self._first_local :]
 
 

@@ -57,8 +57,8 @@ def clean_prompt(text: str) -> str:
     decoded with the wrong character set, terminal escapes; and full-width letters and ligatures,
     which the tokenizer of umt5 normalises (NFKC) itself.
     """
-    text = unicodedata.normalize("NFC", text.translate(_STRAIGHT_QUOTES))
     text = html.unescape(html.unescape(text))
+    text = unicodedata.normalize("NFC", text.translate(_STRAIGHT_QUOTES))
     text = re.sub(r"\s+", " ", text)
     return "".join(c for c in text if unicodedata.category(c) != "Cc").strip()
 
