@@ -87,6 +87,10 @@ class AudioFile:
         self.speech_mean, self.speech_std = scan.speech_mean, scan.speech_std
         self._chunks = self._read_chunks()
 
+    def ready(self) -> bool:
+        """A file never waits: `read` returns at once."""
+        return True
+
     def read(self) -> AudioChunk | None:
         """The next second, the last chunk shorter; None at the end.
 
