@@ -1,14 +1,14 @@
 """The front door: load a model, make videos with it. Here all parts are put together.
 
-    model = load("tiny")
-    model.generate(image="me.png", audio="hello.wav").save("out.mp4")     a whole video
-    for block in model.stream(image=…, audio=…): …                       frames as they are made
-    with model.session(image=…) as live: live.push(pcm); …               sound as it comes
+model = load("tiny")
+model.generate(image="me.png", audio="hello.wav").save("out.mp4")     a whole video
+for block in model.stream(image=…, audio=…): …                       frames as they are made
+with model.session(image=…) as live: live.push(pcm); …               sound as it comes
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -38,7 +38,9 @@ _log = logger("api")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def load(name_or_dir: str | Path = "tiny", *, device: str | None = None, precision: str | None = None) -> Lipcast:
+def load(
+    name_or_dir: str | Path = "tiny", *, device: str | None = None, precision: str | None = None
+) -> Lipcast:
     """Load a model by name ("tiny") or from a checkpoint directory in the published layout.
 
     device: "cpu", "cuda", "cuda:1"; None takes the first GPU, else the CPU.
@@ -46,7 +48,9 @@ def load(name_or_dir: str | Path = "tiny", *, device: str | None = None, precisi
     Raises CheckpointError for missing or broken files, UsageError for an unknown device or precision.
     """
     chosen = _device(device)
-    return Lipcast(load_bundle(checkpoint_dir(name_or_dir), device=chosen, dtype=_dtype(precision, chosen)))
+    return Lipcast(
+        load_bundle(checkpoint_dir(name_or_dir), device=chosen, dtype=_dtype(precision, chosen))
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,9 @@ class Video:
         return Path(path)
 
 
-def save_blocks(blocks: Iterable[FrameBlock], path: str | Path) -> Iterator[FrameBlock]:
+def save_blocks(
+    blocks: Iterable[FrameBlock], path: str | Path
+) -> Generator[FrameBlock, None, None]:
     """Write blocks to a video file as they come, and pass them on; the file is playable throughout.
 
     What was written stays playable however the iteration ends. Raises OutputError.
@@ -193,7 +199,9 @@ class Lipcast:
             options, self.bundle.dit.config, self.bundle.vae.config, height=height, width=width
         )
 
-    def _open(self, portrait: Any, source: AudioSource, prompt: str, options: GenerateOptions) -> Session:
+    def _open(
+        self, portrait: Any, source: AudioSource, prompt: str, options: GenerateOptions
+    ) -> Session:
         bundle = self.bundle
         spec = self.spec(options, height=portrait.height, width=portrait.width)
         pixels = fit_portrait(portrait, spec.geometry.height, spec.geometry.width)
@@ -234,7 +242,9 @@ def make_options(options: dict[str, Any]) -> GenerateOptions:
     """Checked options from keyword arguments; raises UsageError for an unknown name."""
     for name in options:
         if name not in OPTION_NAMES:
-            raise UsageError(f"{name}: expected an option ({', '.join(OPTION_NAMES)}), got this one")
+            raise UsageError(
+                f"{name}: expected an option ({', '.join(OPTION_NAMES)}), got this one"
+            )
     return GenerateOptions(**options)
 
 
@@ -243,9 +253,14 @@ def describe(options: GenerateOptions) -> dict[str, Any]:
     return asdict(options)
 
 
+def default_device() -> torch.device:
+    """The first GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _device(name: str | None) -> torch.device:
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return default_device()
     try:
         device = torch.device(name)
     except RuntimeError as error:

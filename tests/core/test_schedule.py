@@ -19,7 +19,11 @@ orders = st.builds(
 
 @given(orders, st.integers(1, 8), st.integers(0, 20))
 def test_every_schedule_is_right(order, max_lanes, num_blocks):
-    check(list(take_blocks(ticks(order, max_lanes=max_lanes), num_blocks, order.num_steps)), order, num_blocks)
+    check(
+        list(take_blocks(ticks(order, max_lanes=max_lanes), num_blocks, order.num_steps)),
+        order,
+        num_blocks,
+    )
 
 
 @given(orders, st.integers(0, 12))

@@ -73,8 +73,14 @@ def build_dit(meta: dict[str, Any], weights: dict[str, torch.Tensor]) -> DiT:
 class Driver:
     """The plainest rollout: one lane at a time, conditions made anew for every step."""
 
-    def __init__(self, model: DiT, context: torch.Tensor, latent_hw: tuple[int, int], window: int,
-                 timesteps: list[float]) -> None:
+    def __init__(
+        self,
+        model: DiT,
+        context: torch.Tensor,
+        latent_hw: tuple[int, int],
+        window: int,
+        timesteps: list[float],
+    ) -> None:
         config = model.config
         self.model, self.latent_hw = model, latent_hw
         self.text = model.encode_text(context)
@@ -82,15 +88,28 @@ class Driver:
         tokens = (latent_hw[0] // 2) * (latent_hw[1] // 2)
         self.rings = [
             KVRing.allocate(
-                num_layers=config.num_layers, window=window, tokens_per_frame=tokens,
-                num_heads=config.num_heads, head_dim=config.head_dim,
-                dtype=torch.float32, device=torch.device("cpu"),
+                num_layers=config.num_layers,
+                window=window,
+                tokens_per_frame=tokens,
+                num_heads=config.num_heads,
+                head_dim=config.head_dim,
+                dtype=torch.float32,
+                device=torch.device("cpu"),
             )
             for _ in timesteps
         ]
 
-    def velocity(self, latent: torch.Tensor, *, block: int, step: int, sink: Sink, distance: int,
-                 features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def velocity(
+        self,
+        latent: torch.Tensor,
+        *,
+        block: int,
+        step: int,
+        sink: Sink,
+        distance: int,
+        features: torch.Tensor,
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         first = block * self.model.config.num_frames_per_block
         conditions = BlockConditions(
             first_frame=first,

@@ -104,7 +104,9 @@ def _block(case, golden):
 def _collector(config, case, distance_frame):
     height, width = (n // 2 for n in case.meta["lat"])
     rotary = Rotary(config.head_dim, half_precision_tables=True)
-    return _SinkCollector(rotary.video(distance_frame, 1, height, width), rotary.motion(height, width))
+    return _SinkCollector(
+        rotary.video(distance_frame, 1, height, width), rotary.motion(height, width)
+    )
 
 
 @pytest.mark.parametrize("name", ["prefill", "small"])
@@ -136,17 +138,20 @@ def test_block_streaming(golden):
     block(case["inputs/prefill/x"], case["inputs/prefill/e"][:, 0, :, 1], collector.attend, [text])
     window = case["outputs/block0/ring_k"].shape[1] // tokens
     ring = KVRing.allocate(
-        num_layers=1, window=window, tokens_per_frame=tokens, num_heads=config.num_heads,
-        head_dim=config.head_dim, dtype=torch.float32, device=torch.device("cpu"),
+        num_layers=1,
+        window=window,
+        tokens_per_frame=tokens,
+        num_heads=config.num_heads,
+        head_dim=config.head_dim,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
     )
     rotary = Rotary(config.head_dim, half_precision_tables=True)
     distances = case["inputs/relative_dist"].tolist()
     for i, distance in enumerate(distances):
         first = int(case[f"inputs/block{i}/current_start"]) // tokens
         table = rotary.video(first, frames, height, width)
-        placed = collector.sink().place(
-            rotary.video(max(30, first + distance), 1, height, width)
-        )
+        placed = collector.sink().place(rotary.video(max(30, first + distance), 1, height, width))
 
         def stream(q, k, v, first=first, table=table, placed=placed):
             q, k, v = (x.flatten(0, 1) for x in (q, k, v))

@@ -30,7 +30,11 @@ def _sinks(model, driver, case) -> list[Sink]:
         if ref not in case:
             break
         motion = next(
-            (case[n] for n in (f"mid/prefill{i}/motion_latents", f"mid/prefill{i}/motion_last19") if n in case),
+            (
+                case[n]
+                for n in (f"mid/prefill{i}/motion_latents", f"mid/prefill{i}/motion_last19")
+                if n in case
+            ),
             None,
         )
         if motion is None:
@@ -67,8 +71,9 @@ def test_rollout(golden, name):
     if "mid/sigmas" in case:
         assert max_error(torch.tensor(schedule.sigmas), case["mid/sigmas"]) <= 1e-6
     sigmas = schedule.sigmas
-    driver = Driver(model, case["inputs/context"], tuple(case.meta["lat"]), window,
-                    list(schedule.timesteps))
+    driver = Driver(
+        model, case["inputs/context"], tuple(case.meta["lat"]), window, list(schedule.timesteps)
+    )
     first = _motion_source(case, golden)
     motion = first["mid/prefill0/motion_latents"][0][:, -19:]
     ref = (case if "mid/prefill0/ref_latents" in case else first)["mid/prefill0/ref_latents"][0]
@@ -97,8 +102,9 @@ def _run_block(driver, case, b, sigmas, sink, mask) -> None:
     features = _features(case, b)
     for step in range(len(sigmas) - 1):
         distance = int(case["inputs/relative_dist"][b, step])
-        v = driver.velocity(x, block=b, step=step, sink=sink, distance=distance, features=features,
-                            mask=mask)
+        v = driver.velocity(
+            x, block=b, step=step, sink=sink, distance=distance, features=features, mask=mask
+        )
         x = x + (sigmas[step + 1] - sigmas[step]) * v
         for kind, got, tolerance in (("noise_pred", v, 2e-5), ("latent", x, 1e-5)):
             name = f"outputs/{prefix}/step{step}/{kind}"
@@ -127,8 +133,13 @@ def test_window_of_eight_latents(golden):
     case, weights = golden("case06"), golden("case05_model")
     model = build_dit(weights.meta, weights.weights())
     sigmas = flow_schedule(4).sigmas
-    driver = Driver(model, case["inputs/context"], tuple(weights.meta["lat"]), 8,
-                    list(flow_schedule(4).timesteps))
+    driver = Driver(
+        model,
+        case["inputs/context"],
+        tuple(weights.meta["lat"]),
+        8,
+        list(flow_schedule(4).timesteps),
+    )
     motion = case["mid/prefill0/motion_last19"][0]
     sink = model.prefill(case["mid/prefill0/ref_latents"][0], motion, driver.text)
     for b in range(_count(case, r"inputs/(block\d+)/noise")):

@@ -20,7 +20,9 @@ def _cases(case, pattern):
 
 def test_noisy_grid_tables(golden):
     case = golden("case01")
-    found = _cases(case, r"outputs/noisy_grid(\d+)x(\d+)x(\d+)_offset(\d+)(_d(\d+))?/(f64|fp16)_table")
+    found = _cases(
+        case, r"outputs/noisy_grid(\d+)x(\d+)x(\d+)_offset(\d+)(_d(\d+))?/(f64|fp16)_table"
+    )
     assert found
     for name, m in found:
         frames, height, width, offset = (int(m[i]) for i in range(1, 5))
@@ -79,6 +81,7 @@ def test_sinusoid(golden):
 def test_positions_have_no_end(frame):
     near, far = Rotary(32).video(0, 3, 2, 2), Rotary(32).video(frame, 3, 2, 2)
     assert far.cos_TP.shape == near.cos_TP.shape
+
     # Rotation by a relative distance is the same anywhere: check with two frames one apart.
     def step(t: RotaryTable) -> torch.Tensor:
         z = torch.complex(t.cos_TP, t.sin_TP)

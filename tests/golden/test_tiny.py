@@ -23,7 +23,9 @@ from lipcast.weights.load import load_into
 
 @pytest.fixture(scope="module")
 def case() -> GoldenCase:
-    return GoldenCase(Path(os.environ.get("LIPCAST_TINY_GOLDEN", DEFAULT_DIR / "tiny_golden.safetensors")))
+    return GoldenCase(
+        Path(os.environ.get("LIPCAST_TINY_GOLDEN", DEFAULT_DIR / "tiny_golden.safetensors"))
+    )
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,9 @@ _WAN_LATENT_STD = (
 )  # fmt: skip
 
 
-def _pick(cls: type, source: Mapping[str, Any], renames: Mapping[str, str] | None = None) -> dict[str, Any]:
+def _pick(
+    cls: type, source: Mapping[str, Any], renames: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """The keyword arguments of `cls` that `source` holds; lists become tuples."""
     renames = renames or {}
     found: dict[str, Any] = {}
@@ -93,7 +95,9 @@ class DiTConfig:
                 f"config.json: dim {self.dim} is not divisible by num_heads {self.num_heads}"
             )
         if self.patch_size[0] != 1:
-            raise CheckpointError(f"config.json: expected patch_size (1, h, w), got {self.patch_size}")
+            raise CheckpointError(
+                f"config.json: expected patch_size (1, h, w), got {self.patch_size}"
+            )
 
     @property
     def head_dim(self) -> int:

@@ -72,7 +72,9 @@ class Geometry:
     """Latent frames that self-attention sees, the current block included."""
 
     @classmethod
-    def of(cls, dit: DiTConfig, vae: VAEConfig, *, height: int, width: int, infer_frames: int) -> Geometry:
+    def of(
+        cls, dit: DiTConfig, vae: VAEConfig, *, height: int, width: int, infer_frames: int
+    ) -> Geometry:
         """Derive all sizes; `height` and `width` are multiples of 64, `infer_frames` of 4."""
         assert height % vae.spatial_factor == 0 and width % vae.spatial_factor == 0
         latent_height, latent_width = height // vae.spatial_factor, width // vae.spatial_factor

@@ -26,7 +26,9 @@ class FlowSchedule:
         return len(self.timesteps)
 
 
-def flow_schedule(num_steps: int, *, shift: float = 3.0, fold_last_step: bool = False) -> FlowSchedule:
+def flow_schedule(
+    num_steps: int, *, shift: float = 3.0, fold_last_step: bool = False
+) -> FlowSchedule:
     """Sigmas from 1 to 0 in `num_steps` steps; 4 steps: 1, 0.8577, 0.6022, 0.0089, 0.
 
     `fold_last_step` leaves the last evaluation out: the step before it goes straight to 0.

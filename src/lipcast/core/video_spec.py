@@ -55,7 +55,9 @@ def video_spec(
     infer_frames = options.infer_frames or dit.infer_frames
     if infer_frames // vae.temporal_factor < dit.num_frames_per_block:
         least = dit.num_frames_per_block * vae.temporal_factor
-        raise UsageError(f"infer_frames: expected at least {least} for this model, got {infer_frames}")
+        raise UsageError(
+            f"infer_frames: expected at least {least} for this model, got {infer_frames}"
+        )
     height, width = _output_size(options, dit, height, width)
     geometry = Geometry.of(dit, vae, height=height, width=width, infer_frames=infer_frames)
     flow = flow_schedule(
@@ -75,7 +77,9 @@ def video_spec(
     )
 
 
-def _output_size(options: GenerateOptions, dit: DiTConfig, height: int, width: int) -> tuple[int, int]:
+def _output_size(
+    options: GenerateOptions, dit: DiTConfig, height: int, width: int
+) -> tuple[int, int]:
     """The asked area in the portrait's aspect; a model trained at one size keeps it by default."""
     if options.size is None and dit.height and dit.width:
         return dit.height, dit.width

@@ -58,7 +58,12 @@ class AudioTimeline:
     """Reads a source up to `max_frames` video frames and cuts it along the blocks."""
 
     def __init__(
-        self, source: AudioSource, features: Features, *, frames_per_block: int, max_frames: int | None
+        self,
+        source: AudioSource,
+        features: Features,
+        *,
+        frames_per_block: int,
+        max_frames: int | None,
     ) -> None:
         self._source = source
         self._features = features

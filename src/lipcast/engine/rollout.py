@@ -120,7 +120,9 @@ class LaneExecutor:
     def _placed_sink(self, state: _InFlight, distance: int) -> PlacedSink:
         frame = ref_frame(state.first_frame, distance)
         if frame not in state.placed:
-            state.placed = {frame: state.sink.place(self._model.ref_rotary(frame, *self._latent_size))}
+            state.placed = {
+                frame: state.sink.place(self._model.ref_rotary(frame, *self._latent_size))
+            }
         return state.placed[frame]
 
     def _finish(self, block: int) -> Tensor:

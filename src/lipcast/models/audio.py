@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,9 @@ class CausalAudioEncoder(nn.Module):
         self.weights = nn.Parameter(torch.ones(1, config.num_audio_layers, 1, 1))
         self.encoder = AudioTokenizer(config.audio_dim, config.dim, config.num_audio_token)
 
-    def forward(self, features_ALCV: Tensor, *, lead_frames: int = _LEAD_FRAMES) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, features_ALCV: Tensor, *, lead_frames: int = _LEAD_FRAMES
+    ) -> tuple[Tensor, Tensor]:
         """(global_AFD, local_AFKD) in float32, one row per 4 video frames of the block."""
         mix = functional.silu(self.weights.float())
         mixed_ACV = (features_ALCV.float() * mix).sum(1) / mix.sum(1)
@@ -137,17 +140,23 @@ class AudioInjector(nn.Module):
         )
         self.injector_adain_layers = nn.ModuleList(AdaLayerNorm(config.dim) for _ in range(count))
 
+    def _pairs(self) -> list[tuple[AttentionProjections, AdaLayerNorm]]:
+        pairs = zip(self.injector, self.injector_adain_layers, strict=True)
+        return cast("list[tuple[AttentionProjections, AdaLayerNorm]]", list(pairs))
+
     def prepare(self, overall_AFD: Tensor, local_AFKD: Tensor) -> tuple[InjectorInput, ...]:
         """Everything that does not depend on the hidden states."""
-        local = local_AFKD.to(self.injector[0].norm_k.weight.dtype)
-        return tuple(
-            InjectorInput(*adain(overall_AFD), *attention.keys_values(local))
-            for adain, attention in zip(self.injector_adain_layers, self.injector, strict=True)
-        )
+        pairs = self._pairs()
+        local = local_AFKD.to(pairs[0][0].norm_k.weight.dtype)
+        prepared = []
+        for attention, adain in pairs:
+            (shift, scale), (keys, values) = adain(overall_AFD), attention.keys_values(local)
+            prepared.append(InjectorInput(shift, scale, keys, values))
+        return tuple(prepared)
 
     def forward(self, index: int, x_GSD: Tensor, audio: AudioConditioning) -> Tensor:
         """The residual of injector `index`, summed over actors; `audio` covers the G frames of x."""
-        attention, given = self.injector[index], audio.injectors[index]
+        attention, given = self._pairs()[index][0], audio.injectors[index]
         normed_GSD = layer_norm32(x_GSD, _ADAIN_EPS)
         total = None
         for actor in range(audio.num_actors):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +88,11 @@ class DiT(nn.Module):
         self.audio_injector = AudioInjector(config)
 
     @property
+    def layers(self) -> list[TransformerBlock]:
+        """The transformer blocks."""
+        return cast("list[TransformerBlock]", list(self.blocks))
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.patch_embedding.weight.dtype
 
@@ -104,27 +110,29 @@ class DiT(nn.Module):
         assert missing >= 0, "the context is longer than the text length"
         padded = functional.pad(context_TC.to(self.dtype), (0, 0, 0, missing))
         embedded_TD = self.text_embedding(padded)
-        return tuple(block.cross_attn.keys_values(embedded_TD) for block in self.blocks)
+        return tuple(block.cross_attn.keys_values(embedded_TD) for block in self.layers)
 
     def encode_time(self, timestep: float) -> TimeRows:
         """Modulation rows of one timestep: once per step of a schedule."""
         t = torch.tensor([timestep], dtype=torch.float32, device=self.device)
         hidden = time_sinusoid(t, self.config.freq_dim)[0]
-        hidden = functional.silu(linear32(self.time_embedding[0], hidden))
-        head_D = linear32(self.time_embedding[2], hidden)
-        rows = linear32(self.time_projection[1], functional.silu(head_D))
+        hidden = functional.silu(linear32(cast(nn.Linear, self.time_embedding[0]), hidden))
+        head_D = linear32(cast(nn.Linear, self.time_embedding[2]), hidden)
+        rows = linear32(cast(nn.Linear, self.time_projection[1]), functional.silu(head_D))
         return TimeRows(head_D, rows.unflatten(0, (6, -1)))
 
-    def encode_audio(self, features_ALCV: Tensor, mask_AFS: Tensor | None = None) -> AudioConditioning:
+    def encode_audio(
+        self, features_ALCV: Tensor, mask_AFS: Tensor | None = None
+    ) -> AudioConditioning:
         """The voice of one block: once per block. Features as in `CausalAudioEncoder`."""
         tokens = self.casual_audio_encoder(features_ALCV)
         return AudioConditioning(self.audio_injector.prepare(*tokens), mask_AFS)
 
-    def prefill(
-        self, ref_C1HW: Tensor, motion_CFHW: Tensor, text: tuple[KeyValue, ...]
-    ) -> Sink:
+    def prefill(self, ref_C1HW: Tensor, motion_CFHW: Tensor, text: tuple[KeyValue, ...]) -> Sink:
         """Run the condition tokens [reference | motion] at time zero and keep their keys and values."""
-        height, width = (n // p for n, p in zip(ref_C1HW.shape[2:], self.config.patch_size[1:], strict=True))
+        height, width = (
+            n // p for n, p in zip(ref_C1HW.shape[2:], self.config.patch_size[1:], strict=True)
+        )
         ref_TD = self.patch_embedding(ref_C1HW.to(self.dtype)).flatten(1).T
         motion_TD = self.frame_packer(motion_CFHW.to(self.dtype))
         mask = self.trainable_cond_mask.weight
@@ -134,7 +142,7 @@ class DiT(nn.Module):
             self.rotary.motion(height, width).to(self.device),
         )
         rows_16D = self.encode_time(0.0).block_6D[None]
-        for block, text_kv in zip(self.blocks, text, strict=True):
+        for block, text_kv in zip(self.layers, text, strict=True):
             x_1TD = block(x_1TD, rows_16D, collector.attend, [text_kv])
         return collector.sink()
 
@@ -142,7 +150,9 @@ class DiT(nn.Module):
         """Positions of one block's tokens."""
         _, patch_h, patch_w = self.config.patch_size
         frames = self.config.num_frames_per_block
-        table = self.rotary.video(first_frame, frames, latent_height // patch_h, latent_width // patch_w)
+        table = self.rotary.video(
+            first_frame, frames, latent_height // patch_h, latent_width // patch_w
+        )
         return table.to(self.device)
 
     def ref_rotary(self, frame: int, latent_height: int, latent_width: int) -> RotaryTable:
@@ -155,23 +165,31 @@ class DiT(nn.Module):
         """Velocities_CFHW, one per lane. Rings of the lanes are written; lanes have equal S."""
         x_GSD = torch.cat([self._embed_noisy(lane.latent_CFHW) for lane in lanes])
         frames = [lane.latent_CFHW.shape[1] for lane in lanes]
-        rows_G6D = torch.cat([_per_frame(lane.time.block_6D, f) for lane, f in zip(lanes, frames, strict=True)])
-        head_GD = torch.cat([_per_frame(lane.time.head_D, f) for lane, f in zip(lanes, frames, strict=True)])
+        rows_G6D = torch.cat(
+            [_per_frame(lane.time.block_6D, f) for lane, f in zip(lanes, frames, strict=True)]
+        )
+        head_GD = torch.cat(
+            [_per_frame(lane.time.head_D, f) for lane, f in zip(lanes, frames, strict=True)]
+        )
         audio = join_audio([lane.conditions.audio for lane in lanes])
         injectors = {layer: i for i, layer in enumerate(self.config.audio_inject_layers)}
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self.layers):
             text = [lane.conditions.text[layer] for lane in lanes]
             x_GSD = block(x_GSD, rows_G6D, _StreamAttention(layer, lanes, frames), text)
             if layer in injectors:
                 x_GSD = x_GSD + self.audio_injector(injectors[layer], x_GSD, audio)
         patches = self.head(x_GSD, head_GD).split(frames)
-        return [self._unpatchify(p, lane.latent_CFHW) for p, lane in zip(patches, lanes, strict=True)]
+        return [
+            self._unpatchify(p, lane.latent_CFHW) for p, lane in zip(patches, lanes, strict=True)
+        ]
 
     def _embed_noisy(self, latent_CFHW: Tensor) -> Tensor:
         """Tokens_FSD. Without a pose the condition latent is zero: its encoder adds its bias only."""
         tokens_DFhw = self.patch_embedding(latent_CFHW.to(self.dtype))
         tokens_FSD = tokens_DFhw.flatten(2).permute(1, 2, 0)
-        return tokens_FSD + (self.cond_encoder.bias + self.trainable_cond_mask.weight[_NOISY_ROW])
+        assert self.cond_encoder.bias is not None
+        added_D = self.cond_encoder.bias + self.trainable_cond_mask.weight[_NOISY_ROW]
+        return cast(Tensor, tokens_FSD + added_D)
 
     def _unpatchify(self, patches_FSP: Tensor, like_CFHW: Tensor) -> Tensor:
         """Rows of (ph, pw, c), c fastest, back to a picture."""
@@ -291,7 +309,9 @@ class _SinkCollector:
         return torch.cat((self._ref.apply(ref), self._motion.apply(motion)))
 
     def sink(self) -> Sink:
-        ref_keys, motion_keys, values = (torch.stack(kept) for kept in zip(*self._kept, strict=True))
+        ref_keys, motion_keys, values = (
+            torch.stack(kept) for kept in zip(*self._kept, strict=True)
+        )
         return Sink(ref_keys, motion_keys, values)
 
 

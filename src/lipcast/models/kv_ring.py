@@ -58,7 +58,10 @@ class KVRing:
         slots = self._slots(first_frame, k_TNd.shape[0])
         frames = (len(slots), *self._keys_LWSNd.shape[2:])
         runs = _consecutive_runs(slots)
-        for buffer, tokens in ((self._keys_LWSNd[layer], k_TNd), (self._values_LWSNd[layer], v_TNd)):
+        for buffer, tokens in (
+            (self._keys_LWSNd[layer], k_TNd),
+            (self._values_LWSNd[layer], v_TNd),
+        ):
             new = tokens.view(frames)
             for begin, slot, count in runs:
                 buffer[slot : slot + count] = new[begin : begin + count]

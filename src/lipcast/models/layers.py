@@ -32,7 +32,7 @@ def linear32(linear: nn.Linear, x: Tensor) -> Tensor:
 
 
 class AttentionProjections(nn.Module):
-    """Names and norms that every attention of the model has: q, k, v, o, and RMS norms over the full width."""
+    """What every attention of the model has: q, k, v, o, and RMS norms over the full width."""
 
     def __init__(self, dim: int, num_heads: int, eps: float) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ _THETA = 10_000.0
 REF_FRAME = 30
 """Where the reference sits in time before it starts to move ahead of the video."""
 _MOTION_BUCKETS = ((1, 1, 1), (2, 1, 2), (16, 4, 4))
-"""Packed motion, newest first: latent frames covered, tokens in time, pooling in space (times 2x2 patches)."""
+"""Packed motion, newest first: latent frames covered, tokens in time, pooling in space."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,9 @@ class Rotary:
         """Angles_TP in float64 of the grid of positions (t, h, w); each axis has its own frequencies."""
         shape = [len(p) for p in positions]
         parts = []
-        for axis, (position, channels) in enumerate(zip(positions, self._axis_channels(), strict=True)):
+        for axis, (position, channels) in enumerate(
+            zip(positions, self._axis_channels(), strict=True)
+        ):
             exponent = torch.arange(0, channels, 2, dtype=torch.float64) / channels
             angles = torch.tensor(position, dtype=torch.float64)[:, None] * _THETA**-exponent
             view = [1, 1, 1, channels // 2]
