@@ -3,8 +3,8 @@
 Duty: normalise, pad with silence to whole blocks, run wav2vec2 in windows, resample to 25 Hz.
 Inputs: float32 pieces. Outputs: [layers, dim, frames per block] for block 0, 1, 2 …, in order.
 Invariants: how the sound is cut into pieces changes nothing; memory does not grow with its length.
-A file of at most WHOLE_FILE_S goes through the encoder in one pass, exactly. Longer and live sound
-goes in overlapping windows, of which the middle is kept.
+A file up to WHOLE_FILE_S is encoded in one pass, exactly. Longer and live sound goes in overlapping
+windows: the bounds are at FILE_WINDOW and `live_window`.
 
 Shapes: N samples, G layers + 1, T features at 50 Hz, D width, F frames.
 """
@@ -46,10 +46,19 @@ class Window:
 
 
 FILE_WINDOW = Window(keep=40 * FEATURE_RATE, left=10 * FEATURE_RATE, right=10 * FEATURE_RATE)
+"""Of a file longer than WHOLE_FILE_S. Bound: 0.25, measured 0.10 to 0.21 on 70 to 300 s of speech (RMS
+of the difference to one pass over the RMS movement of the features, worst layer, embedded model).
+"""
 
 
 def live_window(frames_per_block: int) -> Window:
-    """One block with 8 s of past and 0.24 s of future, for which a live session waits."""
+    """One block with 8 s of past and 0.24 s of future, for which a live session waits.
+
+    Bound, as at FILE_WINDOW: 0.25 on utterances of up to 8 s (measured 0.19 to 0.22), 0.45 on
+    minutes (0.34 to 0.41). The attention of the embedded model spans all it gets, most of which
+    is no matter of the lips: read linearly from its audio tokens, the mouth follows the voice with
+    a correlation of 0.98 either way. One second of past keeps that; eight halve the difference.
+    """
     return Window(frames_per_block * FEATURES_PER_FRAME, 8 * FEATURE_RATE, 12)
 
 
