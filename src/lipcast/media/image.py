@@ -214,7 +214,8 @@ def _to_rgb(image: Image) -> Image:
         return PILImage.fromarray(_scaled_grey(np.asarray(image))).convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
-    layer = image.convert("RGBA")
+    # Pillow turns premultiplied grey into nothing but plain grey with alpha.
+    layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     paper = PILImage.new("RGBA", layer.size, "white")
     return PILImage.alpha_composite(paper, layer).convert("RGB")
 

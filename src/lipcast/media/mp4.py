@@ -35,13 +35,14 @@ def check_target(path: Path) -> None:
         )
     if not path.parent.is_dir():
         raise OutputError(f"{path}: expected an existing folder, got {path.parent}; create it")
-    existed = path.exists()
     try:
-        path.open("ab").close()
+        target = path.resolve()  # a link that leads nowhere yet must stay
+        existed = target.exists()
+        target.open("ab").close()
+        if not existed:
+            target.unlink()
     except OSError as error:
         raise explained(path, error) from error
-    if not existed:
-        path.unlink()
 
 
 def explained(path: Path, error: Exception) -> OutputError:
@@ -62,6 +63,7 @@ def explained(path: Path, error: Exception) -> OutputError:
 
 def keep_complete(path: Path) -> None:
     """Cut an interrupted file after its last whole fragment; remove it if it has none."""
+    path = path.resolve()
     if not path.is_file():
         return
     size = path.stat().st_size

@@ -32,7 +32,9 @@ Frames = NDArray[np.uint8]
 _LOG = logger("media.video")
 _FRAGMENT_S = 0.48
 _KEYFRAME_S = 2
-_X264 = {"preset": "veryfast", "crf": "18", "rc-lookahead": "10"}
+# Frames in order (no B-frames) cost no bytes here, a quarter less time, and leave no gap at the
+# end of a killed file. Looking 5 frames ahead instead of 0 makes the file 4 times smaller.
+_X264 = {"preset": "veryfast", "crf": "18", "bf": "0", "rc-lookahead": "5"}
 _AAC_BITS_PER_SAMPLE = 2
 """Per channel: 96 kbit/s at 48 kHz; the codec's limit is 6."""
 _BT709, _BT601 = 1, 5
@@ -90,9 +92,10 @@ class VideoWriter:
         assert audio.ndim == 2 and audio.shape[1] == self._num_channels
         self._waiting.push(audio.T.copy())
         with self._failures_explained():
+            # Sound first, so that a fragment that a picture completes has its sound.
+            self._encode_sound(self._missing_samples(self.num_frames + len(frames)))
             for frame in frames:
                 self._encode_frame(frame)
-            self._encode_sound(min(self._waiting.length, self._missing_samples()))
 
     def close(self) -> None:
         """Complete the file; a second time, or after an error, do nothing. Raises OutputError."""
@@ -102,7 +105,7 @@ class VideoWriter:
         if self._mux is None:
             return
         with self._failures_explained():
-            missing = self._missing_samples()
+            missing = self._missing_samples(self.num_frames)
             silence = max(0, missing - self._waiting.length)
             self._waiting.push(np.zeros((self._num_channels, silence), np.float32))
             self._encode_sound(missing)
@@ -122,6 +125,23 @@ class VideoWriter:
         self.close()
 
     def _encode_frame(self, frame: Frames) -> None:
+        # Counted first: if Ctrl-C comes in between, a number is left out and none is used twice.
+        self.num_frames += 1
+        self._muxer().encode_frame(frame, self.num_frames - 1)
+
+    def _missing_samples(self, num_frames: int) -> int:
+        """How much sound so many pictures still lack."""
+        return num_frames * self._sample_rate // self._fps - self._num_samples
+
+    def _encode_sound(self, most_samples: int) -> None:
+        """Encode of what waits at most so many samples."""
+        num_samples = min(self._waiting.length, most_samples)
+        if num_samples:
+            self._num_samples += num_samples
+            samples = self._waiting.pop(num_samples)
+            self._muxer().encode_sound(samples, self._num_samples - num_samples)
+
+    def _muxer(self) -> _Muxer:
         if self._mux is None:
             self._mux = _Muxer(
                 self.path,
@@ -131,18 +151,7 @@ class VideoWriter:
                 fps=self._fps,
                 num_threads=self._num_threads,
             )
-        # Counted first: if Ctrl-C comes in between, a number is left out and none is used twice.
-        self.num_frames += 1
-        self._mux.encode_frame(frame, self.num_frames - 1)
-
-    def _missing_samples(self) -> int:
-        """How much sound the pictures so far still lack."""
-        return self.num_frames * self._sample_rate // self._fps - self._num_samples
-
-    def _encode_sound(self, num_samples: int) -> None:
-        if num_samples and self._mux is not None:
-            self._num_samples += num_samples
-            self._mux.encode_sound(self._waiting.pop(num_samples), self._num_samples - num_samples)
+        return self._mux
 
     @contextmanager
     def _failures_explained(self) -> Iterator[None]:
