@@ -45,14 +45,18 @@ def flashes(num_frames: int, rate: int, *, size: int = 64, period: int = 50, cha
     return frames, audio
 
 
-def offsets_ms(path: Path) -> np.ndarray:
+def offsets_ms(path: Path, from_s: float = 0) -> np.ndarray:
     """How much later each beep is heard than its flash is seen, by the container's clock."""
     with av.open(str(path)) as container:
+        if from_s:
+            container.seek(int(from_s * 1e6))
         light = [
             (float(f.pts * f.time_base), f.to_ndarray()[: f.height].mean() > 128)
             for f in container.decode(video=0)
         ]
     with av.open(str(path)) as container:
+        if from_s:
+            container.seek(int(from_s * 1e6))
         loud: list[float] = []
         for frame in container.decode(audio=0):
             start_s = float(frame.pts * frame.time_base)
