@@ -10,6 +10,7 @@ longer of the two. Calibrated on one H100; `BARE` is the matrix products and att
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from lipcast.core.config import DiTConfig, VAEConfig
 from lipcast.core.geometry import Geometry
@@ -142,6 +143,7 @@ def exchange_seconds(
     return config.num_layers * own * (split - 1) / split / hardware.peer_bytes_per_s
 
 
+@cache
 def decode_flops(
     config: VAEConfig, latent_height: int, latent_width: int, *, num_latents: int
 ) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lipcast.errors import UsageError
@@ -167,3 +167,20 @@ def format_bytes(num_bytes: float) -> str:
     if abs(num_bytes) >= GIB:
         return f"{num_bytes / GIB:.2f} GiB"
     return f"{num_bytes / 2**20:.0f} MiB"
+
+
+def gpu_described(description: str, memory_bytes: int) -> Hardware:
+    """The card that a driver describes ("NVIDIA H100 80GB HBM3"), with the memory it reports.
+
+    Raises UsageError for a card that is not in the table.
+    """
+    words = re.sub(r"[\s_]|nvidia|geforce", "", description.lower())
+    known = sorted((n for n in gpu_names() if n.split("-")[0] in words), key=len, reverse=True)
+    if not known:
+        raise UsageError(
+            f'gpu: "{description}" is not in the table; name a card like it with --gpu, '
+            f"one of {', '.join(gpu_names())}"
+        )
+    longest = [name for name in known if len(name.split("-")[0]) == len(known[0].split("-")[0])]
+    near = min(longest, key=lambda name: abs(gpu(name).memory_bytes - memory_bytes))
+    return replace(gpu(near), label=description, memory_bytes=memory_bytes)

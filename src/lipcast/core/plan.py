@@ -9,12 +9,11 @@ MemoryBudgetError names the smallest budget that works (that one works, a byte l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from lipcast.core import sizes
 from lipcast.core.hardware import format_bytes
-from lipcast.core.plan_search import Candidate, fastest, least_ram, least_vram, tile_grids
+from lipcast.core.plan_search import DISK_STAGING_LAYERS, Candidate, fastest, least_ram, least_vram
 from lipcast.core.plan_types import (
     Budget,
     Choice,
@@ -26,7 +25,7 @@ from lipcast.core.plan_types import (
     Share,
     total,
 )
-from lipcast.core.plan_work import RING_SLOTS, residency_order
+from lipcast.core.plan_work import residency_order
 from lipcast.errors import MemoryBudgetError
 
 ALL = Share()
@@ -55,19 +54,29 @@ def _refusal(request: PlanRequest, share: Share) -> str:
     geometry, budget = request.geometry, request.budget
     what = f"{geometry.width}x{geometry.height} with a window of {geometry.window} latent frames"
     vram, ram = least_vram(request, share), least_ram(request, share)
-    has = f"{format_bytes(budget.vram_bytes)} of GPU and {format_bytes(budget.ram_bytes)} of host memory"
     if vram is not None:
-        need = f"at least {vram} bytes ({format_bytes(vram)}) of GPU memory beside this host memory"
+        need = f"{_exactly(vram)} of GPU memory beside this host memory"
     elif ram is not None:
-        need = f"at least {ram} bytes ({format_bytes(ram)}) of host memory beside this GPU memory"
+        need = f"{_exactly(ram)} of host memory beside this GPU memory"
     else:
-        both = least_vram(replace(request, budget=Budget(0, 2**62)), share)
-        assert both is not None, "the wishes leave no setting"
-        request = replace(request, budget=Budget(both, 0))
-        host = least_ram(request, share)
-        assert host is not None
-        need = f"at least {both} bytes ({format_bytes(both)}) of GPU memory and {host} bytes ({format_bytes(host)}) of host memory"
-    return f"{what}: expected {need}, got {has}; give more, or take a smaller size or infer_frames"
+        need = _both_needs(request, share)
+    has = f"{format_bytes(budget.vram_bytes)} of GPU memory"
+    has += f" and {format_bytes(budget.ram_bytes)} of host memory"
+    advice = "give more memory, or take a smaller size or infer_frames"
+    return f"{what}: expected at least {need}, got {has}; {advice}"
+
+
+def _both_needs(request: PlanRequest, share: Share) -> str:
+    """The least GPU memory that works at all, and the host memory that it takes."""
+    vram = least_vram(replace(request, budget=Budget(0, 2**62)), share)
+    assert vram is not None, "with enough host memory some setting works"
+    ram = least_ram(replace(request, budget=Budget(vram, 0)), share)
+    assert ram is not None, "the least GPU memory works with enough host memory"
+    return f"{_exactly(vram)} of GPU memory and {_exactly(ram)} of host memory"
+
+
+def _exactly(num_bytes: int) -> str:
+    return f"{format_bytes(num_bytes)} ({num_bytes} bytes)"
 
 
 # From the winner to the plan
@@ -147,7 +156,7 @@ def _ram_parts(candidate: Candidate, speech: EncoderPlacement) -> tuple[Part, ..
     work, totals = candidate.work, candidate.work.layers_total
     last = candidate.resident + candidate.pinned
     from_disk = last < work.num_layers
-    staging = 2 * max(work.ordered_layers) if from_disk else 0
+    staging = DISK_STAGING_LAYERS * work.widest_layer_bytes if from_disk else 0
     fixed = (p for p in work.fixed_ram_parts if speech == "host" or p.name != "speech encoder")
     return (
         *fixed,

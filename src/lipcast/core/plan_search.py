@@ -23,6 +23,8 @@ DISK_STAGING_LAYERS = 2
 """Pinned buffers that layers from disk pass through."""
 _SLOTS = (3, 2)
 _TILE_GRIDS = ((1, 1), (2, 1), (2, 2), (3, 2), (3, 3), (4, 4))
+_DISK_DRAG = 0.1
+"""Part of the reading of mapped files that nothing hides; an assumption."""
 _DECIMALS = 6
 """Plans are compared in whole microseconds."""
 
@@ -77,6 +79,14 @@ def settings(request: PlanRequest) -> Iterator[Setting]:
         yield Setting(*combination)
 
 
+def _leanest(request: PlanRequest) -> Iterator[Setting]:
+    """Settings that can need least: fewest slots, and one lane where that is allowed."""
+    schedule = request.wishes.schedule or SCHEDULES[0]
+    for setting in settings(request):
+        if setting.num_slots == min(_SLOTS) and setting.schedule == schedule:
+            yield setting
+
+
 def tile_grids(request: PlanRequest) -> tuple[tuple[int, int], ...]:
     """Grids of decoder tiles worth trying, coarsest first: those whose tiles get smaller."""
     geometry = request.geometry
@@ -94,26 +104,36 @@ def tile_grids(request: PlanRequest) -> tuple[tuple[int, int], ...]:
 
 def fastest(request: PlanRequest, share: Share) -> Candidate | None:
     """The best candidate under the budget; None where nothing fits."""
-    found = (
-        c for setting in settings(request) for c in _Search(request, share, setting).candidates()
-    )
-    return min(found, key=lambda candidate: candidate.rank, default=None)
+    searches = [_Search(request, share, setting) for setting in settings(request)]
+    best: Candidate | None = None
+    for search in sorted(searches, key=lambda search: search.floor_s):
+        if best is not None and search.floor_s > best.time.block_s:
+            break  # even without any copy it would be slower, and so are all that follow
+        for candidate in search.candidates():
+            if best is None or candidate.rank < best.rank:
+                best = candidate
+    return best
 
 
 def least_vram(request: PlanRequest, share: Share) -> int | None:
     """The smallest GPU budget that works with this host memory; None where none does."""
-    found = (
-        n for setting in settings(request) for n in _Search(request, share, setting).least_vram()
-    )
+    searches = (_Search(request, share, setting) for setting in _leanest(request))
+    found = (need for search in searches for need in search.least_vram())
     return min(found, default=None)
 
 
 def least_ram(request: PlanRequest, share: Share) -> int | None:
     """The smallest host budget that works with this GPU memory; None where none does."""
-    found = (
-        n for setting in settings(request) for n in _Search(request, share, setting).least_ram()
-    )
+    searches = (_Search(request, share, setting) for setting in _leanest(request))
+    found = (need for search in searches for need in search.least_ram())
     return min(found, default=None)
+
+
+def decode_block_seconds(request: PlanRequest, *, area_factor: float = 1.0) -> float:
+    """Seconds to decode one block on the request's GPU."""
+    return costs.decode_seconds(
+        request.models.vae, request.geometry, request.hardware, area_factor=area_factor
+    )
 
 
 class _Search:
@@ -122,6 +142,11 @@ class _Search:
     def __init__(self, request: PlanRequest, share: Share, setting: Setting) -> None:
         self._work = Workload(request, share, setting)
         self._budget = request.budget
+
+    @property
+    def floor_s(self) -> float:
+        """No plan of this setting is faster."""
+        return self._times.floor_s
 
     def candidates(self) -> Iterator[Candidate]:
         work = self._work
@@ -134,14 +159,14 @@ class _Search:
 
     def least_vram(self) -> Iterator[int]:
         work = self._work
-        for resident in self._residents():
+        for resident in self._residents_of_least():
             for rings in self._rings_for_ram(resident):
                 weights = work.weights_bytes(resident)
                 generate = work.fixed_bytes + weights + work.rings_bytes(rings)
                 yield max(generate, work.prepare_fixed_bytes + weights)
 
     def least_ram(self) -> Iterator[int]:
-        for resident in self._residents():
+        for resident in self._residents_of_least():
             rings = self._fitting_rings(resident, self._budget)
             if rings is not None:
                 yield self._least_ram_of(resident, rings)
@@ -156,6 +181,15 @@ class _Search:
         if work.share.shards > 1:
             return range(work.num_layers, work.num_layers + 1)
         return range(min(work.num_layers, work.num_layers if wish is None else wish) + 1)
+
+    def _residents_of_least(self) -> Iterator[int]:
+        """The numbers that can need least: the first, and those whose rest is less than staging.
+
+        In between, a layer more on the GPU frees nothing on the host, since all may come from disk.
+        """
+        allowed, staging = self._residents(), self._staging_bytes
+        yield allowed[0]
+        yield from (r for r in allowed[1:] if self._streamed_bytes(r) < staging)
 
     @cached_property
     def _max_rings(self) -> int:
@@ -183,22 +217,23 @@ class _Search:
     def _streamed_bytes(self, resident: int) -> int:
         return self._work.layers_total[-1] - self._work.layers_total[resident]
 
+    @cached_property
     def _staging_bytes(self) -> int:
-        return DISK_STAGING_LAYERS * max(self._work.ordered_layers)
+        return DISK_STAGING_LAYERS * self._work.widest_layer_bytes
 
     def _pinned(self, resident: int, rings: int) -> int | None:
         """How many streamed layers host memory holds; None where not even the rings fit."""
         left = self._budget.ram_bytes - self._ram_of_rings(rings)
         if left >= self._streamed_bytes(resident):
             return self._work.num_layers - resident
-        left -= self._staging_bytes()
+        left -= self._staging_bytes
         if left < 0:
             return None
         totals = self._work.layers_total
         return bisect_right(totals, totals[resident] + left) - 1 - resident
 
     def _least_ram_of(self, resident: int, rings: int) -> int:
-        streamed = min(self._streamed_bytes(resident), self._staging_bytes())
+        streamed = min(self._streamed_bytes(resident), self._staging_bytes)
         return self._ram_of_rings(rings) + streamed
 
     def _rings_for_ram(self, resident: int) -> Iterator[int]:
@@ -221,6 +256,7 @@ class _Times:
         self._hardware = work.request.hardware
         self.compute_s = work.ticks_per_block * self._tick_s()
         self.decode_s = self._decode_s() if work.share.decodes else 0.0
+        self.floor_s = round(self.compute_s + self.decode_s, _DECIMALS)
 
     def block(self, resident: int, rings: int, pinned: int) -> BlockTime:
         """`pinned` of the streamed layers come from host memory, the rest from disk."""
@@ -237,6 +273,7 @@ class _Times:
         )
         disk_s = work.ticks_per_block * disk / self._hardware.disk_bytes_per_s
         longest = max(self.compute_s + self.decode_s, copy_s, disk_s, self._gather_s)
+        longest += _DISK_DRAG * disk_s
         return BlockTime(
             self.compute_s, self.decode_s, copy_s, disk_s, self._gather_s, round(longest, _DECIMALS)
         )
@@ -262,9 +299,7 @@ class _Times:
         work = self._work
         geometry, (height, width) = work.request.geometry, work.tile
         factor = work.num_tiles * height * width / (geometry.latent_height * geometry.latent_width)
-        return costs.decode_seconds(
-            work.request.models.vae, geometry, self._hardware, area_factor=factor
-        )
+        return decode_block_seconds(work.request, area_factor=factor)
 
     @cached_property
     def _parked_bytes(self) -> int:

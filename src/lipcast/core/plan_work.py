@@ -10,7 +10,7 @@ Invariant: resident bytes grow with the number of resident layers, and block sec
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate
 
 from lipcast.core import costs, sizes
@@ -41,6 +41,7 @@ class Setting:
     tiles: tuple[int, int]
 
 
+@cache
 def residency_order(num_layers: int) -> tuple[int, ...]:
     """The order in which layers are given a place on the GPU.
 
@@ -88,15 +89,19 @@ class Workload:
         """Bytes of the first n layers in residency order."""
         return (0, *accumulate(self.ordered_layers))
 
+    @cached_property
+    def widest_layer_bytes(self) -> int:
+        return max(self.ordered_layers)
+
     def weights_bytes(self, resident: int) -> int:
         """Resident layers, and the slots that the others pass through."""
         if self.share.shards > 1:
-            return -(-self.layers_total[-1] // self.share.shards) + 2 * max(self.ordered_layers)
+            return -(-self.layers_total[-1] // self.share.shards) + 2 * self.widest_layer_bytes
         return self.layers_total[resident] + self.slot_bytes(resident)
 
     def slot_bytes(self, resident: int) -> int:
         streams = resident < self.num_layers and self.share.shards == 1
-        return self.setting.num_slots * max(self.ordered_layers) if streams else 0
+        return self.setting.num_slots * self.widest_layer_bytes if streams else 0
 
     # Keys and values
 
@@ -163,14 +168,7 @@ class Workload:
         return "fp32" if self.setting.precision == "fp32" else "bf16"
 
     def decoder_parts(self) -> tuple[Part, ...]:
-        vae, factor = self.request.models.vae, self.request.models.vae.spatial_factor
-        height, width = (side * factor for side in self.tile)
-        work = sizes.decode_work_bytes(vae, height, width, precision=self._vae_precision)
-        return (
-            Part("decoder weights", sizes.vae_bytes(vae, self._vae_precision)),
-            Part("decoder state", self.decoder_state_bytes),
-            Part("decoder work", work),
-        )
+        return decoder_parts(self.request, self.tile, self._vae_precision)
 
     # Sums
 
@@ -249,6 +247,27 @@ class Workload:
     @cached_property
     def fixed_ram_bytes(self) -> int:
         return total(self.fixed_ram_parts)
+
+
+def decoder_parts(
+    request: PlanRequest, tile: tuple[int, int], precision: Precision
+) -> tuple[Part, ...]:
+    """GPU memory of the streaming decoder that works in tiles of this latent size."""
+    vae, factor = request.models.vae, request.models.vae.spatial_factor
+    height, width = tile
+    work = sizes.decode_work_bytes(vae, height * factor, width * factor, precision=precision)
+    return (
+        Part("decoder weights", sizes.vae_bytes(vae, precision)),
+        Part("decoder state", sizes.decoder_state_bytes(vae, height, width, precision=precision)),
+        Part("decoder work", work),
+    )
+
+
+def decoder_rank_parts(request: PlanRequest) -> tuple[Part, ...]:
+    """GPU memory of a rank that only decodes."""
+    whole = tile_size(request, (1, 1))
+    reserve = Part("context and reserve", GPU_RESERVE_BYTES)
+    return (reserve, *decoder_parts(request, whole, "bf16"))
 
 
 def tile_size(request: PlanRequest, tiles: tuple[int, int]) -> tuple[int, int]:

@@ -220,6 +220,7 @@ def vae_bytes(config: VAEConfig, precision: Precision = "bf16") -> int:
     return num_parameters(vae_tensors(config)) * plain_bytes(precision)
 
 
+@cache
 def decoder_state_bytes(
     config: VAEConfig, latent_height: int, latent_width: int, *, precision: Precision = "bf16"
 ) -> int:
