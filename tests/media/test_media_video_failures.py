@@ -249,6 +249,12 @@ def test_targets_that_cannot_be_written(name: str, words: list[str], tmp_path: P
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_library_without_the_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lipcast.media.video._H264", "libx000")
+    with pytest.raises(OutputError, match=r"H\.264 encoder .* got none; install"):
+        open_writer(tmp_path / "a.mp4")
+
+
 def test_a_folder_without_the_right_to_write(tmp_path: Path) -> None:
     path = Path("/proc/a.mp4")  # nobody may create files there, not even root
     with pytest.raises(OutputError, match="expected to write the video there"):

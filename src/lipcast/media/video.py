@@ -35,8 +35,7 @@ _KEYFRAME_S = 2
 # Frames in order (no B-frames) cost no bytes here, a quarter less time, and leave no gap at the
 # end of a killed file. Looking 5 frames ahead instead of 0 makes the file 4 times smaller.
 _X264 = {"preset": "veryfast", "crf": "18", "bf": "0", "rc-lookahead": "5"}
-_AAC_BITS_PER_SAMPLE = 2
-"""Per channel: 96 kbit/s at 48 kHz; the codec's limit is 6."""
+_H264 = "libx264"
 _BT709, _BT601 = 1, 5
 _KNOWN_MATRICES = {_BT709, 4, _BT601, 6, 7, 9}
 """Colour matrices that have one number as a tag and for the converter."""
@@ -64,12 +63,13 @@ class VideoWriter:
 
         `width` and `height` in pixels, even; `sample_rate` in Hz, one that AAC has;
         `num_channels` 1 or 2; `num_threads` for the encoder (1: none but the caller's).
-        Raises OutputError: unknown suffix, no such folder, no right to write.
+        Raises OutputError: unknown suffix, no such folder, no right to write, no encoder.
         """
         assert width % 2 == height % 2 == 0 and num_channels in (1, 2)
         self.path = Path(path)
         self.num_frames = 0
         check_target(self.path)
+        _check_encoder()
         self._size = height, width
         self._sample_rate, self._num_channels = sample_rate, num_channels
         self._fps, self._num_threads = fps, num_threads
@@ -245,7 +245,7 @@ class _Muxer:
             self._container.close()
 
     def _add_video(self, size: tuple[int, int], num_threads: int) -> Any:
-        stream = self._container.add_stream("libx264", rate=self._fps)
+        stream = self._container.add_stream(_H264, rate=self._fps)
         stream.height, stream.width = size
         stream.pix_fmt = "yuv420p"
         stream.options = dict(_X264)
@@ -261,8 +261,26 @@ class _Muxer:
     def _add_audio(self, sample_rate: int, num_channels: int) -> Any:
         stream = self._container.add_stream("aac", rate=sample_rate)
         stream.layout = "mono" if num_channels == 1 else "stereo"
-        stream.bit_rate = _AAC_BITS_PER_SAMPLE * sample_rate * num_channels
+        stream.bit_rate = num_channels * _aac_bit_rate(sample_rate)
         return stream
+
+
+def _check_encoder() -> None:
+    """Raise OutputError where FFmpeg was built without x264 (distributions do so)."""
+    import av
+
+    try:
+        av.Codec(_H264, "w")
+    except ValueError as error:
+        raise OutputError(
+            f"expected an H.264 encoder ({_H264}) in PyAV {av.__version__}, got none; "
+            "install the wheel: pip install --force-reinstall --only-binary :all: av"
+        ) from error
+
+
+def _aac_bit_rate(sample_rate: int) -> int:
+    """Per channel, in bit/s: 64k for speech rates, 96k at 48 kHz, never above the codec's limit."""
+    return min(6 * sample_rate, max(64_000, 2 * sample_rate))
 
 
 def _muxing(path: Path) -> dict[str, str]:
