@@ -58,19 +58,6 @@ def test_several_adapters_with_weights_add_up(base: TensorSource, save: Save) ->
     torch.testing.assert_close(merged_weight(base, *specs), expected)
 
 
-def test_large_layers_are_merged_by_rows(
-    base: TensorSource, save: Save, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    adapter = factors("blocks.1.o", 16)
-    spec = LoraSpec(save(adapter), alpha=2)
-    whole = merged_weight(base, spec, layer="blocks.1.o")
-    monkeypatch.setattr("lipcast.weights.lora.ROWS_AT_ONCE", 3)
-    torch.testing.assert_close(merged_weight(base, spec, layer="blocks.1.o"), whole)
-    torch.testing.assert_close(
-        whole, base.read("blocks.1.o.weight") + product(adapter, "blocks.1.o")
-    )
-
-
 def test_nothing_is_rounded_before_the_end(toy: ToyModel, save: Save) -> None:
     """A change far below bf16's resolution survives in the merged float32 tensor."""
     base = open_tensors(save(toy.bfloat16().state_dict(), "base.safetensors"))

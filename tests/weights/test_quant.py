@@ -76,7 +76,7 @@ def test_rows_do_not_influence_each_other(monkeypatch: pytest.MonkeyPatch) -> No
     weight = normal(10, 128)
     for precision in QUANTISED:
         whole, report = quantise_layer("a", weight, SCHEMES[precision])
-        monkeypatch.setattr(quant, "ROWS_AT_ONCE", 3)
+        monkeypatch.setattr(quant, "PIECE_ELEMENTS", 400)
         pieces, same_report = quantise_layer("a", weight, SCHEMES[precision])
         monkeypatch.undo()
         for name, part in whole.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -20,6 +20,8 @@ from lipcast.weights.safetensors_file import SafetensorsSource
 from lipcast.weights.source import TensorSource, summarise_names
 
 INDEX_SUFFIX = ".safetensors.index.json"
+RECIPE_KEY = "lipcast_recipe"
+"""Metadata of converted files: what they were made from and how, as JSON."""
 PTH_SUFFIXES = (".pth", ".pt", ".bin")
 _WEB_PAGE = re.compile(rb"<(!doctype|html|head|\?xml|!--)", re.IGNORECASE)
 
@@ -55,6 +57,7 @@ class ShardedSource(TensorSource):
         self._shards = {name: _open_shard(path, name, mapped=mapped) for name in names}
         self.files = (path, *(shard.path for shard in self._shards.values()))
         _check_index(path, weight_map, self._shards)
+        _check_recipe(path, self.metadata, self._shards.values())
         self.infos = {k: v for shard in self._shards.values() for k, v in shard.infos.items()}
         self._weight_map = weight_map
 
@@ -120,6 +123,18 @@ def _check_index(
     if extra:
         parts.append(f"In a file, but not listed for it:\n{summarise_names(extra)}")
     raise CheckpointError("\n".join([*parts, "Download the whole set again from one revision."]))
+
+
+def _check_recipe(
+    index: Path, metadata: Mapping[str, str], shards: Iterable[SafetensorsSource]
+) -> None:
+    """Converted files must come from one conversion: their names alone would not tell."""
+    expected = metadata.get(RECIPE_KEY)
+    for shard in shards:
+        if shard.metadata.get(RECIPE_KEY) != expected:
+            raise CheckpointError(
+                f"{shard.path}: is from another conversion than {index.name}; convert again"
+            )
 
 
 def _check_is_weights(path: Path) -> None:

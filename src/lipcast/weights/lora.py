@@ -24,7 +24,6 @@ from lipcast.weights.source import TensorInfo, TensorSource, summarise_names
 
 RELEASED_RANK, RELEASED_ALPHA = 128, 64.0
 """The published Live Avatar adapter, whose file does not say its alpha."""
-ROWS_AT_ONCE = 1024
 
 _PREFIX = re.compile(r"^(base_model\.model\.|diffusion_model\.)")
 _FACTOR = re.compile(r"^(?P<layer>.+)\.lora_(?P<side>A|B|down|up)(\.default)?\.weight$")
@@ -102,9 +101,7 @@ class _Adapter:
         factors = self.factors[name]
         a = self.source.read(factors.a).float()
         b = self.source.read(factors.b).float()
-        for first in range(0, len(value), ROWS_AT_ONCE):  # keeps the product small
-            rows = slice(first, first + ROWS_AT_ONCE)
-            value[rows].addmm_(b[rows], a, alpha=self.weight * factors.scale)
+        value.addmm_(b, a, alpha=self.weight * factors.scale)
 
 
 class MergedSource(TensorSource):

@@ -21,7 +21,8 @@ from lipcast.weights.quant_linear import QWEIGHT, QuantLinear, replace_module
 from lipcast.weights.schemes import PLAIN_DTYPES, SCHEMES, Parts, Precision, Scheme
 from lipcast.weights.source import TensorInfo, TensorSource
 
-ROWS_AT_ONCE = 1024
+PIECE_ELEMENTS = 1 << 20
+"""Weights quantised at once, in whole rows: keeps temporary float32 copies at a few MB."""
 NUM_PROBES = 16
 """Random activations per layer for the measured output error."""
 
@@ -141,8 +142,7 @@ def quantise_layer(layer: str, weight: Tensor, scheme: Scheme) -> tuple[Parts, L
     probes = _probes(weight.shape[1]).to(weight.device)
     rounded = _round_trip(probes) if scheme.precision == "fp8" else probes
     sums = torch.zeros(4, dtype=torch.float64, device=weight.device)
-    for first in range(0, len(weight), ROWS_AT_ONCE):
-        rows = slice(first, first + ROWS_AT_ONCE)
+    for rows in row_slices(*weight.shape):
         exact = weight[rows].float()
         piece = scheme.quantise(exact)
         for name, values in piece.items():
@@ -157,6 +157,12 @@ def quantise_layer(layer: str, weight: Tensor, scheme: Scheme) -> tuple[Parts, L
         )  # fmt: skip
     weight_error, output_error = (sums[0::2] / sums[1::2].clamp(min=1e-30)).sqrt().tolist()
     return parts, LayerReport(layer, round(weight_error, 6), round(output_error, 6))
+
+
+def row_slices(num_rows: int, row_elements: int) -> Iterator[slice]:
+    """Cut a matrix into pieces of whole rows with at most PIECE_ELEMENTS, or one row."""
+    step = max(1, PIECE_ELEMENTS // max(1, row_elements))
+    return (slice(first, first + step) for first in range(0, num_rows, step))
 
 
 def _energy(x: Tensor) -> Tensor:
