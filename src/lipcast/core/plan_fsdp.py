@@ -103,6 +103,16 @@ def _activations(tokens_per_frame: int) -> int:
     return int((_ACTIVATION_GIB + _ACTIVATION_GIB_PER_TOKEN * tokens_per_frame) * GIB)
 
 
+def rival_resident_bytes(models: Models | None = None, *, num_gpus: int = 3) -> int:
+    """Another reading that gives the same figure: weights over three GPUs, text encoder beside them.
+
+    Nothing published tells the two apart; only the first also explains the figure of 32 frames.
+    """
+    models = models or Models()
+    everything = num_parameters(dit_tensors(models.dit)) * _BF16
+    return everything // num_gpus + sizes.text_encoder_bytes(models.text) + _encoders(models)
+
+
 def published_claims() -> tuple[Claim, ...]:
     """Every published figure, with what the formulas above give.
 

@@ -1,0 +1,190 @@
+"""`lipcast plan`: flags to a question, answers to tables and JSON, a page that stays true."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer
+from typer.main import get_command
+
+from lipcast.cli import plan as verb
+from lipcast.cli.plan import plan_request, read_driver, register
+from lipcast.core.hardware import GIB
+from lipcast.errors import CheckpointError, MemoryBudgetError, UsageError
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str) -> None:
+    app = typer.Typer(add_completion=False)
+    app.callback()(lambda: None)
+    register(app)
+    get_command(app).main(["plan", *arguments], standalone_mode=False)
+
+
+def document(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    run(*arguments, "--json")
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_the_table_names_every_part(capsys: pytest.CaptureFixture[str]) -> None:
+    run("--gpu", "rtx4060ti", "--ram", "32GB")
+    text = capsys.readouterr().out
+    for words in (
+        "GeForce RTX 4060 Ti 16GB (rates: data sheet × efficiency)",
+        "384 x 704 pixels, 1056 tokens per latent frame, window 12 latent frames",
+        "4 steps, the last one folded",
+        "weights of layers",
+        "KV rings",
+        "decoder state",
+        "bottleneck: compute",
+        "Other choices under the same budget",
+        "If memory runs out all the same",
+    ):
+        assert words in text, words
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_the_document_keeps_to_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    found = document(capsys, "--gpu", "rtx4090", "--vram", "12GB", "--ram", "48GB")
+    plan = found["plan"]
+    assert plan["budget"] == {"vram_bytes": 12 * 10**9, "ram_bytes": 48 * 10**9}
+    assert plan["vram"]["peak_bytes"] <= 12 * 10**9 and plan["ram"]["bytes"] <= 48 * 10**9
+    assert len(plan["layers"]) == 40 and "pinned" in plan["layers"]
+    assert {"name", "vram_bytes", "block_s"} <= set(found["alternatives"][0])
+    assert found["ladder"][0]["vram_bytes_after"] < found["ladder"][0]["vram_bytes_before"]
+
+
+def test_public_flags_are_wishes(capsys: pytest.CaptureFixture[str]) -> None:
+    streamed = ("--offload_model", "True", "--offload_kv_cache", "--enable-online-decode")
+    plan = document(capsys, "--gpu", "h100", "--ram", "128GB", *streamed)["plan"]
+    assert set(plan["layers"]) == set(plan["ring_layers"]) == {"pinned"}
+    assert plan["sink"] == "pinned"
+    kept = document(capsys, "--gpu", "h100", "--ram", "128GB", "--offload_model", "False")["plan"]
+    assert set(kept["layers"]) == {"resident"}
+
+
+def test_the_video_follows_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--size", "688*368", "--infer-frames", "32", "--sample_steps", "3")
+    video = document(capsys, "--gpu", "h100", *flags)["plan"]["video"]
+    assert (video["height"], video["width"]) == (640, 384)
+    assert video["window_latent_frames"] == 8 and video["evaluations_per_block"] == 2
+    whole = document(capsys, "--gpu", "h100", *flags, "--no_fold_last_step")["plan"]["video"]
+    assert whole["evaluations_per_block"] == 3
+
+
+def test_the_embedded_model_can_be_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = document(capsys, "--gpu", "rtx3060", "--model", "tiny", "--ram", "4GB")["plan"]
+    assert set(plan["layers"]) == {"resident"} and len(plan["layers"]) == 6
+
+
+def test_the_ladder_can_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    order = "infer_frames=32, size=384*256, offload"
+    ladder = document(capsys, "--gpu", "rtx4090", "--fallback", order)["ladder"]
+    assert [rung["rung"] for rung in ladder] == ["infer_frames=32", "size=384*256", "offload"]
+    degrading = document(capsys, "--gpu", "rtx4090", "--allow_degrade")["ladder"]
+    assert not all(rung["keeps_the_picture"] for rung in degrading)
+
+
+def test_several_gpus_show_a_timeline(capsys: pytest.CaptureFixture[str]) -> None:
+    run("--gpu", "rtx4090", "--gpus", "4", "--ram", "256GB")
+    text = capsys.readouterr().out
+    assert "4 x GeForce RTX 4090 24GB: 3 stages, VAE rank" in text
+    assert "stage 2  |" in text and "decoder  |" in text and "Layouts" in text
+    wished = ("--num_gpus_dit", "4", "--ulysses_size", "2", "--dit_fsdp")
+    found = document(capsys, "--gpu", "rtx4090", "--gpus", "4", "--ram", "256GB", *wished)
+    assert {entry["layout"] for entry in found["layouts"]} == {
+        "2 stages, Ulysses 2, sharded weights, last stage decodes"
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (("--gpu", "rtx9999"), UsageError, "expected one of"),
+        (("--gpu", "h100", "--vram", "much"), UsageError, "bytes: expected a size"),
+        (("--gpu", "h100", "--precision", "fp7"), UsageError, "--precision: expected one of"),
+        (("--gpu", "h100", "--schedule", "random"), UsageError, "schedule: expected one of"),
+        (("--gpu", "h100", "--infer_frames", "30"), UsageError, "multiple of 4"),
+        (("--gpu", "h100", "--gpus", "0"), UsageError, "at least 1"),
+        (("--gpu", "h100", "--num_gpus_dit", "3"), UsageError, "expected --gpus"),
+        (("--gpu", "h100", "--gpus", "4", "--num_gpus_dit", "9"), UsageError, "possible near it"),
+        (("--gpu", "h100", "--fallback", "magic"), UsageError, "fallback: expected"),
+        (("--gpu", "h100", "--model", "nowhere"), CheckpointError, "which is not there"),
+        (("--gpu", "h100", "--vram", "1GB"), MemoryBudgetError, "expected at least"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    arguments: tuple[str, ...], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        run(*arguments)
+
+
+def test_without_a_gpu_one_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verb, "_driver_says", lambda: "")
+    with pytest.raises(UsageError, match="no GPU found"):
+        plan_request({})
+
+
+def test_the_machine_is_asked_where_no_card_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verb, "_driver_says", lambda: "NVIDIA GeForce RTX 3090, 24576\nother, 1")
+    monkeypatch.setattr(verb, "_free_ram_bytes", lambda: 48 * GIB)
+    request = plan_request({})
+    assert request.hardware.name == "rtx3090" and request.budget.ram_bytes == 48 * GIB
+    assert request.budget.vram_bytes == 24576 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("listing", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3, 81559", "h100"),
+        ("NVIDIA A100-SXM4-40GB, 40960", "a100-40"),
+        ("NVIDIA A100-SXM4-80GB, 81920", "a100-80"),
+        ("NVIDIA GeForce RTX 4060 Ti, 16380", "rtx4060ti"),
+        ("NVIDIA GeForce RTX 4060, 8188", "rtx4060"),
+        ("NVIDIA L40S, 46068", "l40s"),
+    ],
+)
+def test_cards_are_known_by_the_drivers_words(listing: str, name: str) -> None:
+    assert read_driver(listing).name == name
+
+
+@pytest.mark.parametrize("listing", ["GeForce GTX 970, 4096", "garbage", "A card, N/A"])
+def test_unknown_cards_are_refused(listing: str) -> None:
+    with pytest.raises(UsageError, match="--gpu"):
+        read_driver(listing)
+
+
+def test_planning_starts_without_torch() -> None:
+    code = (
+        "import sys, typer; from typer.main import get_command; "
+        "from lipcast.cli.plan import register; app = typer.Typer(); "
+        "app.callback()(lambda: None); register(app); "
+        "get_command(app).main(['plan', '--gpu', 'h100', '--json'], standalone_mode=False); "
+        "assert not {'torch', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
+
+
+def docs_writer() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("plan_docs", ROOT / "scripts" / "plan_docs.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_what_the_planner_says() -> None:
+    writer = docs_writer()
+    assert writer.TARGET.read_text("utf-8") == writer.document(), (
+        "docs/plan.md is out of date; run scripts/plan_docs.py"
+    )
