@@ -91,7 +91,7 @@ def save_blocks(
     writer: VideoWriter | None = None
     try:
         for block in blocks:
-            writer = writer or _open_writer(path, block)
+            writer = writer or open_writer(path, block)
             writer.write(block.frames, block.audio)
             yield block
     finally:
@@ -99,7 +99,8 @@ def save_blocks(
             writer.close()
 
 
-def _open_writer(path: str | Path, block: FrameBlock) -> VideoWriter:
+def open_writer(path: str | Path, block: FrameBlock) -> VideoWriter:
+    """A file for a video that begins with `block`."""
     _, height, width, _ = block.frames.shape
     return VideoWriter(
         path,
@@ -208,7 +209,7 @@ class Lipcast:
         anchor = encode_anchor(
             bundle.vae,
             pixels,
-            motion_frames=bundle.dit.config.motion_frames,
+            config=bundle.dit.config,
             encoding=options.anchor,
             device=bundle.device,
         )

@@ -8,6 +8,7 @@ import typer
 from typer.main import get_command
 
 import lipcast
+from lipcast.cli.bench import BENCH_FLAGS, bench
 from lipcast.cli.flag_table import FLAGS
 from lipcast.cli.generate import generate
 from lipcast.cli.info import INFO_FLAGS, info
@@ -47,6 +48,7 @@ def make_app() -> typer.Typer:
     app.callback()(_root)
     app.command(context_settings=context)(with_flags(FLAGS)(generate))
     app.command(context_settings=context)(with_flags(INFO_FLAGS)(info))
+    app.command(context_settings=context)(with_flags(BENCH_FLAGS)(bench))
     return app
 
 

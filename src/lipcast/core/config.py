@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from lipcast.errors import CheckpointError
 
 VIDEO_FPS = 25
+MotionEncoding = Literal["video", "repeat"]
 SAMPLE_RATE = 16_000
 """Sampling rate of the speech encoder's input, in Hz."""
 
@@ -66,6 +67,9 @@ class DiTConfig:
     sample_steps: int = 4
     sample_shift: float = 3.0
     infer_frames: int = 48
+    motion_encoding: MotionEncoding = "video"
+    """What stands for the past before the first frame: the latents of the portrait held still ("video",
+    as the published model), or its third latent throughout ("repeat", as some were trained)."""
     width: int = 0
     height: int = 0
     """Trained picture size in pixels; 0: any."""
@@ -93,6 +97,11 @@ class DiTConfig:
         if self.dim % self.num_heads:
             raise CheckpointError(
                 f"config.json: dim {self.dim} is not divisible by num_heads {self.num_heads}"
+            )
+        if self.motion_encoding not in ("video", "repeat"):
+            raise CheckpointError(
+                "config.json: expected motion_encoding video or repeat, "
+                f"got {self.motion_encoding!r}"
             )
         if self.patch_size[0] != 1:
             raise CheckpointError(

@@ -1,6 +1,6 @@
 """From a portrait to the latents that condition every block.
 
-Input: the fitted portrait as pixels. Output: `Anchor`, the reference latent and the motion latents.
+Input: the fitted portrait as pixels. Output: `Anchor`: reference, motion and history latents.
 """
 
 from __future__ import annotations
@@ -12,33 +12,40 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lipcast.core.config import DiTConfig
 from lipcast.core.request import AnchorEncoding
 from lipcast.models.vae import VideoVAE
 
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """ref_C1HW: how the person looks. motion_CFHW: what came before the first frame (a still)."""
+    """ref_C1HW: how the person looks. motion_CFHW: what the transformer is told of the past.
+    still_CFHW: the portrait held still, the decoder's history before the first frame."""
 
     ref_C1HW: Tensor
     motion_CFHW: Tensor
+    still_CFHW: Tensor
 
 
 def encode_anchor(
     vae: VideoVAE,
     portrait_HWC: NDArray[np.uint8],
     *,
-    motion_frames: int,
+    config: DiTConfig,
     encoding: AnchorEncoding,
     device: torch.device,
 ) -> Anchor:
-    """Encode the portrait held still for `motion_frames` video frames.
+    """Encode the portrait held still for `config.motion_frames` video frames.
 
     The encoder is causal: the first latent of that video is the one-frame encode ("image"), the
     second is the second latent of a five-frame still ("video"), so one encode serves all.
     """
     pixels_HWC = torch.tensor(portrait_HWC, device=device)
     image_BCHW = pixels_HWC.permute(2, 0, 1)[None].float() / 127.5 - 1
-    motion_CFHW = vae.encode_still(image_BCHW, motion_frames)[0].float()
+    with torch.inference_mode():
+        still_CFHW = vae.encode_still(image_BCHW, config.motion_frames)[0].float()
     index = 1 if encoding == "video" else 0
-    return Anchor(motion_CFHW[:, index : index + 1], motion_CFHW)
+    motion_CFHW = still_CFHW
+    if config.motion_encoding == "repeat":
+        motion_CFHW = still_CFHW[:, 2:3].expand_as(still_CFHW)
+    return Anchor(still_CFHW[:, index : index + 1], motion_CFHW, still_CFHW)

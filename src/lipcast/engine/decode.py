@@ -17,7 +17,7 @@ from lipcast.engine.conditions import Anchor
 from lipcast.models.vae_blocks import DecoderState
 
 _PRIMING_LATENTS = 7
-"""Motion latents that warm the temporal caches before the first block; their frames are discarded."""
+"""Latents of the still portrait that warm the temporal caches before the first block; their frames are discarded."""
 
 
 class StreamingDecoder(Protocol):
@@ -37,7 +37,7 @@ class FrameDecoder:
         self._vae = vae
         self.state = vae.new_decoder_state()
         with torch.inference_mode():
-            vae.prime(anchor.motion_CFHW[None, :, :_PRIMING_LATENTS], self.state)
+            vae.prime(anchor.still_CFHW[None, :, :_PRIMING_LATENTS], self.state)
 
     @torch.inference_mode()
     def decode(self, latent_CFHW: Tensor) -> NDArray[np.uint8]:

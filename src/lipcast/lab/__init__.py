@@ -1,0 +1,1 @@
+"""The lab: measure speed, memory and quality."""

@@ -1,0 +1,29 @@
+"""The benchmark measures what it says: parts add up, schedules take turns, one JSON document."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lipcast.cli.main import main
+from lipcast.lab.bench import PARTS, bench
+
+
+def test_rows_add_up(tiny):
+    rows = bench(tiny, num_blocks=2, warm_up_blocks=1, size="64*64", infer_frames=12)
+    assert [row.schedule for row in rows] == ["sequential", "wavefront"]
+    for row in rows:
+        assert set(row.parts) == set(PARTS)
+        assert row.num_blocks == 2
+        assert row.block_min_s <= row.block_s <= row.block_max_s
+        assert row.frames_per_s == pytest.approx(12 / row.block_s)
+        assert row.first_frame_s > 0
+
+
+def test_last_line_is_one_document(capsys):
+    assert main(["bench", "--size", "64*64", "--infer_frames", "12", "--device", "cpu"]) == 0
+    out, err = capsys.readouterr()
+    document = json.loads(out.splitlines()[-1])
+    assert {"conditions", "options", "rows"} <= set(document)
+    assert "wavefront" in err

@@ -1,0 +1,33 @@
+"""The mouth follows voices that the model has never heard, on faces it has never seen.
+
+Beardless portraits only: a beard hides the mouth from the pixel count.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pixels import correlation, mouth_opening
+
+from conftest import EXAMPLES
+
+NUM_CLIP, INFER_FRAMES = 2, 48
+
+
+@pytest.mark.parametrize(
+    ("portrait", "voice"),
+    [(0, "speech_d_female"), (3, "speech_b_male"), (4, "speech_d_female"), (5, "speech_b_male")],
+)
+def test_mouth_follows_the_voice(tiny, portrait, voice):
+    drive = np.load(EXAMPLES / f"{voice}_mouth_open.npy")
+    video = tiny.generate(
+        image=EXAMPLES / f"portrait_{portrait}.png",
+        audio=EXAMPLES / f"{voice}.wav",
+        prompt="a person is talking, calm",
+        num_clip=NUM_CLIP,
+        infer_frames=INFER_FRAMES,
+    )
+    opening = mouth_opening(video.frames)
+    assert correlation(opening, drive) >= 0.85
+    lags = {lag: correlation(opening[3:-3], drive[3 + lag : len(opening) - 3 + lag]) for lag in (-2, -1, 0, 1, 2)}
+    assert max(lags, key=lags.__getitem__) in (-1, 0, 1), lags
