@@ -11,6 +11,7 @@ from math import prod
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,6 +30,9 @@ from lipcast.core.tensors import (
     text_tensors,
     vae_tensors,
 )
+from lipcast.weights.quant import kept_because
+from lipcast.weights.schemes import SCHEMES
+from lipcast.weights.source import TensorInfo
 
 TINY = files("lipcast") / "assets" / "tiny"
 GIB = 2**30
@@ -136,31 +140,46 @@ def test_weights_of_the_transformer(
 
 def test_only_matrices_of_layers_are_quantised() -> None:
     layer = dit_layer_tensors(DiTConfig(), 0)
-    quantised = {name for name, shape in layer.items() if sizes.is_quantised(name, shape)}
+    quantised = {name for name, shape in layer.items() if sizes.is_quantised(name, shape, "fp8")}
     assert len(quantised) == 10 + 5
     assert not any("norm" in name or "bias" in name or "modulation" in name for name in quantised)
 
 
+@pytest.mark.parametrize("precision", ["fp8", "int8", "int4"])
+@given(rows=st.integers(1, 300), columns=st.integers(1, 400))
+def test_parts_are_those_that_the_quantiser_stores(
+    precision: sizes.Precision, rows: int, columns: int
+) -> None:
+    scheme, form = SCHEMES[precision], sizes.WEIGHT_FORMATS[precision]
+    assert form.fits(columns) == scheme.fits(columns)
+    if scheme.fits(columns):
+        parts = scheme.part_shapes(rows, columns).values()
+        stored = tuple(prod(shape) * dtype.itemsize for shape, dtype in parts)
+        assert form.part_bytes((rows, columns)) == stored
+
+
+def test_the_quantiser_chooses_the_same_tensors() -> None:
+    config = DiTConfig(num_layers=2, audio_inject_layers=(0,))
+    layers = dit_layer_tensors(config, 0) | dit_layer_tensors(config, 1)
+    for name, shape in dit_tensors(config).items():
+        taken = kept_because(TensorInfo(name, shape, torch.bfloat16)) is None
+        assert taken == (name in layers and sizes.is_quantised(name, shape, "fp8")), name
+
+
 @given(
     rows=st.integers(1, 300),
-    columns=st.integers(1, 150).map(lambda n: 2 * n),
+    columns=st.integers(1, 300),
     precision=st.sampled_from(sizes.PRECISIONS),
 )
 def test_packed_bytes_hold_numbers_and_scales(
     rows: int, columns: int, precision: sizes.Precision
 ) -> None:
     form = sizes.WEIGHT_FORMATS[precision]
-    numbers = rows * columns * form.bits // 8
-    scales = form.scales_bytes((rows, columns))
     packed = sizes.packed_bytes({"q.weight": (rows, columns)}, precision)
+    fits = form.fits(columns)
+    parts = form.part_bytes((rows, columns)) if fits else (2 * rows * columns,)
     assert packed % sizes.PACK_ALIGN == 0
-    assert numbers + scales <= packed < numbers + scales + 2 * sizes.PACK_ALIGN
-    assert (scales == 0) == (precision in {"fp32", "bf16"})
-
-
-def test_int4_scales_follow_the_groups() -> None:
-    assert sizes.WEIGHT_FORMATS["int4"].scales_bytes((3, 128)) == 3 * 2 * 4
-    assert sizes.WEIGHT_FORMATS["int4"].scales_bytes((3, 130)) == 3 * 3 * 4
+    assert sum(parts) <= packed < sum(parts) + len(parts) * sizes.PACK_ALIGN
 
 
 # Keys and values

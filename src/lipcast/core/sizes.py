@@ -43,28 +43,34 @@ _BF16, _FP32 = 2, 4
 
 @dataclass(frozen=True, slots=True)
 class WeightFormat:
-    """How a linear weight [out, in] is stored: its numbers, and one scale per row or per group of a
-    row."""
+    """How a linear weight [out, in] is stored: its numbers, and what is needed to read them."""
 
     bits: int
-    scale_bytes: int = 0
-    """Per group (scale and, for 4 bits, minimum)."""
+    side_bytes: tuple[int, ...] = ()
+    """Bytes per group of each side tensor: the scale, and for 4 bits the minimum."""
     group: int = 0
     """Numbers of a row that share a scale; 0: the whole row."""
 
-    def scales_bytes(self, shape: Shape) -> int:
+    def fits(self, num_in: int) -> bool:
+        """Whether rows of this length can be stored so; else the weight stays plain."""
+        return self.bits >= 8 or num_in % 2 == 0
+
+    def part_bytes(self, shape: Shape) -> tuple[int, ...]:
+        """Bytes of the numbers and of each side tensor."""
         rows, columns = shape
-        groups = -(-columns // self.group) if self.group else 1
-        return rows * groups * self.scale_bytes
+        # A short row takes the largest power of two that divides it.
+        group = min(self.group, columns & -columns) if self.group else columns
+        groups = rows * (columns // group)
+        return (prod(shape) * self.bits // 8, *(groups * side for side in self.side_bytes))
 
 
 WEIGHT_FORMATS: Mapping[Precision, WeightFormat] = MappingProxyType(
     {
         "fp32": WeightFormat(32),
         "bf16": WeightFormat(16),
-        "fp8": WeightFormat(8, scale_bytes=4),
-        "int8": WeightFormat(8, scale_bytes=4),
-        "int4": WeightFormat(4, scale_bytes=4, group=64),
+        "fp8": WeightFormat(8, side_bytes=(4,)),
+        "int8": WeightFormat(8, side_bytes=(4,)),
+        "int4": WeightFormat(4, side_bytes=(2, 2), group=64),
     }
 )
 
@@ -74,19 +80,18 @@ def plain_bytes(precision: Precision) -> int:
     return _FP32 if precision == "fp32" else _BF16
 
 
-def is_quantised(name: str, shape: Shape) -> bool:
-    """Whether this tensor of a layer takes the layer's precision: the matrices of its linear
-    layers."""
-    return len(shape) == 2 and name.endswith(".weight")
+def is_quantised(name: str, shape: Shape, precision: Precision) -> bool:
+    """Whether this tensor of a layer takes the layer's precision: matrices of linear layers do."""
+    is_matrix = len(shape) == 2 and name.endswith(".weight")
+    return is_matrix and WEIGHT_FORMATS[precision].fits(shape[1])
 
 
 def packed_bytes(tensors: Tensors, precision: Precision) -> int:
     """One contiguous buffer of these tensors of a layer: numbers and scales, each aligned."""
     total = 0
     for name, shape in tensors.items():
-        if is_quantised(name, shape):
-            form = WEIGHT_FORMATS[precision]
-            total += _aligned(prod(shape) * form.bits // 8) + _aligned(form.scales_bytes(shape))
+        if is_quantised(name, shape, precision):
+            total += sum(map(_aligned, WEIGHT_FORMATS[precision].part_bytes(shape)))
         else:
             total += _aligned(prod(shape) * plain_bytes(precision))
     return total
