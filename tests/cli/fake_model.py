@@ -1,4 +1,4 @@
-"""A model that makes grey frames at once, for tests of what stands around a model."""
+"""A model that makes frames of nothing at once, for tests of what stands around a model."""
 
 from __future__ import annotations
 
@@ -23,17 +23,20 @@ class FakeSession:
     """Yields NUM_BLOCKS blocks; raises `error` in place of block `fail_at`."""
 
     num_blocks = NUM_BLOCKS
+    num_frames = NUM_BLOCKS * FRAMES
 
-    def __init__(self, options: GenerateOptions, error: BaseException | None, fail_at: int) -> None:
+    def __init__(
+        self, options: GenerateOptions, error: BaseException | None, *, fail_at: int, noise: bool
+    ) -> None:
         self.spec = video_spec(options, DiTConfig(), VAEConfig(), height=64, width=64)
-        self._error, self._fail_at = error, fail_at
+        self._error, self._fail_at, self._noise = error, fail_at, noise
         self.closed = False
 
     def __iter__(self) -> Iterator[FrameBlock]:
         for index in range(NUM_BLOCKS):
             if self._error is not None and index == self._fail_at:
                 raise self._error
-            yield grey_block(index)
+            yield block_of(index, noise=self._noise)
 
     def report(self) -> dict[str, Any]:
         return {"seconds": {"speech_s": 0.1, "dit_s": 0.2, "vae_s": 0.3}}
@@ -45,8 +48,10 @@ class FakeSession:
         self.closed = True
 
 
-def grey_block(index: int) -> FrameBlock:
+def block_of(index: int, *, noise: bool) -> FrameBlock:
     frames = np.full((FRAMES, 64, 64, 3), 40 * index, np.uint8)
+    if noise:
+        frames = np.random.default_rng(index).integers(0, 255, frames.shape, np.uint8)
     audio = np.zeros((FRAMES * SAMPLE_RATE // 25, 1), np.float32)
     return FrameBlock(index, frames, audio, SAMPLE_RATE, BlockTimings(0.1, 0.2, 0.3))
 
@@ -54,16 +59,18 @@ def grey_block(index: int) -> FrameBlock:
 class FakeModel:
     """Records what it was asked; `error` is raised in place of block `fail_at`."""
 
-    def __init__(self, error: BaseException | None = None, fail_at: int = 0) -> None:
+    def __init__(
+        self, error: BaseException | None = None, *, fail_at: int = 0, noise: bool = False
+    ) -> None:
         self.asked = SimpleNamespace(load={}, stream={})
-        self.error, self.fail_at = error, fail_at
+        self.error, self.how = error, {"fail_at": fail_at, "noise": noise}
         self.session: FakeSession | None = None
 
     def load(self, name: str | Path, **how: str | None) -> FakeModel:
         self.asked.load = {"name": name, **how}
         return self
 
-    def stream(self, *, image: Path, audio: Path, prompt: str, **options: Any) -> FakeSession:
+    def stream(self, *, image: Any, audio: Path, prompt: str, **options: Any) -> FakeSession:
         self.asked.stream = {"image": image, "audio": audio, "prompt": prompt}
-        self.session = FakeSession(GenerateOptions(**options), self.error, self.fail_at)
+        self.session = FakeSession(GenerateOptions(**options), self.error, **self.how)
         return self.session

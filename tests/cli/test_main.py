@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_model import FRAMES, NUM_BLOCKS, FakeModel
+from PIL import Image
 
 from lipcast.cli.main import main
 from lipcast.core.request import GenerateOptions
@@ -22,7 +26,7 @@ VERBS = ("generate", "info")
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "me.png").write_bytes(b"picture")
+    Image.new("RGB", (64, 64)).save(tmp_path / "me.png")
     (tmp_path / "hello.wav").write_bytes(b"sound")
     return tmp_path
 
@@ -61,9 +65,9 @@ def test_a_video_is_made_and_reported(
     assert told["peak_rss_bytes"] > 2**20
     assert "a.mp4: 48 frames, 1.92 s" in said
     assert model.asked.load == {"name": "tiny", "device": None, "precision": None}
-    assert model.asked.stream == {
-        "image": Path("me.png"), "audio": Path("hello.wav"), "prompt": "calm",
-    }  # fmt: skip
+    asked = model.asked.stream
+    assert asked["image"].size == (64, 64)
+    assert (asked["audio"], asked["prompt"]) == (Path("hello.wav"), "calm")
     assert model.session is not None and model.session.closed
     assert model.session.spec.options == GenerateOptions(seed=7, infer_frames=24)
     assert len(read_video("a.mp4").frames) == 48
@@ -126,6 +130,29 @@ def test_what_fails_before_the_first_frame_leaves_the_output_alone(
     assert said == f"lipcast: {told['error']['message']}\n"
     assert sentence in said
     assert (files / "out.mp4").read_bytes() == b"precious"
+
+
+@contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """Every file of this process may grow to `num_bytes`: a disk that is soon full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_keeps_what_fits(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(monkeypatch, FakeModel(noise=True))
+    with largest_file(60_000):
+        assert generate("--json") == 6
+    told, said = document(capsys)
+    assert told["status"] == "failed"
+    assert "kept in out.mp4" in said
+    assert 0 < len(read_video("out.mp4").frames) < NUM_BLOCKS * FRAMES
 
 
 def test_debug_shows_the_traceback(

@@ -26,7 +26,7 @@ _FILES = (
         "output",
         Group.FILES,
         Kind.TEXT,
-        "The MP4 to write. An existing file is replaced.",
+        "The video to write: .mp4, .mov or .mkv. An existing file is replaced.",
         default="out.mp4",
         also=("-o", "--save_file"),
     ),

@@ -69,13 +69,18 @@ def _on_cpu(given: Mapping[str, Given]) -> bool:
 
 def _make(request: GenerateRequest, meter: Meter, bar: ProgressBar, talk: Talk) -> dict[str, Any]:
     """Load, generate, write; returns the document of what was done."""
+    from lipcast.media.image import load_portrait
+
+    portrait = load_portrait(request.image)  # before the model, which may take minutes
+    talk.detail(f"loading model {request.model}")
     from lipcast.api import load
 
     model = load(request.model, device=request.device, precision=request.precision)
     options = asdict(request.options)
     with model.stream(
-        image=request.image, audio=request.audio, prompt=request.prompt, **options
+        image=portrait, audio=request.audio, prompt=request.prompt, **options
     ) as session:
+        talk.detail(f"making {session.num_frames} frames")
         meter.start(session.num_blocks)
         try:
             _record(session, request.output, meter, bar)

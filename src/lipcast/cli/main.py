@@ -7,6 +7,7 @@ they load is handled like any other.
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -64,4 +65,7 @@ def _first_line(error: BaseException) -> str:
 
 def run() -> None:
     """The `lipcast` command."""
-    sys.exit(main(sys.argv[1:]))
+    exit_code = main(sys.argv[1:])
+    # The work is done; an interrupt while Python takes itself down would only print a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(exit_code)

@@ -16,7 +16,8 @@ from typing import Any
 
 from lipcast.cli.judge import Given, Judgement, judge
 from lipcast.core.request import OPTION_NAMES, GenerateOptions
-from lipcast.errors import InputError, NotBuiltError, OutputError, UsageError
+from lipcast.errors import InputError, NotBuiltError, UsageError
+from lipcast.media.mp4 import check_target, explained
 
 _SUFFIX = ".mp4"
 _MAX_SEED = 2**31
@@ -90,11 +91,7 @@ def _output_file(settings: Mapping[str, object], options: GenerateOptions) -> Pa
     if "save_dir" in settings:
         return Path(str(settings["save_dir"])).expanduser() / _name_of(settings, options)
     path = Path(str(settings.get("output", f"out{_SUFFIX}"))).expanduser()
-    if not path.suffix:
-        path = path.with_name(path.name + _SUFFIX)
-    if path.suffix.lower() != _SUFFIX:
-        raise UsageError(f"--output: expected a name that ends in {_SUFFIX}, got {path.name}")
-    return path
+    return path if path.suffix else path.with_name(path.name + _SUFFIX)
 
 
 def _name_of(settings: Mapping[str, object], options: GenerateOptions) -> str:
@@ -109,14 +106,8 @@ def _check_output(output: Path, inputs: tuple[Path, ...]) -> None:
     """Find out before the work that the file can be written, without touching what is there."""
     if any(output.exists() and output.samefile(path) for path in inputs):
         raise UsageError(f"--output: expected another file than the input, got {output}")
-    is_new = not output.exists()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with output.open("ab"):
-            pass
-        if is_new:
-            output.unlink()
     except OSError as error:
-        raise OutputError(
-            f"--output: cannot write {output} ({error.strerror}); choose another place"
-        ) from error
+        raise explained(output, error) from error
+    check_target(output)

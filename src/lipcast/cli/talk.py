@@ -20,12 +20,17 @@ class Talk:
 
     as_json: bool = False
     quiet: bool = False
+    verbose: bool = False
     warnings: list[str] = field(default_factory=list)
 
     @classmethod
     def begin(cls, given: Mapping[str, object]) -> Talk:
         """Set up from the flags `json`, `quiet`, `verbose` and `debug`."""
-        talk = cls(as_json=bool(given.get("json")), quiet=bool(given.get("quiet")))
+        talk = cls(
+            as_json=bool(given.get("json")),
+            quiet=bool(given.get("quiet")),
+            verbose=bool(given.get("verbose")),
+        )
         if not given.get("debug"):
             # Warnings of other libraries are for developers.
             warnings.simplefilter("ignore")
@@ -33,13 +38,18 @@ class Talk:
         for old in [handler for handler in root.handlers if isinstance(handler, _Notes)]:
             root.removeHandler(old)
         root.addHandler(_Notes(talk))
-        root.setLevel(logging.INFO if given.get("verbose") else logging.WARNING)
+        root.setLevel(logging.INFO if talk.verbose else logging.WARNING)
         return talk
 
     def note(self, sentence: str) -> None:
         """One line for a person."""
         if not self.quiet:
             say(sentence)
+
+    def detail(self, sentence: str) -> None:
+        """One line for a person who asked for more."""
+        if self.verbose:
+            self.note(sentence)
 
     def warn(self, sentence: str) -> None:
         """One line for a person, repeated in the JSON document."""
