@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import wave
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -9,13 +10,38 @@ from pathlib import Path
 import av
 import numpy as np
 
+from lipcast.media.audio import AudioSource
+from lipcast.media.resample import AudioChunk
+
 EncodeSound = Callable[..., Path]
+
+
+def drain(source: AudioSource) -> list[AudioChunk]:
+    chunks = []
+    while chunk := source.read():
+        chunks.append(chunk)
+    return chunks
+
+
+def joined(source: AudioSource) -> tuple[np.ndarray, np.ndarray]:
+    chunks = drain(source)
+    return np.concatenate([c.samples for c in chunks]), np.concatenate([c.speech for c in chunks])
 
 
 def tone(seconds: float, rate: int, *, channels: int = 1, hertz: float = 440.0) -> np.ndarray:
     """[n, channels]: a sine of amplitude 0.3."""
     t = np.arange(round(seconds * rate)) / rate
     return np.repeat((0.3 * np.sin(2 * np.pi * hertz * t))[:, None], channels, axis=1)
+
+
+def wav(samples: np.ndarray, path: Path) -> Path:
+    """int16 samples as a 16 kHz mono wav."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(samples.astype("<i2").tobytes())
+    return path
 
 
 def encode(path: Path, samples: np.ndarray, rate: int, codec: str, layout: str | None) -> None:
