@@ -16,7 +16,7 @@ from media_helpers import number_of, numbered
 
 from lipcast.errors import OutputError
 from lipcast.media import mp4
-from lipcast.media.video import VideoWriter, iter_frames, read_video
+from lipcast.media.video import VideoWriter, _Muxer, iter_frames, read_video
 
 BLOCK = 12
 
@@ -130,8 +130,6 @@ def test_a_full_disk_at_once_leaves_nothing_and_says_so(tmp_path: Path) -> None:
 
 def failing(code: int, after: int) -> Any:
     """A stand-in for the muxer's method that fails at the given call."""
-    from lipcast.media.video import _Muxer
-
     original, calls = _Muxer.encode_sound, [0]
 
     def encode_sound(self: Any, *arguments: Any) -> None:
@@ -223,6 +221,23 @@ def test_an_interrupted_session_completes_its_file(tmp_path: Path) -> None:
         session()
     assert b"moof" not in (tmp_path / "a.mp4").read_bytes()
     assert check_beginning(tmp_path / "a.mp4", 48) == 48
+
+
+def test_an_interrupt_within_a_block_completes_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = _Muxer.encode_frame
+
+    def encode_frame(self: Any, frame: np.ndarray, index: int) -> None:
+        if index == 53:
+            raise KeyboardInterrupt
+        original(self, frame, index)
+
+    monkeypatch.setattr(_Muxer, "encode_frame", encode_frame)
+    with pytest.raises(KeyboardInterrupt), open_writer(tmp_path / "a.mp4") as writer:
+        write_blocks(writer, 6)
+    assert b"moof" not in (tmp_path / "a.mp4").read_bytes()
+    assert check_beginning(tmp_path / "a.mp4", 53) == 53
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ class VideoWriter:
     def _encode_sound(self, most_samples: int) -> None:
         """Encode of what waits at most so many samples."""
         num_samples = min(self._waiting.length, most_samples)
-        if num_samples:
+        if num_samples > 0:  # an interrupted block leaves the sound ahead of the pictures
             self._num_samples += num_samples
             samples = self._waiting.pop(num_samples)
             self._muxer().encode_sound(samples, self._num_samples - num_samples)
