@@ -12,7 +12,7 @@ Shape suffixes: B batch (1), C channels, T frames, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from lipcast.core.config import VAEConfig
 from lipcast.models.vae_blocks import (
     CausalConv3d,
+    DecoderNetwork,
     DecoderState,
     Downsample,
+    EncoderNetwork,
     EncoderState,
     FrameAttention,
     ResidualBlock,
@@ -31,6 +33,7 @@ from lipcast.models.vae_blocks import (
     name_causal_layers,
     run_layers,
 )
+from lipcast.models.vae_plan import Unit, latents_to_run, units_to_run
 from lipcast.models.vae_still import encode_settling
 
 RGB = 3
@@ -38,6 +41,9 @@ RGB = 3
 
 class VideoVAE(nn.Module):
     """Encoder, decoder and the two 1×1×1 convolutions between them and the latent."""
+
+    encoder: EncoderNetwork
+    decoder: DecoderNetwork
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -67,8 +73,7 @@ class VideoVAE(nn.Module):
         """
         group = self.config.temporal_factor
         num_used = 1 + (num_frames - 1) // group * group
-        moments = encode_settling(self.encoder.layers, image_BCHW.to(self._dtype), num_used)
-        return self._normalise(moments)
+        return self._normalise(self.encoder.settle(image_BCHW.to(self._dtype), num_used))
 
     def decode(self, latent_BCTHW: Tensor) -> Tensor:
         """Normalised latents to video in [-1, 1], 1 + 4 (T - 1) frames."""
@@ -89,8 +94,12 @@ class VideoVAE(nn.Module):
         return torch.cat(frames, dim=2).clamp_(-1.0, 1.0)
 
     def prime(self, latent_BCTHW: Tensor, state: DecoderState) -> None:
-        """Move the state on past these latents; their pictures are not wanted."""
-        self.decode_chunk(latent_BCTHW, state)
+        """Move the state on past these latents; their pictures are not wanted.
+
+        Cheaper than decoding them: the later layers see only the newest latents.
+        """
+        if latent_BCTHW.shape[2]:
+            self.decoder.advance(self.conv2(self._denormalise(latent_BCTHW)), state)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -124,6 +133,10 @@ class Encoder(nn.Module):
     def forward(self, x_BCTHW: Tensor, state: StreamState) -> Tensor:
         return run_layers(self.layers, x_BCTHW, state)
 
+    def settle(self, image_BCHW: Tensor, num_frames: int) -> Tensor:
+        """The moments of a picture shown for `num_frames`."""
+        return encode_settling(self.layers, image_BCHW, num_frames)
+
 
 class Decoder(nn.Module):
     """Latents to pictures, the mirror of the encoder with one more block per stage."""
@@ -142,6 +155,26 @@ class Decoder(nn.Module):
 
     def forward(self, x_BCTHW: Tensor, state: StreamState) -> Tensor:
         return run_layers(self.layers, x_BCTHW, state)
+
+    def advance(self, z_BCTHW: Tensor, state: StreamState) -> None:
+        """Move the state on past these latents, running what later pictures depend on."""
+        latents, layers = z_BCTHW.split(1, dim=2), self.layers
+        counts = latents_to_run(decoder_units(layers))
+        for index, z in enumerate(latents):
+            num_layers = units_to_run(counts, index, len(latents))
+            run_layers(layers[:num_layers], z, state)
+
+
+def decoder_units(layers: Sequence[nn.Module]) -> list[Unit]:
+    """Every layer's frames per latent and number of convolutions in time."""
+    units, rate = [], 1
+    for layer in layers:
+        num_convs = sum(
+            isinstance(part, CausalConv3d) and part.num_past > 0 for part in layer.modules()
+        )
+        units.append(Unit(rate, num_convs))
+        rate *= 2 if isinstance(layer, Upsample) and layer.temporal else 1
+    return units
 
 
 def encoder_stages(config: VAEConfig, dims: list[int]) -> Iterator[nn.Module]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +41,8 @@ class StreamState:
         self.caches.clear()
 
     def to_dict(self) -> dict[str, Tensor]:
-        """The state as tensors by name, as a file of tensors holds them."""
-        return dict(self.caches)
+        """The state as contiguous tensors by name, as a file of tensors holds them."""
+        return {name: cache.contiguous() for name, cache in self.caches.items()}
 
     @classmethod
     def from_dict(cls, tensors: Mapping[str, Tensor]) -> Self:
@@ -55,6 +55,26 @@ class DecoderState(StreamState):
 
 class EncoderState(StreamState):
     """The state of one video being encoded."""
+
+
+class EncoderNetwork(Protocol):
+    """Pictures to moments of the posterior; `Encoder`, or the same laid out for a machine."""
+
+    def __call__(self, x_BCTHW: Tensor, state: StreamState, /) -> Tensor: ...
+
+    def settle(self, image_BCHW: Tensor, num_frames: int) -> Tensor:
+        """The moments of a picture shown for `num_frames`."""
+        ...
+
+
+class DecoderNetwork(Protocol):
+    """Latents to pictures, one latent frame a call; `Decoder`, or the same laid out otherwise."""
+
+    def __call__(self, x_BCTHW: Tensor, state: StreamState, /) -> Tensor: ...
+
+    def advance(self, z_BCTHW: Tensor, state: StreamState) -> None:
+        """Move the state on past these latents, running what later pictures depend on."""
+        ...
 
 
 class RMSNorm(nn.Module):

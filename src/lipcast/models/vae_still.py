@@ -24,6 +24,7 @@ from lipcast.models.vae_blocks import (
     frames_of,
     video_of,
 )
+from lipcast.models.vae_plan import settled_by_conv, settled_by_halving
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def _apply(layer: nn.Module, still: Settling) -> Settling:
 
 
 def _convolve(conv: CausalConv3d, still: Settling) -> Settling:
-    num_new = min(still.length, still.head.shape[2] + conv.num_past)
+    num_new = settled_by_conv(still.head.shape[2], still.length, conv.num_past)
     frames = still.first(num_new)
     return still.with_head(conv.convolve(torch.cat([conv.no_past(frames), frames], dim=2)))
 
@@ -80,13 +81,10 @@ def _residual(block: ResidualBlock, still: Settling) -> Settling:
 
 
 def _downsample(layer: Downsample, still: Settling) -> Settling:
-    """Frame 0 passes; then frame j of the result sees frames 2j - 2, 2j - 1 and 2j."""
     still = still.with_head(video_of(layer.resample(frames_of(still.head))))
     if not layer.temporal:
         return still
-    length = 1 + (still.length - 1) // 2
-    # Settled at the first j >= 1 whose oldest frame, 2j - 2, is in the constant part.
-    num_new = min(length, max(1, (still.head.shape[2] + 2) // 2) + 1)
+    num_new, length = settled_by_halving(still.head.shape[2], still.length)
     frames = still.first(2 * num_new - 1)
     parts = [frames[:, :, :1]]
     if num_new > 1:

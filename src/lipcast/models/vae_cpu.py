@@ -1,0 +1,211 @@
+"""The video autoencoder laid out for a CPU: the same functions, from the same weights.
+
+`prepare_for_cpu(vae, kernels)` reads a `VideoVAE` and returns one whose encoder and decoder run
+as chains of convolution steps. States go from one to the other and back. Off switch: use the
+model itself; `TorchKernels(torch.float32)` gives its numbers to rounding.
+
+Shape suffixes: B batch (1), C channels, T frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lipcast.models.vae import Decoder, Encoder, VideoVAE
+from lipcast.models.vae_blocks import (
+    CausalConv3d,
+    Downsample,
+    FrameAttention,
+    ResidualBlock,
+    RMSNorm,
+    StreamState,
+    Upsample,
+)
+from lipcast.models.vae_kernels import ConvStep, Kernels, TorchKernels
+from lipcast.models.vae_native import NativeKernels
+from lipcast.models.vae_native_build import NativeUnavailableError, processor_flags
+from lipcast.models.vae_parts import (
+    Attention,
+    ConvRun,
+    DoubleFrames,
+    HalveFrames,
+    Part,
+    bias_of,
+)
+from lipcast.models.vae_plan import Unit, latents_to_run, units_to_run
+
+Block = list[ConvStep]
+"""The convolutions of one residual block, or one alone."""
+
+
+class CpuVideoVAE(VideoVAE):
+    """A VideoVAE whose two networks run on `Kernels`."""
+
+    def __init__(self, vae: VideoVAE, kernels: Kernels) -> None:
+        nn.Module.__init__(self)
+        assert isinstance(vae.encoder, Encoder) and isinstance(vae.decoder, Decoder)
+        self.config = vae.config
+        self.encoder = CpuEncoder(vae.encoder.layers, kernels)
+        self.decoder = CpuDecoder(vae.decoder.layers, kernels)
+        self.conv1 = vae.conv1
+        self.conv2 = vae.conv2
+
+
+def prepare_for_cpu(vae: VideoVAE, kernels: Kernels) -> CpuVideoVAE:
+    """The same autoencoder on `kernels`; the weights are copied into their layout, once."""
+    return CpuVideoVAE(vae, kernels)
+
+
+def best_kernels(cache_dir: Path, *, num_threads: int) -> tuple[Kernels, str]:
+    """The fastest kernels of this machine, and in words what they are.
+
+    `cache_dir`: where the compiled library is kept; compiling takes about two seconds, once.
+    """
+    try:
+        kernels = NativeKernels(cache_dir, num_threads=num_threads)
+        return kernels, f"native, bfloat16, {num_threads} threads"
+    except NativeUnavailableError as error:
+        multiplies_bf16 = "avx512_bf16" in processor_flags()
+        dtype = torch.bfloat16 if multiplies_bf16 else torch.float32
+        return TorchKernels(dtype), f"torch, {str(dtype).removeprefix('torch.')} ({error})"
+
+
+class CpuNetwork(nn.Module):
+    """Parts in series, x_BCTHW in and out (float32 out)."""
+
+    def __init__(self, layers: Sequence[nn.Module], kernels: Kernels) -> None:
+        super().__init__()
+        self.dtype = kernels.dtype
+        self.parts = list(make_parts(layers, kernels))
+        self.num_units = sum(len(part.num_convs) for part in self.parts)
+
+    def forward(self, x_BCTHW: Tensor, state: StreamState) -> Tensor:
+        return self.run_units(x_BCTHW, state, self.num_units)
+
+    def run_units(self, x_BCTHW: Tensor, state: StreamState, num_units: int) -> Tensor:
+        """The first `num_units` units of the network."""
+        x_THWC = self.enter(x_BCTHW)
+        for part in self.parts:
+            if num_units <= 0:
+                break
+            x_THWC = part.stream(x_THWC, state, min(num_units, len(part.num_convs)))
+            num_units -= len(part.num_convs)
+        return leave(x_THWC)
+
+    def enter(self, x_BCTHW: Tensor) -> Tensor:
+        return x_BCTHW[0].permute(1, 2, 3, 0).to(self.dtype).contiguous()
+
+
+class CpuEncoder(CpuNetwork):
+    """Stands in for `Encoder`."""
+
+    def settle(self, image_BCHW: Tensor, num_frames: int) -> Tensor:
+        x_THWC, length = self.enter(image_BCHW.unsqueeze(2)), num_frames
+        for part in self.parts:
+            assert not isinstance(part, DoubleFrames)
+            x_THWC, length = part.settle(x_THWC, length)
+        num_missing = length - x_THWC.shape[0]
+        return leave(torch.cat([x_THWC, x_THWC[-1:].expand(num_missing, -1, -1, -1)]))
+
+
+class CpuDecoder(CpuNetwork):
+    """Stands in for `Decoder`."""
+
+    def __init__(self, layers: Sequence[nn.Module], kernels: Kernels) -> None:
+        super().__init__(layers, kernels)
+        units, rate = [], 1
+        for part in self.parts:
+            units += [Unit(rate, count) for count in part.num_convs]
+            rate *= 2 if isinstance(part, DoubleFrames) else 1
+        self.latents_to_run = latents_to_run(units)
+
+    def advance(self, z_BCTHW: Tensor, state: StreamState) -> None:
+        latents = z_BCTHW.split(1, dim=2)
+        for index, z in enumerate(latents):
+            self.run_units(z, state, units_to_run(self.latents_to_run, index, len(latents)))
+
+
+def leave(x_THWC: Tensor) -> Tensor:
+    return x_THWC.permute(3, 0, 1, 2).unsqueeze(0)
+
+
+def make_parts(layers: Sequence[nn.Module], kernels: Kernels) -> Iterator[Part]:
+    """Cut a network into parts: runs of convolutions, and what lies between them."""
+    run: list[Block] = []
+    *body, norm, _, head = layers
+    assert isinstance(norm, RMSNorm) and isinstance(head, CausalConv3d)
+    for item in chain.from_iterable(_items(layer, kernels) for layer in body):
+        if run and (not isinstance(item, list) or changes_size(item[0])):
+            yield ConvRun(run, kernels, as_float=False)
+            run = []
+        if isinstance(item, list):
+            run.append(item)
+        else:
+            yield item
+    yield ConvRun([*run, [conv_step(head, norm)]], kernels, as_float=True)
+
+
+def _items(layer: nn.Module, kernels: Kernels) -> Iterator[Block | Part]:
+    if isinstance(layer, CausalConv3d):
+        yield [conv_step(layer, None)]
+    elif isinstance(layer, ResidualBlock):
+        yield residual_steps(layer)
+    elif isinstance(layer, FrameAttention):
+        yield Attention(layer, kernels.dtype)
+    elif isinstance(layer, Downsample):
+        yield [plane_step(layer, up=False)]
+        if layer.temporal:
+            yield HalveFrames(conv_step(layer.time_conv, None), kernels)
+    else:
+        assert isinstance(layer, Upsample)
+        if layer.temporal:
+            yield DoubleFrames(conv_step(layer.time_conv, None), kernels)
+        yield [plane_step(layer, up=True)]
+
+
+def changes_size(step: ConvStep) -> bool:
+    """Whether the step sees a picture of another size; it can only begin a chain."""
+    return step.up or step.stride > 1
+
+
+def conv_step(conv: CausalConv3d, norm: RMSNorm | None, *, residual: int = 0) -> ConvStep:
+    halves = conv.stride[0] > 1
+    return ConvStep(
+        conv.name,
+        conv.weight.detach(),
+        bias_of(conv),
+        gamma_I=None if norm is None else (norm.gamma.detach().flatten() * norm.scale),
+        num_past=1 if halves else conv.num_past,
+        stride_t=conv.stride[0],
+        pad=int(conv.padding[1]),
+        residual=residual,
+    )
+
+
+def residual_steps(block: ResidualBlock) -> Block:
+    first_norm, _, first, second_norm, _, _, second = block.residual
+    assert isinstance(first_norm, RMSNorm) and isinstance(second_norm, RMSNorm)
+    assert isinstance(first, CausalConv3d) and isinstance(second, CausalConv3d)
+    steps = [conv_step(first, first_norm), conv_step(second, second_norm, residual=2)]
+    if isinstance(block.shortcut, nn.Conv3d):
+        steps[1] = replace(
+            steps[1],
+            bias_O=steps[1].bias_O + bias_of(block.shortcut),
+            shortcut_OI=block.shortcut.weight.detach().flatten(1),
+        )
+    return steps
+
+
+def plane_step(layer: Downsample | Upsample, *, up: bool) -> ConvStep:
+    """A convolution of single frames; halving, it is padded on the right and below only."""
+    conv = layer.resample[1]
+    assert isinstance(conv, nn.Conv2d)
+    weight = conv.weight.detach().unsqueeze(2)
+    stride, padding = conv.stride[0], int(conv.padding[0])
+    return ConvStep("", weight, bias_of(conv), stride=stride, pad=padding, up=up)

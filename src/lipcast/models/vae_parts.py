@@ -1,0 +1,201 @@
+"""The parts that a network of the autoencoder is cut into for `Kernels`, each a stream.
+
+`stream(x_THWC, state, num_units)` gives the next x_THWC, through the first units of the part;
+`num_convs` says how many convolutions in time each unit has. `settle(x_THWC, length)` is for a
+video of `length` frames whose last given frame stands still, and gives the same of the result.
+Between two parts lies a point where whole frames are needed: an attention, a change of the frame
+rate. Inside a part, convolution steps follow each other in chains.
+Invariant: what is remembered is in the state under the convolution's official name, in the
+model's layout, so that a state can go on with another execution.
+
+Shape suffixes: T frames, H height, W width, C channels, N = H·W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, normalize, scaled_dot_product_attention
+
+from lipcast.models.vae_blocks import FrameAttention, StreamState
+from lipcast.models.vae_kernels import ConvStep, Kernels
+from lipcast.models.vae_plan import settled_by_conv, settled_by_halving
+
+ROWS_PER_STEP = 16
+"""A chain has at most one step per so many rows: with every step a thread computes one more row
+of its neighbour's."""
+MIN_CHAIN, MAX_CHAIN = 2, 16
+
+
+class ConvRun:
+    """Blocks of steps (the convolutions of one residual block, or one alone), in series."""
+
+    def __init__(
+        self, blocks: Sequence[Sequence[ConvStep]], kernels: Kernels, *, as_float: bool
+    ) -> None:
+        self._kernels = kernels
+        self._blocks = blocks
+        self._packed = [[kernels.pack(step) for step in block] for block in blocks]
+        self._as_float = as_float
+
+    @property
+    def num_convs(self) -> Sequence[int]:
+        return [sum(step.num_past > 0 for step in block) for block in self._blocks]
+
+    def stream(self, x_THWC: Tensor, state: StreamState, num_units: int) -> Tensor:
+        for start, end in self._chains(x_THWC.shape[1], num_units):
+            steps = list(chain(*self._blocks[start:end]))
+            pasts = [recall(state, step.name, x_THWC.dtype) for step in steps]
+            num_frames = [x_THWC.shape[0]] * len(steps)
+            x_THWC, newest = self._run(start, end, x_THWC, pasts, num_frames)
+            for step, frames in zip(steps, newest, strict=True):
+                if step.num_past:
+                    remember(state, step.name, frames)
+        return x_THWC
+
+    def settle(self, x_THWC: Tensor, length: int) -> tuple[Tensor, int]:
+        for start, end in self._chains(x_THWC.shape[1], len(self._blocks)):
+            head, num_frames = x_THWC.shape[0], []
+            for step in chain(*self._blocks[start:end]):
+                head = settled_by_conv(head, length, step.num_past)
+                num_frames.append(head)
+            nothing = [None] * len(num_frames)
+            x_THWC, _ = self._run(start, end, x_THWC, nothing, num_frames)
+        return x_THWC, length
+
+    def _run(
+        self,
+        start: int,
+        end: int,
+        x_THWC: Tensor,
+        pasts: Sequence[Tensor | None],
+        num_frames: Sequence[int],
+    ) -> tuple[Tensor, list[Tensor]]:
+        return self._kernels.run(
+            list(chain(*self._packed[start:end])),
+            x_THWC,
+            pasts=pasts,
+            num_frames=num_frames,
+            as_float=self._as_float and end == len(self._blocks),
+        )
+
+    def _chains(self, height: int, num_blocks: int) -> list[tuple[int, int]]:
+        """Ranges of blocks that run as one chain each, for a picture of `height` rows."""
+        longest = min(MAX_CHAIN, max(MIN_CHAIN, height // ROWS_PER_STEP))
+        ranges: list[tuple[int, int]] = []
+        start, steps = 0, 0
+        for index, block in enumerate(self._blocks[:num_blocks]):
+            if steps and steps + len(block) > longest:
+                ranges.append((start, index))
+                start, steps = index, 0
+            steps += len(block)
+        return [*ranges, (start, num_blocks)]
+
+
+class DoubleFrames:
+    """Two frames for one, except for the first latent frame of a video."""
+
+    num_convs = (1,)
+
+    def __init__(self, step: ConvStep, kernels: Kernels) -> None:
+        self._step, self._kernels = step, kernels
+        self._packed = kernels.pack(step)
+
+    def stream(self, x_THWC: Tensor, state: StreamState, _num_units: int) -> Tensor:
+        past = recall(state, self._step.name, x_THWC.dtype)
+        if past is None:
+            zeros = x_THWC.new_zeros(self._step.num_past, *x_THWC.shape[1:])
+            remember(state, self._step.name, zeros)
+            return x_THWC
+        num_frames, height, width, _ = x_THWC.shape
+        pairs, newest = run_one(self._kernels, self._packed, x_THWC, past, num_frames)
+        remember(state, self._step.name, newest)
+        pairs = pairs.view(num_frames, height, width, 2, -1).permute(0, 3, 1, 2, 4)
+        return pairs.reshape(2 * num_frames, height, width, -1).contiguous()
+
+
+class HalveFrames:
+    """One frame for two, except for the first frame of a video."""
+
+    num_convs = (1,)
+
+    def __init__(self, step: ConvStep, kernels: Kernels) -> None:
+        self._step, self._kernels = step, kernels
+        self._packed = kernels.pack(step)
+
+    def stream(self, x_THWC: Tensor, state: StreamState, _num_units: int) -> Tensor:
+        past = recall(state, self._step.name, x_THWC.dtype)
+        remember(state, self._step.name, x_THWC[-1:].clone())
+        if past is None:
+            return x_THWC
+        return run_one(self._kernels, self._packed, x_THWC, past, x_THWC.shape[0])[0]
+
+    def settle(self, x_THWC: Tensor, length: int) -> tuple[Tensor, int]:
+        count, halved = settled_by_halving(x_THWC.shape[0], length)
+        if count == 1:
+            return x_THWC[:1], halved
+        first, rest = x_THWC[:1], x_THWC[1:] if x_THWC.shape[0] > 1 else x_THWC
+        num_frames = 2 * (count - 1)
+        out, _ = run_one(self._kernels, self._packed, rest[:num_frames], first, num_frames)
+        return torch.cat([first, out]), halved
+
+
+class Attention:
+    """Single-head self-attention between the pixels of one frame."""
+
+    num_convs = (0,)
+
+    def __init__(self, layer: FrameAttention, dtype: torch.dtype) -> None:
+        self._gamma = (layer.norm.gamma.detach().flatten() * layer.norm.scale).float()
+        self._to_qkv, self._proj = (
+            (conv.weight.detach().flatten(1).to(dtype), bias_of(conv).to(dtype))
+            for conv in (layer.to_qkv, layer.proj)
+        )
+
+    def stream(self, x_THWC: Tensor, _state: StreamState, _num_units: int) -> Tensor:
+        return self._mix(x_THWC)
+
+    def settle(self, x_THWC: Tensor, length: int) -> tuple[Tensor, int]:
+        return self._mix(x_THWC), length
+
+    def _mix(self, x_THWC: Tensor) -> Tensor:
+        x_TNC = x_THWC.flatten(1, 2)
+        normed = (normalize(x_TNC.float(), dim=-1) * self._gamma).to(x_TNC.dtype)
+        qkv = linear(normed, *self._to_qkv).unsqueeze(1)
+        q, k, v = qkv.chunk(3, dim=-1)
+        mixed = scaled_dot_product_attention(q, k, v).squeeze(1)
+        return (x_TNC + linear(mixed, *self._proj)).view_as(x_THWC)
+
+
+def run_one(
+    kernels: Kernels, packed: Any, x_THWC: Tensor, past: Tensor, num_frames: int
+) -> tuple[Tensor, Tensor]:
+    """One step alone: its result and the newest frames of its input."""
+    out, newest = kernels.run(
+        [packed], x_THWC, pasts=[past], num_frames=[num_frames], as_float=False
+    )
+    return out, newest[0]
+
+
+def bias_of(conv: nn.Conv2d | nn.Conv3d) -> Tensor:
+    assert conv.bias is not None
+    return conv.bias.detach()
+
+
+def recall(state: StreamState, name: str, dtype: torch.dtype) -> Tensor | None:
+    """What the layer remembers, [T, H, W, C]; None at the beginning of a video."""
+    cache_BCTHW = state.caches.get(name)
+    if cache_BCTHW is None:
+        return None
+    return cache_BCTHW[0].permute(1, 2, 3, 0).to(dtype).contiguous()
+
+
+def remember(state: StreamState, name: str, frames_THWC: Tensor) -> None:
+    state.caches[name] = frames_THWC.permute(3, 0, 1, 2).unsqueeze(0)
+
+
+Part = ConvRun | DoubleFrames | HalveFrames | Attention

@@ -1,0 +1,219 @@
+"""The autoencoder laid out for a CPU against the model that it was made from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lipcast.core.config import VAEConfig
+from lipcast.models import vae_native_build
+from lipcast.models.vae import VideoVAE
+from lipcast.models.vae_blocks import DecoderState
+from lipcast.models.vae_cpu import CpuVideoVAE, best_kernels, prepare_for_cpu
+from lipcast.models.vae_kernels import TorchKernels
+from lipcast.models.vae_native import NativeKernels
+from lipcast.models.vae_native_build import NativeUnavailableError, load_library, processor_flags
+from lipcast.models.vae_plan import Unit, latents_to_run, units_to_run
+
+CONFIGS = {
+    "official_shape": VAEConfig(dim=8),
+    "sixteen": VAEConfig(dim=16, dim_mult=(1, 2, 2, 4), num_res_blocks=1),
+    "odd_widths": VAEConfig(
+        dim=12,
+        dim_mult=(1, 2),
+        temporal_downsample=(True,),
+        z_dim=6,
+        mean=(0.1, -0.2, 0.3, 0.0, 1.0, -1.0),
+        std=(1.0, 2.0, 0.5, 1.0, 1.5, 1.0),
+    ),
+}
+HEIGHT, WIDTH = 16, 40
+BF16_RMS = 0.03
+"""Root of the mean squared difference to float32, relative to the signal."""
+
+
+def random_vae(config: VAEConfig) -> VideoVAE:
+    torch.manual_seed(0)
+    vae = VideoVAE(config)
+    for name, parameter in vae.named_parameters():
+        fan_in = parameter[0].numel() if parameter.dim() > 1 else 1
+        torch.nn.init.normal_(parameter, std=0.1 if "bias" in name else fan_in**-0.5)
+        if "gamma" in name:
+            torch.nn.init.normal_(parameter, mean=1.0, std=0.1)
+    return vae.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def vae(request):
+    return random_vae(CONFIGS[request.param])
+
+
+@pytest.fixture(scope="module")
+def library_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture(scope="module", params=["torch_fp32", "torch_bf16", "native"])
+def kernels(request, library_dir):
+    if request.param != "native":
+        return TorchKernels(torch.float32 if request.param == "torch_fp32" else torch.bfloat16)
+    return native(library_dir, 2)
+
+
+def native(library_dir, num_threads: int) -> NativeKernels:
+    try:
+        return NativeKernels(library_dir, num_threads=num_threads)
+    except NativeUnavailableError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def fast(vae, kernels) -> CpuVideoVAE:
+    return prepare_for_cpu(vae, kernels)
+
+
+def random_latent(config: VAEConfig, num_latents: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(num_latents)
+    factor = config.spatial_factor
+    shape = (1, config.z_dim, num_latents, HEIGHT // factor, WIDTH // factor)
+    return torch.randn(shape, generator=generator)
+
+
+def random_video(num_frames: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(num_frames)
+    return torch.rand(1, 3, num_frames, HEIGHT, WIDTH, generator=generator) * 2 - 1
+
+
+def assert_same(fast: CpuVideoVAE, found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Equal to rounding in float32; within bf16's error otherwise."""
+    assert found.shape == expected.shape
+    assert found.dtype == torch.float32
+    if fast.decoder.dtype == torch.float32:
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+        return
+    difference = (found - expected).square().mean().sqrt()
+    assert difference < BF16_RMS * expected.square().mean().sqrt()
+
+
+def test_decode_equals_the_model(vae, fast):
+    latent = random_latent(vae.config, 4)
+    assert_same(fast, fast.decode(latent), vae.decode(latent))
+
+
+def test_encode_equals_the_model(vae, fast):
+    video = random_video(4 * vae.config.temporal_factor + 1)
+    assert_same(fast, fast.encode(video), vae.encode(video))
+
+
+@pytest.mark.parametrize("num_frames", [1, 5, 41])
+def test_still_picture_equals_the_model(vae, fast, num_frames):
+    image = random_video(1)[:, :, 0]
+    assert_same(fast, fast.encode_still(image, num_frames), vae.encode_still(image, num_frames))
+
+
+def test_states_are_interchangeable(vae, fast):
+    latent = random_latent(vae.config, 5)
+    expected = vae.decode(latent)
+    group = vae.config.temporal_factor
+    for first, second in ((vae, fast), (fast, vae)):
+        state = first.new_decoder_state()
+        first.prime(latent[:, :, :3], state)
+        stored = DecoderState.from_dict(state.to_dict())
+        found = second.decode_chunk(latent[:, :, 3:], stored)
+        assert_same(fast, found.float(), expected[:, :, -2 * group :])
+
+
+def test_prime_leaves_the_state_of_decoding(vae, fast):
+    for num_primed in (1, 7):
+        latent = random_latent(vae.config, num_primed + 2)
+        primed, decoded = fast.new_decoder_state(), fast.new_decoder_state()
+        fast.prime(latent[:, :, :num_primed], primed)
+        fast.decode_chunk(latent[:, :, :num_primed], decoded)
+        rest = latent[:, :, num_primed:]
+        assert torch.equal(fast.decode_chunk(rest, primed), fast.decode_chunk(rest, decoded))
+
+
+@pytest.fixture(scope="module")
+def fast_sixteen(library_dir) -> CpuVideoVAE:
+    kernels, _ = best_kernels(library_dir, num_threads=2)
+    return prepare_for_cpu(random_vae(CONFIGS["sixteen"]), kernels)
+
+
+@settings(max_examples=8, deadline=None)
+@given(chunks=st.lists(st.sampled_from([1, 2, 3, 5]), min_size=1, max_size=4))
+def test_any_chunking_gives_the_same_bits(fast_sixteen, chunks):
+    latent = random_latent(fast_sixteen.config, sum(chunks))
+    state = fast_sixteen.new_decoder_state()
+    videos = [fast_sixteen.decode_chunk(z, state) for z in latent.split(chunks, dim=2)]
+    assert torch.equal(torch.cat(videos, dim=2), fast_sixteen.decode(latent))
+
+
+def test_native_result_does_not_depend_on_the_threads(vae, library_dir):
+    latent = random_latent(vae.config, 3)
+    results = [
+        prepare_for_cpu(vae, native(library_dir, num_threads)).decode(latent)
+        for num_threads in (1, 2, 3, 7)
+    ]
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_native_leaves_torch_its_matrix_tiles(vae, library_dir):
+    """Both use the tile registers of the same thread, with other shapes."""
+    fast = prepare_for_cpu(vae, native(library_dir, 1))
+    matrix = torch.randn(70, 90, dtype=torch.bfloat16)
+    before = matrix @ matrix.T
+    fast.decode(random_latent(vae.config, 1))
+    assert torch.equal(matrix @ matrix.T, before)
+
+
+# Where the native kernels cannot be had
+
+
+def test_best_kernels_fall_back_and_say_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(vae_native_build, "processor_flags", lambda: ("sse2",))
+    kernels, words = best_kernels(tmp_path, num_threads=1)
+    assert isinstance(kernels, TorchKernels)
+    assert "the processor has no" in words and "amx_bf16" in words
+
+
+@pytest.mark.skipif(
+    not set(processor_flags()) >= vae_native_build.NEEDED_FLAGS, reason="no AMX here"
+)
+def test_failures_of_the_compiler_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(vae_native_build.shutil, "which", lambda _: None)
+    with pytest.raises(NativeUnavailableError, match="no C compiler"):
+        load_library(tmp_path)
+    failing = tmp_path / "cc"
+    failing.write_text("#!/bin/sh\necho 'error: no such thing' >&2\nexit 1\n")
+    failing.chmod(0o755)
+    monkeypatch.setattr(vae_native_build.shutil, "which", lambda _: str(failing))
+    with pytest.raises(NativeUnavailableError, match="failed: error: no such thing"):
+        load_library(tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+# The plan of priming
+
+
+@given(
+    num_convs=st.lists(st.integers(0, 3), min_size=1, max_size=6),
+    num_latents=st.integers(1, 30),
+)
+def test_priming_plan_sees_all_that_matters(num_convs, num_latents):
+    """Followed backwards, frame by frame: whatever a unit must know was computed before."""
+    rates = [2 ** (index // 2) for index in range(len(num_convs))]
+    units = [Unit(rate, count) for rate, count in zip(rates, num_convs, strict=True)]
+    counts = latents_to_run(units)
+    assert counts == sorted(counts, reverse=True)
+    needed = 0
+    for index in reversed(range(len(units))):
+        if index + 1 < len(units) and rates[index + 1] > rates[index]:
+            needed = (needed + 1) // 2
+        needed += 2 * num_convs[index]
+        num_run = sum(
+            units_to_run(counts, latent, num_latents) > index for latent in range(num_latents)
+        )
+        assert num_run * rates[index] >= min(needed, num_latents * rates[index])
+    assert units_to_run(counts, 0, num_latents) == len(units)
