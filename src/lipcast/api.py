@@ -20,21 +20,23 @@ from numpy.typing import NDArray
 from lipcast.core.request import OPTION_NAMES, GenerateOptions
 from lipcast.core.video_spec import VideoSpec, video_spec
 from lipcast.engine.audio_timeline import AudioSource, AudioTimeline
-from lipcast.engine.conditions import encode_anchor
+from lipcast.engine.conditions import Anchor, encode_anchor
 from lipcast.engine.decode import FrameDecoder
 from lipcast.engine.frames import FrameBlock
-from lipcast.engine.rollout import LaneExecutor
+from lipcast.engine.rollout import Executor, LaneExecutor
 from lipcast.engine.session import Session
 from lipcast.engine.speech_stream import FeatureStream
 from lipcast.errors import UsageError
 from lipcast.media.audio import PcmSource, open_audio
 from lipcast.media.image import ImageSource, fit_portrait, load_portrait
 from lipcast.media.video import VideoWriter
+from lipcast.models.dit import DiT
 from lipcast.runtime import logger
 from lipcast.weights.bundle import ModelBundle, checkpoint_dir, load_bundle
 
 _log = logger("api")
 
+ExecutorFactory = Callable[[DiT, VideoSpec, Anchor, torch.Tensor], Executor]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -157,8 +159,12 @@ class LiveSession:
 class Lipcast:
     """A loaded model. Its weights are shared by all its sessions and never change."""
 
-    def __init__(self, bundle: ModelBundle) -> None:
+    def __init__(
+        self, bundle: ModelBundle, *, make_executor: ExecutorFactory = LaneExecutor
+    ) -> None:
+        """`make_executor` (model, spec, anchor, context) makes what runs the ticks of a video."""
         self.bundle = bundle
+        self._make_executor = make_executor
 
     def generate(
         self,
@@ -213,7 +219,8 @@ class Lipcast:
             encoding=options.anchor,
             device=bundle.device,
         )
-        executor = LaneExecutor(bundle.dit, spec, anchor, bundle.encode_prompt(prompt))
+        context = bundle.encode_prompt(prompt)
+        executor = self._make_executor(bundle.dit, spec, anchor, context)
         return Session(
             spec,
             executor,

@@ -19,8 +19,7 @@ def _collect(model, portrait, path, **options):
     """(frames, latents) of a whole small video."""
     latents = []
     with model.stream(image=portrait, audio=path, prompt="calm", **{**SMALL, **options}) as session:
-        decode = session._decoder.decode
-        session._decoder.decode = lambda latent: (latents.append(latent.clone()), decode(latent))[1]
+        session.on_latent = lambda _block, latent: latents.append(latent.clone())
         blocks = list(session)
     return np.concatenate([b.frames for b in blocks]), torch.cat(latents, dim=1), blocks
 

@@ -17,7 +17,7 @@ from lipcast.engine.conditions import Anchor
 from lipcast.models.vae_blocks import DecoderState
 
 _PRIMING_LATENTS = 7
-"""Latents of the still portrait that warm the temporal caches before the first block; their frames are discarded."""
+"""Latents of the still portrait that warm the temporal caches; their frames are discarded."""
 
 
 class StreamingDecoder(Protocol):

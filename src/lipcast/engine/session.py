@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -46,6 +46,8 @@ class Session:
         self._held_tick: Tick | None = None
         """A tick that waits for sound that has not come yet."""
         self._voices: dict[int, Tensor] = {}
+        self.on_latent: Callable[[int, Tensor], None] | None = None
+        """Called with (block, clean latents [C, F, H, W]) before they are decoded: for measurement."""
         self._ready: deque[FrameBlock] = deque()
         self._num_decoded = 0
         self._num_frames_made = 0
@@ -160,6 +162,8 @@ class Session:
 
     def _decode(self, block: int, latent: Tensor) -> None:
         assert block == self._num_decoded, "blocks become clean in order"
+        if self.on_latent is not None:
+            self.on_latent(block, latent)
         with self._watch.part("vae_s"):
             frames = self._decoder.decode(latent)
         total = self._timeline.num_frames
