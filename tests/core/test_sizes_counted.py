@@ -1,7 +1,8 @@
-"""Predicted working memory against what the modules really hold, counted on the meta device.
+"""Predicted working memory against what the modules really hold.
 
-The modules run at the published sizes without data; every storage that an operation makes is
-counted from its birth to its death. Kernels' own workspaces are not seen this way.
+Every storage that an operation makes is counted from its birth to its death. Kernels' own
+workspaces are not seen this way. The published proportions (feed-forward, sink, stages of the
+autoencoder) at a tenth of the width: the prediction is made of multiples of an activation.
 """
 
 from __future__ import annotations
@@ -23,10 +24,24 @@ from lipcast.models import dit as dit_module
 from lipcast.models import vae as vae_module
 from lipcast.models.attention import KeyValue
 from lipcast.models.kv_ring import KVRing, PlacedSink, Sink
-from lipcast.models.rope import RotaryTable
 
-BF16: dict[str, Any] = {"device": "meta", "dtype": torch.bfloat16}
-CONFIG = DiTConfig(num_layers=2, audio_inject_layers=(0,))
+BF16: dict[str, Any] = {"dtype": torch.bfloat16}
+CONFIG = DiTConfig(
+    dim=512,
+    ffn_dim=1382,
+    num_heads=4,
+    num_layers=2,
+    text_dim=64,
+    audio_dim=64,
+    num_audio_layers=4,
+    audio_inject_layers=(0,),
+)
+VAE = VAEConfig(dim=16)
+HEIGHT, WIDTH = 256, 128
+SIDE = 64
+"""Of the pictures that the autoencoder gets."""
+SMALL = 1.03
+"""What biases and tables add at this width."""
 
 
 class LiveBytes(TorchDispatchMode):
@@ -38,9 +53,10 @@ class LiveBytes(TorchDispatchMode):
         self.peak = 0
         self._sizes: dict[int, int] = {}
 
-    def __torch_dispatch__(
+    def count(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        """What a dispatch mode calls for every operation."""
         tree_map_only(Tensor, lambda t: self._add(t, born=False), (args, kwargs))
         result = func(*args, **(kwargs or {}))
         tree_map_only(Tensor, lambda t: self._add(t, born=True), result)
@@ -59,10 +75,19 @@ class LiveBytes(TorchDispatchMode):
         self.now -= self._sizes.pop(key, 0)
 
 
+# Not in the class body: there, torch wraps it in a way that imports its compiler, many seconds.
+LiveBytes.__torch_dispatch__ = LiveBytes.count  # type: ignore[method-assign, assignment]
+
+
 def attend(q_TNd: Tensor, parts: Sequence[KeyValue]) -> Tensor:
     """What attention holds: keys and values side by side, and the result."""
     joined = [torch.cat(tensors) for tensors in zip(*parts, strict=True)] if len(parts) > 1 else []
     return torch.empty_like(q_TNd) if joined or parts else q_TNd
+
+
+def voice() -> Tensor:
+    """Features of one block of 12 video frames."""
+    return torch.zeros(1, CONFIG.num_audio_layers, CONFIG.audio_dim, 12, **BF16)
 
 
 def lane(model: dit_module.DiT, geometry: Geometry) -> dit_module.Lane:
@@ -76,7 +101,7 @@ def lane(model: dit_module.DiT, geometry: Geometry) -> dit_module.Lane:
         num_heads=heads,
         head_dim=head_dim,
         dtype=torch.bfloat16,
-        device=torch.device("meta"),
+        device=torch.device("cpu"),
     )
     num_motion = geometry.sink_tokens - tokens
     ref, motion, values, placed = (
@@ -86,72 +111,56 @@ def lane(model: dit_module.DiT, geometry: Geometry) -> dit_module.Lane:
     text = torch.empty(CONFIG.text_len, heads, head_dim, **BF16)
     conditions = dit_module.BlockConditions(
         first_frame=100,
-        rotary=RotaryTable(table.cos_TP.to("meta"), table.sin_TP.to("meta")),
+        rotary=table,
         sink=PlacedSink(Sink(ref, motion, values), placed),
         text=((text, text),) * layers,
-        audio=model.encode_audio(torch.empty(1, 25, 1024, 12, **BF16)),
+        audio=model.encode_audio(voice()),
     )
-    rows_6D = torch.empty(6, CONFIG.dim, device="meta")
-    latent = torch.empty(16, 3, geometry.latent_height, geometry.latent_width, device="meta")
+    rows_6D = torch.zeros(6, CONFIG.dim)
+    latent = torch.zeros(16, 3, geometry.latent_height, geometry.latent_width)
     return dit_module.Lane(latent, dit_module.TimeRows(rows_6D[0], rows_6D), ring, conditions)
-
-
-@pytest.fixture(autouse=True)
-def no_random_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the meta device a normal distribution imports torch's compiler: many seconds."""
-    monkeypatch.setattr(torch.nn.init, "normal_", lambda tensor, *_, **__: tensor)
 
 
 @pytest.mark.parametrize(("num_lanes", "infer_frames"), [(1, 48), (1, 24), (3, 48)])
 def test_a_tick(monkeypatch: pytest.MonkeyPatch, num_lanes: int, infer_frames: int) -> None:
     monkeypatch.setattr(dit_module, "attend", attend)
     monkeypatch.setattr("lipcast.models.audio.attend_batch", lambda q, *_: torch.empty_like(q))
-    geometry = Geometry.of(CONFIG, VAEConfig(), height=704, width=384, infer_frames=infer_frames)
-    with torch.device("meta"), torch.inference_mode():
-        model = dit_module.DiT(CONFIG).to(torch.bfloat16)
+    geometry = Geometry.of(CONFIG, VAE, height=HEIGHT, width=WIDTH, infer_frames=infer_frames)
+    model = dit_module.DiT(CONFIG).to(torch.bfloat16)
+    with torch.inference_mode():
         lanes = [lane(model, geometry) for _ in range(num_lanes)]
     with torch.inference_mode(), LiveBytes() as live:
         model(lanes)
     predicted = sizes.tick_bytes(CONFIG, geometry, "bf16", num_lanes=num_lanes)
-    assert live.peak <= predicted <= 1.25 * live.peak
+    assert live.peak <= SMALL * predicted <= 1.25 * live.peak
 
 
 def test_encoding_the_voice() -> None:
-    with torch.device("meta"):
-        model = dit_module.DiT(CONFIG).to(torch.bfloat16)
+    model = dit_module.DiT(CONFIG).to(torch.bfloat16)
     with torch.inference_mode(), LiveBytes() as live:
-        model.encode_audio(torch.empty(1, 25, 1024, 12, **BF16))
+        model.encode_audio(voice())
     predicted = sizes.audio_encoding_bytes(CONFIG)
-    assert live.peak <= predicted <= 1.25 * live.peak
+    assert live.peak <= SMALL * predicted <= 1.25 * live.peak
 
 
-def meta_vae(monkeypatch: pytest.MonkeyPatch) -> vae_module.VideoVAE:
-    numbers = torch.empty(16, 1, 1, 1, device="meta")
-    monkeypatch.setattr(vae_module, "latent_statistics", lambda *_: (numbers, numbers))
-    monkeypatch.setattr(
-        torch.nn.functional, "scaled_dot_product_attention", lambda q, *_: torch.empty_like(q)
-    )
-    with torch.device("meta"):
-        return vae_module.VideoVAE(VAEConfig()).to(torch.bfloat16)
-
-
-def test_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    vae = meta_vae(monkeypatch)
+def test_decoding() -> None:
+    vae = vae_module.VideoVAE(VAE).to(torch.bfloat16)
     state = vae.new_decoder_state()
+    sides = SIDE // VAE.spatial_factor, SIDE // VAE.spatial_factor
     with torch.inference_mode():
-        vae.decode_chunk(torch.empty(1, 16, 2, 88, 48, device="meta"), state)
-    assert state.num_bytes == sizes.decoder_state_bytes(VAEConfig(), 88, 48)
+        vae.decode_chunk(torch.zeros(1, 16, 2, *sides), state)
+    assert state.num_bytes == sizes.decoder_state_bytes(VAE, *sides)
     with torch.inference_mode(), LiveBytes() as live:
-        vae.decode_chunk(torch.empty(1, 16, 3, 88, 48, device="meta"), state)
+        vae.decode_chunk(torch.zeros(1, 16, 3, *sides), state)
     # The caches are replaced on the way: what is alive at the peak holds nearly all new ones.
     work = live.peak - state.num_bytes
-    predicted = sizes.decode_work_bytes(VAEConfig(), 704, 384)
-    assert work <= predicted <= 1.6 * work
+    predicted = sizes.decode_work_bytes(VAE, SIDE, SIDE)
+    assert work <= SMALL * predicted <= 1.6 * work
 
 
-def test_encoding_a_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    vae = meta_vae(monkeypatch)
+def test_encoding_a_still() -> None:
+    vae = vae_module.VideoVAE(VAE).to(torch.bfloat16)
     with torch.inference_mode(), LiveBytes() as live:
-        vae.encode_still(torch.empty(1, 3, 704, 384, device="meta"), 73)
-    predicted = sizes.encode_work_bytes(VAEConfig(), 704, 384)
-    assert live.peak <= predicted <= 1.25 * live.peak
+        vae.encode_still(torch.zeros(1, 3, SIDE, SIDE), 73)
+    predicted = sizes.encode_work_bytes(VAE, SIDE, SIDE)
+    assert live.peak <= SMALL * predicted <= 1.25 * live.peak
