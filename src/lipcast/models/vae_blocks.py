@@ -86,7 +86,8 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(dim, *(1,) * num_axes))
 
     def forward(self, x: Tensor) -> Tensor:
-        return normalize(x, dim=1) * (self.scale * self.gamma)
+        normed: Tensor = normalize(x, dim=1) * (self.scale * self.gamma)
+        return normed
 
 
 class CausalConv3d(nn.Conv3d):
@@ -121,7 +122,9 @@ class CausalConv3d(nn.Conv3d):
         """The bare convolution: no frames are put in front."""
         return super().forward(x_BCTHW)
 
-    def forward(self, x_BCTHW: Tensor, state: StreamState) -> Tensor:
+    def forward(  # type: ignore[override]  # it needs the state, which Conv3d does not
+        self, x_BCTHW: Tensor, state: StreamState
+    ) -> Tensor:
         past = state.caches.get(self.name)
         if past is None:
             past = self.no_past(x_BCTHW)
@@ -217,7 +220,7 @@ class Upsample(nn.Module):
         if self.time_conv.name not in state.caches:
             state.caches[self.time_conv.name] = self.time_conv.no_past(x_BCTHW)
             return x_BCTHW
-        pairs_BCTHW = self.time_conv(x_BCTHW, state)
+        pairs_BCTHW: Tensor = self.time_conv(x_BCTHW, state)
         batch, _, num_frames, height, width = pairs_BCTHW.shape
         pairs = pairs_BCTHW.view(batch, 2, -1, num_frames, height, width)
         return pairs.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
