@@ -14,13 +14,15 @@ from lipcast.errors import CheckpointError
 from lipcast.weights.files import INDEX_SUFFIX
 
 DIT_NAME = "diffusion_pytorch_model"
+TEXT_GGUF = "umt5"
+"""Beginning of the name that tells a text encoder's .gguf from a transformer's."""
 REPOSITORY = "Wan-AI/Wan2.2-S2V-14B"
 
 PARTS = {
     "config": "config.json (what the transformer is built from)",
     "dit": f"{DIT_NAME}*.safetensors with its index, or one .gguf (the transformer)",
     "vae": "Wan2.1_VAE.safetensors or Wan2.1_VAE.pth (pictures to latents and back)",
-    "text": "models_t5_*.safetensors or models_t5_*.pth (the text encoder)",
+    "text": "models_t5_*.safetensors, models_t5_*.pth or umt5*.gguf (the text encoder)",
     "tokenizer": "google/umt5-xxl/ (the text encoder's tokenizer)",
     "speech": "wav2vec2*/ with config.json and its weights (the speech encoder)",
 }
@@ -77,10 +79,20 @@ def find_checkpoint(directory: str | Path, *, need: Collection[str] = ALL_PARTS)
     files = CheckpointFiles(
         directory=directory,
         config=_one(directory, "config.json"),
-        dit=_one(directory, f"{DIT_NAME}{INDEX_SUFFIX}", f"{DIT_NAME}.safetensors", "*.gguf"),
+        dit=_one(
+            directory,
+            f"{DIT_NAME}{INDEX_SUFFIX}",
+            f"{DIT_NAME}.safetensors",
+            "*.gguf",
+            skip=TEXT_GGUF,
+        ),
         vae=_one(directory, "Wan2.1_VAE.safetensors", "Wan2.1_VAE.pth"),
         text=_one(
-            directory, f"models_t5_*{INDEX_SUFFIX}", "models_t5_*.safetensors", "models_t5_*.pth"
+            directory,
+            f"models_t5_*{INDEX_SUFFIX}",
+            "models_t5_*.safetensors",
+            "models_t5_*.pth",
+            f"{TEXT_GGUF}*.gguf",
         ),
         tokenizer=_one(directory, "google/umt5-xxl"),
         speech=_one(directory, "wav2vec2*"),
@@ -92,10 +104,13 @@ def find_checkpoint(directory: str | Path, *, need: Collection[str] = ALL_PARTS)
     return files
 
 
-def _one(directory: Path, *patterns: str) -> Path | None:
-    """The first pattern that matches decides; two files for one part are an error."""
+def _one(directory: Path, *patterns: str, skip: str | None = None) -> Path | None:
+    """The first pattern that matches decides; two files for one part are an error.
+
+    Names that begin with `skip` do not count.
+    """
     for pattern in patterns:
-        found = sorted(directory.glob(pattern))
+        found = sorted(p for p in directory.glob(pattern) if not (skip and p.name.startswith(skip)))
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
             raise CheckpointError(

@@ -1,7 +1,7 @@
 """Opening weight files of every kind as one `TensorSource`.
 
-Input: a path to `.safetensors`, to a sharded set's `.safetensors.index.json`, to `.pth`, `.pt` or
-`.bin`. Output: a source with all headers checked and no data read. What stands in for weights by
+Input: a path to `.safetensors`, to a sharded set's `.safetensors.index.json`, to `.pth`, `.pt`,
+`.bin` or `.gguf`. Output: a source with all headers checked and no data read. What stands in for weights by
 mistake (a web page, a git-lfs pointer, an empty file, a set with holes) is named as such.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from lipcast.errors import CheckpointError
+from lipcast.weights.gguf_file import GgufSource
 from lipcast.weights.pth_file import PthSource
 from lipcast.weights.safetensors_file import SafetensorsSource
 from lipcast.weights.source import TensorSource, summarise_names
@@ -40,8 +41,10 @@ def open_tensors(path: str | Path, *, mapped: bool = False) -> TensorSource:
         return SafetensorsSource(path, mapped=mapped)
     if path.suffix in PTH_SUFFIXES:
         return PthSource(path)
+    if path.suffix == ".gguf":
+        return GgufSource(path)
     raise CheckpointError(
-        f"{path}: expected .safetensors, {INDEX_SUFFIX}, {', '.join(PTH_SUFFIXES)}; "
+        f"{path}: expected .safetensors, {INDEX_SUFFIX}, {', '.join(PTH_SUFFIXES)}, .gguf; "
         f'got "{path.suffix}"'
     )
 

@@ -21,8 +21,8 @@ from lipcast.weights.quant_linear import QWEIGHT, QuantLinear, replace_module
 from lipcast.weights.schemes import PLAIN_DTYPES, SCHEMES, Parts, Precision, Scheme
 from lipcast.weights.source import TensorInfo, TensorSource
 
-PIECE_ELEMENTS = 1 << 20
-"""Weights quantised at once, in whole rows: keeps temporary float32 copies at a few MB."""
+PIECE_ELEMENTS = 1 << 18
+"""Weights quantised at once, in whole rows: keeps temporary float32 copies at 1 MB each."""
 NUM_PROBES = 16
 """Random activations per layer for the measured output error."""
 

@@ -60,7 +60,7 @@ class SafetensorsSource(TensorSource):
     def read(self, name: str) -> Tensor:
         info, offset = self.infos[name], self._offsets[name]
         if self._bytes is None:
-            raw = _read_bytes(self.path, offset, info.num_bytes)
+            raw = read_bytes(self.path, offset, info.num_bytes)
         else:
             raw = self._bytes[offset : offset + info.num_bytes]
             if offset % info.dtype.itemsize:  # a foreign file may place data unaligned
@@ -83,7 +83,7 @@ def read_header(path: Path) -> SafetensorsHeader:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     if len(text) < header_bytes:
-        raise CheckpointError(_truncated(path, 8 + header_bytes, file_bytes))
+        raise CheckpointError(truncated(path, 8 + header_bytes, file_bytes))
     return _parse_header(path, text, file_bytes)
 
 
@@ -101,7 +101,7 @@ def _parse_header(path: Path, text: bytes, file_bytes: int) -> SafetensorsHeader
         infos[name], offsets[name] = info, start + first
         end = max(end, start + last)
     if end > file_bytes:
-        raise CheckpointError(_truncated(path, end, file_bytes))
+        raise CheckpointError(truncated(path, end, file_bytes))
     return SafetensorsHeader(infos, offsets, metadata)
 
 
@@ -137,7 +137,8 @@ def _not_safetensors(path: Path, why: str) -> str:
     return f"{path}: expected a safetensors file, but {why}; download it again"
 
 
-def _truncated(path: Path, expected_bytes: int, found_bytes: int) -> str:
+def truncated(path: Path, expected_bytes: int, found_bytes: int) -> str:
+    """What to say of a file that is shorter than its header promises."""
     return (
         f"{path}: expected {expected_bytes:,} bytes, the file has {found_bytes:,}; "
         "it was cut short, download it again"
@@ -149,7 +150,8 @@ def _map_file(path: Path) -> Tensor:
     return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
 
 
-def _read_bytes(path: Path, offset: int, num_bytes: int) -> Tensor:
+def read_bytes(path: Path, offset: int, num_bytes: int) -> Tensor:
+    """A piece of a file as a tensor of bytes; raises CheckpointError."""
     raw = torch.empty(num_bytes, dtype=torch.uint8)
     view = raw.numpy().data
     try:
@@ -160,5 +162,5 @@ def _read_bytes(path: Path, offset: int, num_bytes: int) -> Tensor:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     if view:
-        raise CheckpointError(_truncated(path, offset + num_bytes, offset + num_bytes - len(view)))
+        raise CheckpointError(truncated(path, offset + num_bytes, offset + num_bytes - len(view)))
     return raw
