@@ -20,7 +20,7 @@ from lipcast.core.request import GenerateOptions
 from lipcast.errors import InputError, OutputError
 from lipcast.media.video import read_video
 
-VERBS = ("generate", "info")
+VERBS = ("generate", "info", "plan", "bench")
 
 
 @pytest.fixture

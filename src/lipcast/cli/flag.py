@@ -12,7 +12,7 @@ class Kind(Enum):
     TEXT = "TEXT"
     WHOLE = "INTEGER"
     NUMBER = "NUMBER"
-    TRUTH = "True|False"
+    TRUTH = "True/False"
     SWITCH = "given or not"
     TOGGLE = "on or off"
     """`--name` and `--no_name`."""

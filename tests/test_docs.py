@@ -1,0 +1,169 @@
+"""What the documentation says is run: every command, every piece of Python, every link."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lipcast
+import lipcast.api
+from lipcast import errors
+from lipcast.cli.app import make_app
+from lipcast.cli.bench import BENCH_FLAGS
+from lipcast.cli.flag_table import FLAGS
+from lipcast.cli.info import INFO_FLAGS
+from lipcast.cli.main import main
+from lipcast.cli.plan import PLAN_FLAGS
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", *(f"docs/{name}.md" for name in (
+    "generate", "python-api", "architecture", "troubleshooting",
+)))  # fmt: skip
+SET_UP = {"./scripts/demo", "./scripts/test"}
+OTHER_FLAGS = {"--help", "--index-url", "--version", "--debug"}
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """(page and number, text) of every fenced block of a language."""
+    found = []
+    for page in PAGES:
+        text = (ROOT / page).read_text("utf-8")
+        for number, match in enumerate(re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S)):
+            assert match[1] in {"bash", "python", "text"}, f"{page}: a block of {match[1]!r}"
+            if match[1] == language:
+                found.append((f"{page}:{number}", match[2]))
+    return found
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """(place, words) of every command in the pages."""
+    found = []
+    for place, text in blocks("bash"):
+        for line in text.replace("\\\n", " ").splitlines():
+            if words := shlex.split(line, comments=True):
+                found.append((place, words))
+    return found
+
+
+@pytest.fixture(scope="module")
+def tiny() -> lipcast.Lipcast:
+    return lipcast.load("tiny", device="cpu")
+
+
+@pytest.fixture
+def folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: lipcast.Lipcast
+) -> Iterator[Path]:
+    """What the pages suppose to be there, with sounds of one block; the model is loaded once."""
+    load = lipcast.api.load
+
+    def load_once(name: str | Path = "tiny", **how: Any) -> lipcast.Lipcast:
+        return tiny if name == "tiny" else load(name, **how)
+
+    monkeypatch.setattr("lipcast.api.load", load_once)
+    (tmp_path / "examples").mkdir()
+    for path in (ROOT / "examples").glob("*.png"):
+        shutil.copy(path, tmp_path / "examples")
+    for path in (ROOT / "examples").glob("*.wav"):
+        write_wav(tmp_path / "examples" / path.name)
+    shutil.copy(ROOT / "examples" / "portrait_0.png", tmp_path / "me.png")
+    write_wav(tmp_path / "hello.wav")
+    here = Path.cwd()
+    os.chdir(tmp_path)
+    yield tmp_path
+    os.chdir(here)
+
+
+def write_wav(path: Path) -> None:
+    """0.4 s of a hum: one block."""
+    samples = 8000 * np.sin(2 * np.pi * 150 * np.arange(6400) / 16_000)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(samples.astype(np.int16).tobytes())
+
+
+@pytest.mark.parametrize(("place", "words"), commands(), ids=lambda value: " ".join(value)[:60])
+def test_commands_run(
+    place: str, words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if words[0] in SET_UP:
+        assert os.access(ROOT / words[0], os.X_OK)
+        return
+    assert words[0].removeprefix(".venv/bin/") == "lipcast", place
+    exit_code = main(words[1:])
+    said = capsys.readouterr().err
+    if any(word.startswith("ckpt/") for word in words):
+        # Every flag was accepted, and then the checkpoint is not there.
+        assert (exit_code, "ckpt/Wan2.2-S2V-14B" in said) == (4, True), said
+        return
+    assert exit_code == 0, said
+    if "-o" in words or "--save_file" in words:
+        assert (folder / words[-1]).exists() or (folder / words[words.index("-o") + 1]).exists()
+
+
+@pytest.mark.parametrize(("place", "text"), blocks("python"), ids=lambda value: value[:40])
+def test_python_runs(place: str, text: str, folder: Path) -> None:
+    exec(compile(text, place, "exec"), {"__name__": "__main__"})
+    if "talk.mp4" in text:
+        assert (folder / "talk.mp4").exists()
+
+
+def test_the_main_use_is_shown() -> None:
+    assert len(blocks("python")) >= 5
+    shown = {words[1] for _, words in commands() if words[0].endswith("lipcast")}
+    assert {"generate", "info", "plan"} <= shown
+    assert {words[0] for _, words in commands()} >= SET_UP
+
+
+@pytest.mark.parametrize("page", [*PAGES, "docs/plan.md", "CHANGELOG.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    path = ROOT / page
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text("utf-8")):
+        assert "://" in target or (path.parent / target).exists(), f"{page}: {target}"
+
+
+def test_mentioned_flags_exist() -> None:
+    known = set(OTHER_FLAGS)
+    for flag in (*FLAGS, *INFO_FLAGS, *BENCH_FLAGS, *PLAN_FLAGS):
+        known.update(name for spelling in flag.spellings for name in spelling.split("/"))
+    for page in PAGES:
+        mentioned = set(
+            re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]*", (ROOT / page).read_text("utf-8"))
+        )
+        assert mentioned <= known, f"{page}: {sorted(mentioned - known)}"
+
+
+def test_every_verb_is_mentioned() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for command in make_app().registered_commands:
+        assert command.callback is not None
+        name = command.name or command.callback.__name__
+        assert f"lipcast {name}" in readme, name
+
+
+def test_flag_tables_are_those_of_the_parser() -> None:
+    spec = importlib.util.spec_from_file_location("flag_docs", ROOT / "scripts" / "flag_docs.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    page = script.PAGE.read_text("utf-8")
+    assert page == script.with_tables(page), "run scripts/flag_docs.py"
+
+
+def test_every_error_and_its_code_is_explained() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    for error in vars(errors).values():
+        if isinstance(error, type) and issubclass(error, errors.LipcastError):
+            assert f"| {error.exit_code} | `{error.__name__}` |" in page
