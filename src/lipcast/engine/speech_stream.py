@@ -229,7 +229,8 @@ class FeatureStream:
         self._extract(end)
         kept_end = min(start + window.keep, end)
         left = min(start, window.left)
-        local_TD = state.local[state.num_layered - left - state.num_local :][: end - start + left]
+        first = start - left - self._first_local
+        local_TD = state.local[first : first + left + end - start]
         layers_GTD = self._run_layers(local_TD, cut_left=left < start, cut_right=end != total)
         kept_GTD = layers_GTD[:, left : left + kept_end - start]
         state.layers = _joined(state.layers, kept_GTD, dim=1)

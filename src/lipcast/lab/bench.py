@@ -16,6 +16,7 @@ import time
 import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import lipcast
 from lipcast.api import Lipcast, open_writer
 from lipcast.core.config import SAMPLE_RATE, VIDEO_FPS
 from lipcast.core.request import ScheduleName
@@ -108,7 +108,7 @@ def conditions(model: Lipcast) -> dict[str, Any]:
     bundle = model.bundle
     gpu = torch.cuda.get_device_name(bundle.device) if bundle.device.type == "cuda" else None
     return {
-        "lipcast": lipcast.__version__,
+        "lipcast": version("lipcast"),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "cpu": _cpu_name(),

@@ -161,7 +161,7 @@ class AudioInjector(nn.Module):
         total = None
         for actor in range(audio.num_actors):
             scale_G1D, shift_G1D = given.scale_AFD[actor, :, None], given.shift_AFD[actor, :, None]
-            moved = (normed_GSD * (1 + scale_G1D) + shift_G1D).to(x_GSD.dtype)
+            moved = (normed_GSD * (1 + scale_G1D) + shift_G1D).to(attention.norm_q.weight.dtype)
             heads = attend_batch(
                 attention.queries(moved), given.keys_AFKNd[actor], given.values_AFKNd[actor]
             )

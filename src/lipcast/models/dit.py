@@ -23,7 +23,7 @@ from lipcast.core.config import DiTConfig
 from lipcast.models.attention import KeyValue, attend
 from lipcast.models.audio import AudioConditioning, AudioInjector, CausalAudioEncoder, join_audio
 from lipcast.models.kv_ring import KVRing, PlacedSink, Sink
-from lipcast.models.layers import AttentionProjections, layer_norm32, linear32
+from lipcast.models.layers import AttentionProjections, conv32, layer_norm32, linear32
 from lipcast.models.motion import FramePacker
 from lipcast.models.rope import REF_FRAME, Rotary, RotaryTable, time_sinusoid
 
@@ -133,8 +133,8 @@ class DiT(nn.Module):
         height, width = (
             n // p for n, p in zip(ref_C1HW.shape[2:], self.config.patch_size[1:], strict=True)
         )
-        ref_TD = self.patch_embedding(ref_C1HW.to(self.dtype)).flatten(1).T
-        motion_TD = self.frame_packer(motion_CFHW.to(self.dtype))
+        ref_TD = conv32(self.patch_embedding, ref_C1HW).flatten(1).T
+        motion_TD = self.frame_packer(motion_CFHW)
         mask = self.trainable_cond_mask.weight
         x_1TD = torch.cat((ref_TD + mask[_REF_ROW], motion_TD + mask[_MOTION_ROW]))[None]
         collector = _SinkCollector(
@@ -185,7 +185,7 @@ class DiT(nn.Module):
 
     def _embed_noisy(self, latent_CFHW: Tensor) -> Tensor:
         """Tokens_FSD. Without a pose the condition latent is zero: its encoder adds its bias only."""
-        tokens_DFhw = self.patch_embedding(latent_CFHW.to(self.dtype))
+        tokens_DFhw = conv32(self.patch_embedding, latent_CFHW)
         tokens_FSD = tokens_DFhw.flatten(2).permute(1, 2, 0)
         assert self.cond_encoder.bias is not None
         added_D = self.cond_encoder.bias + self.trainable_cond_mask.weight[_NOISY_ROW]
@@ -219,29 +219,29 @@ class TransformerBlock(nn.Module):
     def forward(
         self, x_GSD: Tensor, rows_G6D: Tensor, self_attend: SelfAttend, text: Sequence[KeyValue]
     ) -> Tensor:
-        """One block. The residual stream is float32 inside, the result has x's dtype.
+        """One block. The residual stream is float32 throughout; linear layers run in their own dtype.
+
+        The public implementation rounds the stream to bfloat16 after every block; on the embedded
+        model that alone costs 23 dB of latents (42 against 65 dB), and float32 costs next to nothing.
 
         `rows_G6D`: time modulation per latent frame. `text`: keys and values of each lane's
         prompt; the lanes share the G frames equally.
         """
-        dtype = x_GSD.dtype
+        dtype = self.norm3.weight.dtype
         rows_6G1D = (self.modulation.float() + rows_G6D).transpose(0, 1).unsqueeze(2)
         shift1, scale1, gate1, shift2, scale2, gate2 = rows_6G1D
         normed = (layer_norm32(x_GSD, self.eps) * (1 + scale1) + shift1).to(dtype)
         q, (k, v) = self.self_attn.queries(normed), self.self_attn.keys_values(normed)
-        x32_GSD = x_GSD + gate1 * self.self_attn.output(self_attend(q, k, v))
-        x32_GSD = x32_GSD + self._attend_text(self._norm_text(x32_GSD, dtype), text)
-        normed = (layer_norm32(x32_GSD, self.eps) * (1 + scale2) + shift2).to(dtype)
-        result: Tensor = (x32_GSD + gate2 * self.ffn(normed)).to(dtype)
-        return result
+        x_GSD = x_GSD + gate1 * self.self_attn.output(self_attend(q, k, v))
+        x_GSD = x_GSD + self._attend_text(self._norm_text(x_GSD).to(dtype), text)
+        normed = (layer_norm32(x_GSD, self.eps) * (1 + scale2) + shift2).to(dtype)
+        return x_GSD + gate2 * cast(Tensor, self.ffn(normed))
 
-    def _norm_text(self, x32_GSD: Tensor, dtype: torch.dtype) -> Tensor:
-        """norm3 sees the stream in the model's dtype and computes in float32."""
-        norm, x = self.norm3, x32_GSD.to(dtype).float()
-        normed = functional.layer_norm(
-            x, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps
-        )
-        return normed.to(dtype)
+    def _norm_text(self, x_GSD: Tensor) -> Tensor:
+        """norm3, computed in float32."""
+        norm = self.norm3
+        weight, bias = norm.weight.float(), norm.bias.float()
+        return functional.layer_norm(x_GSD, norm.normalized_shape, weight, bias, norm.eps)
 
     def _attend_text(self, normed_GSD: Tensor, text: Sequence[KeyValue]) -> Tensor:
         q_GSNd = self.cross_attn.queries(normed_GSD)

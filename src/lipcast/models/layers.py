@@ -18,7 +18,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x32 = x.float()
         normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
-        return normed.to(x.dtype) * self.weight
+        return (normed * self.weight.float()).to(x.dtype)
 
 
 def layer_norm32(x: Tensor, eps: float) -> Tensor:
@@ -29,6 +29,12 @@ def layer_norm32(x: Tensor, eps: float) -> Tensor:
 def linear32(linear: nn.Linear, x: Tensor) -> Tensor:
     """A linear layer in float32, whatever its weights are stored in."""
     return functional.linear(x.float(), linear.weight.float(), linear.bias.float())
+
+
+def conv32(conv: nn.Conv3d, x: Tensor) -> Tensor:
+    """A strided convolution in float32, whatever its weights are stored in."""
+    bias = None if conv.bias is None else conv.bias.float()
+    return functional.conv3d(x.float(), conv.weight.float(), bias, stride=conv.stride)
 
 
 class AttentionProjections(nn.Module):

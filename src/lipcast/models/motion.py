@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lipcast.models.layers import conv32
+
 _BUCKET_FRAMES = (1, 2, 16)
 
 
@@ -30,4 +32,4 @@ class FramePacker(nn.Module):
         padded = functional.pad(motion_CFHW, (0, 0, 0, 0, missing, 0))[:, -needed:]
         oldest, middle, newest = padded.split(list(reversed(_BUCKET_FRAMES)), dim=1)
         buckets = ((self.proj, newest), (self.proj_2x, middle), (self.proj_4x, oldest))
-        return torch.cat([conv(frames).flatten(1).T for conv, frames in buckets])
+        return torch.cat([conv32(conv, frames).flatten(1).T for conv, frames in buckets])
