@@ -12,15 +12,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lipcast.cli.explain import explain
 from lipcast.cli.judge import Given
 from lipcast.cli.meter import Meter, ProgressBar
+from lipcast.cli.model_configs import EMBEDDED
 from lipcast.cli.request import GenerateRequest, read_request
 from lipcast.cli.talk import Talk, print_json
 from lipcast.core.config import VIDEO_FPS
-from lipcast.errors import CancelledError, LipcastError
+from lipcast.errors import LipcastError
 
 if TYPE_CHECKING:
     from lipcast.engine.session import Session
+
+
+_NOTICES = {
+    EMBEDDED: "the embedded model knows illustrated portraits only; a photo comes out as one"
+}
+"""What to know of a model before looking at its videos."""
 
 
 class UnfinishedError(LipcastError):
@@ -72,6 +80,8 @@ def _make(request: GenerateRequest, meter: Meter, bar: ProgressBar, talk: Talk) 
     from lipcast.media.image import load_portrait
 
     portrait = load_portrait(request.image)  # before the model, which may take minutes
+    if notice := _NOTICES.get(request.model):
+        talk.warn(notice)
     talk.detail(f"loading model {request.model}")
     from lipcast.api import load
 
@@ -108,15 +118,15 @@ def _unfinished(
     error: BaseException, request: GenerateRequest, meter: Meter, document: Mapping[str, Any]
 ) -> UnfinishedError:
     """What to say of a video that ended early because of `error`."""
-    if isinstance(error, KeyboardInterrupt):
-        status, reason, code = "stopped", "stopped", CancelledError.exit_code
-    elif isinstance(error, LipcastError):
-        status, reason, code = "failed", str(error), error.exit_code
-    else:
-        status, reason, code = "failed", f"{type(error).__name__}: {error}", LipcastError.exit_code
-    sentence = f"{reason}; kept in {request.output}: {_length(meter)}"
+    explanation = explain(error)
     return UnfinishedError(
-        sentence, exit_code=code, document={"status": status, "reason": reason, **document}
+        f"{explanation.sentence}; kept in {request.output}: {_length(meter)}",
+        exit_code=explanation.exit_code,
+        document={
+            "status": "stopped" if explanation.was_interrupted else "failed",
+            "reason": explanation.sentence,
+            **document,
+        },
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 
+from lipcast.cli.explain import Explanation
 from lipcast.runtime import LOGGER_NAME
 
 
@@ -79,7 +80,7 @@ def print_json(document: Mapping[str, Any]) -> None:
     typer.echo(json.dumps(document, indent=2, default=str, allow_nan=False))
 
 
-def describe_error(kind: str, sentence: str, exit_code: int) -> dict[str, Any]:
+def describe_error(error: Explanation) -> dict[str, Any]:
     """The document of a command that failed."""
-    error = {"kind": kind, "message": sentence, "exit_code": exit_code}
-    return {"status": "failed", "error": error}
+    told = {"kind": error.kind, "message": error.sentence, "exit_code": error.exit_code}
+    return {"status": "stopped" if error.was_interrupted else "failed", "error": told}
