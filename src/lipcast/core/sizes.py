@@ -216,7 +216,7 @@ _DECODE_UNITS = 7.0
 """Full-size activations alive while one latent frame is decoded: 5.1 counted, the rest for
 cuDNN."""
 _ENCODE_UNITS = 15.0
-"""The same while a still picture is encoded: 13.5 counted."""
+"""The same while a still picture is encoded: about 13 counted, the rest for cuDNN."""
 
 
 @cache
