@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 
 import lipcast
-from sounds import syllables
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
+from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu
+from sounds import EXAMPLES, syllables
 
 
 @pytest.fixture(scope="session")
-def tiny() -> lipcast.Lipcast:
-    """The embedded model on the CPU in float32."""
-    return lipcast.load("tiny", device="cpu", precision="fp32")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> lipcast.Lipcast:
+    """The embedded model on the CPU: transformer in float32, the fast autoencoder."""
+    model = lipcast.load("tiny", device="cpu", precision="fp32")
+    kernels, _ = best_kernels(tmp_path_factory.mktemp("kernels"), num_threads=1)
+    model.bundle.vae = prepare_for_cpu(model.bundle.vae, kernels)
+    return model
 
 
 @pytest.fixture

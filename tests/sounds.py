@@ -1,8 +1,12 @@
-"""Sounds made for tests."""
+"""Sounds made for tests, and where the examples are."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def syllables(seconds: float, rate: int = 16_000) -> np.ndarray:

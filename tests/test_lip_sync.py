@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from pixels import correlation, mouth_opening
 
-from conftest import EXAMPLES
+from pixels import correlation, mouth_opening
+from sounds import EXAMPLES
 
 NUM_CLIP, INFER_FRAMES = 2, 48
 
@@ -29,5 +29,8 @@ def test_mouth_follows_the_voice(tiny, portrait, voice):
     )
     opening = mouth_opening(video.frames)
     assert correlation(opening, drive) >= 0.85
-    lags = {lag: correlation(opening[3:-3], drive[3 + lag : len(opening) - 3 + lag]) for lag in (-2, -1, 0, 1, 2)}
+    lags = {
+        lag: correlation(opening[3:-3], drive[3 + lag : len(opening) - 3 + lag])
+        for lag in (-2, -1, 0, 1, 2)
+    }
     assert max(lags, key=lags.__getitem__) in (-1, 0, 1), lags

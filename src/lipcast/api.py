@@ -31,12 +31,15 @@ from lipcast.media.audio import PcmSource, open_audio
 from lipcast.media.image import ImageSource, fit_portrait, load_portrait
 from lipcast.media.video import VideoWriter
 from lipcast.models.dit import DiT
-from lipcast.runtime import logger
+from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu
+from lipcast.models.vae_native_build import processor_flags
+from lipcast.runtime import cache_dir, logger
 from lipcast.weights.bundle import ModelBundle, checkpoint_dir, load_bundle
 
 _log = logger("api")
 
 ExecutorFactory = Callable[[DiT, VideoSpec, Anchor, torch.Tensor], Executor]
+_BF16_INSTRUCTIONS = "amx_bf16"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -46,13 +49,18 @@ def load(
     """Load a model by name ("tiny") or from a checkpoint directory in the published layout.
 
     device: "cpu", "cuda", "cuda:1"; None takes the first GPU, else the CPU.
-    precision: "fp32" or "bf16" of the transformer; None: bf16 on a GPU, fp32 on a CPU.
+    precision: "fp32" computes everything exactly; "bf16" is faster, on a CPU too if it multiplies
+    bfloat16 itself. None chooses bf16 wherever the hardware has it.
     Raises CheckpointError for missing or broken files, UsageError for an unknown device or precision.
     """
     chosen = _device(device)
-    return Lipcast(
-        load_bundle(checkpoint_dir(name_or_dir), device=chosen, dtype=_dtype(precision, chosen))
-    )
+    dtype = _dtype(precision, chosen)
+    bundle = load_bundle(checkpoint_dir(name_or_dir), device=chosen, dtype=dtype)
+    if chosen.type == "cpu" and dtype == torch.bfloat16:
+        kernels, description = best_kernels(cache_dir(), num_threads=torch.get_num_threads())
+        _log.info("video autoencoder on the CPU: %s", description)
+        bundle.vae = prepare_for_cpu(bundle.vae, kernels)
+    return Lipcast(bundle)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +288,8 @@ def _device(name: str | None) -> torch.device:
 
 def _dtype(precision: str | None, device: torch.device) -> torch.dtype:
     if precision is None:
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        has_bf16 = device.type == "cuda" or _BF16_INSTRUCTIONS in processor_flags()
+        return torch.bfloat16 if has_bf16 else torch.float32
     if precision not in PRECISIONS:
         raise UsageError(f"precision: expected {' or '.join(PRECISIONS)}, got {precision!r}")
     return PRECISIONS[precision]

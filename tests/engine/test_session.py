@@ -24,10 +24,10 @@ def _collect(model, portrait, path, **options):
     return np.concatenate([b.frames for b in blocks]), torch.cat(latents, dim=1), blocks
 
 
-@pytest.mark.parametrize("infer_frames", [12, 24, 32, 48])
+@pytest.mark.parametrize("infer_frames", [12, 32])
 def test_wavefront_equals_sequential(tiny, portrait, sound, infer_frames):
     """Same noise, same order inside a lane: the same video, across the anchor swap and ring wraps."""
-    path = sound(3 * infer_frames / 25 if infer_frames < 48 else 4.8)
+    path = sound(3 * infer_frames / 25)
     runs = [
         _collect(tiny, portrait, path, infer_frames=infer_frames, schedule=name)
         for name in ("sequential", "wavefront")
@@ -40,7 +40,9 @@ def test_wavefront_equals_sequential(tiny, portrait, sound, infer_frames):
 @pytest.mark.parametrize("infer_frames", [12, 24, 32, 48, 80])
 def test_any_window_over_three_clips(tiny, portrait, sound, infer_frames):
     seconds = 3 * infer_frames / 25
-    frames, latents, blocks = _collect(tiny, portrait, sound(seconds), infer_frames=infer_frames)
+    frames, latents, blocks = _collect(
+        tiny, portrait, sound(seconds), infer_frames=infer_frames, sample_steps=2
+    )
     assert len(frames) == 3 * infer_frames
     assert [b.index for b in blocks] == list(range(len(blocks)))
     assert latents.isfinite().all()
@@ -190,10 +192,10 @@ def test_wrong_options_are_explained(tiny, portrait, sound, options):
 
 
 def test_executor_memory_does_not_grow(tiny, portrait):
-    """Rings, decoder state and pending sound have the same size after 6 blocks and after 30."""
+    """Rings, decoder state and pending sound have the same size after 6 blocks and after 12."""
     with tiny.session(image=portrait, infer_frames=12, sample_steps=2, **SMALL) as live:
         sizes = []
-        for _ in range(30):
+        for _ in range(12):
             live.push(syllables(0.48))
             list(islice(live.ready(), 100))
             session = live._session

@@ -105,7 +105,7 @@ def _collector(config, case, distance_frame):
     height, width = (n // 2 for n in case.meta["lat"])
     rotary = Rotary(config.head_dim, half_precision_tables=True)
     return _SinkCollector(
-        rotary.video(distance_frame, 1, height, width), rotary.motion(height, width)
+        rotary.video(distance_frame, 1, height, width), rotary.motion(height, width), 1
     )
 
 

@@ -5,6 +5,7 @@ Input: the flags. Output: a table on standard error and, last on standard output
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import typer
 from lipcast.cli.flag import Flag
 from lipcast.cli.flag_table import FLAGS
 from lipcast.cli.judge import Given, judge
-from lipcast.cli.talk import Talk, print_json
+from lipcast.cli.talk import Talk
 from lipcast.core.request import OPTION_NAMES
 
 if TYPE_CHECKING:
@@ -48,9 +49,8 @@ def bench(given: Mapping[str, Given]) -> None:
     rows = lab.bench(model, **options)
     if not talk.as_json:
         typer.echo(_table(rows), err=True)
-    print_json(
-        {"conditions": lab.conditions(model), "options": options, "rows": [asdict(r) for r in rows]}
-    )
+    document = {"conditions": lab.conditions(model), "options": options}
+    typer.echo(json.dumps(document | {"rows": [asdict(row) for row in rows]}))
 
 
 def _table(rows: Sequence[BenchRow]) -> str:

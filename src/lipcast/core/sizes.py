@@ -182,7 +182,7 @@ def tick_bytes(
 ) -> int:
     """The most that one tick holds beside weights, rings and conditions.
 
-    Per token and channel, with b bytes a number: 8 b and the attention workspace in
+    Per token and channel, with b bytes a number: 2.4 + 8 b and the attention workspace in
     self-attention; 14.5 + 7.8 b where the text queries are normalised (the residual stream and
     the norm are fp32); 4 + 5 b + 2 b ffn/D in the feed-forward. Counted on the modules.
     """
@@ -190,7 +190,7 @@ def tick_bytes(
     b, ratio = plain_bytes(precision), config.ffn_dim / config.dim
     workspace = attention_workspace_bytes(config, geometry, precision) / split
     phases = (
-        8.05 * b * numbers + workspace,
+        (2.4 + 8.05 * b) * numbers + workspace,
         (14.6 + 7.8 * b) * numbers,
         (4 + 5 * b + 2 * b * ratio) * numbers,
     )

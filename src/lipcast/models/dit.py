@@ -140,6 +140,7 @@ class DiT(nn.Module):
         collector = _SinkCollector(
             self.rotary.video(REF_FRAME, 1, height, width).to(self.device),
             self.rotary.motion(height, width).to(self.device),
+            self.config.num_layers,
         )
         rows_16D = self.encode_time(0.0).block_6D[None]
         for block, text_kv in zip(self.layers, text, strict=True):
@@ -227,21 +228,29 @@ class TransformerBlock(nn.Module):
         `rows_G6D`: time modulation per latent frame. `text`: keys and values of each lane's
         prompt; the lanes share the G frames equally.
         """
-        dtype = self.norm3.weight.dtype
         rows_6G1D = (self.modulation.float() + rows_G6D).transpose(0, 1).unsqueeze(2)
         shift1, scale1, gate1, shift2, scale2, gate2 = rows_6G1D
-        normed = (layer_norm32(x_GSD, self.eps) * (1 + scale1) + shift1).to(dtype)
-        q, (k, v) = self.self_attn.queries(normed), self.self_attn.keys_values(normed)
-        x_GSD = x_GSD + gate1 * self.self_attn.output(self_attend(q, k, v))
-        x_GSD = x_GSD + self._attend_text(self._norm_text(x_GSD).to(dtype), text)
-        normed = (layer_norm32(x_GSD, self.eps) * (1 + scale2) + shift2).to(dtype)
-        return x_GSD + gate2 * cast(Tensor, self.ffn(normed))
+        x_GSD = x_GSD + gate1 * self._attend_self(
+            self._modulate(x_GSD, shift1, scale1), self_attend
+        )
+        x_GSD = x_GSD + self._attend_text(self._norm_text(x_GSD), text)
+        return x_GSD + gate2 * cast(Tensor, self.ffn(self._modulate(x_GSD, shift2, scale2)))
+
+    def _modulate(self, x_GSD: Tensor, shift_G1D: Tensor, scale_G1D: Tensor) -> Tensor:
+        """A norm moved by time, computed in float32, in the dtype of the linear layers."""
+        normed = layer_norm32(x_GSD, self.eps) * (1 + scale_G1D) + shift_G1D
+        return normed.to(self.norm3.weight.dtype)
+
+    def _attend_self(self, normed_GSD: Tensor, self_attend: SelfAttend) -> Tensor:
+        q, (k, v) = self.self_attn.queries(normed_GSD), self.self_attn.keys_values(normed_GSD)
+        return self.self_attn.output(self_attend(q, k, v))
 
     def _norm_text(self, x_GSD: Tensor) -> Tensor:
-        """norm3, computed in float32."""
+        """norm3, computed in float32, in the dtype of the linear layers."""
         norm = self.norm3
         weight, bias = norm.weight.float(), norm.bias.float()
-        return functional.layer_norm(x_GSD, norm.normalized_shape, weight, bias, norm.eps)
+        normed = functional.layer_norm(x_GSD, norm.normalized_shape, weight, bias, norm.eps)
+        return normed.to(norm.weight.dtype)
 
     def _attend_text(self, normed_GSD: Tensor, text: Sequence[KeyValue]) -> Tensor:
         q_GSNd = self.cross_attn.queries(normed_GSD)
@@ -291,28 +300,41 @@ class _StreamAttention:
 
 
 class _SinkCollector:
-    """Self-attention of the prefill: condition tokens among themselves, keys and values kept."""
+    """Self-attention of the prefill: condition tokens among themselves, keys and values kept.
 
-    def __init__(self, ref: RotaryTable, motion: RotaryTable) -> None:
+    The sink is allocated once and filled layer by layer.
+    """
+
+    def __init__(self, ref: RotaryTable, motion: RotaryTable, num_layers: int) -> None:
         self._ref, self._motion = ref, motion
+        self._num_layers, self._layer = num_layers, 0
         self._num_ref = ref.cos_TP.shape[0]
-        self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._sink: Sink | None = None
 
     def attend(self, q_1TNd: Tensor, k_1TNd: Tensor, v_1TNd: Tensor) -> Tensor:
-        ref_keys = k_1TNd[0, : self._num_ref]
         keys, values = self._rotate(k_1TNd[0]), v_1TNd[0]
-        self._kept.append((ref_keys, keys[self._num_ref :], values))
+        self._keep(k_1TNd[0, : self._num_ref], keys[self._num_ref :], values)
         return attend(self._rotate(q_1TNd[0]), [(keys, values)])[None]
+
+    def sink(self) -> Sink:
+        """What was kept; every layer has attended once."""
+        assert self._sink is not None and self._layer == self._num_layers
+        return self._sink
+
+    def _keep(self, *parts: Tensor) -> None:
+        """(unrotated reference keys, rotated motion keys, values) of the next layer."""
+        if self._sink is None:
+            self._sink = Sink(*(p.new_empty(self._num_layers, *p.shape) for p in parts))
+        sink = self._sink
+        for kept, part in zip(
+            (sink.ref_keys_LSNd, sink.motion_keys_LTNd, sink.values_LTNd), parts, strict=True
+        ):
+            kept[self._layer] = part
+        self._layer += 1
 
     def _rotate(self, x_TNd: Tensor) -> Tensor:
         ref, motion = x_TNd[: self._num_ref], x_TNd[self._num_ref :]
         return torch.cat((self._ref.apply(ref), self._motion.apply(motion)))
-
-    def sink(self) -> Sink:
-        ref_keys, motion_keys, values = (
-            torch.stack(kept) for kept in zip(*self._kept, strict=True)
-        )
-        return Sink(ref_keys, motion_keys, values)
 
 
 def _per_frame(rows: Tensor, num_frames: int) -> Tensor:

@@ -109,8 +109,10 @@ class Sink:
 
     def place(self, table: RotaryTable) -> PlacedSink:
         """The sink with its reference at the positions of `table`; done once per block."""
-        layers = [table.apply(keys_SNd) for keys_SNd in self.ref_keys_LSNd]
-        return PlacedSink(self, torch.stack(layers))
+        placed_LSNd = torch.empty_like(self.ref_keys_LSNd)
+        for layer, keys_SNd in enumerate(self.ref_keys_LSNd):
+            placed_LSNd[layer] = table.apply(keys_SNd)
+        return PlacedSink(self, placed_LSNd)
 
 
 @dataclass(frozen=True, slots=True)
