@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 import lipcast
 from lipcast.media.image import contact_sheet
@@ -22,6 +23,7 @@ ROWS = (
     ("portrait_4.png", "speech_a_male.wav", "surprised, lively"),
 )
 COLUMNS = 6
+TILE = (160, 160)
 EVERY = 6
 """Frames from one column to the next: 0.24 s."""
 
@@ -32,7 +34,8 @@ def row(model: lipcast.Lipcast, portrait: str, voice: str, prompt: str) -> list[
     video = model.generate(
         image=examples / portrait, audio=examples / voice, prompt=prompt, num_clip=1
     )
-    return list(islice(video.frames, EVERY, None, EVERY))[:COLUMNS]
+    chosen = islice(video.frames, EVERY, None, EVERY)
+    return [np.asarray(Image.fromarray(frame).resize(TILE)) for frame in islice(chosen, COLUMNS)]
 
 
 if __name__ == "__main__":

@@ -94,7 +94,9 @@ def write_wav(path: Path) -> None:
         file.writeframes(samples.astype(np.int16).tobytes())
 
 
-@pytest.mark.parametrize(("place", "words"), commands(), ids=lambda value: " ".join(value)[:60])
+@pytest.mark.parametrize(
+    ("place", "words"), commands(), ids=[" ".join(words)[:60] for _, words in commands()]
+)
 def test_commands_run(
     place: str, words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,7 +115,9 @@ def test_commands_run(
         assert (folder / words[-1]).exists() or (folder / words[words.index("-o") + 1]).exists()
 
 
-@pytest.mark.parametrize(("place", "text"), blocks("python"), ids=lambda value: value[:40])
+@pytest.mark.parametrize(
+    ("place", "text"), blocks("python"), ids=[place for place, _ in blocks("python")]
+)
 def test_python_runs(place: str, text: str, folder: Path) -> None:
     exec(compile(text, place, "exec"), {"__name__": "__main__"})
     if "talk.mp4" in text:
