@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 
 from lipcast.errors import OutputError
 from lipcast.weights import writer
+from lipcast.weights.disk import output_error, sha256_of, write_text
 from lipcast.weights.safetensors_file import read_header
 from lipcast.weights.shards import plan_shards
 from lipcast.weights.source import TensorInfo
-from lipcast.weights.writer import output_error, sha256_of, write_safetensors, write_text
+from lipcast.weights.writer import write_safetensors
 
 TENSORS = {
     "a": torch.arange(6.0).view(2, 3),

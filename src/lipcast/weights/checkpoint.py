@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lipcast.errors import CheckpointError
-from lipcast.weights.files import INDEX_SUFFIX
 
+INDEX_SUFFIX = ".safetensors.index.json"
 DIT_NAME = "diffusion_pytorch_model"
 TEXT_GGUF = "umt5"
 """Beginning of the name that tells a text encoder's .gguf from a transformer's."""
+ADAPTER_NAME = "liveavatar.safetensors"
 REPOSITORY = "Wan-AI/Wan2.2-S2V-14B"
 
 PARTS = {
@@ -47,6 +48,8 @@ class CheckpointFiles:
     speech: Path | None
     vae_config: Path | None
     text_config: Path | None
+    adapter: Path | None
+    """The published Live Avatar adapter, to be merged into `dit`; a converted one has it inside."""
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -98,6 +101,7 @@ def find_checkpoint(directory: str | Path, *, need: Collection[str] = ALL_PARTS)
         speech=_one(directory, "wav2vec2*"),
         vae_config=_one(directory, "vae_config.json"),
         text_config=_one(directory, "t5_config.json"),
+        adapter=_one(directory, ADAPTER_NAME),
     )
     _check_index_present(files)
     files.require(need)

@@ -20,6 +20,7 @@ from typing import Any
 
 from lipcast.errors import OutputError
 from lipcast.weights.checkpoint import DIT_NAME, CheckpointFiles, find_checkpoint
+from lipcast.weights.disk import TEMPORARY, output_error, sha256_of, write_text
 from lipcast.weights.files import open_tensors
 from lipcast.weights.lora import LoraSpec, merge_loras
 from lipcast.weights.manifest import MANIFEST, Manifest, entry, read_manifest
@@ -28,7 +29,6 @@ from lipcast.weights.quant_linear import QWEIGHT
 from lipcast.weights.schemes import Precision
 from lipcast.weights.shards import SetWriter
 from lipcast.weights.source import TensorInfo, TensorSource
-from lipcast.weights.writer import TEMPORARY, output_error, sha256_of, write_text
 
 FORMAT = 1
 """Changes when the same recipe would give other bytes."""
@@ -41,12 +41,16 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class ConvertRequest:
-    """What to make of a checkpoint. `text_precision` None: the text encoder stays as it is."""
+    """What to make of a checkpoint.
+
+    `loras` None: the published adapter, where it lies beside the weights. `text_precision` None: the
+    text encoder stays as it is.
+    """
 
     source: Path
     out: Path
     precision: Precision
-    loras: tuple[LoraSpec, ...] = ()
+    loras: tuple[LoraSpec, ...] | None = None
     text_precision: Precision | None = None
     shard_bytes: int = SHARD_BYTES
 
@@ -59,7 +63,7 @@ def convert(request: ConvertRequest, *, progress: Progress = lambda *_: None) ->
     """
     files = find_checkpoint(request.source, need=("config", "dit"))
     sets = _open_sets(request, files)
-    recipe = _recipe(request, sets, progress)
+    recipe = _recipe(request, sets, _adapters(request, files), progress)
     if request.out.exists():
         return _finished_before(request.out, recipe)
     work = _start(request.out, recipe)
@@ -83,7 +87,7 @@ class _Set:
 
 def _open_sets(request: ConvertRequest, files: CheckpointFiles) -> list[_Set]:
     assert files.dit is not None
-    merged = merge_loras(open_tensors(files.dit), request.loras)
+    merged = merge_loras(open_tensors(files.dit), _adapters(request, files))
     sets = [_Set(DIT_NAME, quantised(merged, request.precision))]
     if request.text_precision and files.text:
         text = quantised(open_tensors(files.text), request.text_precision)
@@ -91,7 +95,18 @@ def _open_sets(request: ConvertRequest, files: CheckpointFiles) -> list[_Set]:
     return sets
 
 
-def _recipe(request: ConvertRequest, sets: Sequence[_Set], progress: Progress) -> dict[str, Any]:
+def _adapters(request: ConvertRequest, files: CheckpointFiles) -> tuple[LoraSpec, ...]:
+    if request.loras is not None:
+        return request.loras
+    return () if files.adapter is None else (LoraSpec(files.adapter),)
+
+
+def _recipe(
+    request: ConvertRequest,
+    sets: Sequence[_Set],
+    loras: Sequence[LoraSpec],
+    progress: Progress,
+) -> dict[str, Any]:
     """Everything that the result's bytes depend on."""
     sources = [path for s in sets for path in s.source.files]
     total = sum(path.stat().st_size for path in sources)
@@ -106,8 +121,7 @@ def _recipe(request: ConvertRequest, sets: Sequence[_Set], progress: Progress) -
         "text_precision": request.text_precision,
         "shard_bytes": request.shard_bytes,
         "loras": [
-            {"file": lora.path.name, "weight": lora.weight, "alpha": lora.alpha}
-            for lora in request.loras
+            {"file": lora.path.name, "weight": lora.weight, "alpha": lora.alpha} for lora in loras
         ],
         "sources": hashes,
     }

@@ -15,12 +15,12 @@ from pathlib import Path
 from torch import Tensor
 
 from lipcast.errors import CheckpointError
+from lipcast.weights.checkpoint import INDEX_SUFFIX
 from lipcast.weights.gguf_file import GgufSource
 from lipcast.weights.pth_file import PthSource
 from lipcast.weights.safetensors_file import SafetensorsSource
 from lipcast.weights.source import TensorSource, summarise_names
 
-INDEX_SUFFIX = ".safetensors.index.json"
 RECIPE_KEY = "lipcast_recipe"
 """Metadata of converted files: what they were made from and how, as JSON."""
 PTH_SUFFIXES = (".pth", ".pt", ".bin")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lipcast.errors import CheckpointError
-from lipcast.weights.writer import sha256_of
+from lipcast.weights.disk import sha256_of
 
 MANIFEST = "lipcast.json"
 Manifest = dict[str, Any]

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lipcast.weights.files import INDEX_SUFFIX, RECIPE_KEY
+from lipcast.weights.checkpoint import INDEX_SUFFIX
+from lipcast.weights.disk import sha256_of, write_text
+from lipcast.weights.files import RECIPE_KEY
 from lipcast.weights.source import TensorInfo, TensorSource
-from lipcast.weights.writer import sha256_of, write_safetensors, write_text
+from lipcast.weights.writer import write_safetensors
 
 Advance = Callable[[int], None]
 """Is told how many more bytes are done."""

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from lipcast.core.config import DiTConfig, TextConfig, VAEConfig
 from lipcast.core.tensors import dit_tensors, num_parameters, text_tensors, vae_tensors
-from lipcast.weights.checkpoint import DIT_NAME
-from lipcast.weights.files import INDEX_SUFFIX
+from lipcast.weights.checkpoint import DIT_NAME, INDEX_SUFFIX
+from lipcast.weights.disk import write_text
 from lipcast.weights.shards import plan_shards
 from lipcast.weights.source import TensorInfo
-from lipcast.weights.writer import header_bytes, write_safetensors, write_text
+from lipcast.weights.writer import header_bytes, write_safetensors
 
 PUBLISHED_SHARD_SHARE = 10e9 / 32.6e9
 """Published shards hold 10 GB of 32.6."""

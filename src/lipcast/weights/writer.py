@@ -7,20 +7,16 @@ data is appended, so that memory holds one tensor. The bytes are a function of t
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
-from lipcast.errors import OutputError
+from lipcast.weights.disk import replacing
 from lipcast.weights.safetensors_file import DTYPES
 from lipcast.weights.source import TensorInfo
 
@@ -41,7 +37,7 @@ def write_safetensors(
     Raises OutputError if it cannot be written; then nothing is left under `path`.
     """
     digest = hashlib.sha256()
-    with _replacing(path) as file:
+    with replacing(path) as file:
         for chunk in _file_bytes(infos, read, metadata):
             digest.update(chunk)
             file.write(chunk)
@@ -84,47 +80,3 @@ def _tensor_chunks(tensor: Tensor) -> Iterator[memoryview]:
     raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
     for first in range(0, len(raw), CHUNK_BYTES):
         yield raw[first : first + CHUNK_BYTES]
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file beside `path` that becomes `path` when everything is on the disk."""
-    temporary = path.with_name(path.name + TEMPORARY)
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise output_error(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-TEMPORARY = ".part"
-"""Suffix of a file that is being written."""
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file, complete or not at all; raises OutputError."""
-    with _replacing(path) as file:
-        file.write(text.encode())
-
-
-def output_error(path: Path, error: OSError) -> OutputError:
-    """The user's words for a failed write."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(
-            f"{path}: the disk is full; free some space and run the same command again, "
-            "finished files are kept"
-        )
-    return OutputError(
-        f"{path}: cannot be written ({error.strerror or error}); choose another directory"
-    )
-
-
-def sha256_of(path: Path) -> str:
-    """Hash of a file's bytes; raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

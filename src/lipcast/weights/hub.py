@@ -1,0 +1,264 @@
+"""Downloading named models, and telling which models are here and whole.
+
+Input: a model's name. Output: a directory with the published layout, complete or named file by file
+as incomplete. The commit is pinned at the first download: `lipcast-pull.json` remembers it with every
+file's size, so that a later run continues the same revision and completeness needs no network.
+Whole files are kept; within a file the library resumes after a broken connection, not after a kill.
+Needs huggingface_hub (extra `hub`), which reads HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE itself.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from lipcast.errors import CheckpointError, OutputError, UsageError
+from lipcast.runtime import cache_dir
+from lipcast.weights.checkpoint import ADAPTER_NAME, PARTS, find_checkpoint
+from lipcast.weights.disk import output_error, write_text
+from lipcast.weights.manifest import read_manifest
+
+RECORD = "lipcast-pull.json"
+_PARTIAL = Path(".cache") / "huggingface" / "download"
+"""Where huggingface_hub keeps unfinished files, below the destination."""
+_ORPHAN = re.compile(r"\.[0-9a-f]{8}\.incomplete$")
+"""From version 2.4 on an unfinished file belongs to one process and is of no use to the next."""
+_ORPHAN_AGE_S = 600.0
+
+Download = Callable[..., Any]
+"""`huggingface_hub.snapshot_download`, or what stands in for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """One repository of the hub and the files that are needed from it."""
+
+    repo: str
+    patterns: tuple[str, ...]
+
+
+MODELS: Mapping[str, tuple[Repository, ...]] = MappingProxyType(
+    {
+        "live-avatar-14b": (
+            Repository(
+                "Wan-AI/Wan2.2-S2V-14B",
+                (
+                    "config.json",
+                    "diffusion_pytorch_model*",
+                    "models_t5_*",
+                    "google/umt5-xxl/*",
+                    "Wan2.1_VAE.pth",
+                    "wav2vec2*/*.json",
+                    "wav2vec2*/model.safetensors",
+                ),
+            ),
+            Repository("Quark-Vision/Live-Avatar", (ADAPTER_NAME,)),
+        ),
+    }
+)
+"""What can be pulled by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """A model directory. `missing` lists files, or parts of a checkpoint, that are not whole."""
+
+    name: str
+    directory: Path
+    missing: tuple[str, ...]
+    num_bytes: int
+
+    @property
+    def complete(self) -> bool:
+        return not self.missing
+
+
+def models_dir() -> Path:
+    """Where pulled models are kept unless told otherwise."""
+    return cache_dir() / "models"
+
+
+def pull(
+    name: str,
+    *,
+    dest: Path | None = None,
+    revisions: Mapping[str, str] | None = None,
+    offline: bool = False,
+    download: Download | None = None,
+) -> Path:
+    """Download a model, or the rest of it, and return its directory.
+
+    revisions: {repository: commit, branch or tag}; default: the commit of the first pull, else the
+    newest. offline: only check what is here. download: stands in for `snapshot_download`.
+    Raises UsageError for an unknown name, CheckpointError for what the hub refuses or cannot
+    deliver, OutputError where the disk is too small or not writable.
+    """
+    if name not in MODELS:
+        raise UsageError(f"model: expected one of {', '.join(MODELS)}, got {name!r}")
+    dest = dest or models_dir() / name
+    if not offline:
+        fetch = download or _library()
+        record = _resolve(name, dest, revisions or {}, fetch)
+        _remove_orphans(dest)
+        _check_space(dest, record)
+        _write_record(dest, record)
+        for repository, entry in zip(MODELS[name], record["repositories"], strict=True):
+            _call(fetch, dest, repository, revision=entry["revision"])
+    status = model_status(dest, name)
+    if not status.complete:
+        listed = "\n".join(f"  {file}" for file in status.missing)
+        raise CheckpointError(
+            f"{dest}: {name} is not complete. Missing or cut short:\n{listed}\n"
+            f"Run `lipcast pull {name}` with a network connection; what is here is kept."
+        )
+    return dest
+
+
+def list_models(directory: Path | None = None) -> list[ModelStatus]:
+    """Every model that can be pulled and every directory below `directory` that holds one."""
+    directory = directory or models_dir()
+    here = {path.name: path for path in sorted(directory.glob("*")) if path.is_dir()}
+    names = [*MODELS, *(name for name in here if name not in MODELS)]
+    return [model_status(directory / name, name) for name in names]
+
+
+def model_status(directory: Path, name: str) -> ModelStatus:
+    """Whether a model directory is whole: by its manifest, its pull record, or its file names."""
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    num_bytes = sum(path.stat().st_size for path in files)
+    return ModelStatus(name, directory, _missing(directory), num_bytes)
+
+
+def _missing(directory: Path) -> tuple[str, ...]:
+    if not directory.is_dir():
+        return tuple(PARTS.values())
+    manifest, record = read_manifest(directory), _read_record(directory)
+    if manifest is not None:
+        sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
+    elif record is not None:
+        sizes = {n: s for r in record["repositories"] for n, s in r["files"].items()}
+    else:
+        return tuple(PARTS[part] for part in find_checkpoint(directory, need=()).missing)
+    return tuple(n for n, size in sizes.items() if not _has_size(directory / n, size))
+
+
+def _has_size(path: Path, size: int | None) -> bool:
+    return path.is_file() and (size is None or path.stat().st_size == size)
+
+
+def _library() -> Download:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise UsageError(
+            "pull: needs the package huggingface_hub; install it with: pip install 'lipcast[hub]'"
+        ) from error
+    return snapshot_download
+
+
+def _call(fetch: Download, dest: Path, repository: Repository, **options: Any) -> Any:
+    """Ask the hub for the files of one repository; its failures become ours."""
+    repo, patterns = repository.repo, list(repository.patterns)
+    try:
+        return fetch(repo, local_dir=dest, allow_patterns=patterns, **options)
+    except OSError as error:
+        # huggingface_hub's own errors are OSErrors too; those of the disk have a number.
+        if error.errno is not None and not _is_network(error):
+            raise output_error(dest, error) from error
+        raise CheckpointError(_refused(repo, error)) from error
+    except Exception as error:  # the HTTP library's errors share no base class with the hub's
+        raise CheckpointError(_refused(repo, error)) from error
+
+
+def _is_network(error: OSError) -> bool:
+    return isinstance(error, ConnectionError | TimeoutError)
+
+
+def _refused(repo: str, error: Exception) -> str:
+    reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+    return (
+        f"{repo}: the hub did not deliver ({type(error).__name__}: {reason}); check the network, "
+        "HF_ENDPOINT and, for a gated repository, HF_TOKEN, then run the same command again; "
+        "what has arrived is kept"
+    )
+
+
+def _resolve(
+    name: str, dest: Path, revisions: Mapping[str, str], fetch: Download
+) -> dict[str, Any]:
+    """Pin every repository to a commit and list its files with their sizes; downloads nothing."""
+    known = _read_record(dest) or {"repositories": []}
+    pinned = {entry["repo"]: entry["revision"] for entry in known["repositories"]}
+    pinned.update(revisions)
+    entries = []
+    for repository in MODELS[name]:
+        revision = pinned.get(repository.repo)
+        files = _call(fetch, dest, repository, revision=revision, dry_run=True)
+        if not files:
+            raise CheckpointError(
+                f"{repository.repo}: has none of the files {', '.join(repository.patterns)}; "
+                "the revision is another one, name a commit that has them"
+            )
+        sizes = {file.filename: file.file_size for file in files}
+        entries.append({"repo": repository.repo, "revision": files[0].commit_hash, "files": sizes})
+    return {"model": name, "repositories": entries}
+
+
+def _check_space(dest: Path, record: Mapping[str, Any]) -> None:
+    """Raise OutputError, file by file, if what is still to come does not fit the disk."""
+    sizes = {n: s or 0 for r in record["repositories"] for n, s in r["files"].items()}
+    wanted = {n: size for n, size in sizes.items() if not _has_size(dest / n, size)}
+    needed = sum(wanted.values())
+    free = shutil.disk_usage(_existing(dest)).free
+    if needed > free:
+        listed = "\n".join(f"  {_gigabytes(size)}  {n}" for n, size in wanted.items())
+        raise OutputError(
+            f"{dest}: {_gigabytes(needed)} are needed, {_gigabytes(free)} are free. To come:\n"
+            f"{listed}\nFree some space or choose another directory with --dest."
+        )
+
+
+def _remove_orphans(dest: Path) -> None:
+    """Free the space that killed downloads hold; one that still grows is somebody else's."""
+    for path in (dest / _PARTIAL).rglob("*.incomplete"):
+        if _ORPHAN.search(path.name) and time.time() - path.stat().st_mtime > _ORPHAN_AGE_S:
+            path.unlink(missing_ok=True)
+
+
+def _existing(path: Path) -> Path:
+    """The nearest directory above that exists."""
+    return path if path.exists() else _existing(path.parent)
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB"
+
+
+def _read_record(directory: Path) -> dict[str, Any] | None:
+    path = directory / RECORD
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        for entry in record["repositories"]:
+            entry["repo"], entry["revision"], entry["files"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: damaged; remove it and pull again, files that are here are kept"
+        ) from error
+    return dict(record)
+
+
+def _write_record(dest: Path, record: Mapping[str, Any]) -> None:
+    try:
+        dest.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(dest, error) from error
+    write_text(dest / RECORD, json.dumps(record, indent=1))
