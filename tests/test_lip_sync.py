@@ -8,19 +8,26 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import lipcast
 from pixels import correlation, mouth_opening
 from sounds import EXAMPLES
 
 NUM_CLIP, INFER_FRAMES = 2, 48
 
 
+@pytest.fixture(scope="module")
+def model() -> lipcast.Lipcast:
+    """As a user loads it: the fastest precision of this machine."""
+    return lipcast.load("tiny", device="cpu")
+
+
 @pytest.mark.parametrize(
     ("portrait", "voice"),
-    [(0, "speech_d_female"), (3, "speech_b_male"), (4, "speech_d_female"), (5, "speech_b_male")],
+    [(0, "speech_d_female"), (4, "speech_b_male")],
 )
-def test_mouth_follows_the_voice(tiny, portrait, voice):
+def test_mouth_follows_the_voice(model, portrait, voice):
     drive = np.load(EXAMPLES / f"{voice}_mouth_open.npy")
-    video = tiny.generate(
+    video = model.generate(
         image=EXAMPLES / f"portrait_{portrait}.png",
         audio=EXAMPLES / f"{voice}.wav",
         prompt="a person is talking, calm",

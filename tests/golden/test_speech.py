@@ -109,6 +109,6 @@ def test_embedded_model():
     """Its training took the last layer before the final LayerNorm, and zeros past the end."""
     tiny = GoldenCase(DEFAULT_DIR / "tiny_golden.safetensors")
     expected = tiny["audio_feats_25fps_all"][0]
-    layers = build(TINY, last_layer_norm=False)(tiny["wave_normalised_padded"])
+    layers = build(TINY)(tiny["wave_normalised_padded"])
     got = frame_features(resample_middle(layers), expected.shape[-1], pad="zeros")
     assert (got - expected).abs().max() < 1e-4 * expected.abs().max()

@@ -95,6 +95,15 @@ def test_last_layer_norm_is_a_choice_of_the_configuration(encoder):
     assert not torch.allclose(normed[-1], plain[-1], atol=1e-2)
 
 
+@pytest.mark.parametrize(
+    ("version", "normed"),
+    [("4.7.0.dev0", True), ("4.51.3", True), ("5.15.1", True), ("5.16.0", False), (None, True)],
+)
+def test_last_layer_norm_follows_the_library_that_wrote_the_folder(version, normed):
+    raw = MINI | ({"transformers_version": version} if version else {})
+    assert SpeechConfig.from_json(raw).last_layer_norm is normed
+
+
 @given(st.integers(0, 40), st.integers(1, 12))
 def test_local_stage_can_be_cut_anywhere(encoder, first, count):
     wave = torch.linspace(0, 60, 60 * 320 + 80).sin()

@@ -12,6 +12,7 @@ Shapes: N samples, G layers + 1, T features at 50 Hz (or 30 Hz, where named so),
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, cast
@@ -32,8 +33,10 @@ _VARIANCE_FLOOR = 1e-7
 _DROPPED = ("lm_head.", "masked_spec_embed")
 """The CTC head and the training-time mask vector: part of the official file, never used."""
 _LAST_LAYER_KEY = "lipcast_last_layer_norm"
-"""Our own key of config.json. transformers before 5.16 gave the last layer after the final
-LayerNorm, later ones give it before; a model trained on the latter says so with `false`."""
+"""Our own key of config.json, where a folder wants to say it outright."""
+_LAST_LAYER_CHANGED = (5, 16)
+"""transformers before this gave the last layer after the final LayerNorm, later ones give it before.
+The transformer was trained on what the library gave that wrote the folder."""
 _OLD_WEIGHT_NORM = {
     "conv.weight_g": "conv.parametrizations.weight.original0",
     "conv.weight_v": "conv.parametrizations.weight.original1",
@@ -73,7 +76,7 @@ class SpeechConfig:
             conv_kernel=tuple(source["conv_kernel"]),
             conv_stride=tuple(source["conv_stride"]),
             position_kernel=source["num_conv_pos_embeddings"],
-            last_layer_norm=source.get(_LAST_LAYER_KEY, True),
+            last_layer_norm=source.get(_LAST_LAYER_KEY, _is_written_before_change(source)),
             raw=source,
         )
         if config.stride * FEATURE_RATE != SAMPLE_RATE:
@@ -101,6 +104,12 @@ class SpeechConfig:
     def num_features(self, num_samples: int) -> int:
         """Features of a waveform: those whose receptive field lies inside it."""
         return max(0, (num_samples - self.receptive_field) // self.stride + 1)
+
+
+def _is_written_before_change(source: Mapping[str, Any]) -> bool:
+    """Whether the folder's transformers is older than the change; one without a version is."""
+    numbers = re.match(r"(\d+)\.(\d+)", str(source.get("transformers_version", "")))
+    return numbers is None or (int(numbers[1]), int(numbers[2])) < _LAST_LAYER_CHANGED
 
 
 def speech_name(name: str) -> str | None:
