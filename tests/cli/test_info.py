@@ -20,8 +20,8 @@ def test_the_published_model_has_its_measured_sizes() -> None:
     told = describe("14b", ModelConfigs(), options)
     assert told["networks"]["transformer"] == 16_295_755_609
     assert told["video"]["tokens_per_block"] == 3168
-    assert told["bytes"]["gpu"]["KV rings of all steps"] / 2**30 == pytest.approx(38.67, abs=0.005)
-    assert 2 * told["bytes"]["gpu"]["sink"] == told["bytes"]["cpu"]["sink"]
+    assert told["bytes"]["bf16"]["KV rings of all steps"] / 2**30 == pytest.approx(38.67, abs=0.005)
+    assert 2 * told["bytes"]["bf16"]["sink"] == told["bytes"]["fp32"]["sink"]
 
 
 def test_sizes_follow_the_flags() -> None:
@@ -30,14 +30,14 @@ def test_sizes_follow_the_flags() -> None:
     folded = describe("tiny", tiny, GenerateOptions())
     short = describe("tiny", tiny, GenerateOptions(infer_frames=24))
     assert (whole["video"]["steps"], folded["video"]["steps"]) == (4, 3)
-    ring = folded["bytes"]["cpu"]["KV ring of one step"]
-    assert whole["bytes"]["cpu"]["KV rings of all steps"] == 4 * ring
-    assert 2 * short["bytes"]["cpu"]["KV ring of one step"] == ring
+    ring = folded["bytes"]["fp32"]["KV ring of one step"]
+    assert whole["bytes"]["fp32"]["KV rings of all steps"] == 4 * ring
+    assert 2 * short["bytes"]["fp32"]["KV ring of one step"] == ring
     assert (whole["video"]["height"], whole["video"]["width"]) == (256, 256)
 
 
 def test_the_sum_counts_nothing_twice() -> None:
-    parts = dict(describe("tiny", read_configs("tiny"), GenerateOptions())["bytes"]["cpu"])
+    parts = dict(describe("tiny", read_configs("tiny"), GenerateOptions())["bytes"]["fp32"])
     total = parts.pop("sum")
     not_at_once = parts["KV ring of one step"] + parts["working memory, transformer"]
     assert parts["working memory, decoder"] > parts["working memory, transformer"]
@@ -51,7 +51,7 @@ def test_table_and_document_tell_the_same(capsys: pytest.CaptureFixture[str]) ->
     shown = capsys.readouterr().out
     for name, count in told["networks"].items():
         assert f"{name:<28}{count:>16,}" in shown
-    for part in told["bytes"]["cpu"]:
+    for part in told["bytes"]["fp32"]:
         assert part in shown
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import typer
 
@@ -27,11 +27,8 @@ _FLAG_NAMES = frozenset(
 )
 INFO_FLAGS = tuple(flag for flag in FLAGS if flag.name in _FLAG_NAMES)
 _DEFAULT_SIDES = (704, 384)
-_PLACES: tuple[tuple[str, sizes.Precision, sizes.KVPrecision], ...] = (
-    ("cpu", "fp32", "fp32"),
-    ("gpu", "bf16", "bf16"),
-)
-"""Where a model runs, and what it computes in there by default."""
+_PRECISIONS: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
+"""What the transformer computes in; weights and rings have the same."""
 
 
 def info(given: Mapping[str, Given]) -> None:
@@ -77,10 +74,7 @@ def describe(model: str, configs: ModelConfigs, options: GenerateOptions) -> dic
             "window_latent_frames": geometry.window,
             "sink_tokens": geometry.sink_tokens,
         },
-        "bytes": {
-            place: _bytes(configs, spec, precision, kv_precision)
-            for place, precision, kv_precision in _PLACES
-        },
+        "bytes": {precision: _bytes(configs, spec, precision) for precision in _PRECISIONS},
         "config": asdict(configs.dit),
     }
 
@@ -94,18 +88,15 @@ def _sides(size: str | None) -> tuple[int, int]:
 
 
 def _bytes(
-    configs: ModelConfigs,
-    spec: VideoSpec,
-    precision: sizes.Precision,
-    kv_precision: sizes.KVPrecision,
+    configs: ModelConfigs, spec: VideoSpec, precision: Literal["fp32", "bf16"]
 ) -> dict[str, int]:
     """Bytes by part of one session that computes a block at a time."""
     dit, vae, geometry = configs.dit, configs.vae, spec.geometry
     layers, area = dit.num_layers, (geometry.latent_height, geometry.latent_width)
     weights = tensors.num_parameters(tensors.dit_tensors(dit)) * sizes.plain_bytes(precision)
-    ring = layers * sizes.ring_layer_bytes(dit, geometry, kv_precision)
-    sink = sizes.sink_layer_bytes(dit, geometry, kv_precision)
-    sink += sizes.placed_layer_bytes(dit, geometry, kv_precision)
+    ring = layers * sizes.ring_layer_bytes(dit, geometry, precision)
+    sink = sizes.sink_layer_bytes(dit, geometry, precision)
+    sink += sizes.placed_layer_bytes(dit, geometry, precision)
     parts = {
         "transformer weights": weights,
         "autoencoder weights": sizes.vae_bytes(vae, precision),
@@ -113,7 +104,7 @@ def _bytes(
         "KV ring of one step": ring,
         "KV rings of all steps": ring * spec.flow.num_steps,
         "sink": layers * sink,
-        "text keys and values": layers * sizes.text_kv_layer_bytes(dit, kv_precision),
+        "text keys and values": layers * sizes.text_kv_layer_bytes(dit, precision),
         "decoder state": sizes.decoder_state_bytes(vae, *area, precision=precision),
         "working memory, transformer": sizes.tick_bytes(dit, geometry, precision, num_lanes=1),
         "working memory, decoder": sizes.decode_work_bytes(
@@ -132,13 +123,13 @@ def _sum(parts: Mapping[str, int]) -> int:
 
 def _as_text(document: Mapping[str, Any]) -> str:
     """The document as lines for a person."""
-    networks, video, by_place = document["networks"], document["video"], document["bytes"]
+    networks, video, by_precision = document["networks"], document["video"], document["bytes"]
     lines = [f"model {document['model']}", "", "networks, in parameters"]
     lines += [f"  {name:<28}{count:>16,}" for name, count in networks.items()]
     lines += ["", f"a video of {video['width']} x {video['height']} pixels"]
     lines += [f"  {name.replace('_', ' '):<28}{value:>16,}" for name, value in video.items()]
-    lines += ["", f"memory{'CPU, fp32':>38}{'GPU, bf16':>14}"]
-    for part, size in by_place["cpu"].items():
-        on_gpu = format_bytes(by_place["gpu"][part])
-        lines.append(f"  {part:<28}{format_bytes(size):>14}{on_gpu:>14}")
+    lines += ["", f"memory{'fp32':>38}{'bf16':>14}"]
+    for part, size in by_precision["fp32"].items():
+        halved = format_bytes(by_precision["bf16"][part])
+        lines.append(f"  {part:<28}{format_bytes(size):>14}{halved:>14}")
     return "\n".join(lines)
