@@ -19,6 +19,8 @@ import numpy as np
 import torch
 
 import lipcast
+from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu
+from lipcast.runtime import cache_dir
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 VOICES = ("speech_b_male", "speech_d_female")
@@ -28,7 +30,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=1, help="length of each video in clips of 48")
     clips = parser.parse_args().clips
-    model = lipcast.load("tiny", precision="fp32")
+    model = lipcast.load("tiny", device="cpu", precision="fp32")
+    kernels, _ = best_kernels(cache_dir(), num_threads=torch.get_num_threads())
+    model.bundle.vae = prepare_for_cpu(model.bundle.vae, kernels)
     print(f"{'portrait':<14}{'voice':<18}{'latents dB':>11}{'frames dB':>11}{'largest':>9}")
     rows = []
     for portrait in sorted(EXAMPLES.glob("portrait_*.png")):

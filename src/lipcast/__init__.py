@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name in {"Lipcast", "load"}:
-        from lipcast import api  # noqa: PLC0415
+        from lipcast import api
 
         return getattr(api, name)
     raise AttributeError(f"module 'lipcast' has no attribute {name!r}")

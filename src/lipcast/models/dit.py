@@ -190,7 +190,7 @@ class DiT(nn.Module):
         tokens_FSD = tokens_DFhw.flatten(2).permute(1, 2, 0)
         assert self.cond_encoder.bias is not None
         added_D = self.cond_encoder.bias + self.trainable_cond_mask.weight[_NOISY_ROW]
-        return cast(Tensor, tokens_FSD + added_D)
+        return tokens_FSD + added_D
 
     def _unpatchify(self, patches_FSP: Tensor, like_CFHW: Tensor) -> Tensor:
         """Rows of (ph, pw, c), c fastest, back to a picture."""
@@ -217,6 +217,11 @@ class TransformerBlock(nn.Module):
         )
         self.modulation = nn.Parameter(torch.zeros(1, 6, dim))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its linear layers are fed with."""
+        return cast(torch.dtype, self.norm3.weight.dtype)
+
     def forward(
         self, x_GSD: Tensor, rows_G6D: Tensor, self_attend: SelfAttend, text: Sequence[KeyValue]
     ) -> Tensor:
@@ -239,7 +244,7 @@ class TransformerBlock(nn.Module):
     def _modulate(self, x_GSD: Tensor, shift_G1D: Tensor, scale_G1D: Tensor) -> Tensor:
         """A norm moved by time, computed in float32, in the dtype of the linear layers."""
         normed = layer_norm32(x_GSD, self.eps) * (1 + scale_G1D) + shift_G1D
-        return normed.to(self.norm3.weight.dtype)
+        return normed.to(self.dtype)
 
     def _attend_self(self, normed_GSD: Tensor, self_attend: SelfAttend) -> Tensor:
         q, (k, v) = self.self_attn.queries(normed_GSD), self.self_attn.keys_values(normed_GSD)
@@ -250,7 +255,7 @@ class TransformerBlock(nn.Module):
         norm = self.norm3
         weight, bias = norm.weight.float(), norm.bias.float()
         normed = functional.layer_norm(x_GSD, norm.normalized_shape, weight, bias, norm.eps)
-        return normed.to(norm.weight.dtype)
+        return normed.to(self.dtype)
 
     def _attend_text(self, normed_GSD: Tensor, text: Sequence[KeyValue]) -> Tensor:
         q_GSNd = self.cross_attn.queries(normed_GSD)
