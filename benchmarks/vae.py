@@ -94,7 +94,7 @@ def make_ways(vae: VideoVAE, num_threads: int) -> dict[str, VideoVAE]:
 def compare(ways: dict[str, VideoVAE], vae: VideoVAE, rounds: int) -> dict[str, Any]:
     image = portrait_like()
     still = vae.encode_still(image, STILL_FRAMES)
-    latents = vae.encode(moving(image, 4 * 3 * LATENTS_PER_BLOCK + 1))[:, :, 1:]
+    latents = vae.encode(moving(image, 4 * LATENTS_PER_BLOCK + 1))[:, :, 1:]
     results: dict[str, dict[str, Any]] = {name: {} for name in ways}
     reference = decode_after(vae, still, latents)
     for name, way in ways.items():

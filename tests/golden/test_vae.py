@@ -8,6 +8,8 @@ from torch import Tensor
 
 from lipcast.core.config import VAEConfig
 from lipcast.models.vae import VideoVAE
+from lipcast.models.vae_cpu import prepare_for_cpu
+from lipcast.models.vae_kernels import TorchKernels
 
 TOLERANCE = 1e-5
 
@@ -123,3 +125,16 @@ def test_a_stream_goes_on_until_it_is_reset(case, vae):
     assert_near(vae.decode_chunk(more, state), expected)
     state.reset()
     assert torch.equal(vae.decode_chunk(more, state), vae.decode(more))
+
+
+def test_cpu_layout(case, vae):
+    """The same tensors by chains of steps: encoder, decoder, and a video in two chunks."""
+    fast = prepare_for_cpu(vae, TorchKernels(torch.float32))
+    num_frames = lengths(case, "encode")[-1]
+    latent = fast.encode(case["inputs/video"][None, :, :num_frames])
+    assert_near(latent, case[f"outputs/encode_{num_frames}"])
+    num_latents = lengths(case, "decode")[1]
+    chunks = case["inputs/z"][None, :, :num_latents].split([1, num_latents - 1], dim=2)
+    state = fast.new_decoder_state()
+    video = torch.cat([fast.decode_chunk(chunk, state) for chunk in chunks], dim=2)
+    assert_near(video, case[f"outputs/decode_{num_latents}"])

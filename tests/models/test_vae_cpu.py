@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
+import lipcast
 from lipcast.core.config import VAEConfig
 from lipcast.models import vae_native_build
 from lipcast.models.vae import VideoVAE
@@ -29,6 +34,7 @@ CONFIGS = {
         std=(1.0, 2.0, 0.5, 1.0, 1.5, 1.0),
     ),
 }
+TINY = Path(lipcast.__file__).parent / "assets" / "tiny"
 HEIGHT, WIDTH = 16, 40
 BF16_RMS = 0.03
 """Root of the mean squared difference to float32, relative to the signal."""
@@ -148,6 +154,19 @@ def test_any_chunking_gives_the_same_bits(fast_sixteen, chunks):
     state = fast_sixteen.new_decoder_state()
     videos = [fast_sixteen.decode_chunk(z, state) for z in latent.split(chunks, dim=2)]
     assert torch.equal(torch.cat(videos, dim=2), fast_sixteen.decode(latent))
+
+
+def test_embedded_model_keeps_its_pictures(kernels):
+    """bfloat16 costs the tiny model's pictures less than one step of 8-bit colour."""
+    config = VAEConfig.from_json(json.loads((TINY / "vae_config.json").read_text()))
+    vae = VideoVAE(config)
+    vae.load_state_dict(load_file(TINY / "Wan2.1_VAE.safetensors"))
+    vae.requires_grad_(False)
+    axis = torch.linspace(-1, 1, 64)
+    image = torch.stack([axis.expand(64, 64), axis.outer(axis), -axis.expand(64, 64).T])[None]
+    latent = vae.encode_still(image, 9)
+    error = prepare_for_cpu(vae, kernels).decode(latent) - vae.decode(latent)
+    assert error.square().mean().sqrt() < 1 / 255
 
 
 def test_native_result_does_not_depend_on_the_threads(vae, library_dir):

@@ -17,7 +17,7 @@
 #include "vae_native_lines.h"
 #include "vae_native_team.h"
 
-enum { TILE_VALUES = 512, MAX_CHAIN = 16, MAX_KERNEL = 3, RAW_ROWS = 4 };
+enum { TILE_VALUES = 512, MAX_CHAIN = 16, MAX_KERNEL = 3, RESIDUAL_ROWS = 3 };
 
 typedef struct {
     const bf16 *weight;   /* [shift][out tile][ky][kx][chunk] of tiles, see vae_native.py */
@@ -49,7 +49,8 @@ typedef struct {
     size_t step, line;  /* values per pixel and per line */
     bf16 *lines;        /* [kernel] lines */
     size_t raw_row;     /* values per frame in `raw` */
-    bf16 *raw;          /* [RAW_ROWS][out_frames] rows of the result; unused in the last one */
+    int raw_rows;       /* more than one where the result is added again, two convolutions later */
+    bf16 *raw;          /* [raw_rows][out_frames] rows of the result; none in the last stage */
 } Stage;
 
 typedef struct {
@@ -64,6 +65,12 @@ static size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / 
 
 static int wide(const Conv *conv) { return conv->in_width << conv->up; }
 static int high(const Conv *conv) { return conv->in_height << conv->up; }
+
+static int is_added(const Chain *chain, int level) {
+    for (int i = 0; i < chain->num_convs; i++)
+        if (chain->convs[i].residual == level) return 1;
+    return 0;
+}
 
 /* Lay out a band in `memory` and return its size; with memory NULL, only the size. */
 static size_t lay_out(Band *band, const Chain *chain, char *memory) {
@@ -80,8 +87,8 @@ static size_t lay_out(Band *band, const Chain *chain, char *memory) {
         stage->lines = (bf16 *)(memory + at);
         at += round_up(conv->kernel * stage->line * sizeof(bf16), 64);
         stage->raw = (bf16 *)(memory + at);
-        if (i + 1 < chain->num_convs)
-            at += round_up(RAW_ROWS * conv->out_frames * stage->raw_row * sizeof(bf16), 64);
+        stage->raw_rows = i + 1 == chain->num_convs ? 0 : is_added(chain, i + 1) ? RESIDUAL_ROWS : 1;
+        at += round_up(stage->raw_rows * conv->out_frames * stage->raw_row * sizeof(bf16), 64);
         const size_t row = (size_t)(wide(conv) + 5 * TILE) * stage->padded_ch;
         side = row > side ? row : side;
     }
@@ -101,7 +108,7 @@ static bf16 *level_row(const Band *band, int level, int t, int y) {
         return (bf16 *)chain->input + row * chain->convs[0].in_width * chain->convs[0].in_ch;
     }
     const Stage *stage = &band->stages[level - 1];
-    return stage->raw + ((size_t)(y % RAW_ROWS) * frames + t) * stage->raw_row;
+    return stage->raw + ((size_t)(y % stage->raw_rows) * frames + t) * stage->raw_row;
 }
 
 static bf16 *line_of(const Conv *conv, const Stage *stage, int row) {
