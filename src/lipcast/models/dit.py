@@ -220,7 +220,7 @@ class TransformerBlock(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """What its linear layers are fed with."""
-        return cast(torch.dtype, self.norm3.weight.dtype)
+        return self.norm3.weight.dtype
 
     def forward(
         self, x_GSD: Tensor, rows_G6D: Tensor, self_attend: SelfAttend, text: Sequence[KeyValue]
@@ -239,7 +239,8 @@ class TransformerBlock(nn.Module):
             self._modulate(x_GSD, shift1, scale1), self_attend
         )
         x_GSD = x_GSD + self._attend_text(self._norm_text(x_GSD), text)
-        return x_GSD + gate2 * cast(Tensor, self.ffn(self._modulate(x_GSD, shift2, scale2)))
+        fed_GSD: Tensor = self.ffn(self._modulate(x_GSD, shift2, scale2))
+        return x_GSD + gate2 * fed_GSD
 
     def _modulate(self, x_GSD: Tensor, shift_G1D: Tensor, scale_G1D: Tensor) -> Tensor:
         """A norm moved by time, computed in float32, in the dtype of the linear layers."""
