@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lipcast.weights.load import without_memory
 from lipcast.weights.source import TensorInfo
 
 TINY = Path(__file__).parents[2] / "src" / "lipcast" / "assets" / "tiny"
@@ -43,7 +44,7 @@ def toy() -> ToyModel:
 
 @pytest.fixture
 def meta_toy() -> ToyModel:
-    with torch.device("meta"):
+    with without_memory():
         return ToyModel()
 
 

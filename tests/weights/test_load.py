@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from lipcast.errors import CheckpointError
 from lipcast.weights.files import open_tensors
-from lipcast.weights.load import load_into
+from lipcast.weights.load import load_into, without_memory
 
 from .conftest import ToyModel
 
@@ -83,11 +85,27 @@ class Tied(nn.Module):
 @pytest.mark.parametrize("stored", [("shared",), ("embed_tokens",), ("shared", "embed_tokens")])
 def test_tied_parameters_need_one_name(save: Save, stored: tuple[str, ...]) -> None:
     values = torch.arange(20.0).view(5, 4)
-    with torch.device("meta"):
+    with without_memory():
         module = Tied()
     load_into(module, open_tensors(save({f"{name}.weight": values for name in stored}, "m.pth")))
     assert torch.equal(module.shared.weight, values)
     assert torch.equal(module.embed_tokens.weight, values)
+
+
+def test_building_without_memory_loads_no_compiler() -> None:
+    """An embedding's initial values would import torch._dynamo on the meta device."""
+    program = (
+        "import sys, torch\n"
+        "from lipcast.core.config import DiTConfig\n"
+        "from lipcast.models.dit import DiT\n"
+        "from lipcast.weights.load import without_memory\n"
+        "with without_memory(): dit = DiT(DiTConfig())\n"
+        "assert all(p.is_meta for p in dit.parameters())\n"
+        "with without_memory(): assert torch.nn.Linear(2, 2).weight.shape == (2, 2)\n"
+        "assert torch.ones(2).fill_(3).tolist() == [3, 3]\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_one_tensor_is_in_transit_at_a_time(toy: ToyModel, meta_toy: ToyModel, save: Save) -> None:
