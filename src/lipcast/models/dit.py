@@ -239,8 +239,8 @@ class TransformerBlock(nn.Module):
             self._modulate(x_GSD, shift1, scale1), self_attend
         )
         x_GSD = x_GSD + self._attend_text(self._norm_text(x_GSD), text)
-        fed_GSD: Tensor = self.ffn(self._modulate(x_GSD, shift2, scale2))
-        return x_GSD + gate2 * fed_GSD
+        result: Tensor = x_GSD + gate2 * self.ffn(self._modulate(x_GSD, shift2, scale2))
+        return result
 
     def _modulate(self, x_GSD: Tensor, shift_G1D: Tensor, scale_G1D: Tensor) -> Tensor:
         """A norm moved by time, computed in float32, in the dtype of the linear layers."""
