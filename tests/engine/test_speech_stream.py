@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lipcast.engine.speech_stream import (
     FILE_WINDOW,
+    LIVE_LEAD,
     LIVE_START,
     WHOLE_FILE_S,
     FeatureStream,
@@ -32,7 +33,9 @@ from lipcast.models.speech import (
     frame_features,
     interpolate,
     middle_index,
+    middle_ratio,
     normalise,
+    num_middle_features,
     resample_middle,
 )
 from lipcast.weights.bundle import load_speech_encoder
@@ -203,7 +206,7 @@ def test_windows_know_the_exact_length(mini):
 def live_reference(encoder: SpeechEncoder, sound: NDArray[np.float32]) -> Tensor:
     """The whole sound in one pass, at the time ratio of a sound without end."""
     index = middle_index(num_blocks(sound) * FRAMES).double()
-    return interpolate(all_layers(encoder, sound), index * 5 / 3).transpose(1, 2)
+    return interpolate(all_layers(encoder, sound), index * 5 / 3 + LIVE_LEAD).transpose(1, 2)
 
 
 @pytest.mark.parametrize("path", VOICES, ids=lambda p: p.stem)
@@ -219,14 +222,14 @@ def test_live_voice_is_near_the_whole_file(tiny, path):
 
 
 def test_live_block_waits_for_a_quarter_of_a_second(mini):
-    sound = noise(3 * BLOCK)
-    latest = BLOCK + (12 - 1) * 320 + 400
-    for block in range(2):
-        stream = stream_of(mini)
-        stream.push(sound[: latest + block * BLOCK - 1])
-        assert [stream.take(b) is None for b in range(block + 1)] == [False] * block + [True]
-        stream.push(sound[:1])
-        assert stream.take(block) is not None
+    sound, blocks = noise(10 * BLOCK), 8
+    for lookahead, late in ((4240, 0), (3919, 1)):
+        stream, got = stream_of(mini), 0
+        stream.push(sound[:lookahead])
+        for pushed in range(blocks):
+            stream.push(sound[pushed * BLOCK :][:BLOCK])
+            got += stream.take(got) is not None
+            assert got == pushed + 1 - late
 
 
 def test_live_statistics_follow_the_voice(mini):
@@ -256,6 +259,16 @@ def test_loudness_is_that_of_all_samples(lengths, offset):
     if len(heard):
         assert loudness.mean == pytest.approx(float(heard.mean()), abs=1e-9)
         assert loudness.variance == pytest.approx(float(heard.var(correction=0)), abs=1e-9)
+
+
+def test_live_lead_is_the_mean_of_what_files_have():
+    """Over whole blocks: half of the lead at the end, since it grows from nothing."""
+    leads = []
+    for blocks in range(1, 501):
+        num_features = 2 * FRAMES * blocks - 1
+        end = num_middle_features(num_features) - 1
+        leads.append(end * (middle_ratio(num_features) - 5 / 3) / 2)
+    assert np.mean(leads) == pytest.approx(LIVE_LEAD, abs=0.01)
 
 
 # Memory, order, resume.
