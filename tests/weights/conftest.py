@@ -36,6 +36,12 @@ class ToyModel(nn.Module):
         self.register_buffer("scale", torch.ones(1, dtype=torch.float32))
 
 
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests need no durability, and a busy disk can hold an fsync for minutes."""
+    monkeypatch.setattr("lipcast.weights.disk.os.fsync", lambda _: None)
+
+
 @pytest.fixture
 def toy() -> ToyModel:
     torch.manual_seed(0)

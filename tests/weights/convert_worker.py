@@ -1,4 +1,7 @@
-"""Converts in a process of its own, to be killed or measured: SOURCE OUT PRECISION SHARD_BYTES."""
+"""Converts in a process of its own, to be killed or measured: SOURCE OUT PRECISION SHARD_BYTES.
+
+OUT "-" loads the transformer in that precision instead.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,13 @@ from typing import cast
 
 import torch
 
+from lipcast.core.config import DiTConfig
+from lipcast.models.dit import DiT
+from lipcast.weights.checkpoint import find_checkpoint
 from lipcast.weights.convert import ConvertRequest, convert
-from lipcast.weights.quant import quantise_layer
+from lipcast.weights.files import open_tensors
+from lipcast.weights.load import load_into, without_memory
+from lipcast.weights.quant import quantise_layer, quantised
 from lipcast.weights.schemes import SCHEMES, Precision
 
 
@@ -25,6 +33,15 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
+def load(source: Path, precision: Precision) -> DiT:
+    """The transformer, quantised while it is read."""
+    with without_memory():
+        dit = DiT(DiTConfig.from_json(json.loads((source / "config.json").read_text())))
+    weights = open_tensors(find_checkpoint(source).dit or source)
+    load_into(dit, quantised(weights, precision), dtype=torch.bfloat16)
+    return dit
+
+
 def main(source: str, out: str, precision: str, shard_bytes: str) -> None:
     torch.set_num_threads(1)
     scheme = SCHEMES.get(cast(Precision, precision))
@@ -32,10 +49,13 @@ def main(source: str, out: str, precision: str, shard_bytes: str) -> None:
         quantise_layer("warm", torch.ones(64, 64), scheme)
     forget_peak()
     before = memory_bytes("VmRSS")
-    request = ConvertRequest(
-        Path(source), Path(out), cast(Precision, precision), shard_bytes=int(shard_bytes)
-    )
-    convert(request)
+    kind = cast(Precision, precision)
+    if out == "-":
+        loaded = load(Path(source), kind)
+    else:
+        convert(ConvertRequest(Path(source), Path(out), kind, shard_bytes=int(shard_bytes)))
+        loaded = None
+    del loaded
     sys.stdout.write(json.dumps({"growth_bytes": memory_bytes("VmHWM") - before}))
 
 

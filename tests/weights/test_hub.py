@@ -31,12 +31,15 @@ FILES = {
         "wav2vec2-large-xlsr-53-english/config.json": 10,
         "wav2vec2-large-xlsr-53-english/model.safetensors": 300,
         "wav2vec2-large-xlsr-53-english/flax_model.msgpack": 300,
+        "wav2vec2-large-xlsr-53-english/pytorch_model.bin": 300,
         "README.md": 5,
         "assets/logo.png": 99,
     },
     ADAPTER: {"liveavatar.safetensors": 600, "README.md": 5, "old.safetensors": 600},
 }
-UNWANTED = ("README.md", "assets/logo.png", "flax_model.msgpack", "old.safetensors")
+UNWANTED = (
+    "README.md", "assets/logo.png", "flax_model.msgpack", "pytorch_model.bin", "old.safetensors",
+)  # fmt: skip
 
 
 @dataclass
@@ -92,6 +95,14 @@ def test_the_whole_model_arrives_and_nothing_else(dest: Path) -> None:
     names = {path.name for path in dest.rglob("*")}
     assert not names & {Path(name).name for name in UNWANTED}
     assert model_status(dest, NAME).complete
+
+
+def test_a_speech_encoder_that_is_only_a_pickle_is_taken(
+    dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(FILES[WAN], "wav2vec2-large-xlsr-53-english/model.safetensors")
+    pull(NAME, dest=dest, download=FakeHub())
+    assert (dest / "wav2vec2-large-xlsr-53-english" / "pytorch_model.bin").is_file()
 
 
 def test_the_first_pull_pins_the_commit(dest: Path) -> None:

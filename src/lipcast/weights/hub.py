@@ -57,6 +57,7 @@ MODELS: Mapping[str, tuple[Repository, ...]] = MappingProxyType(
                     "Wan2.1_VAE.pth",
                     "wav2vec2*/*.json",
                     "wav2vec2*/model.safetensors",
+                    "wav2vec2*/pytorch_model.bin",
                 ),
             ),
             Repository("Quark-Vision/Live-Avatar", (ADAPTER_NAME,)),
@@ -110,7 +111,7 @@ def pull(
         _check_space(dest, record)
         _write_record(dest, record)
         for repository, entry in zip(MODELS[name], record["repositories"], strict=True):
-            _call(fetch, dest, repository, revision=entry["revision"])
+            _call(fetch, dest, repository.repo, list(entry["files"]), revision=entry["revision"])
     status = model_status(dest, name)
     if not status.complete:
         listed = "\n".join(f"  {file}" for file in status.missing)
@@ -163,9 +164,8 @@ def _library() -> Download:
     return snapshot_download
 
 
-def _call(fetch: Download, dest: Path, repository: Repository, **options: Any) -> Any:
+def _call(fetch: Download, dest: Path, repo: str, patterns: list[str], **options: Any) -> Any:
     """Ask the hub for the files of one repository; its failures become ours."""
-    repo, patterns = repository.repo, list(repository.patterns)
     try:
         return fetch(repo, local_dir=dest, allow_patterns=patterns, **options)
     except OSError as error:
@@ -200,15 +200,26 @@ def _resolve(
     entries = []
     for repository in MODELS[name]:
         revision = pinned.get(repository.repo)
-        files = _call(fetch, dest, repository, revision=revision, dry_run=True)
+        patterns = list(repository.patterns)
+        files = _call(fetch, dest, repository.repo, patterns, revision=revision, dry_run=True)
         if not files:
             raise CheckpointError(
                 f"{repository.repo}: has none of the files {', '.join(repository.patterns)}; "
                 "the revision is another one, name a commit that has them"
             )
-        sizes = {file.filename: file.file_size for file in files}
+        sizes = _without_doubles({file.filename: file.file_size for file in files})
         entries.append({"repo": repository.repo, "revision": files[0].commit_hash, "files": sizes})
     return {"model": name, "repositories": entries}
+
+
+def _without_doubles(sizes: dict[str, int | None]) -> dict[str, int | None]:
+    """A pickle beside the same weights as safetensors is not needed."""
+    return {
+        name: size
+        for name, size in sizes.items()
+        if not name.endswith("/pytorch_model.bin")
+        or name.replace("pytorch_model.bin", "model.safetensors") not in sizes
+    }
 
 
 def _check_space(dest: Path, record: Mapping[str, Any]) -> None:
