@@ -108,7 +108,7 @@ def compare(ways: dict[str, VideoVAE], vae: VideoVAE, rounds: int) -> dict[str, 
         times = take_turns({name: job(way) for name, way in ways.items()}, rounds)
         for name, seconds in times.items():
             results[name][job_name] = round(median(seconds), 4)
-            results[name][job_name.replace("_s", "_best_s")] = round(min(seconds), 4)
+            results[name][job_name.removesuffix("_s") + "_best_s"] = round(min(seconds), 4)
     for name, values in results.items():
         print(f"{name:24}", *(f"{key} {value}" for key, value in values.items()), sep="  ")
     return results
