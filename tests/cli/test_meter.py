@@ -6,6 +6,7 @@ import io
 import itertools
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -57,6 +58,18 @@ def test_counts(clock: Clock) -> None:
     assert meter.left_s == 12
     assert meter.line().startswith("2/5 blocks, 3.0 frames/s, first frame 6.0 s, 12 s left, ")
     assert meter.line().endswith(" MiB")
+
+
+def test_memory_of_gpus_is_counted(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = SimpleNamespace(
+        is_available=lambda: True,
+        device_count=lambda: 2,
+        memory_reserved=lambda index: (3 + index) * 2**20,
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    meter = run(clock, num_blocks=5)
+    assert meter.peak_gpu_bytes == 7 * 2**20
+    assert meter.line().endswith(", GPU 7 MiB")
 
 
 def test_the_end_may_be_open(clock: Clock) -> None:

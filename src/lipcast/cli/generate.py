@@ -154,6 +154,7 @@ def _document(
         "elapsed_s": meter.elapsed_s,
         "seconds_by_part": {**session.report()["seconds"], "mux_s": meter.mux_s},
         "peak_rss_bytes": meter.peak_rss_bytes,
+        "peak_gpu_bytes": meter.peak_gpu_bytes,
         "request": {k: v for k, v in asdict(request).items() if k != "accepted"},
         "infer_frames": session.spec.infer_frames,
         "steps": session.spec.flow.num_steps,

@@ -27,6 +27,8 @@ class Meter:
     frames_done: int = 0
     first_frame_s: float | None = None
     peak_rss_bytes: int = 0
+    peak_gpu_bytes: int = 0
+    """Reserved by torch on all GPUs; 0 where there is none."""
     _started: float = 0.0
     _last: float = 0.0
     _waited_s: float = 0.0
@@ -52,6 +54,7 @@ class Meter:
         self.frames_done += num_frames
         self._last = time.perf_counter()
         self.peak_rss_bytes = max(self.peak_rss_bytes, _rss_bytes())
+        self.peak_gpu_bytes = max(self.peak_gpu_bytes, _gpu_bytes())
 
     def stop(self) -> None:
         """The file is complete."""
@@ -90,8 +93,9 @@ class Meter:
             parts.append(f"first frame {self.first_frame_s:.1f} s")
         if self.left_s is not None:
             parts.append(f"{self.left_s:.0f} s left")
-        if self.peak_rss_bytes:
-            parts.append(f"{self.peak_rss_bytes / _MIB:.0f} MiB")
+        for name, size in (("memory", self.peak_rss_bytes), ("GPU", self.peak_gpu_bytes)):
+            if size:
+                parts.append(f"{name} {size / _MIB:.0f} MiB")
         return ", ".join(parts)
 
 
@@ -99,6 +103,14 @@ def _rss_bytes() -> int:
     import psutil
 
     return int(psutil.Process().memory_info().rss)
+
+
+def _gpu_bytes() -> int:
+    # Whoever made a block has loaded torch; this module never does, so that help comes at once.
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return 0
+    return sum(torch.cuda.memory_reserved(index) for index in range(torch.cuda.device_count()))
 
 
 class ProgressBar(AbstractContextManager["ProgressBar"]):
