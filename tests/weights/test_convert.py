@@ -21,7 +21,7 @@ from lipcast.core.config import DiTConfig
 from lipcast.errors import CheckpointError, OutputError
 from lipcast.models.dit import DiT
 from lipcast.weights import convert as convert_module
-from lipcast.weights.bundle import load_bundle
+from lipcast.weights.bundle import load_bundle, load_text_encoder
 from lipcast.weights.checkpoint import find_checkpoint
 from lipcast.weights.convert import ConvertRequest, convert
 from lipcast.weights.files import open_tensors
@@ -200,6 +200,16 @@ def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "out"
     convert(request(source, out, "int4"))
     return out
+
+
+def test_a_converted_text_encoder_says_nearly_the_same(source: Path, tmp_path: Path) -> None:
+    exact = load_text_encoder(find_checkpoint(source)).encode("a calm man")
+    convert(request(source, tmp_path / "out", "bf16", text_precision="int8"))
+    files = find_checkpoint(tmp_path / "out")
+    assert files.text is not None
+    assert files.text.name == "models_t5_umt5-enc-int8.safetensors.index.json"
+    close = load_text_encoder(files).encode("a calm man")
+    assert 0 < float((close - exact).norm() / exact.norm()) < 0.03
 
 
 class StopError(Exception):

@@ -21,7 +21,7 @@ from lipcast.weights.lora import LoraSpec, merge_loras
 from lipcast.weights.quant import kept_because, quantise_layer, quantise_module, quantised
 from lipcast.weights.quant_linear import QuantLinear, use_fp8_matmul
 from lipcast.weights.schemes import SCHEMES, Precision
-from lipcast.weights.source import TensorInfo
+from lipcast.weights.source import RenamedSource, TensorInfo
 
 from .conftest import TINY, ToyModel
 
@@ -216,6 +216,20 @@ def test_adapters_are_merged_before_quantising(toy: ToyModel, save: Save) -> Non
     exact = base.read("blocks.0.q.weight") + 1
     assert relative(SCHEMES["fp8"].dequantise(parts, torch.float32), exact) < 0.04
     assert source.files == merged.files
+
+
+def test_parts_are_renamed_with_their_weight(toy: ToyModel, save: Save) -> None:
+    source = quantised(open_tensors(save(toy.state_dict())), "int4")
+
+    def rename(name: str) -> str:
+        assert name in toy.state_dict(), "only official names are asked for"
+        return name.replace("blocks", "stack.layer")
+
+    renamed = RenamedSource(source, rename)
+    for part in ("qweight", "scale", "minimum", "bias"):
+        old, new = (f"{prefix}.1.q.{part}" for prefix in ("blocks", "stack.layer"))
+        assert torch.equal(renamed.read(new), source.read(old))
+    assert "stack.layer.1.norm.weight" in renamed.infos
 
 
 def test_quantising_twice_is_refused(toy: ToyModel, save: Save) -> None:

@@ -25,10 +25,9 @@ from lipcast.weights.files import open_tensors
 from lipcast.weights.lora import LoraSpec, merge_loras
 from lipcast.weights.manifest import MANIFEST, Manifest, entry, read_manifest
 from lipcast.weights.quant import KEPT_LAYERS, NOT_A_MATRIX, QuantisedSource, quantised
-from lipcast.weights.quant_linear import QWEIGHT
 from lipcast.weights.schemes import Precision
 from lipcast.weights.shards import SetWriter
-from lipcast.weights.source import TensorInfo, TensorSource
+from lipcast.weights.source import QWEIGHT, TensorInfo, TensorSource
 
 FORMAT = 1
 """Changes when the same recipe would give other bytes."""

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from lipcast.errors import CheckpointError
 from lipcast.weights.fp8 import quantise_tokens
-from lipcast.weights.quant_linear import QWEIGHT, QuantLinear, replace_module
+from lipcast.weights.quant_linear import QuantLinear, replace_module
 from lipcast.weights.schemes import PLAIN_DTYPES, SCHEMES, Parts, Precision, Scheme
-from lipcast.weights.source import TensorInfo, TensorSource
+from lipcast.weights.source import QWEIGHT, TensorInfo, TensorSource
 
 PIECE_ELEMENTS = 1 << 18
 """Weights quantised at once, in whole rows: keeps temporary float32 copies at 1 MB each."""

@@ -17,9 +17,7 @@ from torch.nn import functional
 from lipcast.errors import CheckpointError
 from lipcast.weights.fp8 import linear_row_wise
 from lipcast.weights.schemes import Scheme, scheme_of
-from lipcast.weights.source import TensorSource
-
-QWEIGHT = "qweight"
+from lipcast.weights.source import QWEIGHT, TensorSource
 
 
 class QuantLinear(nn.Module):

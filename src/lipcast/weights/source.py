@@ -61,21 +61,35 @@ class TensorSource(ABC):
         return sum(info.num_bytes for info in self.infos.values())
 
 
+QWEIGHT = "qweight"
+"""Name of the main part of a quantised weight; a layer that has one has no `weight`."""
+
+
 class RenamedSource(TensorSource):
     """The same tensors under other names; where `rename` gives None, the tensor is left out.
 
-    `rename` must map different names to different names.
+    `rename` must map different names to different names. The parts of a quantised weight are
+    renamed as the weight would be.
     """
 
     def __init__(self, base: TensorSource, rename: Callable[[str], str | None]) -> None:
         self.path, self.files, self.metadata = base.path, base.files, base.metadata
         self._base = base
-        renamed = [(new, name) for name in base.infos if (new := rename(name)) is not None]
+        renamed = [
+            (new, name) for name in base.infos if (new := self._new_name(name, rename)) is not None
+        ]
         self._old_names = dict(renamed)
         assert len(self._old_names) == len(renamed), "rename gave one name to two tensors"
         self.infos = {
             new: replace(base.infos[old], name=new) for new, old in self._old_names.items()
         }
+
+    def _new_name(self, name: str, rename: Callable[[str], str | None]) -> str | None:
+        layer, _, part = name.rpartition(".")
+        if part == "bias" or f"{layer}.{QWEIGHT}" not in self._base.infos:
+            return rename(name)
+        weight = rename(f"{layer}.weight")
+        return None if weight is None else weight.removesuffix("weight") + part
 
     def read(self, name: str) -> Tensor:
         return self._base.read(self._old_names[name])
