@@ -145,6 +145,7 @@ def test_a_truncated_checkpoint_is_named(folder: Path, capsys: pytest.CaptureFix
 def test_ctrl_c_keeps_the_finished_frames(folder: Path) -> None:
     write_wav(folder / "hello.wav", 120)
     arguments = ["generate", "--image", PORTRAIT, "--audio", "hello.wav", "--device", "cpu"]
+    arguments += ["--size", "64*64", "--infer_frames", "12"]
     script = f"from lipcast.cli.main import run; import sys; sys.argv[1:] = {arguments!r}; run()"
     output = folder / "out.mp4"
     with subprocess.Popen(
