@@ -34,6 +34,7 @@ class QuantLinear(nn.Module):
         self.bias = linear.bias
         self.fp8_matmul = False
         shapes = scheme.part_shapes(self.out_features, self.in_features)
+        self._part_names = tuple(shapes)
         for name, (shape, part_dtype) in shapes.items():
             empty = torch.empty(shape, dtype=part_dtype, device=linear.weight.device)
             self.register_buffer(name, empty)
@@ -57,7 +58,7 @@ class QuantLinear(nn.Module):
         return self.scheme.dequantise(self._parts(), self.dtype)
 
     def _parts(self) -> dict[str, Tensor]:
-        parts = dict(self.named_buffers(recurse=False))
+        parts = {name: getattr(self, name) for name in self._part_names}
         assert parts[QWEIGHT].dtype == self.scheme.qweight_dtype, "a quantised layer was cast"
         return parts
 
