@@ -34,7 +34,8 @@ from lipcast.models.dit import DiT
 from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu
 from lipcast.models.vae_native_build import processor_flags
 from lipcast.runtime import cache_dir, logger
-from lipcast.weights.bundle import ModelBundle, checkpoint_dir, load_bundle
+from lipcast.weights.bundle import ModelBundle, load_bundle
+from lipcast.weights.checkpoint import checkpoint_dir
 
 _log = logger("api")
 

@@ -181,7 +181,7 @@ def test_quiet_says_nothing(
         (["generate", "--fp8"], "--fp8: 8-bit weights are not in this version"),
         (["generate", "--lora-path-dmd", "x"], "--lora_path_dmd: adapters are not"),
         (["info", "--infer_frames", "30"], "infer_frames: expected a multiple of 4"),
-        (["info", "--model", "nowhere"], "--model: expected tiny, 14b or the folder"),
+        (["info", "--model", "nowhere"], "14b is the published model without its files"),
     ],
 )
 def test_wrong_commands_get_one_sentence(

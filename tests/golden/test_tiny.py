@@ -15,8 +15,8 @@ from golden_helpers import DEFAULT_DIR, Driver, GoldenCase
 from lipcast.core.timesteps import flow_schedule
 from lipcast.models.dit import DiT
 from lipcast.models.vae import VideoVAE
-from lipcast.weights.bundle import checkpoint_dir, read_configs
-from lipcast.weights.checkpoint import find_checkpoint
+from lipcast.weights.bundle import read_configs
+from lipcast.weights.checkpoint import checkpoint_dir, find_checkpoint
 from lipcast.weights.files import open_tensors
 from lipcast.weights.load import load_into
 

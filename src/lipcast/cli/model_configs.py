@@ -1,21 +1,19 @@
 """The configurations of a model, read without its weights.
 
-Input: "tiny", "14b" (the published model, which need not be there), or the folder of a checkpoint.
+Input: "tiny", "14b" (the published model, which need not be there), a pulled model, or a folder.
 Output: the four configurations. Raises CheckpointError for a folder that holds none.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from lipcast.core.config import DiTConfig, TextConfig, VAEConfig
 from lipcast.core.tensors import SpeechShape
 from lipcast.errors import CheckpointError
+from lipcast.weights.checkpoint import checkpoint_dir, read_json
 
 EMBEDDED, PUBLISHED = "tiny", "14b"
 
@@ -34,7 +32,16 @@ def read_configs(model: str) -> ModelConfigs:
     """The configurations of a model by name or folder."""
     if model == PUBLISHED:
         return ModelConfigs()
-    folder = _folder(model)
+    try:
+        folder = checkpoint_dir(model)
+    except CheckpointError as error:
+        hint = f"{PUBLISHED} is the published model without its files"
+        raise CheckpointError(f"{error}; {hint}") from error
+    return configs_in(folder)
+
+
+def configs_in(folder: Path) -> ModelConfigs:
+    """The configurations in a checkpoint's folder."""
     dit = _read(folder / "config.json")
     if dit is None:
         raise CheckpointError(
@@ -51,25 +58,5 @@ def read_configs(model: str) -> ModelConfigs:
     )
 
 
-def _folder(model: str) -> Path:
-    if model == EMBEDDED:
-        return Path(str(resources.files("lipcast") / "assets" / EMBEDDED))
-    path = Path(model).expanduser()
-    if not path.is_dir():
-        raise CheckpointError(
-            f"--model: expected {EMBEDDED}, {PUBLISHED} or the folder of a checkpoint, "
-            f"got {model}, which is not there"
-        )
-    return path
-
-
-def _read(path: Path) -> Mapping[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: expected a JSON file, got: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content
+def _read(path: Path) -> dict[str, Any] | None:
+    return read_json(path) if path.is_file() else None

@@ -6,28 +6,24 @@ without memory and filled strictly. The text encoder is loaded for a prompt and 
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lipcast.core.config import DiTConfig, TextConfig, VAEConfig
-from lipcast.errors import CheckpointError
 from lipcast.models.dit import DiT
 from lipcast.models.speech import SpeechConfig, SpeechEncoder, speech_name
 from lipcast.models.text import TextEncoder, text_name
 from lipcast.models.vae import VideoVAE
-from lipcast.weights.checkpoint import CheckpointFiles, find_checkpoint
+from lipcast.weights.checkpoint import CheckpointFiles, find_checkpoint, read_json
 from lipcast.weights.files import open_tensors
 from lipcast.weights.load import load_into
 from lipcast.weights.source import RenamedSource
 
-EMBEDDED_MODELS = ("tiny",)
 _KEPT_PROMPTS = 16
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -51,31 +47,6 @@ class ModelBundle:
             while len(self._contexts) > _KEPT_PROMPTS:
                 self._contexts.popitem(last=False)
         return self._contexts[prompt]
-
-
-def checkpoint_dir(name_or_dir: str | Path) -> Path:
-    """Where the files of a model are: the package, for an embedded one."""
-    if str(name_or_dir) in EMBEDDED_MODELS:
-        return Path(str(resources.files("lipcast") / "assets" / str(name_or_dir)))
-    path = Path(name_or_dir)
-    if not path.is_dir():
-        known = ", ".join(EMBEDDED_MODELS)
-        raise CheckpointError(
-            f"model: expected a name ({known}) or a checkpoint directory, got {str(name_or_dir)!r}, "
-            "which is neither; check the path"
-        )
-    return path
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A configuration file; raises CheckpointError for one that is not a JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: expected a JSON file, got: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content
 
 
 def read_configs(files: CheckpointFiles) -> tuple[DiTConfig, VAEConfig]:

@@ -1,16 +1,23 @@
 """The files of a checkpoint directory, found by their published names.
 
-Input: a directory laid out as `Wan-AI/Wan2.2-S2V-14B` (or as the embedded model). Output: a
-`CheckpointFiles` with a path for every part. What is missing is named, with what to do about it.
+Input: a model's name, or a directory laid out as `Wan-AI/Wan2.2-S2V-14B` (or as the embedded
+model). Output: a `CheckpointFiles` with a path for every part. What is missing is named, with what
+to do about it. Nothing here needs torch.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from lipcast.errors import CheckpointError
+from lipcast.runtime import cache_dir
+
+EMBEDDED_MODELS = ("tiny",)
 
 INDEX_SUFFIX = ".safetensors.index.json"
 DIT_NAME = "diffusion_pytorch_model"
@@ -69,6 +76,44 @@ class CheckpointFiles:
     def _needs(self, part: str) -> bool:
         # A text encoder with a configuration of its own that reads bytes has no tokenizer files.
         return part != "tokenizer" or self.text_config is None
+
+
+def models_dir() -> Path:
+    """Where pulled models are kept unless told otherwise."""
+    return cache_dir() / "models"
+
+
+def checkpoint_dir(name_or_dir: str | Path) -> Path:
+    """Where the files of a model are: the package, a directory, or where it was pulled to."""
+    name = str(name_or_dir)
+    if name in EMBEDDED_MODELS:
+        return Path(str(resources.files("lipcast") / "assets" / name))
+    path = Path(name_or_dir).expanduser()
+    if path.is_dir():
+        return path
+    pulled = models_dir() / name
+    if path.name == name and pulled.is_dir():
+        return pulled
+    known = ", ".join(EMBEDDED_MODELS)
+    raise CheckpointError(
+        f"model: expected a name ({known}, or a model that was pulled) or the directory of a "
+        f"checkpoint, got {name!r}, which is none of them; check the path, or see `lipcast models`"
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A configuration file; raises CheckpointError for one that is not a JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: expected a JSON file, got: {error}; download it again"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path}: expected a JSON object, got {type(content).__name__}; download it again"
+        )
+    return content
 
 
 def find_checkpoint(directory: str | Path, *, need: Collection[str] = ALL_PARTS) -> CheckpointFiles:

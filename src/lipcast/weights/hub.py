@@ -20,8 +20,7 @@ from types import MappingProxyType
 from typing import Any
 
 from lipcast.errors import CheckpointError, OutputError, UsageError
-from lipcast.runtime import cache_dir
-from lipcast.weights.checkpoint import ADAPTER_NAME, PARTS, find_checkpoint
+from lipcast.weights.checkpoint import ADAPTER_NAME, PARTS, find_checkpoint, models_dir
 from lipcast.weights.disk import output_error, write_text
 from lipcast.weights.manifest import read_manifest
 
@@ -79,11 +78,6 @@ class ModelStatus:
     @property
     def complete(self) -> bool:
         return not self.missing
-
-
-def models_dir() -> Path:
-    """Where pulled models are kept unless told otherwise."""
-    return cache_dir() / "models"
 
 
 def pull(
