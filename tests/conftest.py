@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,11 +13,20 @@ from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu
 from sounds import EXAMPLES, syllables
 
 
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of the tests' own: what an earlier run or the user left there proves nothing."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIPCAST_HOME", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> lipcast.Lipcast:
+def tiny(home: Path) -> lipcast.Lipcast:
     """The embedded model on the CPU: transformer in float32, the fast autoencoder."""
     model = lipcast.load("tiny", device="cpu", precision="fp32")
-    kernels, _ = best_kernels(tmp_path_factory.mktemp("kernels"), num_threads=1)
+    kernels, _ = best_kernels(home, num_threads=1)
     model.bundle.vae = prepare_for_cpu(model.bundle.vae, kernels)
     return model
 

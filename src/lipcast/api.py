@@ -8,7 +8,7 @@ with model.session(image=…) as live: live.push(pcm); …               sound a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -36,27 +36,45 @@ from lipcast.models.vae_native_build import processor_flags
 from lipcast.runtime import cache_dir, logger
 from lipcast.weights.bundle import ModelBundle, load_bundle
 from lipcast.weights.checkpoint import checkpoint_dir
+from lipcast.weights.lora import LoraSpec
+from lipcast.weights.prompts import PromptCache
+from lipcast.weights.schemes import Precision
 
 _log = logger("api")
 
 ExecutorFactory = Callable[[DiT, VideoSpec, Anchor, torch.Tensor], Executor]
 _BF16_INSTRUCTIONS = "amx_bf16"
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_QUANTISED: tuple[Precision, ...] = ("fp8", "int8", "int4")
 
 
 def load(
-    name_or_dir: str | Path = "tiny", *, device: str | None = None, precision: str | None = None
+    name_or_dir: str | Path = "tiny",
+    *,
+    device: str | None = None,
+    precision: str | None = None,
+    loras: Sequence[str | LoraSpec] = (),
 ) -> Lipcast:
-    """Load a model by name ("tiny") or from a checkpoint directory in the published layout.
+    """Load a model by name ("tiny") or from a checkpoint directory, published or converted.
 
     device: "cpu", "cuda", "cuda:1"; None takes the first GPU, else the CPU.
     precision: "fp32" computes everything exactly; "bf16" is faster, on a CPU too if it multiplies
-    bfloat16 itself. None chooses bf16 wherever the hardware has it.
+    bfloat16 itself. None chooses bf16 wherever the hardware has it. "fp8", "int8" and "int4" compute
+    as None does, and quantise the transformer's weights while they are read.
+    loras: adapters as "path", "path:0.8" or `LoraSpec`, merged after the published one, which is
+    merged where it lies beside the weights.
     Raises CheckpointError for missing or broken files, UsageError for an unknown device or precision.
     """
     chosen = _device(device)
-    dtype = _dtype(precision, chosen)
-    bundle = load_bundle(checkpoint_dir(name_or_dir), device=chosen, dtype=dtype)
+    dtype, weights = _precision(precision, chosen)
+    bundle = load_bundle(
+        checkpoint_dir(name_or_dir),
+        device=chosen,
+        dtype=dtype,
+        precision=weights,
+        loras=loras,
+        prompts=PromptCache(cache_dir() / "prompts"),
+    )
     if chosen.type == "cpu" and dtype == torch.bfloat16:
         kernels, description = best_kernels(cache_dir(), num_threads=torch.get_num_threads())
         _log.info("video autoencoder on the CPU: %s", description)
@@ -180,7 +198,7 @@ class Lipcast:
         *,
         image: ImageSource,
         audio: str | Path,
-        prompt: str = "",
+        prompt: str | Path = "",
         on_block: Callable[[FrameBlock], None] | None = None,
         **options: Any,
     ) -> Video:
@@ -194,15 +212,23 @@ class Lipcast:
             return Video(tuple(blocks), session.report())
 
     def stream(
-        self, *, image: ImageSource, audio: str | Path, prompt: str = "", **options: Any
+        self, *, image: ImageSource, audio: str | Path, prompt: str | Path = "", **options: Any
     ) -> Session:
-        """Make a video block by block: an iterator of `FrameBlock`s, memory flat over any length."""
+        """Make a video block by block: an iterator of `FrameBlock`s, memory flat over any length.
+
+        prompt: a text, or the `Path` of its embedding, which needs no text encoder.
+        """
         checked = make_options(options)
         portrait, source = load_portrait(image), open_audio(audio)
         return self._open(portrait, source, prompt, checked)
 
     def session(
-        self, *, image: ImageSource, prompt: str = "", sample_rate: int = 16_000, **options: Any
+        self,
+        *,
+        image: ImageSource,
+        prompt: str | Path = "",
+        sample_rate: int = 16_000,
+        **options: Any,
     ) -> LiveSession:
         """A live session: push PCM at `sample_rate`, iterate blocks."""
         source = PcmSource(sample_rate)
@@ -216,7 +242,7 @@ class Lipcast:
         )
 
     def _open(
-        self, portrait: Any, source: AudioSource, prompt: str, options: GenerateOptions
+        self, portrait: Any, source: AudioSource, prompt: str | Path, options: GenerateOptions
     ) -> Session:
         bundle = self.bundle
         spec = self.spec(options, height=portrait.height, width=portrait.width)
@@ -287,10 +313,15 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _dtype(precision: str | None, device: torch.device) -> torch.dtype:
+def _precision(precision: str | None, device: torch.device) -> tuple[torch.dtype, Precision | None]:
+    """What is computed in, and what weights are quantised to."""
+    if precision in _DTYPES:
+        return _DTYPES[precision], None
+    has_bf16 = device.type == "cuda" or _BF16_INSTRUCTIONS in processor_flags()
+    dtype = torch.bfloat16 if has_bf16 else torch.float32
     if precision is None:
-        has_bf16 = device.type == "cuda" or _BF16_INSTRUCTIONS in processor_flags()
-        return torch.bfloat16 if has_bf16 else torch.float32
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision: expected {' or '.join(PRECISIONS)}, got {precision!r}")
-    return PRECISIONS[precision]
+        return dtype, None
+    if precision not in _QUANTISED:
+        known = ", ".join((*_DTYPES, *_QUANTISED))
+        raise UsageError(f"precision: expected one of {known}, got {precision!r}")
+    return dtype, precision

@@ -1,12 +1,14 @@
 """The networks of one checkpoint, loaded.
 
-Input: a checkpoint directory, a device and a precision. Output: `ModelBundle`. Modules are built
-without memory and filled strictly. The text encoder is loaded for a prompt and let go again.
+Input: a checkpoint directory, a device, a precision and adapters. Output: `ModelBundle`. Modules are
+built without memory and filled strictly; adapters are merged and weights quantised in the stream
+while they are read. The text encoder is loaded for a new prompt only, and let go again.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -15,15 +17,31 @@ import torch
 from torch import Tensor, nn
 
 from lipcast.core.config import DiTConfig, TextConfig, VAEConfig
+from lipcast.errors import CheckpointError
 from lipcast.models.dit import DiT
 from lipcast.models.speech import SpeechConfig, SpeechEncoder, speech_name
 from lipcast.models.text import TextEncoder, text_name
 from lipcast.models.vae import VideoVAE
-from lipcast.weights.checkpoint import CheckpointFiles, find_checkpoint, read_json
+from lipcast.runtime import logger
+from lipcast.weights.adapters import adapters_of
+from lipcast.weights.checkpoint import (
+    MODEL_PARTS,
+    TEXT_PARTS,
+    CheckpointFiles,
+    find_checkpoint,
+    read_json,
+)
 from lipcast.weights.files import open_tensors
 from lipcast.weights.load import load_into
-from lipcast.weights.source import RenamedSource
+from lipcast.weights.lora import LoraSpec, merge_loras
+from lipcast.weights.manifest import read_manifest
+from lipcast.weights.prompts import PromptCache, PromptEmbedding, read_embedding
+from lipcast.weights.quant import quantised
+from lipcast.weights.quant_linear import quantised_layers
+from lipcast.weights.schemes import SCHEMES, Precision
+from lipcast.weights.source import RenamedSource, TensorSource
 
+_log = logger("weights.bundle")
 _KEPT_PROMPTS = 16
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -37,16 +55,34 @@ class ModelBundle:
     vae: VideoVAE
     speech: SpeechEncoder
     device: torch.device
+    prompts: PromptCache | None = None
+    """Where embeddings are kept between runs; None: nowhere."""
     _contexts: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
 
-    def encode_prompt(self, prompt: str) -> Tensor:
-        """The context [tokens, channels] of a prompt; the last prompts are kept."""
+    def encode_prompt(self, prompt: str | Path) -> Tensor:
+        """The context [tokens, channels] of a text, or of a `Path` to its embedding.
+
+        Those of the last texts are kept in memory, and on the disk where there is a place.
+        """
+        if isinstance(prompt, Path):
+            return self._embedded(prompt).to(self.device)
         if prompt not in self._contexts:
-            encoder = load_text_encoder(self.files)
-            self._contexts[prompt] = encoder.encode(prompt).to(self.device)
+            embedding = embed_prompt(prompt, self.files, self.prompts)
+            self._contexts[prompt] = embedding.context_TC.to(self.device)
             while len(self._contexts) > _KEPT_PROMPTS:
                 self._contexts.popitem(last=False)
         return self._contexts[prompt]
+
+    def _embedded(self, path: Path) -> Tensor:
+        context_TC = read_embedding(path).context_TC
+        config = self.dit.config
+        num_tokens, width = context_TC.shape if context_TC.dim() == 2 else (0, 0)
+        if width != config.text_dim or not 0 < num_tokens <= config.text_len:
+            raise CheckpointError(
+                f"{path}: expected an embedding [1 to {config.text_len}, {config.text_dim}], got "
+                f"{list(context_TC.shape)}; make it with the text encoder of this model"
+            )
+        return context_TC
 
 
 def read_configs(files: CheckpointFiles) -> tuple[DiTConfig, VAEConfig]:
@@ -57,22 +93,80 @@ def read_configs(files: CheckpointFiles) -> tuple[DiTConfig, VAEConfig]:
     return dit, vae
 
 
-def load_bundle(directory: Path, *, device: torch.device, dtype: torch.dtype) -> ModelBundle:
+def embed_prompt(
+    prompt: str, files: CheckpointFiles, prompts: PromptCache | None
+) -> PromptEmbedding:
+    """Embed a text; the encoder is loaded only if `prompts` does not know the text.
+
+    It runs on the CPU: once per prompt, with the same numbers whatever the video is computed on.
+    Raises CheckpointError without a text encoder.
+    """
+    files.require(TEXT_PARTS)
+    identity = "" if prompts is None else prompts.text_identity(files)
+    known = None if prompts is None else prompts.get(prompt, identity)
+    if known is not None:
+        return PromptEmbedding(known, prompt, identity)
+    embedding = PromptEmbedding(load_text_encoder(files).encode(prompt), prompt, identity)
+    if prompts is not None:
+        prompts.put(embedding)
+    return embedding
+
+
+def load_bundle(
+    directory: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    precision: Precision | None = None,
+    loras: Sequence[str | LoraSpec] = (),
+    prompts: PromptCache | None = None,
+) -> ModelBundle:
     """Load transformer, VAE and speech encoder; the text encoder's files are only found.
 
-    `dtype` is the transformer's; VAE and speech encoder are float32 on a CPU and follow it on a GPU.
+    `dtype` is what the transformer computes in; VAE and speech encoder are float32 on a CPU and
+    follow it on a GPU. `precision` fp8, int8 or int4 quantises the transformer while it is read.
     Raises CheckpointError for anything missing, broken or of another model.
     """
-    files = find_checkpoint(directory)
-    assert files.dit and files.vae and files.speech
+    files = find_checkpoint(directory, need=MODEL_PARTS)
+    assert files.vae and files.speech
+    if any(part in files.missing for part in TEXT_PARTS):
+        _log.warning("%s: has no text encoder; give prompts as embeddings", directory)
     dit_config, vae_config = read_configs(files)
     side_dtype = dtype if device.type == "cuda" else torch.float32
     with torch.device("meta"):
         dit, vae = DiT(dit_config), VideoVAE(vae_config)
-    load_into(dit, open_tensors(files.dit), dtype=dtype, device=device)
+    source = open_transformer(files, precision=precision, loras=loras, device=device)
+    load_into(dit, source, dtype=dtype, device=device)
     load_into(vae, open_tensors(files.vae), dtype=side_dtype, device=device)
     speech = load_speech_encoder(files.speech, device=device)
-    return ModelBundle(files, _frozen(dit), _frozen(vae), speech, device)
+    return ModelBundle(files, _frozen(dit), _frozen(vae), speech, device, prompts)
+
+
+def open_transformer(
+    files: CheckpointFiles,
+    *,
+    precision: Precision | None = None,
+    loras: Sequence[str | LoraSpec] = (),
+    device: torch.device | str = "cpu",
+) -> TensorSource:
+    """The transformer's tensors as they shall be loaded: adapters merged, then quantised.
+
+    A converted checkpoint is mapped where its memory is the device's. Raises CheckpointError.
+    """
+    assert files.dit is not None
+    mapped = torch.device(device).type == "cpu" and read_manifest(files.directory) is not None
+    base = open_tensors(files.dit, mapped=mapped)
+    stored = {scheme.precision for _, scheme in quantised_layers(base)}
+    merged = merge_loras(base, adapters_of(files, loras))
+    if precision is None or precision not in SCHEMES or stored == {precision}:
+        return merged
+    if stored:
+        raise CheckpointError(
+            f"{files.directory}: is quantised to {', '.join(stored)}, and {precision} was asked "
+            "for; leave the precision out, or load the checkpoint that it was converted from"
+        )
+    _log.info("quantising to %s while loading; `lipcast convert` does it once for all", precision)
+    return quantised(merged, precision)
 
 
 def load_speech_encoder(folder: Path, *, device: torch.device) -> SpeechEncoder:
@@ -89,13 +183,15 @@ def load_speech_encoder(folder: Path, *, device: torch.device) -> SpeechEncoder:
 
 def load_text_encoder(files: CheckpointFiles) -> TextEncoder:
     """UMT5 on the CPU: it runs once per prompt and is let go."""
+    files.require(TEXT_PARTS)
     assert files.text
     config = (
         TextConfig.from_json(read_json(files.text_config)) if files.text_config else TextConfig()
     )
     with torch.device("meta"):
         encoder = TextEncoder(config, files.tokenizer)
-    source = RenamedSource(open_tensors(files.text), text_name)
+    # Mapped: what the system takes back under pressure it can read again, so 11 GB fit anywhere.
+    source = RenamedSource(open_tensors(files.text, mapped=True), text_name)
     load_into(encoder, source, dtype=None if config.dim >= 1024 else torch.float32)
     return _frozen(encoder)
 

@@ -24,6 +24,9 @@ DIT_NAME = "diffusion_pytorch_model"
 TEXT_GGUF = "umt5"
 """Beginning of the name that tells a text encoder's .gguf from a transformer's."""
 ADAPTER_NAME = "liveavatar.safetensors"
+ADAPTER_REPOSITORY = "Quark-Vision/Live-Avatar"
+ADAPTER_MODEL = "live-avatar-14b"
+"""The name under which the adapter is pulled, with the base that it is for."""
 REPOSITORY = "Wan-AI/Wan2.2-S2V-14B"
 
 PARTS = {
@@ -36,6 +39,9 @@ PARTS = {
 }
 """Every part of a checkpoint: the published file names and what they are."""
 ALL_PARTS = tuple(PARTS)
+TEXT_PARTS = ("text", "tokenizer")
+"""What only a new prompt needs."""
+MODEL_PARTS = tuple(part for part in PARTS if part not in TEXT_PARTS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lipcast.errors import OutputError
+from lipcast.weights.adapters import adapters_of
 from lipcast.weights.checkpoint import DIT_NAME, CheckpointFiles, find_checkpoint
 from lipcast.weights.disk import TEMPORARY, output_error, sha256_of, write_text
 from lipcast.weights.files import open_tensors
@@ -42,14 +43,14 @@ Progress = Callable[[str, int, int], None]
 class ConvertRequest:
     """What to make of a checkpoint.
 
-    `loras` None: the published adapter, where it lies beside the weights. `text_precision` None: the
-    text encoder stays as it is.
+    `loras` are merged after the published adapter, which is merged where it lies beside the weights.
+    `text_precision` None: the text encoder stays as it is.
     """
 
     source: Path
     out: Path
     precision: Precision
-    loras: tuple[LoraSpec, ...] | None = None
+    loras: tuple[LoraSpec, ...] = ()
     text_precision: Precision | None = None
     shard_bytes: int = SHARD_BYTES
 
@@ -61,8 +62,9 @@ def convert(request: ConvertRequest, *, progress: Progress = lambda *_: None) ->
     cannot be written.
     """
     files = find_checkpoint(request.source, need=("config", "dit"))
-    sets = _open_sets(request, files)
-    recipe = _recipe(request, sets, _adapters(request, files), progress)
+    loras = adapters_of(files, request.loras)
+    sets = _open_sets(request, files, loras)
+    recipe = _recipe(request, sets, loras, progress)
     if request.out.exists():
         return _finished_before(request.out, recipe)
     work = _start(request.out, recipe)
@@ -84,20 +86,16 @@ class _Set:
     source: TensorSource
 
 
-def _open_sets(request: ConvertRequest, files: CheckpointFiles) -> list[_Set]:
+def _open_sets(
+    request: ConvertRequest, files: CheckpointFiles, loras: Sequence[LoraSpec]
+) -> list[_Set]:
     assert files.dit is not None
-    merged = merge_loras(open_tensors(files.dit), _adapters(request, files))
+    merged = merge_loras(open_tensors(files.dit), loras)
     sets = [_Set(DIT_NAME, quantised(merged, request.precision))]
     if request.text_precision and files.text:
         text = quantised(open_tensors(files.text), request.text_precision)
         sets.append(_Set(f"models_t5_umt5-enc-{request.text_precision}", text))
     return sets
-
-
-def _adapters(request: ConvertRequest, files: CheckpointFiles) -> tuple[LoraSpec, ...]:
-    if request.loras is not None:
-        return request.loras
-    return () if files.adapter is None else (LoraSpec(files.adapter),)
 
 
 def _recipe(

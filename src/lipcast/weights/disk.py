@@ -25,7 +25,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     Raises OutputError if that fails; then `path` is as it was.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
+    # Two processes may write the same file: each has its own until it is whole.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -36,6 +37,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise output_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it, where they are not there; raises OutputError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(path, error) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -20,8 +20,16 @@ from types import MappingProxyType
 from typing import Any
 
 from lipcast.errors import CheckpointError, OutputError, UsageError
-from lipcast.weights.checkpoint import ADAPTER_NAME, PARTS, find_checkpoint, models_dir
-from lipcast.weights.disk import output_error, write_text
+from lipcast.weights.checkpoint import (
+    ADAPTER_MODEL,
+    ADAPTER_NAME,
+    ADAPTER_REPOSITORY,
+    PARTS,
+    REPOSITORY,
+    find_checkpoint,
+    models_dir,
+)
+from lipcast.weights.disk import make_directory, output_error, write_text
 from lipcast.weights.manifest import read_manifest
 
 RECORD = "lipcast-pull.json"
@@ -45,9 +53,9 @@ class Repository:
 
 MODELS: Mapping[str, tuple[Repository, ...]] = MappingProxyType(
     {
-        "live-avatar-14b": (
+        ADAPTER_MODEL: (
             Repository(
-                "Wan-AI/Wan2.2-S2V-14B",
+                REPOSITORY,
                 (
                     "config.json",
                     "diffusion_pytorch_model*",
@@ -59,7 +67,7 @@ MODELS: Mapping[str, tuple[Repository, ...]] = MappingProxyType(
                     "wav2vec2*/pytorch_model.bin",
                 ),
             ),
-            Repository("Quark-Vision/Live-Avatar", (ADAPTER_NAME,)),
+            Repository(ADAPTER_REPOSITORY, (ADAPTER_NAME,)),
         ),
     }
 )
@@ -262,8 +270,5 @@ def _read_record(directory: Path) -> dict[str, Any] | None:
 
 
 def _write_record(dest: Path, record: Mapping[str, Any]) -> None:
-    try:
-        dest.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise output_error(dest, error) from error
+    make_directory(dest)
     write_text(dest / RECORD, json.dumps(record, indent=1))

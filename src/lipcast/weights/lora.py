@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lipcast.errors import CheckpointError, UsageError
 from lipcast.weights.files import open_tensors
-from lipcast.weights.source import TensorInfo, TensorSource, summarise_names
+from lipcast.weights.source import QWEIGHT, TensorInfo, TensorSource, summarise_names
 
 RELEASED_RANK, RELEASED_ALPHA = 128, 64.0
 """The published Live Avatar adapter, whose file does not say its alpha."""
@@ -54,7 +54,14 @@ def parse_lora(text: str) -> LoraSpec:
 
 def merge_loras(base: TensorSource, specs: Sequence[LoraSpec]) -> TensorSource:
     """`base` with all adapters of `specs` merged in; raises CheckpointError if one does not fit."""
-    return MergedSource(base, [_Adapter(spec, base) for spec in specs]) if specs else base
+    if not specs:
+        return base
+    if any(name.endswith(f".{QWEIGHT}") for name in base.infos):
+        raise CheckpointError(
+            f"{specs[0].path}: cannot be merged into {base.path}, which is quantised; "
+            "merge into the original checkpoint, then convert"
+        )
+    return MergedSource(base, [_Adapter(spec, base) for spec in specs])
 
 
 @dataclass(frozen=True, slots=True)

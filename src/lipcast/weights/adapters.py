@@ -1,0 +1,78 @@
+"""Which adapters are merged into a checkpoint's transformer, found from how they were asked for.
+
+Input: the files of a checkpoint and adapters as `path:weight` or `LoraSpec`. Output: the list to
+merge, in order: the published adapter first, where it lies beside the weights. An adapter that a
+conversion has merged already is not merged again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from lipcast.errors import CheckpointError
+from lipcast.runtime import logger
+from lipcast.weights.checkpoint import (
+    ADAPTER_MODEL,
+    ADAPTER_NAME,
+    ADAPTER_REPOSITORY,
+    CheckpointFiles,
+    models_dir,
+)
+from lipcast.weights.disk import sha256_of
+from lipcast.weights.lora import LoraSpec, parse_lora
+from lipcast.weights.manifest import read_manifest
+
+_log = logger("weights.adapters")
+
+
+def adapters_of(files: CheckpointFiles, wanted: Iterable[str | LoraSpec]) -> tuple[LoraSpec, ...]:
+    """What to merge. Naming the published adapter again changes its weight, and no more.
+
+    A path may be a folder that holds `liveavatar.safetensors`, or the name of the public repository.
+    Raises UsageError for what cannot be read, CheckpointError for a file that is not there.
+    """
+    specs = [_found(files, parse_lora(w) if isinstance(w, str) else w) for w in wanted]
+    published = files.adapter
+    if published is not None and not any(spec.path.samefile(published) for spec in specs):
+        specs.insert(0, LoraSpec(published))
+    return tuple(spec for spec in specs if not _merged_before(files, spec))
+
+
+def _found(files: CheckpointFiles, spec: LoraSpec) -> LoraSpec:
+    path = spec.path.expanduser()
+    if spec.path.as_posix() == ADAPTER_REPOSITORY and not path.exists():
+        path = _published(files)
+    if path.is_dir():
+        path = path / ADAPTER_NAME
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: expected an adapter (LoRA), found nothing there; check the path, "
+            f"or `lipcast pull {ADAPTER_MODEL}` for the published one"
+        )
+    return replace(spec, path=path)
+
+
+def _published(files: CheckpointFiles) -> Path:
+    """The adapter of the public repository: beside the weights, or pulled."""
+    return files.adapter or models_dir() / ADAPTER_MODEL / ADAPTER_NAME
+
+
+def _merged_before(files: CheckpointFiles, spec: LoraSpec) -> bool:
+    """Whether a conversion merged this file; raises CheckpointError if with another weight."""
+    manifest = read_manifest(files.directory)
+    recipe = manifest["recipe"] if manifest else {}
+    merged = [lora for lora in recipe.get("loras", ()) if lora["file"] == spec.path.name]
+    if not merged:
+        return False
+    hashes = {source["sha256"] for source in recipe.get("sources", ())}
+    if sha256_of(spec.path) not in hashes:
+        return False
+    if spec.weight not in {lora["weight"] for lora in merged}:
+        raise CheckpointError(
+            f"{spec.path}: was merged with weight {merged[0]['weight']} when {files.directory} was "
+            f"converted, got weight {spec.weight}; convert the original checkpoint with this weight"
+        )
+    _log.warning("%s: merged already when %s was converted", spec.path.name, files.directory)
+    return True
