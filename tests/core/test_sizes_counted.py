@@ -8,7 +8,7 @@ autoencoder) at a tenth of the width: the prediction is made of multiples of an 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,8 +22,8 @@ from lipcast.core.config import DiTConfig, VAEConfig
 from lipcast.core.geometry import Geometry
 from lipcast.models import dit as dit_module
 from lipcast.models import vae as vae_module
-from lipcast.models.attention import KeyValue
-from lipcast.models.kv_ring import KVRing, PlacedSink, Sink
+from lipcast.models.kv_codec import PlainCodec
+from lipcast.models.kv_ring import KVRing, PlacedSink, RingLayout, Sink
 
 BF16: dict[str, Any] = {"dtype": torch.bfloat16}
 CONFIG = DiTConfig(
@@ -79,10 +79,9 @@ class LiveBytes(TorchDispatchMode):
 LiveBytes.__torch_dispatch__ = LiveBytes.count  # type: ignore[method-assign, assignment]
 
 
-def attend(q_TNd: Tensor, parts: Sequence[KeyValue]) -> Tensor:
-    """What attention holds: keys and values side by side, and the result."""
-    joined = [torch.cat(tensors) for tensors in zip(*parts, strict=True)] if len(parts) > 1 else []
-    return torch.empty_like(q_TNd) if joined or parts else q_TNd
+def attend(q_TNd: Tensor, *_: Tensor) -> Tensor:
+    """What attention holds beside its inputs: the result."""
+    return torch.empty_like(q_TNd)
 
 
 def voice() -> Tensor:
@@ -94,15 +93,9 @@ def lane(model: dit_module.DiT, geometry: Geometry) -> dit_module.Lane:
     tokens, heads, head_dim = geometry.tokens_per_frame, CONFIG.num_heads, CONFIG.head_dim
     rows, columns, layers = geometry.patch_height, geometry.patch_width, CONFIG.num_layers
     table = model.rotary.video(0, geometry.frames_per_block, rows, columns)
-    ring = KVRing.allocate(
-        num_layers=layers,
-        window=geometry.window,
-        tokens_per_frame=tokens,
-        num_heads=heads,
-        head_dim=head_dim,
-        dtype=torch.bfloat16,
-        device=torch.device("cpu"),
-    )
+    codec = PlainCodec(heads, head_dim, torch.bfloat16)
+    layout = RingLayout(codec, geometry.window, tokens)
+    ring = KVRing.allocate(layout, num_layers=layers, device=torch.device("cpu"))
     num_motion = geometry.sink_tokens - tokens
     ref, motion, values, placed = (
         torch.empty(layers, count, heads, head_dim, **BF16)

@@ -11,7 +11,8 @@ from safetensors import safe_open
 
 from lipcast.core.config import DiTConfig
 from lipcast.models.dit import BlockConditions, DiT, Lane, TimeRows
-from lipcast.models.kv_ring import KVRing, Sink
+from lipcast.models.kv_codec import PlainCodec
+from lipcast.models.kv_ring import KVRing, RingLayout, Sink
 from lipcast.models.rope import ref_frame
 
 DEFAULT_DIR = Path(__file__).parent / "data"
@@ -87,16 +88,7 @@ class Driver:
         self.times: list[TimeRows] = [model.encode_time(t) for t in timesteps]
         tokens = (latent_hw[0] // 2) * (latent_hw[1] // 2)
         self.rings = [
-            KVRing.allocate(
-                num_layers=config.num_layers,
-                window=window,
-                tokens_per_frame=tokens,
-                num_heads=config.num_heads,
-                head_dim=config.head_dim,
-                dtype=torch.float32,
-                device=torch.device("cpu"),
-            )
-            for _ in timesteps
+            plain_ring(config, window, tokens, num_layers=config.num_layers) for _ in timesteps
         ]
 
     def velocity(
@@ -119,6 +111,22 @@ class Driver:
             audio=self.model.encode_audio(features, mask),
         )
         return self.model([Lane(latent, self.times[step], self.rings[step], conditions)])[0]
+
+
+def plain_ring(config: DiTConfig, window: int, tokens: int, *, num_layers: int) -> KVRing:
+    codec = PlainCodec(config.num_heads, config.head_dim, torch.float32)
+    layout = RingLayout(codec, window, tokens)
+    return KVRing.allocate(layout, num_layers=num_layers, device=torch.device("cpu"))
+
+
+def read_ring(
+    ring: KVRing, layer: int, next_frame: int, config: DiTConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values that the ring keeps."""
+    shape = (ring.num_tokens(next_frame), config.num_heads, config.head_dim)
+    k, v = torch.empty(shape), torch.empty(shape)
+    ring.read_into(layer, next_frame, k, v)
+    return k, v
 
 
 def max_error(got: torch.Tensor, expected: torch.Tensor) -> float:

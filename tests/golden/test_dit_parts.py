@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden_helpers import dit_config, max_error
+from golden_helpers import dit_config, max_error, plain_ring, read_ring
 
 from lipcast.models.attention import attend
 from lipcast.models.audio import AudioConditioning, AudioInjector, CausalAudioEncoder
 from lipcast.models.dit import TransformerBlock, _SinkCollector
-from lipcast.models.kv_ring import KVRing
 from lipcast.models.motion import FramePacker
 from lipcast.models.rope import Rotary
 
@@ -137,15 +136,7 @@ def test_block_streaming(golden):
     collector = _collector(config, case, 30)
     block(case["inputs/prefill/x"], case["inputs/prefill/e"][:, 0, :, 1], collector.attend, [text])
     window = case["outputs/block0/ring_k"].shape[1] // tokens
-    ring = KVRing.allocate(
-        num_layers=1,
-        window=window,
-        tokens_per_frame=tokens,
-        num_heads=config.num_heads,
-        head_dim=config.head_dim,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-    )
+    ring = plain_ring(config, window, tokens, num_layers=1)
     rotary = Rotary(config.head_dim, half_precision_tables=True)
     distances = case["inputs/relative_dist"].tolist()
     for i, distance in enumerate(distances):
@@ -156,13 +147,17 @@ def test_block_streaming(golden):
         def stream(q, k, v, first=first, table=table, placed=placed):
             q, k, v = (x.flatten(0, 1) for x in (q, k, v))
             ring.write(0, first, table.apply(k), v)
-            out = attend(table.apply(q), [ring.read(0, first + frames), *placed.parts(0)])
+            remembered = read_ring(ring, 0, first + frames, config)
+            sink = [torch.empty(placed.num_tokens, *k.shape[1:]) for _ in range(2)]
+            placed.read_into(0, *sink)
+            parts = zip(remembered, sink, strict=True)
+            out = attend(table.apply(q), *(torch.cat(part) for part in parts))
             return out.view(frames, tokens, *q.shape[1:])
 
         x = case[f"inputs/block{i}/x"][0].view(frames, tokens, -1)
         rows = case[f"inputs/block{i}/e"][0, :, :, 0]
         got = block(x, rows, stream, [text]).flatten(0, 1)
         assert max_error(got, case[f"outputs/block{i}/x"][0]) <= 2e-5, i
-        k, v = ring.read(0, first + frames)
+        k, v = read_ring(ring, 0, first + frames, config)
         assert max_error(k, case[f"outputs/block{i}/ring_k"][0, : k.shape[0]]) <= 2e-5, i
         assert max_error(v, case[f"outputs/block{i}/ring_v"][0, : v.shape[0]]) <= 2e-5, i

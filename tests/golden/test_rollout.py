@@ -10,7 +10,7 @@ import re
 
 import pytest
 import torch
-from golden_helpers import Driver, build_dit, max_error
+from golden_helpers import Driver, build_dit, max_error, read_ring
 
 from lipcast.core.timesteps import flow_schedule
 from lipcast.models.kv_ring import Sink
@@ -121,7 +121,8 @@ def _features(case, b):
 def _check_rings(driver, case, b) -> None:
     pattern = rf"mid/kv_after_block{b:02d}/step(\d+)/layer(\d+)/k"
     for m in filter(None, (re.fullmatch(pattern, n) for n in case.names)):
-        k, v = driver.rings[int(m[1])].read(int(m[2]), (b + 1) * 3)
+        ring = driver.rings[int(m[1])]
+        k, v = read_ring(ring, int(m[2]), (b + 1) * 3, driver.model.config)
         expected = case[m[0]][0]
         assert max_error(k, expected[: k.shape[0]]) <= 2e-5, m[0]
         assert max_error(v, case[m[0][:-1] + "v"][0, : v.shape[0]]) <= 2e-5, m[0]

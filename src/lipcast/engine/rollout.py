@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from lipcast.core.schedule import Tick, Unit
+from lipcast.core.sizes import KVPrecision
 from lipcast.core.video_spec import VideoSpec
 from lipcast.engine.conditions import Anchor
 from lipcast.engine.sampler import NoiseSource, euler_step
 from lipcast.models.attention import KeyValue
 from lipcast.models.audio import AudioConditioning
 from lipcast.models.dit import BlockConditions, DiT, Lane
-from lipcast.models.kv_ring import KVRing, PlacedSink, Sink
+from lipcast.models.kv_codec import KVCodec, PlainCodec, kv_codec
+from lipcast.models.kv_ring import KVRing, PlacedSink, RingLayout, Sink
 from lipcast.models.rope import RotaryTable, ref_frame
 
 RingFactory = Callable[[], KVRing]
@@ -61,9 +63,12 @@ class LaneExecutor:
         context_TC: Tensor,
         *,
         allocate_ring: RingFactory | None = None,
+        ring_precision: KVPrecision | None = None,
     ) -> None:
-        """`allocate_ring` makes the ring of one step; by default it is resident on the device."""
+        """`allocate_ring` makes the ring of one step; by default it is resident on the device, in
+        `ring_precision`, which is the model's own where none is given."""
         self._model = model
+        self._ring_precision = ring_precision
         self._spec = spec
         self._motion_CFHW = anchor.motion_CFHW
         self._noise = NoiseSource(spec.options.seed, spec.geometry)
@@ -136,17 +141,19 @@ class LaneExecutor:
             return self._model.prefill(ref_C1HW, self._motion_CFHW, self._text)
 
     def _resident_ring(self) -> KVRing:
-        config, geometry = self._model.config, self._spec.geometry
+        geometry = self._spec.geometry
         return KVRing.allocate(
-            num_layers=config.num_layers,
-            window=geometry.window,
-            tokens_per_frame=geometry.tokens_per_frame,
-            num_heads=config.num_heads,
-            head_dim=config.head_dim,
-            dtype=self._model.dtype,
+            RingLayout(self._ring_codec(), geometry.window, geometry.tokens_per_frame),
+            num_layers=self._model.config.num_layers,
             device=self._model.device,
             start_frame=self._spec.options.start_frame,
         )
+
+    def _ring_codec(self) -> KVCodec:
+        heads, head_dim = self._model.config.num_heads, self._model.config.head_dim
+        if self._ring_precision is None:
+            return PlainCodec(heads, head_dim, self._model.dtype)
+        return kv_codec(self._ring_precision, num_heads=heads, head_dim=head_dim)
 
     @property
     def _latent_size(self) -> tuple[int, int]:

@@ -1,26 +1,21 @@
-"""Attention over parts: one query block, keys and values that lie in several places.
+"""Attention of one query block over keys and values.
 
-Input: q_TNd and a sequence of (k_TNd, v_TNd). Output: o_TNd. The order of the parts does not matter,
-since keys carry their own rotary position.
+Input: q_TNd, k_TNd, v_TNd. Output: o_TNd. The order of the keys does not matter, since they carry
+their own rotary position.
 
 Legend: T tokens, N heads, d head size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 KeyValue = tuple[Tensor, Tensor]
 
 
-def attend(q_TNd: Tensor, parts: Sequence[KeyValue]) -> Tensor:
-    """softmax(q kᵀ / sqrt(d)) v over all parts together; no mask."""
-    k_TNd = parts[0][0] if len(parts) == 1 else torch.cat([k for k, _ in parts])
-    v_TNd = parts[0][1] if len(parts) == 1 else torch.cat([v for _, v in parts])
+def attend(q_TNd: Tensor, k_TNd: Tensor, v_TNd: Tensor) -> Tensor:
+    """softmax(q kᵀ / sqrt(d)) v; no mask."""
     return attend_batch(q_TNd[None], k_TNd[None], v_TNd[None])[0]
 
 

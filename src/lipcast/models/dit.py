@@ -11,7 +11,7 @@ S tokens per latent frame, T tokens, D model width, N heads, d head size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lipcast.core.config import DiTConfig
+from lipcast.core.tensors import WeightUse
 from lipcast.models.attention import KeyValue, attend
 from lipcast.models.audio import AudioConditioning, AudioInjector, CausalAudioEncoder, join_audio
 from lipcast.models.kv_ring import KVRing, PlacedSink, Sink
@@ -32,6 +33,8 @@ _NOISY_ROW, _REF_ROW, _MOTION_ROW = 0, 1, 2
 
 SelfAttend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q_GSNd, k_GSNd, v_GSNd) -> o_GSNd."""
+BringIn = Callable[[WeightUse, int], None]
+"""Called with (use, layer) before weights of a layer are used: whoever keeps them elsewhere fetches them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ class DiT(nn.Module):
     def __init__(self, config: DiTConfig, *, half_precision_rope: bool = False) -> None:
         super().__init__()
         self.config = config
+        self.bring_in: BringIn = _nothing_to_bring
         self.rotary = Rotary(config.head_dim, half_precision_tables=half_precision_rope)
         dim, patch = config.dim, config.patch_size
         self.patch_embedding = nn.Conv3d(config.in_dim, dim, kernel_size=patch, stride=patch)
@@ -110,7 +114,8 @@ class DiT(nn.Module):
         assert missing >= 0, "the context is longer than the text length"
         padded = functional.pad(context_TC.to(self.dtype), (0, 0, 0, missing))
         embedded_TD = self.text_embedding(padded)
-        return tuple(block.cross_attn.keys_values(embedded_TD) for block in self.layers)
+        each = self._each_layer("prompt")
+        return tuple(block.cross_attn.keys_values(embedded_TD) for _, block in each)
 
     def encode_time(self, timestep: float) -> TimeRows:
         """Modulation rows of one timestep: once per step of a schedule."""
@@ -125,8 +130,12 @@ class DiT(nn.Module):
         self, features_ALCV: Tensor, mask_AFS: Tensor | None = None
     ) -> AudioConditioning:
         """The voice of one block: once per block. Features as in `CausalAudioEncoder`."""
-        tokens = self.casual_audio_encoder(features_ALCV)
-        return AudioConditioning(self.audio_injector.prepare(*tokens), mask_AFS)
+        overall_AFD, local_AFKD = self.casual_audio_encoder(features_ALCV)
+        prepared = []
+        for index, layer in enumerate(self.config.audio_inject_layers):
+            self.bring_in("voice", layer)
+            prepared.append(self.audio_injector.prepare(index, overall_AFD, local_AFKD))
+        return AudioConditioning(tuple(prepared), mask_AFS)
 
     def prefill(self, ref_C1HW: Tensor, motion_CFHW: Tensor, text: tuple[KeyValue, ...]) -> Sink:
         """Run the condition tokens [reference | motion] at time zero and keep their keys and values."""
@@ -143,8 +152,8 @@ class DiT(nn.Module):
             self.config.num_layers,
         )
         rows_16D = self.encode_time(0.0).block_6D[None]
-        for block, text_kv in zip(self.layers, text, strict=True):
-            x_1TD = block(x_1TD, rows_16D, collector.attend, [text_kv])
+        for layer, block in self._each_layer("tick"):
+            x_1TD = block(x_1TD, rows_16D, collector.attend, [text[layer]])
         return collector.sink()
 
     def block_rotary(self, first_frame: int, latent_height: int, latent_width: int) -> RotaryTable:
@@ -174,7 +183,7 @@ class DiT(nn.Module):
         )
         audio = join_audio([lane.conditions.audio for lane in lanes])
         injectors = {layer: i for i, layer in enumerate(self.config.audio_inject_layers)}
-        for layer, block in enumerate(self.layers):
+        for layer, block in self._each_layer("tick"):
             text = [lane.conditions.text[layer] for lane in lanes]
             x_GSD = block(x_GSD, rows_G6D, _StreamAttention(layer, lanes, frames), text)
             if layer in injectors:
@@ -183,6 +192,12 @@ class DiT(nn.Module):
         return [
             self._unpatchify(p, lane.latent_CFHW) for p, lane in zip(patches, lanes, strict=True)
         ]
+
+    def _each_layer(self, use: WeightUse) -> Iterator[tuple[int, TransformerBlock]]:
+        """The layers in order, each with its weights at hand."""
+        for layer, block in enumerate(self.layers):
+            self.bring_in(use, layer)
+            yield layer, block
 
     def _embed_noisy(self, latent_CFHW: Tensor) -> Tensor:
         """Tokens_FSD. Without a pose the condition latent is zero: its encoder adds its bias only."""
@@ -261,9 +276,7 @@ class TransformerBlock(nn.Module):
     def _attend_text(self, normed_GSD: Tensor, text: Sequence[KeyValue]) -> Tensor:
         q_GSNd = self.cross_attn.queries(normed_GSD)
         lanes = q_GSNd.chunk(len(text))
-        heads = [
-            attend(q.flatten(0, 1), [kv]).view_as(q) for q, kv in zip(lanes, text, strict=True)
-        ]
+        heads = [attend(q.flatten(0, 1), *kv).view_as(q) for q, kv in zip(lanes, text, strict=True)]
         return self.cross_attn.output(torch.cat(heads) if len(heads) > 1 else heads[0])
 
 
@@ -300,9 +313,18 @@ class _StreamAttention:
         conditions, first = lane.conditions, lane.conditions.first_frame
         q_TNd, k_TNd = (conditions.rotary.apply(x.flatten(0, 1)) for x in (q_FSNd, k_FSNd))
         lane.ring.write(self._layer, first, k_TNd, v_FSNd.flatten(0, 1))
-        remembered = lane.ring.read(self._layer, first + q_FSNd.shape[0])
-        out_TNd = attend(q_TNd, [remembered, *conditions.sink.parts(self._layer)])
+        out_TNd = attend(q_TNd, *self._remembered(lane, first + q_FSNd.shape[0], k_TNd))
         return out_TNd.view_as(q_FSNd)
+
+    def _remembered(self, lane: Lane, next_frame: int, like_TNd: Tensor) -> KeyValue:
+        """Keys and values of the ring, then of the sink, side by side."""
+        ring, sink = lane.ring, lane.conditions.sink
+        num_ring = ring.num_tokens(next_frame)
+        shape = (num_ring + sink.num_tokens, *like_TNd.shape[1:])
+        k_TNd, v_TNd = like_TNd.new_empty(shape), like_TNd.new_empty(shape)
+        ring.read_into(self._layer, next_frame, k_TNd[:num_ring], v_TNd[:num_ring])
+        sink.read_into(self._layer, k_TNd[num_ring:], v_TNd[num_ring:])
+        return k_TNd, v_TNd
 
 
 class _SinkCollector:
@@ -320,7 +342,7 @@ class _SinkCollector:
     def attend(self, q_1TNd: Tensor, k_1TNd: Tensor, v_1TNd: Tensor) -> Tensor:
         keys, values = self._rotate(k_1TNd[0]), v_1TNd[0]
         self._keep(k_1TNd[0, : self._num_ref], keys[self._num_ref :], values)
-        return attend(self._rotate(q_1TNd[0]), [(keys, values)])[None]
+        return attend(self._rotate(q_1TNd[0]), keys, values)[None]
 
     def sink(self) -> Sink:
         """What was kept; every layer has attended once."""
@@ -341,6 +363,11 @@ class _SinkCollector:
     def _rotate(self, x_TNd: Tensor) -> Tensor:
         ref, motion = x_TNd[: self._num_ref], x_TNd[self._num_ref :]
         return torch.cat((self._ref.apply(ref), self._motion.apply(motion)))
+
+
+def _nothing_to_bring(use: WeightUse, layer: int) -> None:
+    """All weights are on the device."""
+    del use, layer
 
 
 def _per_frame(rows: Tensor, num_frames: int) -> Tensor:

@@ -2,93 +2,171 @@
 
 The ring holds keys and values of the last `window` latent frames, one slot per latent frame, in
 every layer. Frame g lives at slot (g - start) mod window, so a window need not be a multiple of a
-block. Keys are stored rotated. Invariant: writes of one layer come in order of frames.
+block. Keys are stored rotated. Invariant: writes of one layer come in order of frames. Where a layer
+lives is the business of its storage; how numbers are stored, of its codec.
 
-Legend: L layers, W window (latent frames), S tokens per latent frame, T tokens, N heads, d head size.
+Legend: L layers, W window (latent frames), F some latent frames, S tokens per latent frame, T tokens,
+N heads, d head size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from lipcast.models.attention import KeyValue
+from lipcast.models.kv_codec import KVCodec
 from lipcast.models.rope import RotaryTable
+
+Allocate = Callable[[int], Tensor]
+"""Bytes to an uninitialised uint8 tensor of so many."""
+Slots = tuple[int, int]
+"""(first slot, number of slots)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RingPlanes:
+    """One layer of a ring as its codec sees it: planes of the keys and of the values, [W, S, ...]."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RingLayout:
+    """How one layer of a ring lies in one buffer of bytes.
+
+    Slot after slot, so that any run of slots is one stretch of bytes; inside a slot the planes,
+    wide items first, which keeps every item aligned without padding.
+    """
+
+    codec: KVCodec
+    window: int
+    tokens_per_frame: int
+
+    @property
+    def slot_bytes(self) -> int:
+        """One latent frame: keys and values."""
+        return 2 * self.tokens_per_frame * sum(plane.num_bytes for plane in self.codec.planes)
+
+    @property
+    def num_bytes(self) -> int:
+        """One layer."""
+        return self.window * self.slot_bytes
+
+    def view(self, buffer: Tensor) -> RingPlanes:
+        """The planes of one layer, as views of its bytes (uint8, 1-D)."""
+        assert buffer.dtype == torch.uint8 and buffer.numel() == self.num_bytes
+        views = iter(self._views(buffer.view(self.window, self.slot_bytes)))
+        keys, values = zip(*zip(views, views, strict=True), strict=True)
+        return RingPlanes(keys, values)
+
+    def _views(self, slots: Tensor) -> Iterator[Tensor]:
+        """Of every plane, the keys' and the values' part."""
+        begin = 0
+        for plane in self.codec.planes:
+            for _ in range(2):
+                end = begin + self.tokens_per_frame * plane.num_bytes
+                shape = (self.window, self.tokens_per_frame, *plane.shape)
+                yield slots[:, begin:end].view(plane.dtype).view(shape)
+                begin = end
+
+
+class RingStorage(Protocol):
+    """Where the layers of one ring live."""
+
+    def planes(self, layer: int) -> RingPlanes:
+        """The layer, ready to be read and written; valid until another layer is asked for."""
+
+    def wrote(self, layer: int, slots: Sequence[Slots]) -> None:
+        """These slots of the layer asked for last have changed: who streams, writes them back."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all layers, wherever they are."""
+
+
+class ResidentRing:
+    """Every layer has its own buffer and stays there."""
+
+    def __init__(self, layout: RingLayout, *, num_layers: int, allocate: Allocate) -> None:
+        self._planes = [layout.view(allocate(layout.num_bytes)) for _ in range(num_layers)]
+        self.num_bytes = num_layers * layout.num_bytes
+
+    def planes(self, layer: int) -> RingPlanes:
+        return self._planes[layer]
+
+    def wrote(self, layer: int, slots: Sequence[Slots]) -> None:
+        """Nothing to do: the layer is where it belongs."""
 
 
 class KVRing:
     """Keys and values of one denoising step of one session."""
 
-    def __init__(self, keys_LWSNd: Tensor, values_LWSNd: Tensor, *, start_frame: int = 0) -> None:
-        assert keys_LWSNd.shape == values_LWSNd.shape
-        self._keys_LWSNd = keys_LWSNd
-        self._values_LWSNd = values_LWSNd
+    def __init__(self, layout: RingLayout, storage: RingStorage, *, start_frame: int = 0) -> None:
+        """`start_frame` is the first latent frame that will be written."""
+        self._layout, self._storage = layout, storage
         self._start_frame = start_frame
 
     @classmethod
     def allocate(
-        cls,
-        *,
-        num_layers: int,
-        window: int,
-        tokens_per_frame: int,
-        num_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        start_frame: int = 0,
+        cls, layout: RingLayout, *, num_layers: int, device: torch.device, start_frame: int = 0
     ) -> KVRing:
-        """An empty ring; `start_frame` is the first latent frame that will be written."""
-        shape = (num_layers, window, tokens_per_frame, num_heads, head_dim)
-        keys, values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
-        return cls(keys, values, start_frame=start_frame)
+        """An empty ring that stays on `device`."""
+
+        def allocate(num_bytes: int) -> Tensor:
+            return torch.empty(num_bytes, dtype=torch.uint8, device=device)
+
+        storage = ResidentRing(layout, num_layers=num_layers, allocate=allocate)
+        return cls(layout, storage, start_frame=start_frame)
 
     @property
     def window(self) -> int:
-        return self._keys_LWSNd.shape[1]
+        return self._layout.window
 
     @property
     def num_bytes(self) -> int:
-        return 2 * self._keys_LWSNd.nbytes
+        return self._storage.num_bytes
 
     def write(self, layer: int, first_frame: int, k_TNd: Tensor, v_TNd: Tensor) -> None:
         """Store the frames from `first_frame` on in place of the oldest ones."""
-        slots = self._slots(first_frame, k_TNd.shape[0])
-        frames = (len(slots), *self._keys_LWSNd.shape[2:])
-        runs = _consecutive_runs(slots)
-        for buffer, tokens in (
-            (self._keys_LWSNd[layer], k_TNd),
-            (self._values_LWSNd[layer], v_TNd),
-        ):
-            new = tokens.view(frames)
-            for begin, slot, count in runs:
-                buffer[slot : slot + count] = new[begin : begin + count]
+        layout, planes = self._layout, self._storage.planes(layer)
+        runs = self._runs(first_frame, k_TNd.shape[0] // layout.tokens_per_frame)
+        for stored, x_TNd in ((planes.keys, k_TNd), (planes.values, v_TNd)):
+            encoded = layout.codec.encode(x_TNd.unflatten(0, (-1, layout.tokens_per_frame)))
+            for plane_WS, new_FS in zip(stored, encoded, strict=True):
+                for begin, slot, count in runs:
+                    plane_WS[slot : slot + count] = new_FS[begin : begin + count]
+        self._storage.wrote(layer, [(slot, count) for _, slot, count in runs])
 
-    def read(self, layer: int, next_frame: int) -> KeyValue:
-        """k_TNd and v_TNd of every frame kept, `next_frame` being the first not written yet."""
-        filled = min(self.window, next_frame - self._start_frame)
-        return (
-            self._keys_LWSNd[layer, :filled].flatten(0, 1),
-            self._values_LWSNd[layer, :filled].flatten(0, 1),
-        )
+    def num_tokens(self, next_frame: int) -> int:
+        """Tokens kept, `next_frame` being the first frame not written yet."""
+        return self._num_filled(next_frame) * self._layout.tokens_per_frame
 
-    def _slots(self, first_frame: int, num_tokens: int) -> list[int]:
-        num_frames = num_tokens // self._keys_LWSNd.shape[2]
+    def read_into(self, layer: int, next_frame: int, k_TNd: Tensor, v_TNd: Tensor) -> None:
+        """Put every token kept into k_TNd and v_TNd, of `num_tokens(next_frame)` tokens each."""
+        filled, planes = self._num_filled(next_frame), self._storage.planes(layer)
+        for stored, out_TNd in ((planes.keys, k_TNd), (planes.values, v_TNd)):
+            out_FSNd = out_TNd.unflatten(0, (filled, -1))
+            self._layout.codec.decode_into([plane[:filled] for plane in stored], out_FSNd)
+
+    def _num_filled(self, next_frame: int) -> int:
+        return min(self.window, next_frame - self._start_frame)
+
+    def _runs(self, first_frame: int, num_frames: int) -> list[tuple[int, int, int]]:
+        """(index, slot, count) of each run of new frames without a wrap."""
         assert num_frames <= self.window, "a block does not fit the window"
         start = first_frame - self._start_frame
         assert start >= 0, "a frame before the ring's first"
-        return [(start + i) % self.window for i in range(num_frames)]
-
-
-def _consecutive_runs(slots: list[int]) -> list[tuple[int, int, int]]:
-    """(index, slot, count) of each run without a wrap."""
-    wrap = next((i for i in range(1, len(slots)) if slots[i] == 0), len(slots))
-    runs = [(0, slots[0], wrap)]
-    if wrap < len(slots):
-        runs.append((wrap, 0, len(slots) - wrap))
-    return runs
+        slot = start % self.window
+        whole = min(num_frames, self.window - slot)
+        runs = [(0, slot, whole)]
+        if whole < num_frames:
+            runs.append((whole, 0, num_frames - whole))
+        return runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +200,13 @@ class PlacedSink:
     sink: Sink
     ref_keys_LSNd: Tensor
 
-    def parts(self, layer: int) -> list[KeyValue]:
-        """The reference's and the motion's keys and values."""
+    @property
+    def num_tokens(self) -> int:
+        return self.sink.values_LTNd.shape[1]
+
+    def read_into(self, layer: int, k_TNd: Tensor, v_TNd: Tensor) -> None:
+        """Put the keys [reference | motion] and the values into k_TNd and v_TNd."""
         num_ref = self.ref_keys_LSNd.shape[1]
-        values = self.sink.values_LTNd[layer]
-        return [
-            (self.ref_keys_LSNd[layer], values[:num_ref]),
-            (self.sink.motion_keys_LTNd[layer], values[num_ref:]),
-        ]
+        k_TNd[:num_ref] = self.ref_keys_LSNd[layer]
+        k_TNd[num_ref:] = self.sink.motion_keys_LTNd[layer]
+        v_TNd.copy_(self.sink.values_LTNd[layer])
