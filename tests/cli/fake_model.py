@@ -66,7 +66,7 @@ class FakeModel:
         self.error, self.how = error, {"fail_at": fail_at, "noise": noise}
         self.session: FakeSession | None = None
 
-    def load(self, name: str | Path, **how: str | None) -> FakeModel:
+    def load(self, name: str | Path, **how: Any) -> FakeModel:
         self.asked.load = {"name": name, **how}
         return self
 

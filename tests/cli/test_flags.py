@@ -66,8 +66,8 @@ PUBLIC = (
 )
 BY_NAME = {flag.name: flag for flag in FLAGS}
 ALL_NAMES = [spelling.split("/")[0].lstrip("-") for flag in FLAGS for spelling in flag.spellings]
-DRIVEN = {"image", "audio", "prompt", "output", "save_dir", "model", "device", "precision",
-          "json", "quiet", "verbose", "debug"}  # fmt: skip
+DRIVEN = {"image", "audio", "prompt", "prompt_embedding", "output", "save_dir", "model", "lora",
+          "device", "precision", "json", "quiet", "verbose", "debug"}  # fmt: skip
 
 
 def on_cpu() -> bool:
@@ -196,6 +196,23 @@ def test_offload_model(value: str, where: object, accepted: bool) -> None:
 def test_a_value_of_the_wrong_kind(name: str, value: str, expected: str) -> None:
     with pytest.raises(UsageError, match=f'^--{name}: expected {expected}, got "{value}"$'):
         judge({name: value}, on_cpu=on_cpu)
+
+
+def test_fp8_is_a_precision_and_contradicts_another() -> None:
+    assert judge(given(fp8=True), on_cpu=on_cpu).settings == {"precision": "fp8"}
+    assert judge(given(fp8=True, precision="fp8"), on_cpu=on_cpu).settings == {"precision": "fp8"}
+    with pytest.raises(
+        UsageError, match=r"^--fp8: asks for precision fp8, and --precision for int4"
+    ):
+        judge(given(fp8=True, precision="int4"), on_cpu=on_cpu)
+
+
+def test_the_public_script_with_an_adapter() -> None:
+    flags = given(load_lora=True, lora="Quark-Vision/Live-Avatar", training_config="a.yaml")
+    judgement = judge(flags, on_cpu=on_cpu)
+    assert judgement.settings == {"lora": "Quark-Vision/Live-Avatar"}
+    assert set(judgement.accepted) == {"load_lora", "training_config"}
+    assert set(BY_NAME["lora"].spellings) == {"--lora", "--lora_path", "--lora_path_dmd"}
 
 
 def test_the_device_is_only_asked_for_where_it_matters() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fake_model import FRAMES, NUM_BLOCKS, FakeModel
 from PIL import Image
 
@@ -19,6 +20,7 @@ from lipcast.cli.main import main
 from lipcast.core.request import GenerateOptions
 from lipcast.errors import InputError, OutputError
 from lipcast.media.video import read_video
+from lipcast.weights.prompts import PromptEmbedding, write_embedding
 
 VERBS = ("generate", "info", "plan", "bench")
 
@@ -64,7 +66,8 @@ def test_a_video_is_made_and_reported(
     assert 0 < told["time_to_first_frame_s"] <= told["elapsed_s"]
     assert told["peak_rss_bytes"] > 2**20
     assert "a.mp4: 48 frames, 1.92 s" in said
-    assert model.asked.load == {"name": "tiny", "device": None, "precision": None}
+    asked_load = {"name": "tiny", "device": None, "precision": None, "loras": ()}
+    assert model.asked.load == asked_load
     asked = model.asked.stream
     assert asked["image"].size == (64, 64)
     assert (asked["audio"], asked["prompt"]) == (Path("hello.wav"), "calm")
@@ -163,6 +166,34 @@ def test_debug_shows_the_traceback(
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_adapters_and_precision_reach_the_model(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = install(monkeypatch, FakeModel())
+    flags = ["--load_lora", "--lora_path_dmd", "a b.safetensors", "--lora", "c:0.5", "--fp8"]
+    assert generate("-q", *flags) == 0
+    assert model.asked.load["loras"] == ("a b.safetensors", "c:0.5")
+    assert model.asked.load["precision"] == "fp8"
+
+
+def test_a_prompt_comes_as_text_or_as_a_file(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = install(monkeypatch, FakeModel())
+    path = files / "prompt.safetensors"
+    assert generate("--prompt_embedding", "prompt.safetensors") == 3
+    assert (
+        "--prompt_embedding: expected a prompt embedding, found nothing" in capsys.readouterr().err
+    )
+    path.write_text("a calm man, in words and not in numbers")
+    assert generate("--prompt_embedding", "prompt.safetensors") == 4
+    assert "prompt.safetensors: expected a safetensors file" in capsys.readouterr().err
+    assert generate("--prompt_embedding", "prompt.safetensors", "--prompt", "calm") == 2
+    write_embedding(path, PromptEmbedding(torch.zeros(3, 8), "calm", ""))
+    assert generate("--prompt_embedding", "prompt.safetensors") == 0
+    assert model.asked.stream["prompt"] == Path("prompt.safetensors")
+
+
 def test_quiet_says_nothing(
     files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,8 +209,8 @@ def test_quiet_says_nothing(
         (["generate", "--size"], "'--size' requires an argument"),
         (["generate", "stray"], "stray"),
         (["conjure"], "No such command 'conjure'"),
-        (["generate", "--fp8"], "--fp8: 8-bit weights are not in this version"),
-        (["generate", "--lora-path-dmd", "x"], "--lora_path_dmd: adapters are not"),
+        (["generate", "--pose-video", "x"], "--pose_video: driving by a pose video is not"),
+        (["generate", "--fp8", "--precision", "int4"], "--fp8: asks for precision fp8, and"),
         (["info", "--infer_frames", "30"], "infer_frames: expected a multiple of 4"),
         (["info", "--model", "nowhere"], "14b is the published model without its files"),
     ],

@@ -10,6 +10,8 @@ class Kind(Enum):
     """What a flag's value is; the word is what the help shows."""
 
     TEXT = "TEXT"
+    TEXTS = "TEXT ..."
+    """May be given several times; arrives as one text of several lines."""
     WHOLE = "INTEGER"
     NUMBER = "NUMBER"
     TRUTH = "True/False"
@@ -31,9 +33,13 @@ class Group(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sets:
-    """The value is used: it sets `target`, or what the flag is called."""
+    """The value is used: it sets `target`, or what the flag is called.
+
+    A switch with a `value` sets the target to that: another spelling of `--target value`.
+    """
 
     target: str = ""
+    value: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,12 @@ _FILES = (
     ),
     Flag("prompt", Group.FILES, Kind.TEXT, "What the picture shows and how the person behaves."),
     Flag(
+        "prompt_embedding",
+        Group.FILES,
+        Kind.TEXT,
+        "Instead of --prompt: a file of `lipcast encode-prompt`, which needs no text encoder here.",
+    ),
+    Flag(
         "output",
         Group.FILES,
         Kind.TEXT,
@@ -41,9 +47,18 @@ _FILES = (
         "model",
         Group.FILES,
         Kind.TEXT,
-        "The embedded model `tiny`, or the folder of a checkpoint.",
+        "The embedded model `tiny`, a model that was pulled, or the folder of a checkpoint, published "
+        "or converted.",
         default="tiny",
         also=("--ckpt_dir",),
+    ),
+    Flag(
+        "lora",
+        Group.FILES,
+        Kind.TEXTS,
+        "An adapter, as path or path:weight, merged into the weights while they are read; may be "
+        "given several times. The published one is merged where it lies beside the weights.",
+        also=("--lora_path", "--lora_path_dmd"),
     ),
 )
 
@@ -129,7 +144,17 @@ _MACHINE = (
     Flag(
         "device", Group.MACHINE, Kind.TEXT, "cpu, cuda or cuda:1.", default="a GPU if there is one"
     ),
-    Flag("precision", Group.MACHINE, Kind.TEXT, "fp32 or bf16.", default="what suits the device"),
+    Flag(
+        "precision",
+        Group.MACHINE,
+        Kind.TEXT,
+        "fp32 or bf16 to compute in; fp8, int8 or int4 for weights that are quantised while they "
+        "are read.",
+        default="what suits the device",
+    ),
+    Flag(
+        "fp8", Group.MACHINE, Kind.SWITCH, "The same as --precision fp8.", Sets("precision", "fp8")
+    ),
 )
 
 _TALK = (
@@ -206,12 +231,23 @@ _PUBLIC = (
     _anyway(
         "convert_model_dtype", Kind.SWITCH, (True,), "weights have the precision of the computation"
     ),
-    _anyway("using_merged_ckpt", Kind.SWITCH, (True,), "the checkpoint is taken as it is"),
+    _anyway(
+        "using_merged_ckpt",
+        Kind.SWITCH,
+        (True,),
+        "an adapter is merged only if it is named or lies beside the weights",
+    ),
+    _anyway(
+        "load_lora",
+        Kind.SWITCH,
+        (True,),
+        "an adapter that is named or lies beside the weights is merged",
+    ),
     _anyway(
         "training_config",
         Kind.TEXT,
         None,
-        "only an adapter would need the settings of the training",
+        "rank and alpha of an adapter are read from its file",
     ),
     _anyway("single_gpu", Kind.SWITCH, (True,), _ONE_DEVICE),
     _anyway("num_gpus_dit", Kind.WHOLE, (1,), _ONE_DEVICE, f"expected 1; {_LEAVE_OUT_GPUS}"),
@@ -223,17 +259,6 @@ _PUBLIC = (
 
 _SWITCHES, _VALUES = Kind.SWITCH, Kind.TEXT
 _NOT_BUILT: tuple[tuple[str, Kind, tuple[str, ...]], ...] = (
-    ("8-bit weights are not in this version; leave it out", _SWITCHES, ("fp8",)),
-    (
-        "adapters are not in this version; give a checkpoint that has the adapter merged",
-        _SWITCHES,
-        ("load_lora",),
-    ),
-    (
-        "adapters are not in this version; give a checkpoint that has the adapter merged",
-        _VALUES,
-        ("lora_path", "lora_path_dmd"),
-    ),
     (_LEAVE_OUT_GPUS, _SWITCHES, ("enable_vae_parallel", "t5_fsdp", "dit_fsdp")),
     ("the sound decides the length; bound it with --num_clip", _VALUES, ("frame_num",)),
     ("driving by a pose video is not in this version; leave it out", _VALUES, ("pose_video",)),

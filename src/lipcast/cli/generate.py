@@ -53,8 +53,13 @@ def generate(given: Mapping[str, Given]) -> None:
         lipcast generate --image me.png --audio hello.wav --prompt "a calm man" \\
           --ckpt_dir ckpt/Wan2.2-S2V-14B --size "704*384" --infer_frames 48
 
-    A public flag that this version cannot follow (--fp8, --load_lora, --enable_vae_parallel ...)
-    is refused with the reason, never ignored.
+    Smaller weights, and adapters, while loading:
+
+        lipcast generate --image me.png --audio hello.wav --ckpt_dir ckpt/Wan2.2-S2V-14B \\
+          --precision int8 --lora style.safetensors:0.8
+
+    A public flag that this version cannot follow (--enable_vae_parallel, --pose_video ...) is
+    refused with the reason, never ignored.
     """
     talk = Talk.begin(given)
     meter = Meter()
@@ -80,12 +85,15 @@ def _make(request: GenerateRequest, meter: Meter, bar: ProgressBar, talk: Talk) 
     from lipcast.media.image import load_portrait
 
     portrait = load_portrait(request.image)  # before the model, which may take minutes
+    _check_model(request)
     if notice := _NOTICES.get(request.model):
         talk.warn(notice)
     talk.detail(f"loading model {request.model}")
     from lipcast.api import load
 
-    model = load(request.model, device=request.device, precision=request.precision)
+    model = load(
+        request.model, device=request.device, precision=request.precision, loras=request.loras
+    )
     options = asdict(request.options)
     with model.stream(
         image=portrait, audio=request.audio, prompt=request.prompt, **options
@@ -100,6 +108,18 @@ def _make(request: GenerateRequest, meter: Meter, bar: ProgressBar, talk: Talk) 
             document = _document(request, meter, session, talk)
             raise _unfinished(error, request, meter, document) from error
         return {"status": "finished"} | _document(request, meter, session, talk)
+
+
+def _check_model(request: GenerateRequest) -> None:
+    """Find out before minutes of loading that a part of the model is not there."""
+    from lipcast.weights.checkpoint import ALL_PARTS, MODEL_PARTS, checkpoint_dir, find_checkpoint
+
+    if isinstance(request.prompt, Path):
+        from lipcast.weights.prompts import read_embedding
+
+        read_embedding(request.prompt)
+    need = MODEL_PARTS if isinstance(request.prompt, Path) else ALL_PARTS
+    find_checkpoint(checkpoint_dir(request.model), need=need)
 
 
 def _record(session: Session, output: Path, meter: Meter, bar: ProgressBar) -> None:

@@ -42,10 +42,20 @@ def judge(given: Mapping[str, Given], *, on_cpu: Callable[[], bool]) -> Judgemen
             raise NotBuiltError(f"--{flag.name}: {flag.rule.sentence}")
         value = parse(flag, given[flag.name])
         if isinstance(flag.rule, Sets):
-            settings[flag.target] = value
+            _set(settings, flag, flag.rule.value or value)
         else:
             accepted[flag.name] = _accept(flag, flag.rule, value, on_cpu=on_cpu)
     return Judgement(MappingProxyType(settings), MappingProxyType(accepted))
+
+
+def _set(settings: dict[str, Value], flag: Flag, value: Value) -> None:
+    """Two flags may set the same; they may not contradict each other."""
+    before = settings.setdefault(flag.target, value)
+    if before != value:
+        raise UsageError(
+            f"--{flag.name}: asks for {flag.target} {value}, and --{flag.target} for {before}; "
+            "leave one of them out"
+        )
 
 
 def _accept(flag: Flag, rule: Anyway, value: Value, *, on_cpu: Callable[[], bool]) -> str:
@@ -91,7 +101,7 @@ def _truth(text: str) -> bool | None:
 
 
 _PARSERS: Mapping[Kind, Callable[[str], Value | None]] = MappingProxyType(
-    {Kind.TEXT: str, Kind.WHOLE: _whole, Kind.NUMBER: _number, Kind.TRUTH: _truth}
+    {Kind.TEXT: str, Kind.TEXTS: str, Kind.WHOLE: _whole, Kind.NUMBER: _number, Kind.TRUTH: _truth}
 )
 _EXPECTED: Mapping[Kind, str] = MappingProxyType(
     {Kind.WHOLE: "a whole number", Kind.NUMBER: "a number", Kind.TRUTH: "True or False"}

@@ -22,9 +22,10 @@ def with_flags(flags: Iterable[Flag]) -> Callable[[Callable[..., None]], Callabl
     """Give a function that takes a mapping of the given flags the parameters of `flags`."""
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
-        def command(**values: Given | None) -> None:
+        def command(**values: Given | list[str] | None) -> None:
+            given = {k: _joined(v) for k, v in values.items() if v is not None and v != []}
             try:
-                verb({name: value for name, value in values.items() if value is not None})
+                verb(given)
             except KeyboardInterrupt as error:
                 # Here, because typer turns it into an exit without a word.
                 raise CancelledError("stopped; nothing was written") from error
@@ -37,6 +38,11 @@ def with_flags(flags: Iterable[Flag]) -> Callable[[Callable[..., None]], Callabl
     return decorate
 
 
+def _joined(value: Given | list[str]) -> Given:
+    """What was given several times as one text of several lines."""
+    return "\n".join(value) if isinstance(value, list) else value
+
+
 def _parameter(flag: Flag) -> Parameter:
     is_bare = flag.kind in {Kind.SWITCH, Kind.TOGGLE}
     option: Any = typer.Option(
@@ -47,7 +53,7 @@ def _parameter(flag: Flag) -> Parameter:
         rich_help_panel=flag.group.value,
         hidden=flag.group is Group.REFUSED,
     )
-    value_type: Any = (bool if is_bare else str) | None
+    value_type: Any = (bool if is_bare else list[str] if flag.kind is Kind.TEXTS else str) | None
     annotation = Annotated[value_type, option]
     return Parameter(flag.name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 

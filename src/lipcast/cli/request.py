@@ -29,11 +29,13 @@ class GenerateRequest:
 
     image: Path
     audio: Path
-    prompt: str
+    prompt: str | Path
+    """A text, or the file of its embedding."""
     output: Path
     model: str
     device: str | None
     precision: str | None
+    loras: tuple[str, ...]
     options: GenerateOptions
     accepted: Mapping[str, str]
 
@@ -50,14 +52,23 @@ def read_request(given: Mapping[str, Given], *, on_cpu: Callable[[], bool]) -> G
     return GenerateRequest(
         image=image,
         audio=audio,
-        prompt=str(settings.get("prompt", "")),
+        prompt=_prompt(settings),
         output=output,
         model=str(settings.get("model", "tiny")),
         device=_text(settings, "device"),
         precision=_text(settings, "precision"),
+        loras=tuple(str(settings.get("lora", "")).splitlines()),
         options=options,
         accepted=dict(judgement.accepted),
     )
+
+
+def _prompt(settings: Mapping[str, object]) -> str | Path:
+    if "prompt_embedding" not in settings:
+        return str(settings.get("prompt", ""))
+    if "prompt" in settings:
+        raise UsageError("expected --prompt or --prompt_embedding, got both; leave one out")
+    return _input_file(settings, "prompt_embedding", "a prompt embedding")
 
 
 def _text(settings: Mapping[str, object], name: str) -> str | None:
