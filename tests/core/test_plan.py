@@ -233,7 +233,7 @@ def test_measured_memory_of_the_public_implementation(
 ) -> None:
     dit = PUBLISHED.dit
     at = Geometry.of(dit, PUBLISHED.vae, height=height, width=width, infer_frames=frames)
-    weights = sum(sizes.layer_bytes(dit, precision)) + sizes.root_bytes(dit, precision)
+    weights = sizes.dit_bytes(dit, precision)
     token = dit.num_layers * sizes.kv_bytes_per_token(dit, "bf16")
     kv = (4 * at.window * at.tokens_per_frame + 2800) * token
     assert weights / GIB == pytest.approx(loaded, rel=0.01)

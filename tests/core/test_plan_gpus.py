@@ -73,7 +73,7 @@ def test_ulysses_divides_rings_and_sharding_divides_weights() -> None:
     }
     rings, weights = "KV rings", "weights of layers"
     assert parts["whole"][rings] == 4 * parts["ulysses"][rings] == 3 * parts["stage"][rings]
-    widest = 509_246_464  # a layer with its injector, fp8
+    widest = 351_755_264  # what a tick needs of a layer with its injector, fp8
     assert parts["sharded"][weights] == -(-parts["whole"][weights] // 4) + 2 * widest
     assert make_plan(request, Share(ulysses=4)).time.compute_s < whole.time.compute_s / 3
 

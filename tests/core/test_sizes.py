@@ -19,12 +19,14 @@ from lipcast.core import sizes
 from lipcast.core.config import DiTConfig, TextConfig, VAEConfig
 from lipcast.core.geometry import Geometry
 from lipcast.core.tensors import (
+    WEIGHT_USES,
     SpeechShape,
     Tensors,
     below,
     dit_layer_tensors,
     dit_root_tensors,
     dit_tensors,
+    dit_used_tensors,
     num_parameters,
     num_speech_parameters,
     text_tensors,
@@ -125,6 +127,21 @@ def test_a_block_and_its_injector() -> None:
     assert parts == 16_295_755_609
 
 
+def test_uses_divide_a_layer() -> None:
+    config = DiTConfig()
+    layer = dit_layer_tensors(config, 0)
+    found = {use: dit_used_tensors(config, 0, use) for use in WEIGHT_USES}
+    assert sum(map(len, found.values())) == len(layer)
+    assert {name: shape for part in found.values() for name, shape in part.items()} == layer
+    assert {name.split(".", 2)[2].rpartition(".")[0] for name in found["prompt"]} == {
+        "cross_attn.k", "cross_attn.v", "cross_attn.norm_k",
+    }  # fmt: skip
+    assert {name.partition(".")[2].rpartition(".")[0] for name in found["voice"]} == {
+        "injector.0.k", "injector.0.v", "injector.0.norm_k", "injector_adain_layers.0.linear",
+    }  # fmt: skip
+    assert not dit_used_tensors(config, 1, "voice")
+
+
 @pytest.mark.parametrize(
     ("precision", "measured_gib", "within"),
     # Measured after loading the public implementation on an H100; 4 bits: the published estimate.
@@ -134,7 +151,7 @@ def test_weights_of_the_transformer(
     precision: sizes.Precision, measured_gib: float, within: float
 ) -> None:
     config = DiTConfig()
-    stored = sum(sizes.layer_bytes(config, precision)) + sizes.root_bytes(config, precision)
+    stored = sizes.dit_bytes(config, precision)
     assert stored / GIB == pytest.approx(measured_gib, rel=within)
 
 

@@ -23,7 +23,8 @@ from lipcast.core.geometry import Geometry
 from lipcast.models import dit as dit_module
 from lipcast.models import vae as vae_module
 from lipcast.models.kv_codec import PlainCodec
-from lipcast.models.kv_ring import KVRing, PlacedSink, RingLayout, Sink
+from lipcast.models.kv_ring import KVRing, RingLayout
+from lipcast.models.sink import Sink
 
 BF16: dict[str, Any] = {"dtype": torch.bfloat16}
 CONFIG = DiTConfig(
@@ -96,16 +97,16 @@ def lane(model: dit_module.DiT, geometry: Geometry) -> dit_module.Lane:
     codec = PlainCodec(heads, head_dim, torch.bfloat16)
     layout = RingLayout(codec, geometry.window, tokens)
     ring = KVRing.allocate(layout, num_layers=layers, device=torch.device("cpu"))
-    num_motion = geometry.sink_tokens - tokens
-    ref, motion, values, placed = (
-        torch.empty(layers, count, heads, head_dim, **BF16)
-        for count in (tokens, num_motion, geometry.sink_tokens, tokens)
-    )
+    height, width = geometry.latent_height, geometry.latent_width
+    sink_layout = model.sink_layout(height, width)
+    assert sink_layout.num_tokens == geometry.sink_tokens
+    sink = Sink.allocate(sink_layout, num_layers=layers, device=torch.device("cpu"))
+    placed = torch.empty(layers, tokens, heads, head_dim, **BF16)
     text = torch.empty(CONFIG.text_len, heads, head_dim, **BF16)
     conditions = dit_module.BlockConditions(
         first_frame=100,
         rotary=table,
-        sink=PlacedSink(Sink(ref, motion, values), placed),
+        sink=sink.place(table, placed),
         text=((text, text),) * layers,
         audio=model.encode_audio(voice()),
     )

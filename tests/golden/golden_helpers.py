@@ -12,8 +12,9 @@ from safetensors import safe_open
 from lipcast.core.config import DiTConfig
 from lipcast.models.dit import BlockConditions, DiT, Lane, TimeRows
 from lipcast.models.kv_codec import PlainCodec
-from lipcast.models.kv_ring import KVRing, RingLayout, Sink
+from lipcast.models.kv_ring import KVRing, RingLayout
 from lipcast.models.rope import ref_frame
+from lipcast.models.sink import Sink
 
 DEFAULT_DIR = Path(__file__).parent / "data"
 
@@ -91,6 +92,11 @@ class Driver:
             plain_ring(config, window, tokens, num_layers=config.num_layers) for _ in timesteps
         ]
 
+    def new_sink(self) -> Sink:
+        layout = self.model.sink_layout(*self.latent_hw)
+        num_layers = self.model.config.num_layers
+        return Sink.allocate(layout, num_layers=num_layers, device=self.model.device)
+
     def velocity(
         self,
         latent: torch.Tensor,
@@ -106,7 +112,9 @@ class Driver:
         conditions = BlockConditions(
             first_frame=first,
             rotary=self.model.block_rotary(first, *self.latent_hw),
-            sink=sink.place(self.model.ref_rotary(ref_frame(first, distance), *self.latent_hw)),
+            sink=sink.place(
+                self.model.ref_rotary(ref_frame(first, distance), *self.latent_hw), None
+            ),
             text=self.text,
             audio=self.model.encode_audio(features, mask),
         )

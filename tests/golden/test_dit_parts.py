@@ -8,9 +8,10 @@ from golden_helpers import dit_config, max_error, plain_ring, read_ring
 
 from lipcast.models.attention import attend
 from lipcast.models.audio import AudioConditioning, AudioInjector, CausalAudioEncoder
-from lipcast.models.dit import TransformerBlock, _SinkCollector
+from lipcast.models.dit import TransformerBlock, _SinkAttention
 from lipcast.models.motion import FramePacker
 from lipcast.models.rope import Rotary
+from lipcast.models.sink import Sink, SinkLayout
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -65,11 +66,15 @@ def test_audio_encoder_before_the_cut(golden):
     assert max_error(local, case["mid/one_actor/local_all"]) <= 1e-5
 
 
+def _prepare(injector, tokens):
+    return tuple(injector.prepare(i, *tokens) for i in range(len(injector.injector)))
+
+
 @pytest.mark.parametrize("name", ["one_actor", "two_actors"])
 def test_injector(golden, name):
     case = golden("case03")
     config, encoder, injector = _audio_parts(case)
-    prepared = injector.prepare(*encoder(case[f"inputs/{name}/audio_block"]))
+    prepared = _prepare(injector, encoder(case[f"inputs/{name}/audio_block"]))
     mask = None
     if f"inputs/{name}/mask" in case:
         mask = case[f"inputs/{name}/mask"][:, : config.num_frames_per_block].flatten(2)
@@ -85,7 +90,7 @@ def test_injector_small_activations(golden):
     """Sensitive to the epsilon of the AdaLN: 1e-5, not 1e-6."""
     case = golden("case03")
     config, encoder, injector = _audio_parts(case)
-    audio = AudioConditioning(injector.prepare(*encoder(case["inputs/one_actor/audio_block"])))
+    audio = AudioConditioning(_prepare(injector, encoder(case["inputs/one_actor/audio_block"])))
     x = case["inputs/one_actor/small_hidden"][0].view(config.num_frames_per_block, -1, config.dim)
     got = injector(0, x, audio).flatten(0, 1)
     assert max_error(got, case["outputs/one_actor/small_hidden"][0]) <= 1e-5
@@ -100,31 +105,32 @@ def _block(case, golden):
     return config, block, text
 
 
-def _collector(config, case, distance_frame):
+def _prefilled(config, case, block, text, name):
+    """(output, sink, motion positions) of one block over the condition tokens."""
     height, width = (n // 2 for n in case.meta["lat"])
     rotary = Rotary(config.head_dim, half_precision_tables=True)
-    return _SinkCollector(
-        rotary.video(distance_frame, 1, height, width), rotary.motion(height, width), 1
-    )
+    ref, motion = rotary.video(30, 1, height, width), rotary.motion(height, width)
+    heads = config.num_heads, config.head_dim
+    layout = SinkLayout(ref.num_tokens, motion.num_tokens, *heads, torch.float32)
+    sink = Sink.allocate(layout, num_layers=1, device=torch.device("cpu"))
+    rows = case[f"inputs/{name}/e"][:, 0, :, 1]
+    x = block(case[f"inputs/{name}/x"], rows, _SinkAttention(0, sink, ref, motion), [text])
+    return x, sink, motion
 
 
 @pytest.mark.parametrize("name", ["prefill", "small"])
 def test_block_prefill(golden, name):
     case = golden("case04")
     config, block, text = _block(case, golden)
-    collector = _collector(config, case, 30)
-    rows = case[f"inputs/{name}/e"][:, 0, :, 1]
-    x = block(case[f"inputs/{name}/x"], rows, collector.attend, [text])
-    sink = collector.sink()
-    num_ref = sink.ref_keys_LSNd.shape[1]
+    x, sink, motion = _prefilled(config, case, block, text, name)
+    kept, num_ref = sink.planes(0), sink.layout.num_ref
     expected_k = case[f"outputs/{name}/cond_k"][0]
-    assert max_error(sink.ref_keys_LSNd[0], expected_k[:num_ref]) <= 2e-5
-    motion = collector._motion.apply(expected_k[num_ref:])
-    assert max_error(sink.motion_keys_LTNd[0], motion) <= 2e-5
+    assert max_error(kept.ref_keys_SNd, expected_k[:num_ref]) <= 2e-5
+    assert max_error(kept.motion_keys_MNd, motion.apply(expected_k[num_ref:])) <= 2e-5
     if f"outputs/{name}/x" in case:
         assert max_error(x, case[f"outputs/{name}/x"]) <= 2e-5
     if f"outputs/{name}/cond_v" in case:
-        assert max_error(sink.values_LTNd[0], case[f"outputs/{name}/cond_v"][0]) <= 2e-5
+        assert max_error(kept.values_TNd, case[f"outputs/{name}/cond_v"][0]) <= 2e-5
 
 
 def test_block_streaming(golden):
@@ -133,8 +139,7 @@ def test_block_streaming(golden):
     config, block, text = _block(case, golden)
     height, width = (n // 2 for n in case.meta["lat"])
     tokens, frames = height * width, config.num_frames_per_block
-    collector = _collector(config, case, 30)
-    block(case["inputs/prefill/x"], case["inputs/prefill/e"][:, 0, :, 1], collector.attend, [text])
+    _, sink, _ = _prefilled(config, case, block, text, "prefill")
     window = case["outputs/block0/ring_k"].shape[1] // tokens
     ring = plain_ring(config, window, tokens, num_layers=1)
     rotary = Rotary(config.head_dim, half_precision_tables=True)
@@ -142,15 +147,15 @@ def test_block_streaming(golden):
     for i, distance in enumerate(distances):
         first = int(case[f"inputs/block{i}/current_start"]) // tokens
         table = rotary.video(first, frames, height, width)
-        placed = collector.sink().place(rotary.video(max(30, first + distance), 1, height, width))
+        placed = sink.place(rotary.video(max(30, first + distance), 1, height, width), None)
 
         def stream(q, k, v, first=first, table=table, placed=placed):
             q, k, v = (x.flatten(0, 1) for x in (q, k, v))
             ring.write(0, first, table.apply(k), v)
             remembered = read_ring(ring, 0, first + frames, config)
-            sink = [torch.empty(placed.num_tokens, *k.shape[1:]) for _ in range(2)]
-            placed.read_into(0, *sink)
-            parts = zip(remembered, sink, strict=True)
+            conditions = [torch.empty(placed.num_tokens, *k.shape[1:]) for _ in range(2)]
+            placed.read_into(0, *conditions)
+            parts = zip(remembered, conditions, strict=True)
             out = attend(table.apply(q), *(torch.cat(part) for part in parts))
             return out.view(frames, tokens, *q.shape[1:])
 

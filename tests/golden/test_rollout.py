@@ -13,7 +13,7 @@ import torch
 from golden_helpers import Driver, build_dit, max_error, read_ring
 
 from lipcast.core.timesteps import flow_schedule
-from lipcast.models.kv_ring import Sink
+from lipcast.models.sink import Sink
 
 CASES = ["case05a", "case05b", "case05c", "case05d", "case05e"]
 
@@ -39,18 +39,19 @@ def _sinks(model, driver, case) -> list[Sink]:
         )
         if motion is None:
             return found
-        found.append(model.prefill(case[ref][0], motion[0][:, -19:], driver.text))
+        found.append(driver.new_sink())
+        model.prefill(case[ref][0], motion[0][:, -19:], driver.text, found[-1])
     return found
 
 
 def _check_sink(sink: Sink, case, index: int) -> None:
-    num_ref = sink.ref_keys_LSNd.shape[1]
-    for layer in range(sink.ref_keys_LSNd.shape[0]):
+    for layer in range(sink.num_layers):
         name = f"outputs/prefill{index}/layer{layer}/cond"
         if f"{name}_k" not in case:
             continue
-        assert max_error(sink.ref_keys_LSNd[layer], case[f"{name}_k"][0, :num_ref]) <= 2e-5
-        assert max_error(sink.values_LTNd[layer], case[f"{name}_v"][0]) <= 2e-5
+        kept, num_ref = sink.planes(layer), sink.layout.num_ref
+        assert max_error(kept.ref_keys_SNd, case[f"{name}_k"][0, :num_ref]) <= 2e-5
+        assert max_error(kept.values_TNd, case[f"{name}_v"][0]) <= 2e-5
 
 
 def _motion_source(case, golden):
@@ -77,7 +78,8 @@ def test_rollout(golden, name):
     first = _motion_source(case, golden)
     motion = first["mid/prefill0/motion_latents"][0][:, -19:]
     ref = (case if "mid/prefill0/ref_latents" in case else first)["mid/prefill0/ref_latents"][0]
-    sink = model.prefill(ref, motion, driver.text)
+    sink = driver.new_sink()
+    model.prefill(ref, motion, driver.text, sink)
     _check_sink(sink, case, 0)
     mask = None
     if "mid/actor_mask_processed" in case:
@@ -86,7 +88,7 @@ def test_rollout(golden, name):
     for b in range(num_blocks):
         if b == blocks_per_clip and "mid/prefill1/ref_latents" in case:
             motion = case["mid/prefill1/motion_latents"][0][:, -19:]
-            sink = model.prefill(case["mid/prefill1/ref_latents"][0], motion, driver.text)
+            model.prefill(case["mid/prefill1/ref_latents"][0], motion, driver.text, sink)
             _check_sink(sink, case, 1)
         _run_block(driver, case, b, sigmas, sink, mask)
 
@@ -142,6 +144,7 @@ def test_window_of_eight_latents(golden):
         list(flow_schedule(4).timesteps),
     )
     motion = case["mid/prefill0/motion_last19"][0]
-    sink = model.prefill(case["mid/prefill0/ref_latents"][0], motion, driver.text)
+    sink = driver.new_sink()
+    model.prefill(case["mid/prefill0/ref_latents"][0], motion, driver.text, sink)
     for b in range(_count(case, r"inputs/(block\d+)/noise")):
         _run_block(driver, case, b, sigmas, sink, None)

@@ -48,7 +48,8 @@ def test_latents(case, files, name, half):
     flow = flow_schedule(config.sample_steps, shift=config.sample_shift)
     expected = case[name][0]
     driver = Driver(model, case["context"][0], tuple(expected.shape[-2:]), 12, list(flow.timesteps))
-    sink = model.prefill(case["ref_latent"][0], case["motion_latents"][0], driver.text)
+    sink = driver.new_sink()
+    model.prefill(case["ref_latent"][0], case["motion_latents"][0], driver.text, sink)
     for b in range(expected.shape[1] // 3):
         x = case["noise"][0, :, 3 * b : 3 * b + 3]
         features = case["audio_feats"][..., 12 * b : 12 * b + 12]

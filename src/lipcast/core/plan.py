@@ -10,6 +10,7 @@ MemoryBudgetError names the smallest budget that works (that one works, a byte l
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from lipcast.core import sizes
 from lipcast.core.hardware import format_bytes
@@ -87,6 +88,9 @@ def _finished(candidate: Candidate) -> Plan:
     streams = candidate.resident < work.num_layers
     speech = _speech_placement(candidate)
     ram_parts = _ram_parts(candidate, speech)
+    prompt_part = Part("weights for the prompt", work.prompt_bytes)
+    prompt = _host_or_disk(request, (*ram_parts, prompt_part))
+    ram_parts = (*ram_parts, prompt_part) if prompt == "host" else ram_parts
     text = _text_placement(request, total(ram_parts))
     if text == "host" and request.wishes.text_encoder is None:
         ram_parts = (
@@ -113,6 +117,7 @@ def _finished(candidate: Candidate) -> Plan:
         choice=choice,
         layers=_placements(work.num_layers, candidate.resident, candidate.pinned),
         ring_layers=_placements(work.num_layers, candidate.resident_rings, work.num_layers),
+        prompt_weights=prompt,
         text_encoder=text,
         speech_encoder=speech,
         generate_parts=_nonzero((*work.fixed_parts, *_chosen_parts(candidate), *voice)),
@@ -189,8 +194,13 @@ def _text_placement(request: PlanRequest, ram_bytes: int) -> EncoderPlacement:
     """In host memory where there is room; else mapped, and read for every prompt."""
     if request.wishes.text_encoder is not None:
         return request.wishes.text_encoder
-    needed = ram_bytes + sizes.text_encoder_bytes(request.models.text)
-    return "host" if needed <= request.budget.ram_bytes else "disk"
+    encoder = Part("text encoder", sizes.text_encoder_bytes(request.models.text))
+    return _host_or_disk(request, (Part("before", ram_bytes), encoder))
+
+
+def _host_or_disk(request: PlanRequest, ram_parts: tuple[Part, ...]) -> Literal["host", "disk"]:
+    """Host memory where all these parts fit it."""
+    return "host" if total(ram_parts) <= request.budget.ram_bytes else "disk"
 
 
 def _nonzero(parts: tuple[Part, ...]) -> tuple[Part, ...]:

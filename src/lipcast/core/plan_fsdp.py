@@ -80,7 +80,7 @@ def explain_fsdp(
     root = everything - num_parameters(below(tensors, "blocks.")) * _BF16
     token = models.dit.num_layers * sizes.kv_bytes_per_token(models.dit, "bf16")
     window_tokens = geometry.window * geometry.tokens_per_frame
-    widest = max(sizes.layer_bytes(models.dit, "bf16"))
+    widest = max(sizes.layer_bytes(models.dit, "bf16", "tick"))
     return FsdpExplanation(
         resident=(
             Part(f"weights, 1/{num_gpus}", -(-everything // num_gpus)),

@@ -260,23 +260,30 @@ class _Times:
 
     def block(self, resident: int, rings: int, pinned: int) -> BlockTime:
         """`pinned` of the streamed layers come from host memory, the rest from disk."""
-        work, totals = self._work, self._work.layers_total
-        streamed = totals[-1] - totals[resident] if work.share.shards == 1 else 0
-        disk = totals[-1] - totals[resident + pinned] if work.share.shards == 1 else 0
-        to_gpu = self._fixed_to_gpu + work.ticks_per_block * streamed
+        work = self._work
+        to_gpu = self._fixed_to_gpu + self._crossing(resident)
+        disk = self._crossing(resident + pinned)
         ring_bytes = (work.num_layers - rings) * work.rings_layer_bytes
         written = ring_bytes * work.request.geometry.frames_per_block / work.request.geometry.window
         copy_s = costs.copy_seconds(
             self._hardware,
             to_gpu_bytes=to_gpu + ring_bytes,
-            to_host_bytes=self._fixed_to_host + written,
+            to_host_bytes=self._parked_bytes + written,
         )
-        disk_s = work.ticks_per_block * disk / self._hardware.disk_bytes_per_s
+        disk_s = disk / self._hardware.disk_bytes_per_s
         longest = max(self.compute_s + self.decode_s, copy_s, disk_s, self._gather_s)
         longest += _DISK_DRAG * disk_s
         return BlockTime(
             self.compute_s, self.decode_s, copy_s, disk_s, self._gather_s, round(longest, _DECIMALS)
         )
+
+    def _crossing(self, first: int) -> int:
+        """Bytes per block of the layers from `first` on in residency order."""
+        work = self._work
+        if work.share.shards > 1:
+            return 0
+        ticks, voices = work.ticks_total, work.voices_total
+        return work.ticks_per_block * (ticks[-1] - ticks[first]) + voices[-1] - voices[first]
 
     def _tick_s(self) -> float:
         work = self._work
@@ -287,7 +294,7 @@ class _Times:
             self._hardware,
             precision=work.setting.precision,
             num_lanes=work.num_lanes,
-            stored_layer_bytes=work.layers_total[-1],
+            stored_layer_bytes=work.ticks_total[-1],
             split=work.share.ulysses,
         )
         exchange = costs.exchange_seconds(
@@ -315,15 +322,8 @@ class _Times:
         return self._parked_bytes + (sink if work.setting.sink_streamed else 0)
 
     @cached_property
-    def _fixed_to_host(self) -> int:
-        """States of tiles, and the placed reference keys of the newest block."""
-        work = self._work
-        placed = work.num_layers * work.placed_layer_bytes // work.num_lanes
-        return self._parked_bytes + (placed if work.setting.sink_streamed else 0)
-
-    @cached_property
     def _gather_s(self) -> float:
         """Every tick each GPU receives the others' shards of all layers."""
         work, shards = self._work, self._work.share.shards
-        received = work.layers_total[-1] * (shards - 1) / shards
+        received = work.ticks_total[-1] * (shards - 1) / shards
         return work.ticks_per_block * received / self._hardware.peer_bytes_per_s

@@ -159,6 +159,8 @@ class Plan:
     """Weights of each layer."""
     ring_layers: tuple[Placement, ...]
     """Keys and values of each layer, all rings."""
+    prompt_weights: Literal["host", "disk"]
+    """Weights that only a new prompt needs: kept, or read again from the checkpoint."""
     text_encoder: EncoderPlacement
     speech_encoder: EncoderPlacement
     generate_parts: tuple[Part, ...]

@@ -17,6 +17,7 @@ from lipcast.core import costs, sizes
 from lipcast.core.plan_types import Part, PlanRequest, Share, total
 from lipcast.core.request import ScheduleName
 from lipcast.core.sizes import KVPrecision, Precision
+from lipcast.core.tensors import WeightUse
 
 GPU_RESERVE_BYTES = 750 * 2**20
 """CUDA context, cuBLAS workspaces and what the allocator cannot reuse; 663 MiB measured on an
@@ -79,19 +80,35 @@ class Workload:
     # Weights
 
     @cached_property
-    def ordered_layers(self) -> tuple[int, ...]:
-        """Bytes of the layers in residency order."""
-        stored = sizes.layer_bytes(self.request.models.dit, self.setting.precision)
-        return tuple(stored[layer] for layer in residency_order(self.num_layers))
+    def ticks_total(self) -> tuple[int, ...]:
+        """Bytes that every tick needs, of the first n layers in residency order."""
+        return self._total("tick")
+
+    @cached_property
+    def voices_total(self) -> tuple[int, ...]:
+        """Bytes that every block needs once, for its voice."""
+        return self._total("voice")
 
     @cached_property
     def layers_total(self) -> tuple[int, ...]:
-        """Bytes of the first n layers in residency order."""
-        return (0, *accumulate(self.ordered_layers))
+        """Bytes of both: a layer on the GPU has all of them there."""
+        return tuple(t + v for t, v in zip(self.ticks_total, self.voices_total, strict=True))
+
+    @cached_property
+    def prompt_bytes(self) -> int:
+        """Bytes that are needed once per prompt; they are in host memory or on disk."""
+        return self._total("prompt")[-1]
+
+    def _total(self, use: WeightUse) -> tuple[int, ...]:
+        stored = sizes.layer_bytes(self.request.models.dit, self.setting.precision, use)
+        return (0, *accumulate(stored[layer] for layer in residency_order(self.num_layers)))
 
     @cached_property
     def widest_layer_bytes(self) -> int:
-        return max(self.ordered_layers)
+        """The biggest of the buffers that pass through a slot."""
+        dit, precision = self.request.models.dit, self.setting.precision
+        uses: tuple[WeightUse, ...] = ("tick", "voice")
+        return max(max(sizes.layer_bytes(dit, precision, use)) for use in uses)
 
     def weights_bytes(self, resident: int) -> int:
         """Resident layers, and the slots that the others pass through."""
@@ -125,16 +142,22 @@ class Workload:
 
     @cached_property
     def sink_layer_bytes(self) -> int:
-        """The sink and its placed reference keys, one per block in flight."""
+        """One layer of the sink."""
         dit, geometry = self.request.models.dit, self.request.geometry
-        precision = self._plain_kv
-        sink = sizes.sink_layer_bytes(dit, geometry, precision)
-        return self._split(sink) + self.placed_layer_bytes
+        return self._split(sizes.sink_layer_bytes(dit, geometry, self._plain_kv))
 
     @cached_property
-    def placed_layer_bytes(self) -> int:
+    def sink_bytes(self) -> int:
+        """On the GPU: the slots a streamed sink passes through, or all of it and its placed keys.
+
+        Every block in flight has its own placed reference keys; of a streamed sink they are rotated
+        where they are read.
+        """
+        if self.setting.sink_streamed:
+            return RING_SLOTS * self.sink_layer_bytes
         dit, geometry = self.request.models.dit, self.request.geometry
-        return self.num_lanes * self._split(sizes.placed_layer_bytes(dit, geometry, self._plain_kv))
+        placed = self._split(sizes.placed_layer_bytes(dit, geometry, self._plain_kv))
+        return self.num_layers * (self.sink_layer_bytes + self.num_lanes * placed)
 
     @property
     def _plain_kv(self) -> KVPrecision:
@@ -178,11 +201,10 @@ class Workload:
         dit, precision = self.request.models.dit, self.setting.precision
         text = self.num_layers * sizes.text_kv_layer_bytes(dit, self._plain_kv)
         voice = self.num_lanes * sizes.audio_conditioning_bytes(dit, precision)
-        sink_layers = RING_SLOTS if self.setting.sink_streamed else self.num_layers
         parts = (
             Part("context and reserve", GPU_RESERVE_BYTES),
             Part("weights outside layers", sizes.root_bytes(dit, precision)),
-            Part("sink", sink_layers * self.sink_layer_bytes),
+            Part("sink", self.sink_bytes),
             Part("text keys, voice", text + voice),
             Part("activations of a tick", self.tick_bytes),
         )

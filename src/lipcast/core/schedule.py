@@ -1,8 +1,9 @@
 """Which (block, step) units run together, as data.
 
 Unit (b, s) needs (b, s-1), whose latents it continues, and (b-1, s), whose keys and values lie in
-the ring of step s. The first unit of the anchor block also needs block 0 finished, since its first
-latent becomes the new reference. Any list of ticks that respects this gives the same latents.
+the ring of step s. The first unit of the anchor block also needs every block before it finished: the
+first latent of block 0 becomes the new reference, and with no block under way that refers to the old
+one, one sink is in memory at a time. Any list of ticks that respects this gives the same latents.
 
 Input: number of steps, the anchor block, the lanes a tick may carry. Output: ticks, lazily and
 without end; `take_blocks` cuts them to a length, `check` proves a list right.
@@ -43,7 +44,7 @@ class Order:
         if unit.block > 0:
             needed.append(Unit(unit.block - 1, unit.step))
         if unit.step == 0 and self.anchor_block is not None and unit.block == self.anchor_block:
-            needed.append(Unit(0, self.num_steps - 1))
+            needed.append(Unit(unit.block - 1, self.num_steps - 1))
         return needed
 
 

@@ -19,12 +19,14 @@ from typing import Literal, get_args
 from lipcast.core.config import DiTConfig, TextConfig, VAEConfig
 from lipcast.core.geometry import Geometry
 from lipcast.core.tensors import (
+    WEIGHT_USES,
     Shape,
     SpeechShape,
     Tensors,
+    WeightUse,
     decoder_stages,
-    dit_layer_tensors,
     dit_root_tensors,
+    dit_used_tensors,
     num_parameters,
     num_speech_parameters,
     text_tensors,
@@ -102,20 +104,27 @@ def _aligned(num_bytes: int) -> int:
 
 
 @cache
-def layer_bytes(config: DiTConfig, precision: Precision) -> tuple[int, ...]:
-    """The packed buffer of every layer; layers with an audio injector are bigger."""
+def layer_bytes(config: DiTConfig, precision: Precision, use: WeightUse) -> tuple[int, ...]:
+    """The packed buffer of every layer for one use; layers with an audio injector are bigger."""
     sizes: dict[bool, int] = {}
     for layer in range(config.num_layers):
         injects = layer in config.audio_inject_layers
         if injects not in sizes:
-            sizes[injects] = packed_bytes(dit_layer_tensors(config, layer), precision)
+            sizes[injects] = packed_bytes(dit_used_tensors(config, layer, use), precision)
     return tuple(sizes[i in config.audio_inject_layers] for i in range(config.num_layers))
 
 
 @cache
 def root_bytes(config: DiTConfig, precision: Precision) -> int:
-    """Everything of the transformer outside its layers; never quantised."""
-    return num_parameters(dit_root_tensors(config)) * plain_bytes(precision)
+    """Everything of the transformer outside its layers, packed; never quantised."""
+    plain: Precision = "fp32" if precision == "fp32" else "bf16"
+    return packed_bytes(dit_root_tensors(config), plain)
+
+
+def dit_bytes(config: DiTConfig, precision: Precision) -> int:
+    """All of the transformer."""
+    layers = (sum(layer_bytes(config, precision, use)) for use in WEIGHT_USES)
+    return sum(layers) + root_bytes(config, precision)
 
 
 def widest_linear_bytes(config: DiTConfig, precision: Precision) -> int:

@@ -7,10 +7,11 @@ the published checkpoints', name by name (tests pin a digest of them).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from math import prod
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 from lipcast.core.config import DiTConfig, TextConfig, VAEConfig
 
@@ -69,6 +70,31 @@ def dit_layer_tensors(config: DiTConfig, layer: int) -> Tensors:
     if layer in config.audio_inject_layers:
         found.update(_injector(config, config.audio_inject_layers.index(layer)))
     return found
+
+
+WeightUse = Literal["tick", "voice", "prompt"]
+"""How often weights of a layer are needed: every tick, once per block, once per prompt."""
+WEIGHT_USES: tuple[WeightUse, ...] = get_args(WeightUse)
+
+
+def dit_used_tensors(config: DiTConfig, layer: int, use: WeightUse) -> Tensors:
+    """The tensors of a layer that this use needs; empty where it needs none."""
+    found = dit_layer_tensors(config, layer)
+    return {name: shape for name, shape in found.items() if weight_use(name) == use}
+
+
+def weight_use(name: str) -> WeightUse:
+    """Which use a tensor of a layer has: keys and values of prompt and voice are made beforehand."""
+    makes_keys = _KEYS_VALUES.search(name) is not None
+    if ".cross_attn." in name and makes_keys:
+        return "prompt"
+    is_injector = name.startswith("audio_injector.")
+    if is_injector and (makes_keys or ".injector_adain_layers." in name):
+        return "voice"
+    return "tick"
+
+
+_KEYS_VALUES = re.compile(r"\.(k|v|norm_k)\.")
 
 
 def dit_root_tensors(config: DiTConfig) -> Tensors:

@@ -7,26 +7,23 @@ Invariant: the latents do not depend on how units are grouped into ticks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lipcast.core.schedule import Tick, Unit
-from lipcast.core.sizes import KVPrecision
 from lipcast.core.video_spec import VideoSpec
 from lipcast.engine.conditions import Anchor
 from lipcast.engine.sampler import NoiseSource, euler_step
+from lipcast.memory.machine import Machine
+from lipcast.memory.session_memory import SessionMemory, SessionPlan, SessionShape
 from lipcast.models.attention import KeyValue
 from lipcast.models.audio import AudioConditioning
 from lipcast.models.dit import BlockConditions, DiT, Lane
-from lipcast.models.kv_codec import KVCodec, PlainCodec, kv_codec
-from lipcast.models.kv_ring import KVRing, PlacedSink, RingLayout, Sink
 from lipcast.models.rope import RotaryTable, ref_frame
-
-RingFactory = Callable[[], KVRing]
+from lipcast.models.sink import PlacedSink
 
 
 class Executor(Protocol):
@@ -47,13 +44,12 @@ class _InFlight:
     first_frame: int
     rotary: RotaryTable
     audio: AudioConditioning
-    sink: Sink
-    placed: dict[int, PlacedSink] = field(default_factory=dict)
-    """By position of the reference: one entry, unless a table of distances varies it by step."""
+    placed: tuple[int, PlacedSink] | None = None
+    """The sink with its reference at a position; anew only where the position varies by step."""
 
 
 class LaneExecutor:
-    """Runs ticks on one device."""
+    """Runs ticks on one device. A call that runs out of memory may be made again."""
 
     def __init__(
         self,
@@ -62,34 +58,34 @@ class LaneExecutor:
         anchor: Anchor,
         context_TC: Tensor,
         *,
-        allocate_ring: RingFactory | None = None,
-        ring_precision: KVPrecision | None = None,
+        memory: SessionMemory | None = None,
     ) -> None:
-        """`allocate_ring` makes the ring of one step; by default it is resident on the device, in
-        `ring_precision`, which is the model's own where none is given."""
+        """`memory` holds rings and sink; by default all of it is on the device of the model."""
         self._model = model
-        self._ring_precision = ring_precision
         self._spec = spec
         self._motion_CFHW = anchor.motion_CFHW
         self._noise = NoiseSource(spec.options.seed, spec.geometry)
-        self._text: tuple[KeyValue, ...] = model.encode_text(context_TC)
+        self._text: tuple[KeyValue, ...] = _encode_text(model, context_TC)
         self._times = [model.encode_time(t) for t in spec.flow.timesteps]
-        make = allocate_ring or self._resident_ring
-        self._rings = [make() for _ in spec.flow.timesteps]
-        self._sink = self._prefill(anchor.ref_C1HW)
-        self._next_sink: Sink | None = None
+        self.memory = memory or SessionMemory(model, session_shape(spec), Machine.of(model.device))
+        self._next_ref_C1HW: Tensor | None = anchor.ref_C1HW
+        """The reference that the sink is prefilled with before the next block starts."""
+        self._swap_ref_C1HW: Tensor | None = None
+        """The first clean latent, until the anchor block starts."""
         self._in_flight: dict[int, _InFlight] = {}
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of all rings and of the sink in force."""
-        return sum(ring.num_bytes for ring in self._rings) + self._sink.num_bytes
+        """Bytes of all rings and of the sink."""
+        return self.memory.num_bytes
 
     @torch.inference_mode()
     def start(self, block: int, features_LCV: Tensor) -> None:
         if block == self._spec.order.anchor_block:
-            assert self._next_sink is not None, "the schedule started the anchor block too early"
-            self._sink, self._next_sink = self._next_sink, None
+            assert not self._in_flight, "the schedule started the anchor block too early"
+            if self._swap_ref_C1HW is not None:
+                self._next_ref_C1HW, self._swap_ref_C1HW = self._swap_ref_C1HW, None
+        self._prefill()
         geometry, first = self._spec.geometry, self._spec.first_frame(block)
         noise = self._noise.frames(first, geometry.frames_per_block)
         self._in_flight[block] = _InFlight(
@@ -97,64 +93,81 @@ class LaneExecutor:
             first_frame=first,
             rotary=self._model.block_rotary(first, *self._latent_size),
             audio=self._model.encode_audio(features_LCV[None].to(self._model.device)),
-            sink=self._sink,
         )
 
     @torch.inference_mode()
     def run(self, tick: Tick) -> list[tuple[int, Tensor]]:
         velocities = self._model([self._lane(unit) for unit in tick])
-        finished = []
-        for unit, velocity in zip(tick, velocities, strict=True):
-            state = self._in_flight[unit.block]
-            state.latent_CFHW = euler_step(state.latent_CFHW, velocity, self._spec.flow, unit.step)
-            if unit.step == self._spec.order.num_steps - 1:
-                finished.append((unit.block, self._finish(unit.block)))
-        return finished
+        states = [self._in_flight[unit.block] for unit in tick]
+        latents = [
+            euler_step(state.latent_CFHW, velocity, self._spec.flow, unit.step)
+            for unit, state, velocity in zip(tick, states, velocities, strict=True)
+        ]
+        # Nothing is changed before everything is computed, so that a failed tick can be repeated.
+        for state, latent in zip(states, latents, strict=True):
+            state.latent_CFHW = latent
+        last = self._spec.order.num_steps - 1
+        return [(unit.block, self._finish(unit.block)) for unit in tick if unit.step == last]
+
+    def arrange(self, plan: SessionPlan) -> None:
+        """Move rings and sink; blocks in flight go on."""
+        for state in self._in_flight.values():
+            state.placed = None
+        self.memory.arrange(plan)
 
     def _lane(self, unit: Unit) -> Lane:
         state = self._in_flight[unit.block]
         conditions = BlockConditions(
             first_frame=state.first_frame,
             rotary=state.rotary,
-            sink=self._placed_sink(state, self._spec.distance(unit.block, unit.step)),
+            sink=self._placed_sink(unit),
             text=self._text,
             audio=state.audio,
         )
-        return Lane(state.latent_CFHW, self._times[unit.step], self._rings[unit.step], conditions)
+        ring = self.memory.rings[unit.step]
+        return Lane(state.latent_CFHW, self._times[unit.step], ring, conditions)
 
-    def _placed_sink(self, state: _InFlight, distance: int) -> PlacedSink:
-        frame = ref_frame(state.first_frame, distance)
-        if frame not in state.placed:
-            state.placed = {
-                frame: state.sink.place(self._model.ref_rotary(frame, *self._latent_size))
-            }
-        return state.placed[frame]
+    def _placed_sink(self, unit: Unit) -> PlacedSink:
+        state = self._in_flight[unit.block]
+        frame = ref_frame(state.first_frame, self._spec.distance(unit.block, unit.step))
+        if state.placed is None or state.placed[0] != frame:
+            table = self._model.ref_rotary(frame, *self._latent_size)
+            room_LSNd = self.memory.placed_room(unit.block)
+            state.placed = frame, self.memory.sink.place(table, room_LSNd)
+        return state.placed[1]
 
     def _finish(self, block: int) -> Tensor:
         latent_CFHW = self._in_flight.pop(block).latent_CFHW
         if block == 0 and self._spec.order.anchor_block is not None:
-            self._next_sink = self._prefill(latent_CFHW[:, :1])
+            self._swap_ref_C1HW = latent_CFHW[:, :1]
         return latent_CFHW
 
-    def _prefill(self, ref_C1HW: Tensor) -> Sink:
-        with torch.inference_mode():
-            return self._model.prefill(ref_C1HW, self._motion_CFHW, self._text)
-
-    def _resident_ring(self) -> KVRing:
-        geometry = self._spec.geometry
-        return KVRing.allocate(
-            RingLayout(self._ring_codec(), geometry.window, geometry.tokens_per_frame),
-            num_layers=self._model.config.num_layers,
-            device=self._model.device,
-            start_frame=self._spec.options.start_frame,
-        )
-
-    def _ring_codec(self) -> KVCodec:
-        heads, head_dim = self._model.config.num_heads, self._model.config.head_dim
-        if self._ring_precision is None:
-            return PlainCodec(heads, head_dim, self._model.dtype)
-        return kv_codec(self._ring_precision, num_heads=heads, head_dim=head_dim)
+    def _prefill(self) -> None:
+        """Fill the sink, if the reference is a new one."""
+        if self._next_ref_C1HW is None:
+            return
+        self._model.prefill(self._next_ref_C1HW, self._motion_CFHW, self._text, self.memory.sink)
+        self._next_ref_C1HW = None
 
     @property
     def _latent_size(self) -> tuple[int, int]:
         return self._spec.geometry.latent_height, self._spec.geometry.latent_width
+
+
+def session_shape(spec: VideoSpec) -> SessionShape:
+    """What decides the memory of a session."""
+    geometry = spec.geometry
+    return SessionShape(
+        window=geometry.window,
+        tokens_per_frame=geometry.tokens_per_frame,
+        latent_height=geometry.latent_height,
+        latent_width=geometry.latent_width,
+        num_steps=spec.order.num_steps,
+        num_lanes=spec.max_lanes,
+        start_frame=spec.options.start_frame,
+    )
+
+
+def _encode_text(model: DiT, context_TC: Tensor) -> tuple[KeyValue, ...]:
+    with torch.inference_mode():
+        return model.encode_text(context_TC)

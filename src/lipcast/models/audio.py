@@ -144,15 +144,12 @@ class AudioInjector(nn.Module):
         pairs = zip(self.injector, self.injector_adain_layers, strict=True)
         return cast("list[tuple[AttentionProjections, AdaLayerNorm]]", list(pairs))
 
-    def prepare(self, overall_AFD: Tensor, local_AFKD: Tensor) -> tuple[InjectorInput, ...]:
-        """Everything that does not depend on the hidden states."""
-        pairs = self._pairs()
-        local = local_AFKD.to(pairs[0][0].norm_k.weight.dtype)
-        prepared = []
-        for attention, adain in pairs:
-            (shift, scale), (keys, values) = adain(overall_AFD), attention.keys_values(local)
-            prepared.append(InjectorInput(shift, scale, keys, values))
-        return tuple(prepared)
+    def prepare(self, index: int, overall_AFD: Tensor, local_AFKD: Tensor) -> InjectorInput:
+        """Everything of injector `index` that does not depend on the hidden states."""
+        attention, adain = self._pairs()[index]
+        local = local_AFKD.to(attention.norm_k.weight.dtype)
+        (shift, scale), (keys, values) = adain(overall_AFD), attention.keys_values(local)
+        return InjectorInput(shift, scale, keys, values)
 
     def forward(self, index: int, x_GSD: Tensor, audio: AudioConditioning) -> Tensor:
         """The residual of injector `index`, summed over actors; `audio` covers the G frames of x."""

@@ -23,10 +23,11 @@ from lipcast.core.config import DiTConfig
 from lipcast.core.tensors import WeightUse
 from lipcast.models.attention import KeyValue, attend
 from lipcast.models.audio import AudioConditioning, AudioInjector, CausalAudioEncoder, join_audio
-from lipcast.models.kv_ring import KVRing, PlacedSink, Sink
+from lipcast.models.kv_ring import KVRing
 from lipcast.models.layers import AttentionProjections, conv32, layer_norm32, linear32
 from lipcast.models.motion import FramePacker
 from lipcast.models.rope import REF_FRAME, Rotary, RotaryTable, time_sinusoid
+from lipcast.models.sink import PlacedSink, Sink, SinkLayout, SinkPlanes
 
 _NOISY_ROW, _REF_ROW, _MOTION_ROW = 0, 1, 2
 """Rows of the condition-mask embedding."""
@@ -137,39 +138,43 @@ class DiT(nn.Module):
             prepared.append(self.audio_injector.prepare(index, overall_AFD, local_AFKD))
         return AudioConditioning(tuple(prepared), mask_AFS)
 
-    def prefill(self, ref_C1HW: Tensor, motion_CFHW: Tensor, text: tuple[KeyValue, ...]) -> Sink:
-        """Run the condition tokens [reference | motion] at time zero and keep their keys and values."""
-        height, width = (
-            n // p for n, p in zip(ref_C1HW.shape[2:], self.config.patch_size[1:], strict=True)
-        )
+    def sink_layout(self, latent_height: int, latent_width: int) -> SinkLayout:
+        """What a sink for pictures of this size holds."""
+        height, width = self._patches(latent_height, latent_width)
+        num_motion = self.rotary.motion(height, width).num_tokens
+        config = self.config
+        return SinkLayout(height * width, num_motion, config.num_heads, config.head_dim, self.dtype)
+
+    def prefill(
+        self, ref_C1HW: Tensor, motion_CFHW: Tensor, text: tuple[KeyValue, ...], sink: Sink
+    ) -> None:
+        """Run the condition tokens [reference | motion] at time zero; `sink` keeps keys and values."""
+        height, width = self._patches(*ref_C1HW.shape[2:])
         ref_TD = conv32(self.patch_embedding, ref_C1HW).flatten(1).T
         motion_TD = self.frame_packer(motion_CFHW)
         mask = self.trainable_cond_mask.weight
         x_1TD = torch.cat((ref_TD + mask[_REF_ROW], motion_TD + mask[_MOTION_ROW]))[None]
-        collector = _SinkCollector(
-            self.rotary.video(REF_FRAME, 1, height, width).to(self.device),
-            self.rotary.motion(height, width).to(self.device),
-            self.config.num_layers,
-        )
+        ref = self.rotary.video(REF_FRAME, 1, height, width).to(self.device)
+        motion = self.rotary.motion(height, width).to(self.device)
         rows_16D = self.encode_time(0.0).block_6D[None]
         for layer, block in self._each_layer("tick"):
-            x_1TD = block(x_1TD, rows_16D, collector.attend, [text[layer]])
-        return collector.sink()
+            x_1TD = block(x_1TD, rows_16D, _SinkAttention(layer, sink, ref, motion), [text[layer]])
 
     def block_rotary(self, first_frame: int, latent_height: int, latent_width: int) -> RotaryTable:
         """Positions of one block's tokens."""
-        _, patch_h, patch_w = self.config.patch_size
         frames = self.config.num_frames_per_block
-        table = self.rotary.video(
-            first_frame, frames, latent_height // patch_h, latent_width // patch_w
-        )
-        return table.to(self.device)
+        patches = self._patches(latent_height, latent_width)
+        return self.rotary.video(first_frame, frames, *patches).to(self.device)
 
     def ref_rotary(self, frame: int, latent_height: int, latent_width: int) -> RotaryTable:
         """Positions of the reference placed at `frame`."""
-        _, patch_h, patch_w = self.config.patch_size
-        table = self.rotary.video(frame, 1, latent_height // patch_h, latent_width // patch_w)
-        return table.to(self.device)
+        patches = self._patches(latent_height, latent_width)
+        return self.rotary.video(frame, 1, *patches).to(self.device)
+
+    def _patches(self, latent_height: int, latent_width: int) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        _, patch_height, patch_width = self.config.patch_size
+        return latent_height // patch_height, latent_width // patch_width
 
     def forward(self, lanes: Sequence[Lane]) -> list[Tensor]:
         """Velocities_CFHW, one per lane. Rings of the lanes are written; lanes have equal S."""
@@ -327,41 +332,22 @@ class _StreamAttention:
         return k_TNd, v_TNd
 
 
-class _SinkCollector:
-    """Self-attention of the prefill: condition tokens among themselves, keys and values kept.
+class _SinkAttention:
+    """Self-attention of the prefill: condition tokens among themselves, keys and values kept."""
 
-    The sink is allocated once and filled layer by layer.
-    """
-
-    def __init__(self, ref: RotaryTable, motion: RotaryTable, num_layers: int) -> None:
+    def __init__(self, layer: int, sink: Sink, ref: RotaryTable, motion: RotaryTable) -> None:
+        self._layer, self._sink = layer, sink
         self._ref, self._motion = ref, motion
-        self._num_layers, self._layer = num_layers, 0
-        self._num_ref = ref.cos_TP.shape[0]
-        self._sink: Sink | None = None
 
-    def attend(self, q_1TNd: Tensor, k_1TNd: Tensor, v_1TNd: Tensor) -> Tensor:
+    def __call__(self, q_1TNd: Tensor, k_1TNd: Tensor, v_1TNd: Tensor) -> Tensor:
+        num_ref = self._ref.num_tokens
         keys, values = self._rotate(k_1TNd[0]), v_1TNd[0]
-        self._keep(k_1TNd[0, : self._num_ref], keys[self._num_ref :], values)
+        kept = SinkPlanes(k_1TNd[0, :num_ref], keys[num_ref:], values)
+        self._sink.keep(self._layer, kept)
         return attend(self._rotate(q_1TNd[0]), keys, values)[None]
 
-    def sink(self) -> Sink:
-        """What was kept; every layer has attended once."""
-        assert self._sink is not None and self._layer == self._num_layers
-        return self._sink
-
-    def _keep(self, *parts: Tensor) -> None:
-        """(unrotated reference keys, rotated motion keys, values) of the next layer."""
-        if self._sink is None:
-            self._sink = Sink(*(p.new_empty(self._num_layers, *p.shape) for p in parts))
-        sink = self._sink
-        for kept, part in zip(
-            (sink.ref_keys_LSNd, sink.motion_keys_LTNd, sink.values_LTNd), parts, strict=True
-        ):
-            kept[self._layer] = part
-        self._layer += 1
-
     def _rotate(self, x_TNd: Tensor) -> Tensor:
-        ref, motion = x_TNd[: self._num_ref], x_TNd[self._num_ref :]
+        ref, motion = x_TNd.split([self._ref.num_tokens, self._motion.num_tokens])
         return torch.cat((self._ref.apply(ref), self._motion.apply(motion)))
 
 

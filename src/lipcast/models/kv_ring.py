@@ -1,6 +1,6 @@
-"""What attention remembers: the KV ring of one (session, step), and the sink of condition tokens.
+"""What attention remembers of one (session, step): a ring of keys and values.
 
-The ring holds keys and values of the last `window` latent frames, one slot per latent frame, in
+It holds keys and values of the last `window` latent frames, one slot per latent frame, in
 every layer. Frame g lives at slot (g - start) mod window, so a window need not be a multiple of a
 block. Keys are stored rotated. Invariant: writes of one layer come in order of frames. Where a layer
 lives is the business of its storage; how numbers are stored, of its codec.
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from lipcast.models.kv_codec import KVCodec
-from lipcast.models.rope import RotaryTable
 
 Allocate = Callable[[int], Tensor]
 """Bytes to an uninitialised uint8 tensor of so many."""
@@ -167,46 +166,3 @@ class KVRing:
         if whole < num_frames:
             runs.append((whole, 0, num_frames - whole))
         return runs
-
-
-@dataclass(frozen=True, slots=True)
-class Sink:
-    """Keys and values of the condition tokens, prefilled once per anchor.
-
-    Only the reference moves in time, so its keys are kept unrotated; the motion's keys are
-    rotated already. Values: [reference | motion].
-    """
-
-    ref_keys_LSNd: Tensor
-    motion_keys_LTNd: Tensor
-    values_LTNd: Tensor
-
-    @property
-    def num_bytes(self) -> int:
-        return self.ref_keys_LSNd.nbytes + self.motion_keys_LTNd.nbytes + self.values_LTNd.nbytes
-
-    def place(self, table: RotaryTable) -> PlacedSink:
-        """The sink with its reference at the positions of `table`; done once per block."""
-        placed_LSNd = torch.empty_like(self.ref_keys_LSNd)
-        for layer, keys_SNd in enumerate(self.ref_keys_LSNd):
-            placed_LSNd[layer] = table.apply(keys_SNd)
-        return PlacedSink(self, placed_LSNd)
-
-
-@dataclass(frozen=True, slots=True)
-class PlacedSink:
-    """A sink as one block sees it."""
-
-    sink: Sink
-    ref_keys_LSNd: Tensor
-
-    @property
-    def num_tokens(self) -> int:
-        return self.sink.values_LTNd.shape[1]
-
-    def read_into(self, layer: int, k_TNd: Tensor, v_TNd: Tensor) -> None:
-        """Put the keys [reference | motion] and the values into k_TNd and v_TNd."""
-        num_ref = self.ref_keys_LSNd.shape[1]
-        k_TNd[:num_ref] = self.ref_keys_LSNd[layer]
-        k_TNd[num_ref:] = self.sink.motion_keys_LTNd[layer]
-        v_TNd.copy_(self.sink.values_LTNd[layer])

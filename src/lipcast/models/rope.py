@@ -28,6 +28,10 @@ class RotaryTable:
     cos_TP: Tensor
     sin_TP: Tensor
 
+    @property
+    def num_tokens(self) -> int:
+        return self.cos_TP.shape[0]
+
     def to(self, device: torch.device) -> RotaryTable:
         return RotaryTable(self.cos_TP.to(device), self.sin_TP.to(device))
 

@@ -62,8 +62,13 @@ def load_into(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    place: Callable[[nn.Module], Mapping[str, Tensor | None]] | None = None,
 ) -> None:
     """Put every tensor of `source` into `module`, which becomes usable on `device`.
+
+    `place` takes charge of the memory: asked once, with the module in its final form, it gives by
+    name the tensors to load values into, and None for those that are not to be read now. Binding
+    them to the module is its matter then.
 
     Parameters become `dtype` (None: as stored); buffers keep the dtype that the module declares.
     A parameter that the module has under several names needs to be stored once only. Layers that
@@ -75,6 +80,10 @@ def load_into(
     slots = _slots(module)
     _check_names(slots, source)
     _check_shapes(slots, source)
+    if place is not None:
+        _load_homes(source, place(module))
+        use_fp8_matmul(module, enabled=has_fp8_matmul(device))
+        return
     for name, tensor in source:
         target = slots[name]
         wanted = dtype if target.is_parameter else target.tensor.dtype
@@ -84,6 +93,14 @@ def load_into(
     use_fp8_matmul(module, enabled=has_fp8_matmul(device))
     left = [n for n, t in [*module.named_parameters(), *module.named_buffers()] if t.is_meta]
     assert not left, f"a buffer that no checkpoint stores was built on the meta device: {left}"
+
+
+def _load_homes(source: TensorSource, homes: Mapping[str, Tensor | None]) -> None:
+    """Read the tensors that have a home into it."""
+    for name in source.infos:
+        home = homes[name]
+        if home is not None:
+            home.copy_(source.read(name))
 
 
 class _Slot:

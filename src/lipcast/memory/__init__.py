@@ -1,0 +1,1 @@
+"""Where bytes live: counted arenas, copies between host and device, streamed weights and rings."""

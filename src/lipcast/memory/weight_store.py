@@ -1,0 +1,242 @@
+"""Weights of the transformer's layers, each where the plan puts it, brought to the device when needed.
+
+Input: a tensor source, placements, arenas, a copier. Output: a `bring_in` for the model. State: the buffer
+of every pack, on the device or in host memory (those on disk have none), and the slots that packs from
+elsewhere pass through: while one is computed with, the next are copied.
+Invariant: from `bring_in(use, layer)` until the next one, the module's tensors of that pack are the
+checkpoint's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from lipcast.core.plan_types import Placement
+from lipcast.core.tensors import WeightUse
+from lipcast.memory.arena import Arena
+from lipcast.memory.copier import Copier, Mark
+from lipcast.memory.disk_reader import DiskReader, read_pack
+from lipcast.memory.packs import Pack, PackKey, layer_packs, root_pack
+from lipcast.memory.slots import SlotPool, Streamed
+from lipcast.models.dit import DiT
+from lipcast.weights.source import TensorSource
+
+LAYERS, ROOT = "weights of layers", "weights outside layers"
+SLOTS = "slots for streamed layers"
+PINNED, PROMPT = "streamed layers, pinned", "weights for the prompt"
+PASSING = "weights for the prompt, passing"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightPlan:
+    """Where the weights go: the placement of each layer, and what they pass through."""
+
+    layers: tuple[Placement, ...]
+    num_slots: int
+    """Buffers on the device for layers that are not resident; 0 where all are."""
+    keeps_prompt: bool = True
+    """Weights that only a new prompt needs stay in host memory; else they are read again."""
+
+    def placement(self, key: PackKey) -> Placement:
+        use, layer = key
+        if use == "prompt":
+            return "pinned" if self.keeps_prompt else "disk"
+        return self.layers[layer]
+
+
+class WeightStore:
+    """Holds the weights of one model: `load_into(model, source, place=store.place)`, then `attach`."""
+
+    def __init__(
+        self,
+        source: TensorSource,
+        plan: WeightPlan,
+        *,
+        dtype: torch.dtype,
+        device: Arena,
+        host: Arena,
+        copier: Copier,
+    ) -> None:
+        """`source` is read again for packs on disk; parameters become `dtype`."""
+        self.plan = plan
+        self._source, self._dtype = source, dtype
+        self._device, self._host, self._copier = device, host, copier
+        self._packs: dict[PackKey, Pack] = {}
+        self._where: dict[PackKey, Placement] = {}
+        self._homes: dict[PackKey, Tensor] = {}
+        """Buffers of the packs that are on the device or in host memory."""
+        self._items: dict[PackKey, Streamed] = {}
+        self._pool: SlotPool | None = None
+        self._reader: DiskReader | None = None
+        self._passing: Tensor | None = None
+
+    # Loading
+
+    def place(self, model: nn.Module) -> dict[str, Tensor | None]:
+        """By tensor name: memory to load it into; None for one that stays on disk."""
+        assert isinstance(model, DiT) and not self._packs
+        root = root_pack(model, self._dtype)
+        root_views = root.layout.views(self._device.allocate(ROOT, root.num_bytes))
+        root.bind(root_views)
+        homes: dict[str, Tensor | None] = dict(root_views)
+        self._packs = layer_packs(model, self._dtype)
+        self._items = {
+            key: Streamed(partial(self._fetch, key), pack.layout.views)
+            for key, pack in self._packs.items()
+        }
+        for key, pack in self._packs.items():
+            where = self.plan.placement(key)
+            home = self._allocate(key, where)
+            self._settle(key, where, home)
+            homes.update(dict.fromkeys(pack.places) if home is None else pack.layout.views(home))
+        return homes
+
+    def attach(self, model: DiT) -> None:
+        """Make the model use this store; its tensors are loaded."""
+        self._open_slots()
+        model.bring_in = self.bring_in
+
+    # Running
+
+    def bring_in(self, use: WeightUse, layer: int) -> None:
+        """Make the tensors of this pack usable; the packs that follow are on their way."""
+        key = use, layer
+        if use == "prompt":
+            self._pass_prompt(key)
+            return
+        self._release_passing()
+        if self._pool is None:
+            return
+        self._pool.leave()
+        if self._where.get(key, "resident") != "resident":
+            self._packs[key].bind(self._pool.enter(self._items[key]))
+        self._pool.prefetch([self._items[k] for k in self._upcoming(key)])
+
+    def _upcoming(self, key: PackKey) -> list[PackKey]:
+        """The streamed packs that follow: the rest of this pass, then the next tick's."""
+        use, layer = key
+        streamed = [k for k in self._packs if self._streams(k)]
+        rest = [k for k in streamed if k[0] == use and k[1] > layer]
+        again = [k for k in streamed if k[0] == "tick" and k not in rest and k != key]
+        return (rest + again)[: self.plan.num_slots - 1]
+
+    def _streams(self, key: PackKey) -> bool:
+        return key[0] != "prompt" and self._where[key] != "resident"
+
+    def _fetch(self, key: PackKey, target: Tensor, after: Sequence[Mark]) -> Mark | Future[Mark]:
+        pack = self._packs[key]
+        if key in self._homes:
+            return self._copier.fetch(target[: pack.num_bytes], self._homes[key], after=after)
+        assert self._reader is not None, "layers on disk have a reader"
+        return self._reader.fetch(pack, target, after=after)
+
+    def _pass_prompt(self, key: PackKey) -> None:
+        """Once per prompt, without haste: one buffer, one copy after the other."""
+        pack = self._packs[key]
+        if self._passing is None:
+            most = max(p.num_bytes for (use, _), p in self._packs.items() if use == "prompt")
+            self._passing = self._device.allocate(PASSING, most)
+        home = self._on_host(key)
+        mark = self._copier.fetch(
+            self._passing[: pack.num_bytes], home, after=[self._copier.here()]
+        )
+        self._copier.finish(mark)
+        pack.bind(pack.layout.views(self._passing))
+
+    def _release_passing(self) -> None:
+        if self._passing is not None:
+            self._copier.finish(self._copier.here())
+            self._device.release(self._passing)
+            self._passing = None
+
+    # Moving
+
+    def arrange(self, plan: WeightPlan) -> None:
+        """Move what another plan puts elsewhere: first what leaves the device, then what comes.
+
+        Raises torch.OutOfMemoryError where the new place has no room; every pack is then at its old
+        or at its new place, and the call may be made again, with this plan or another.
+        """
+        self._close_slots()
+        self.plan = plan
+        order: tuple[Placement, ...] = ("disk", "pinned", "resident")
+        for wanted in order:
+            for key in self._packs:
+                if plan.placement(key) == wanted != self._where[key]:
+                    self._move(key, wanted)
+        self._open_slots()
+
+    def _move(self, key: PackKey, where: Placement) -> None:
+        new, old = self._allocate(key, where), self._homes.get(key)
+        if new is not None:
+            self._copy_home(key, new)
+        if old is not None:
+            self._arena(key).release(old)
+        self._settle(key, where, new)
+
+    def _copy_home(self, key: PackKey, new: Tensor) -> None:
+        if self._where[key] == "resident":
+            mark = self._copier.store(new, self._homes[key], after=[self._copier.here()])
+        else:
+            mark = self._copier.fetch(new, self._on_host(key), after=[self._copier.here()])
+        self._copier.finish(mark)
+
+    def _on_host(self, key: PackKey) -> Tensor:
+        """The pack in host memory: its home, or read anew."""
+        if key in self._homes:
+            return self._homes[key]
+        buffer = torch.empty(self._packs[key].num_bytes, dtype=torch.uint8)
+        read_pack(self._source, self._packs[key], buffer)
+        return buffer
+
+    def _settle(self, key: PackKey, where: Placement, home: Tensor | None) -> None:
+        """From now on the pack lives there; on the device its tensors are the module's for good."""
+        pack = self._packs[key]
+        self._where[key] = where
+        self._homes.pop(key, None)
+        if home is not None:
+            self._homes[key] = home
+        if home is not None and where == "resident":
+            pack.bind(pack.layout.views(home))
+        else:
+            pack.unbind()
+
+    def _allocate(self, key: PackKey, where: Placement) -> Tensor | None:
+        """Memory for a pack at a place; None on disk."""
+        num_bytes = self._packs[key].num_bytes
+        if where == "resident":
+            return self._device.allocate(LAYERS, num_bytes)
+        if where == "pinned":
+            return self._host.allocate(PROMPT if key[0] == "prompt" else PINNED, num_bytes)
+        return None
+
+    def _arena(self, key: PackKey) -> Arena:
+        return self._device if self._where[key] == "resident" else self._host
+
+    def _open_slots(self) -> None:
+        streamed = [key for key in self._packs if self._streams(key)]
+        if not streamed:
+            return
+        # Of all layers, streamed or not: the planner promises slots for the widest.
+        widest = max(p.num_bytes for (use, _), p in self._packs.items() if use != "prompt")
+        if any(self._where[key] == "disk" for key in streamed):
+            self._reader = DiskReader(
+                self._source, host=self._host, copier=self._copier, num_bytes=widest
+            )
+        self._pool = SlotPool(self._copier)
+        for _ in range(self.plan.num_slots):
+            self._pool.add(self._device.allocate(SLOTS, widest))
+
+    def _close_slots(self) -> None:
+        self._release_passing()
+        if self._reader is not None:
+            self._reader.close()
+        for buffer in self._pool.close() if self._pool is not None else ():
+            self._device.release(buffer)
+        self._reader = self._pool = None

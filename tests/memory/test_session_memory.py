@@ -1,0 +1,176 @@
+"""Rings and sink in any place give the video that has them all at hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lipcast
+from fake_device import LateCopier, arenas
+from lipcast.core import sizes
+from lipcast.core.plan_types import Placement
+from lipcast.core.request import GenerateOptions, ScheduleName
+from lipcast.core.schedule import take_blocks, ticks
+from lipcast.core.sizes import KVPrecision
+from lipcast.core.video_spec import VideoSpec
+from lipcast.engine.conditions import Anchor
+from lipcast.engine.rollout import LaneExecutor, session_shape
+from lipcast.memory.machine import Machine
+from lipcast.memory.session_memory import (
+    RING_SLOTS_PART,
+    RINGS,
+    RINGS_PINNED,
+    SINK,
+    SessionMemory,
+    SessionPlan,
+)
+
+BLOCKS = 5
+SIDE = 64
+WHERE: tuple[Placement, ...] = ("resident", "pinned")
+
+
+def fake_machine() -> Machine:
+    vram, ram = arenas()
+    return Machine(vram, ram, LateCopier())
+
+
+def make_spec(tiny: lipcast.Lipcast, schedule: ScheduleName, infer_frames: int) -> VideoSpec:
+    options = GenerateOptions(size=f"{SIDE}*{SIDE}", infer_frames=infer_frames, schedule=schedule)
+    return tiny.spec(options, height=SIDE, width=SIDE)
+
+
+def executor(tiny: lipcast.Lipcast, spec: VideoSpec, memory: SessionMemory | None) -> LaneExecutor:
+    config, generator = tiny.bundle.dit.config, torch.Generator().manual_seed(1)
+    side = spec.geometry.latent_height
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    anchor = Anchor(noise(16, 1, side, side), noise(16, 19, side, side), torch.empty(0))
+    return LaneExecutor(tiny.bundle.dit, spec, anchor, noise(7, config.text_dim), memory=memory)
+
+
+def make_latents(
+    tiny: lipcast.Lipcast,
+    spec: VideoSpec,
+    memory: SessionMemory | None = None,
+    plans: dict[int, SessionPlan] | None = None,
+) -> torch.Tensor:
+    """Latents of a few blocks; `plans` says which plan comes into force before which tick."""
+    config, run = tiny.bundle.dit.config, executor(tiny, spec, memory)
+    steps, found = spec.order.num_steps, []
+    schedule = take_blocks(ticks(spec.order, max_lanes=spec.max_lanes), BLOCKS, steps)
+    for number, tick in enumerate(schedule):
+        if plans and number in plans:
+            run.arrange(plans[number])
+        for unit in tick:
+            if unit.step == 0:
+                generator = torch.Generator().manual_seed(unit.block)
+                shape = config.num_audio_layers, config.audio_dim, 12
+                run.start(unit.block, torch.randn(*shape, generator=generator))
+        found += [latent for _, latent in run.run(tick)]
+    return torch.cat(found, dim=1)
+
+
+def plan_of(tiny: lipcast.Lipcast, data: st.DataObject) -> SessionPlan:
+    layers = st.tuples(*[st.sampled_from(WHERE)] * tiny.bundle.dit.config.num_layers)
+    return SessionPlan(data.draw(layers), None, data.draw(st.booleans()))
+
+
+@pytest.mark.parametrize("schedule", ["sequential", "wavefront"])
+@settings(max_examples=4, deadline=None)
+@given(data=st.data())
+def test_any_place_gives_the_same_latents(
+    tiny: lipcast.Lipcast, schedule: ScheduleName, data: st.DataObject
+) -> None:
+    spec = make_spec(tiny, schedule, data.draw(st.sampled_from((12, 16, 24))))
+    memory = SessionMemory(
+        tiny.bundle.dit, session_shape(spec), fake_machine(), plan_of(tiny, data)
+    )
+    moves = {data.draw(st.integers(0, 12)): plan_of(tiny, data) for _ in range(3)}
+    assert torch.equal(make_latents(tiny, spec, memory, moves), make_latents(tiny, spec))
+
+
+@pytest.mark.parametrize(("precision", "most"), [("fp8", 0.1), ("int4", 0.25)])
+def test_rings_change_their_precision_under_way(
+    tiny: lipcast.Lipcast, precision: KVPrecision, most: float
+) -> None:
+    """Before the change as if it never came; and streamed as resident, whatever the codec."""
+    spec, num_layers = make_spec(tiny, "sequential", 16), tiny.bundle.dit.config.num_layers
+    steps = spec.order.num_steps
+    resident: tuple[Placement, ...] = ("resident",) * num_layers
+    streamed: tuple[Placement, ...] = ("pinned",) * num_layers
+    found = []
+    for layers, sink_streamed in ((resident, False), (streamed, True)):
+        memory = SessionMemory(tiny.bundle.dit, session_shape(spec), fake_machine())
+        before = memory.num_bytes
+        plan = SessionPlan(layers, precision, sink_streamed)
+        found.append(make_latents(tiny, spec, memory, {2 * steps: plan}))
+        assert memory.num_bytes < before
+    assert torch.equal(*found)
+    plain, frames = make_latents(tiny, spec), 2 * spec.geometry.frames_per_block
+    assert torch.equal(found[0][:, :frames], plain[:, :frames])
+    error = (found[0] - plain)[:, frames:].norm() / plain[:, frames:].norm()
+    assert 0 < error < most
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp8"])
+@pytest.mark.parametrize("schedule", ["sequential", "wavefront"])
+def test_bytes_are_the_planners(
+    tiny: lipcast.Lipcast, precision: KVPrecision, schedule: ScheduleName
+) -> None:
+    spec, config = make_spec(tiny, schedule, 16), tiny.bundle.dit.config
+    layers: tuple[Placement, ...] = ("resident", *("pinned",) * (config.num_layers - 1))
+    machine, steps, lanes = fake_machine(), spec.order.num_steps, spec.max_lanes
+    ring = sizes.ring_layer_bytes(config, spec.geometry, precision)
+    sink = sizes.sink_layer_bytes(config, spec.geometry, "fp32")
+    placed = sizes.placed_layer_bytes(config, spec.geometry, "fp32")
+    for sink_streamed in (False, True):
+        plan = SessionPlan(layers, precision, sink_streamed)
+        memory = SessionMemory(tiny.bundle.dit, session_shape(spec), machine, plan)
+        sinks = 2 * sink if sink_streamed else config.num_layers * (sink + lanes * placed)
+        assert machine.vram.parts == {
+            RINGS: steps * ring, RING_SLOTS_PART: 2 * lanes * ring, SINK: sinks,
+        }  # fmt: skip
+        pinned = {RINGS_PINNED: (config.num_layers - 1) * steps * ring}
+        assert machine.ram.parts == pinned | (
+            {SINK: config.num_layers * sink} if sink_streamed else {}
+        )
+        memory.release()
+        assert not machine.vram.parts and not machine.ram.parts
+
+
+def test_out_of_memory_while_moving_loses_nothing(tiny: lipcast.Lipcast) -> None:
+    spec, config = make_spec(tiny, "sequential", 16), tiny.bundle.dit.config
+    expected = make_latents(tiny, spec)
+    streamed: tuple[Placement, ...] = ("pinned",) * config.num_layers
+    machine = fake_machine()
+    memory = SessionMemory(tiny.bundle.dit, session_shape(spec), machine)
+    ring = sizes.ring_layer_bytes(config, spec.geometry, "fp32")
+    machine.ram.budget_bytes = 5 * ring + 1
+    with pytest.raises(torch.OutOfMemoryError, match="KV rings, pinned"):
+        memory.arrange(SessionPlan(streamed))
+    machine.ram.budget_bytes = None
+    memory.arrange(SessionPlan(streamed, None, sink_streamed=True))
+    assert torch.equal(make_latents(tiny, spec, memory), expected)
+
+
+def test_only_new_frames_go_back(tiny: lipcast.Lipcast) -> None:
+    """A tick writes a block's frames to the host, and reads every layer once."""
+    spec, config = make_spec(tiny, "sequential", 48), tiny.bundle.dit.config
+    machine = fake_machine()
+    streamed: tuple[Placement, ...] = ("pinned",) * config.num_layers
+    plan = SessionPlan(streamed)
+    memory = SessionMemory(tiny.bundle.dit, session_shape(spec), machine, plan)
+    make_latents(tiny, spec, memory)
+    copier = machine.copier
+    assert isinstance(copier, LateCopier)
+    num_ticks = BLOCKS * spec.order.num_steps
+    layer = sizes.ring_layer_bytes(config, spec.geometry, "fp32")
+    block = layer * spec.geometry.frames_per_block // spec.geometry.window
+    passes = config.num_layers * num_ticks
+    assert copier.bytes_to_host == passes * block
+    assert passes * layer <= copier.bytes_to_device <= (passes + 1) * layer
