@@ -22,7 +22,8 @@ from lipcast.errors import InputError, OutputError
 from lipcast.media.video import read_video
 from lipcast.weights.prompts import PromptEmbedding, write_embedding
 
-VERBS = ("generate", "info", "plan", "bench")
+VIDEO_VERBS = ("generate", "info", "plan", "bench")
+VERBS = (*VIDEO_VERBS, "pull", "models", "convert", "encode-prompt", "doctor")
 
 
 @pytest.fixture
@@ -231,11 +232,13 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str], verb: str) -> None:
     assert main([verb, "--help"]) == 0
     shown = capsys.readouterr().out
     assert f"lipcast {verb} " in shown
-    assert "--infer_frames" in shown
+    assert ("--infer_frames" in shown) is (verb in VIDEO_VERBS)
+    assert "--json" in shown
 
 
 def test_help_and_info_start_without_torch() -> None:
     calls = [["--help"], ["--version"], *([verb, "--help"] for verb in VERBS), ["info", "--json"]]
+    calls += [["models", "--json"]]
     script = (
         "import sys; from lipcast.cli.main import main\n"
         f"assert [main(call) for call in {calls!r}] == [0] * {len(calls)}\n"

@@ -143,6 +143,31 @@ class ProgressBar(AbstractContextManager["ProgressBar"]):
         )
 
 
+class StepBar(AbstractContextManager["StepBar"]):
+    """A bar for work that is counted in bytes; nothing where it is not wanted or nobody looks."""
+
+    def __init__(self, *, wanted: bool) -> None:
+        self._progress = _rich_progress() if wanted and sys.stderr.isatty() else None
+
+    def __enter__(self) -> StepBar:
+        if self._progress is not None:
+            self._progress.start()
+            self._progress.add_task("starting", total=None)
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def update(self, what: str, done: int, total: int) -> None:
+        """`done` of `total` bytes of what is going on."""
+        if self._progress is not None:
+            text = f"{what} {done / 1e9:.1f} of {total / 1e9:.1f} GB"
+            self._progress.update(
+                self._progress.task_ids[0], description=text, completed=done, total=total
+            )
+
+
 def _rich_progress() -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn

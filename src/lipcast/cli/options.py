@@ -8,6 +8,7 @@ wrong one gets the same sentence as everywhere else; a flag that was not given a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from inspect import Parameter, Signature
 from typing import Annotated, Any
 
@@ -18,7 +19,17 @@ from lipcast.cli.judge import Given
 from lipcast.errors import CancelledError
 
 
-def with_flags(flags: Iterable[Flag]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+@dataclass(frozen=True, slots=True)
+class Positional:
+    """The one argument that a verb takes without a flag."""
+
+    name: str
+    help: str
+
+
+def with_flags(
+    flags: Iterable[Flag], *, positional: Positional | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a function that takes a mapping of the given flags the parameters of `flags`."""
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
@@ -30,12 +41,19 @@ def with_flags(flags: Iterable[Flag]) -> Callable[[Callable[..., None]], Callabl
                 # Here, because typer turns it into an exit without a word.
                 raise CancelledError("stopped; nothing was written") from error
 
-        parameters = [_parameter(flag) for flag in flags]
+        parameters = [_argument(positional)] if positional else []
+        parameters += [_parameter(flag) for flag in flags]
         command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         command.__name__, command.__doc__ = verb.__name__, verb.__doc__
         return command
 
     return decorate
+
+
+def _argument(positional: Positional) -> Parameter:
+    argument: Any = typer.Argument(help=positional.help, metavar=positional.name.upper())
+    kind = Parameter.POSITIONAL_OR_KEYWORD
+    return Parameter(positional.name, kind, annotation=Annotated[str, argument])
 
 
 def _joined(value: Given | list[str]) -> Given:

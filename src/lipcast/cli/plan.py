@@ -194,6 +194,12 @@ def _budget(values: Mapping[str, Value], hardware: Hardware) -> Budget:
     return Budget(vram, ram)
 
 
+def this_machine() -> tuple[Hardware, Budget]:
+    """The first card and all memory that is here; raises UsageError where there is no known card."""
+    hardware = _hardware({})
+    return hardware, _budget({}, hardware)
+
+
 def _free_ram_bytes() -> int:
     import psutil
 

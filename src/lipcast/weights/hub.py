@@ -94,20 +94,22 @@ def pull(
     dest: Path | None = None,
     revisions: Mapping[str, str] | None = None,
     offline: bool = False,
+    progress: bool = True,
     download: Download | None = None,
 ) -> Path:
     """Download a model, or the rest of it, and return its directory.
 
     revisions: {repository: commit, branch or tag}; default: the commit of the first pull, else the
-    newest. offline: only check what is here. download: stands in for `snapshot_download`.
+    newest. offline, or HF_HUB_OFFLINE: only check what is here. progress: bars on standard error.
+    download: stands in for `snapshot_download`.
     Raises UsageError for an unknown name, CheckpointError for what the hub refuses or cannot
     deliver, OutputError where the disk is too small or not writable.
     """
     if name not in MODELS:
         raise UsageError(f"model: expected one of {', '.join(MODELS)}, got {name!r}")
     dest = dest or models_dir() / name
-    if not offline:
-        fetch = download or _library()
+    fetch = download or (None if offline else _library(progress=progress))
+    if fetch is not None and not offline:
         record = _resolve(name, dest, revisions or {}, fetch)
         _remove_orphans(dest)
         _check_space(dest, record)
@@ -122,6 +124,12 @@ def pull(
             f"Run `lipcast pull {name}` with a network connection; what is here is kept."
         )
     return dest
+
+
+def pinned_revisions(directory: Path) -> dict[str, str]:
+    """{repository: commit} of a pulled model."""
+    record = _read_record(directory) or {"repositories": []}
+    return {entry["repo"]: entry["revision"] for entry in record["repositories"]}
 
 
 def list_models(directory: Path | None = None) -> list[ModelStatus]:
@@ -156,14 +164,17 @@ def _has_size(path: Path, size: int | None) -> bool:
     return path.is_file() and (size is None or path.stat().st_size == size)
 
 
-def _library() -> Download:
+def _library(*, progress: bool) -> Download | None:
+    """The hub's own downloader; None where the environment says that there is no network."""
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import constants, snapshot_download
+        from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
     except ImportError as error:
         raise UsageError(
             "pull: needs the package huggingface_hub; install it with: pip install 'lipcast[hub]'"
         ) from error
-    return snapshot_download
+    (enable_progress_bars if progress else disable_progress_bars)()
+    return None if constants.HF_HUB_OFFLINE else snapshot_download
 
 
 def _call(fetch: Download, dest: Path, repo: str, patterns: list[str], **options: Any) -> Any:

@@ -1,0 +1,107 @@
+"""`lipcast doctor`: whether `lipcast generate` would run here, line by line.
+
+Output: a line for everything looked at, or one JSON document. The exit code is 0 where a video of
+the model could be made, else 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+
+import typer
+
+from lipcast.cli.fits import fit
+from lipcast.cli.flag import Flag
+from lipcast.cli.flag_table import FLAGS
+from lipcast.cli.judge import Given
+from lipcast.cli.model_configs import configs_in
+from lipcast.cli.talk import Talk, print_json
+from lipcast.errors import LipcastError
+from lipcast.lab.doctor import Finding, examine
+from lipcast.weights.checkpoint import (
+    EMBEDDED_MODELS,
+    MODEL_PARTS,
+    TEXT_PARTS,
+    checkpoint_dir,
+    find_checkpoint,
+)
+from lipcast.weights.hub import list_models
+
+DOCTOR_FLAGS: tuple[Flag, ...] = tuple(
+    flag for flag in FLAGS if flag.name in {"model", "json", "debug"}
+)
+_MARKS: Mapping[str, str] = {"ok": "OK", "warning": "warning", "problem": "PROBLEM"}
+
+
+def doctor(given: Mapping[str, Given]) -> None:
+    """Look at everything that a video needs: Python, torch, GPU, FFmpeg, memory, model files.
+
+    Each line is OK, a warning, or a problem, with what to do. The exit code is 0 where
+    `lipcast generate` with this model would run. With a GPU, its link is measured.
+
+        lipcast doctor
+
+        lipcast doctor --ckpt_dir ckpt/Wan2.2-S2V-14B --json
+    """
+    talk = Talk.begin(given)
+    model = str(given.get("model", EMBEDDED_MODELS[0]))
+    findings = []
+    for finding in (*examine(), *_model(model), *_others(model)):
+        findings.append(finding)
+        if not talk.as_json:
+            typer.echo(_line(finding))
+    runs = not any(finding.status == "problem" for finding in findings)
+    if talk.as_json:
+        print_json({"runs": runs, "model": model, "findings": [asdict(f) for f in findings]})
+    else:
+        would = "would run" if runs else "would not run; see PROBLEM above"
+        typer.echo(f"\nlipcast generate --model {model}: {would}")
+    if not runs:
+        raise typer.Exit(1)
+
+
+def _line(finding: Finding) -> str:
+    advice = f"\n{'':<26}-> {finding.advice}" if finding.advice else ""
+    found = finding.found.replace("\n", f"\n{'':<26}")
+    return f"{_MARKS[finding.status]:<9}{finding.topic:<16} {found}{advice}"
+
+
+def _model(model: str) -> Iterator[Finding]:
+    """Whether all parts of the model are there, whole as far as headers tell, and fit."""
+    try:
+        directory = checkpoint_dir(model)
+        files = find_checkpoint(directory, need=MODEL_PARTS)
+        configs = configs_in(directory)
+        _open(files.dit, files.vae, files.text)
+    except LipcastError as error:
+        yield Finding("model", "problem", str(error), "the message says which file, and what to do")
+        return
+    except ImportError as error:
+        yield Finding("model", "problem", f"files cannot be opened: {error}", "install torch")
+        return
+    yield Finding("model", "ok", f"{model}: every part is there, headers are whole")
+    if any(part in files.missing for part in TEXT_PARTS):
+        advice = "make prompts elsewhere with `lipcast encode-prompt`, or pull the rest"
+        yield Finding("text encoder", "warning", "not in this checkpoint", advice)
+    found = fit(configs)
+    advice = "" if found.fits else "a smaller --precision, --size or --infer_frames; `lipcast plan`"
+    yield Finding("fits", "ok" if found.fits else "warning", found.sentence, advice)
+
+
+def _open(*paths: object) -> None:
+    """Headers of weight files; raises CheckpointError for one that is cut short or no weights."""
+    from lipcast.weights.files import open_tensors
+
+    for path in paths:
+        if path is not None:
+            open_tensors(str(path))
+
+
+def _others(model: str) -> Iterator[Finding]:
+    """Models that were pulled or converted, where they are not whole."""
+    for status in list_models():
+        if status.num_bytes and not status.complete and status.name != model:
+            found = f"{status.name} is incomplete: {len(status.missing)} files are missing"
+            advice = f"`lipcast pull {status.name}` continues, `lipcast models` lists them"
+            yield Finding("other model", "warning", found, advice)
