@@ -17,17 +17,20 @@ import pytest
 
 import lipcast
 import lipcast.api
+from drawn import SIDE, drawn_clip, syllable_opening
 from lipcast import errors
 from lipcast.cli.app import make_app
 from lipcast.cli.bench import BENCH_FLAGS
+from lipcast.cli.evaluate import EVALUATE_FLAGS
 from lipcast.cli.flag_table import FLAGS
 from lipcast.cli.info import INFO_FLAGS
 from lipcast.cli.main import main
 from lipcast.cli.plan import PLAN_FLAGS
+from lipcast.media.video import VideoWriter
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", *(f"docs/{name}.md" for name in (
-    "generate", "python-api", "architecture", "troubleshooting",
+    "generate", "python-api", "architecture", "troubleshooting", "lab",
 )))  # fmt: skip
 SET_UP = {"./scripts/demo", "./scripts/test"}
 OTHER_FLAGS = {"--help", "--index-url", "--version", "--debug"}
@@ -62,7 +65,7 @@ def tiny() -> lipcast.Lipcast:
 
 @pytest.fixture
 def folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: lipcast.Lipcast
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: lipcast.Lipcast, videos: Path
 ) -> Iterator[Path]:
     """What the pages suppose to be there, with sounds of one block; the model is loaded once."""
     load = lipcast.api.load
@@ -78,6 +81,7 @@ def folder(
         write_wav(tmp_path / "examples" / path.name)
     shutil.copy(ROOT / "examples" / "portrait_0.png", tmp_path / "me.png")
     write_wav(tmp_path / "hello.wav")
+    shutil.copytree(videos, tmp_path, dirs_exist_ok=True)
     here = Path.cwd()
     os.chdir(tmp_path)
     yield tmp_path
@@ -92,6 +96,19 @@ def write_wav(path: Path) -> None:
         file.setsampwidth(2)
         file.setframerate(16_000)
         file.writeframes(samples.astype(np.int16).tobytes())
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two videos of a second."""
+    folder = tmp_path_factory.mktemp("videos")
+    for name, seed in (("out.mp4", 0), ("other.mp4", 1)):
+        frames = np.stack(drawn_clip(syllable_opening(26, seed)))
+        with VideoWriter(
+            folder / name, width=SIDE, height=SIDE, sample_rate=16_000, num_channels=1
+        ) as writer:
+            writer.write(frames, np.zeros((26 * 640, 1), np.float32))
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -140,7 +157,7 @@ def test_links_lead_somewhere(page: str) -> None:
 
 def test_mentioned_flags_exist() -> None:
     known = set(OTHER_FLAGS)
-    for flag in (*FLAGS, *INFO_FLAGS, *BENCH_FLAGS, *PLAN_FLAGS):
+    for flag in (*FLAGS, *INFO_FLAGS, *BENCH_FLAGS, *PLAN_FLAGS, *EVALUATE_FLAGS):
         known.update(name for spelling in flag.spellings for name in spelling.split("/"))
     for page in PAGES:
         mentioned = set(

@@ -311,7 +311,7 @@ def read_video(path: str | os.PathLike[str]) -> DecodedVideo:
     frames = list(iter_frames(path))
     if not frames:
         raise InputError(f"expected a video, got {path} without any picture")
-    start_s, fps, has_sound = _timing(path)
+    start_s, fps, has_sound = timing(path)
     audio, sample_rate = np.zeros((0, 1), np.float32), SAMPLE_RATE
     if has_sound:
         audio, sample_rate, sound_start_s = read_sound(path)
@@ -319,7 +319,7 @@ def read_video(path: str | os.PathLike[str]) -> DecodedVideo:
     return DecodedVideo(frames=np.stack(frames), audio=audio, sample_rate=sample_rate, fps=fps)
 
 
-def _timing(path: str | os.PathLike[str]) -> tuple[float, float, bool]:
+def timing(path: str | os.PathLike[str]) -> tuple[float, float, bool]:
     """When the first picture is shown (s), pictures per second, and whether there is sound."""
     with _open_video(path) as container:
         stream = container.streams.video[0]

@@ -1,0 +1,105 @@
+"""`lipcast evaluate`: how good a video is, in numbers that are defined.
+
+Input: a video, and beside it what it was made from. Output: a table on standard output, or one JSON
+document with the curves. What cannot be measured is n/a, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from lipcast.cli.flag import Flag, Group, Kind
+from lipcast.cli.judge import Given, Value, parse
+from lipcast.cli.options import Positional, either_spelling, with_flags
+from lipcast.cli.talk import Talk, print_json
+from lipcast.errors import UsageError
+
+if TYPE_CHECKING:
+    from lipcast.lab.evaluate import Evaluation
+
+BLOCK_FRAMES, CLIP_FRAMES = 12, 48
+_VIDEO = Positional("video", "The video to evaluate.")
+
+
+def _flag(name: str, kind: Kind, text: str, default: str = "", *also: str) -> Flag:
+    group = Group.TALK if kind is Kind.SWITCH else Group.FILES
+    return Flag(name, group, kind, text, default=default, also=also)
+
+
+EVALUATE_FLAGS: tuple[Flag, ...] = (
+    _flag("audio", Kind.TEXT, "The sound it should follow.", "the video's own"),
+    _flag("reference", Kind.TEXT, "The portrait it was made from."),
+    _flag("against", Kind.TEXT, "Another run, to be compared frame by frame."),
+    _flag("face_model", Kind.TEXT, "face_landmark.tflite, for landmarks on photos (lipcast[lab])."),
+    _flag("infer_frames", Kind.WHOLE, "Frames of a clip.", str(CLIP_FRAMES)),
+    _flag("segment_frames", Kind.WHOLE, "Frames of a segment, where it was made in segments."),
+    _flag("json", Kind.SWITCH, "Print one JSON document, with the curves."),
+    _flag("debug", Kind.SWITCH, "Show the traceback of an error."),
+)
+
+
+def evaluate(given: Mapping[str, Given]) -> None:
+    """Measure lip sync, motion, joins, drift and flicker of a video.
+
+        lipcast evaluate out.mp4
+        lipcast evaluate out.mp4 --reference me.png --against other.mp4
+
+    What every number means: docs/lab.md.
+    """
+    from lipcast.lab.evaluate import Question
+    from lipcast.lab.evaluate import evaluate as measure
+
+    talk = Talk.begin(given)
+    values = {f.name: parse(f, given[f.name]) for f in EVALUATE_FLAGS if f.name in given}
+    pieces = {"block": BLOCK_FRAMES, "clip": _count(values, "infer_frames") or CLIP_FRAMES}
+    if segment := _count(values, "segment_frames"):
+        pieces["segment"] = segment
+    files = {name: _path(values, name) for name in ("audio", "reference", "against", "face_model")}
+    found = measure(Question(Path(str(given["video"])).expanduser(), pieces=pieces, **files))
+    if talk.as_json:
+        print_json(found.document())
+    else:
+        typer.echo(table(found))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to an application."""
+    context = {"help_option_names": ["-h", "--help"], "token_normalize_func": either_spelling}
+    verb = with_flags(EVALUATE_FLAGS, positional=_VIDEO)(evaluate)
+    app.command("evaluate", context_settings=context)(verb)
+
+
+def table(found: Evaluation) -> str:
+    """Every metric in a line, grouped."""
+    height, width = found.size
+    lines = [
+        f"{found.video}: {found.num_frames} frames of {width}x{height}, {found.fps:g} a second"
+    ]
+    group = ""
+    for metric in found.metrics:
+        if metric.group != group:
+            group = metric.group
+            lines += ["", group]
+        best = {"higher": "higher is better", "lower": "lower is better", "zero": "0 is best"}
+        remarks = [metric.note] if metric.note else []
+        if metric.value is not None and metric.better in best and "best" not in metric.note:
+            remarks.insert(0, best[metric.better])
+        lines.append(f"  {metric.name:<30}{metric.text():<18}{'; '.join(remarks)}".rstrip())
+    return "\n".join(lines)
+
+
+def _path(values: Mapping[str, Value], name: str) -> Path | None:
+    return Path(str(values[name])).expanduser() if name in values else None
+
+
+def _count(values: Mapping[str, Value], name: str) -> int | None:
+    if name not in values:
+        return None
+    count = int(values[name])
+    if count < 1:
+        raise UsageError(f"--{name}: expected at least 1, got {count}")
+    return count

@@ -1,0 +1,92 @@
+"""The whole evaluation of files, through the command line."""
+
+from __future__ import annotations
+
+import json
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from drawn import drawn_clip, drawn_face, syllable_opening, write_voice
+from lipcast.cli.main import main
+from lipcast.lab.evaluate import Question, evaluate
+from lipcast.media.video import VideoWriter
+
+NUM_FRAMES = 60
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clip with its voice, the same a little darker and silent, the voice alone, the portrait."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    opening = syllable_opening(NUM_FRAMES)
+    voice = write_voice(folder / "voice.wav", opening)
+    frames = np.stack(drawn_clip(opening))
+    with wave.open(str(voice)) as file:
+        samples = np.frombuffer(file.readframes(file.getnframes()), "<i2") / np.float32(32768)
+    write(folder / "clip.mp4", frames, samples)
+    write(folder / "dark.mp4", (frames * 0.9).astype(np.uint8), samples * 0)
+    Image.fromarray(drawn_face(0)).save(folder / "portrait.png")
+    return folder
+
+
+def write(path: Path, frames: np.ndarray, samples: np.ndarray) -> None:
+    height, width = frames.shape[1:3]
+    writer = VideoWriter(path, width=width, height=height, sample_rate=16_000, num_channels=1)
+    with writer:
+        writer.write(frames, samples.astype(np.float32)[:, None])
+
+
+def document(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict:
+    assert main(["evaluate", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_everything_is_measured(folder, capsys):
+    found = document(
+        [
+            str(folder / "clip.mp4"), "--reference", str(folder / "portrait.png"),
+            "--against", str(folder / "dark.mp4"), "--infer_frames", "24",
+        ],
+        capsys,
+    )  # fmt: skip
+    assert (found["num_frames"], found["width"], found["fps"]) == (NUM_FRAMES, 128, 25)
+    values = {(m["group"], m["name"]): m["value"] for m in found["metrics"]}
+    assert values["lip sync", "correlation"] > 0.9
+    assert values["lip sync", "offset"] == 0
+    assert values["drift", "likeness to the portrait"] > 0.8
+    assert 15 < values["against the other", "PSNR"] < 30
+    assert all(len(curve) == NUM_FRAMES for curve in found["curves"].values())
+    assert {"mouth", "loudness", "change", "PSNR"} <= set(found["curves"])
+    for metric in found["metrics"]:
+        assert (metric["value"] is None) == bool(metric["reason"]), metric
+
+
+def test_shifted_sound_is_seen(folder, tmp_path):
+    late = write_voice(tmp_path / "late.wav", syllable_opening(NUM_FRAMES), delay_frames=4)
+    shifted = evaluate(Question(folder / "clip.mp4", audio=late))
+    assert shifted.value("lip sync", "offset") == -4
+    own = evaluate(Question(folder / "clip.mp4"))
+    assert own.value("lip sync", "correlation") > shifted.value("lip sync", "correlation") + 0.3
+
+
+def test_silence_is_not_a_number(folder, capsys):
+    assert main(["evaluate", str(folder / "dark.mp4")]) == 0
+    assert "n/a: the sound is silent" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "words"),
+    [
+        (["none.mp4"], 3, "none.mp4"),
+        (["portrait.png", "--infer_frames", "0"], 2, "at least 1"),
+        (["voice.wav"], 3, "without pictures"),
+    ],
+)
+def test_errors_say_what_is_wrong(folder, monkeypatch, capsys, arguments, exit_code, words):
+    monkeypatch.chdir(folder)
+    assert main(["evaluate", *arguments]) == exit_code
+    assert words in capsys.readouterr().err
