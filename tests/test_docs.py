@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import lipcast
 import lipcast.api
 from drawn import SIDE, drawn_clip, syllable_opening
+from fake_hub import FakeHub
 from lipcast import errors
 from lipcast.cli.app import make_app
 from lipcast.cli.bench import BENCH_FLAGS
@@ -26,11 +28,13 @@ from lipcast.cli.flag_table import FLAGS
 from lipcast.cli.info import INFO_FLAGS
 from lipcast.cli.main import main
 from lipcast.cli.plan import PLAN_FLAGS
+from lipcast.cli.weights_verbs import WEIGHTS_FLAGS
 from lipcast.media.video import VideoWriter
+from lipcast.weights.prompts import PromptEmbedding, write_embedding
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", *(f"docs/{name}.md" for name in (
-    "generate", "python-api", "architecture", "troubleshooting", "lab",
+    "generate", "checkpoints", "python-api", "architecture", "troubleshooting", "lab",
 )))  # fmt: skip
 SET_UP = {"./scripts/demo", "./scripts/test"}
 OTHER_FLAGS = {"--help", "--index-url", "--version", "--debug"}
@@ -71,9 +75,11 @@ def folder(
     load = lipcast.api.load
 
     def load_once(name: str | Path = "tiny", **how: Any) -> lipcast.Lipcast:
-        return tiny if name == "tiny" else load(name, **how)
+        is_plain = name == "tiny" and how.get("precision") is None and not how.get("loras")
+        return tiny if is_plain else load(name, **how)
 
     monkeypatch.setattr("lipcast.api.load", load_once)
+    supply_models(tmp_path, monkeypatch)
     (tmp_path / "examples").mkdir()
     for path in (ROOT / "examples").glob("*.png"):
         shutil.copy(path, tmp_path / "examples")
@@ -86,6 +92,16 @@ def folder(
     os.chdir(tmp_path)
     yield tmp_path
     os.chdir(here)
+
+
+def supply_models(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub without a network, a place for its models, and a prompt's embedding."""
+    monkeypatch.setattr("lipcast.weights.hub._library", lambda **_: FakeHub())
+    for module in ("hub", "checkpoint"):
+        monkeypatch.setattr(f"lipcast.weights.{module}.models_dir", lambda: folder / "models")
+    (folder / "models").mkdir()
+    embedding = PromptEmbedding(torch.zeros(3, 64), "", "")
+    write_embedding(folder / "prompt.safetensors", embedding)
 
 
 def write_wav(path: Path) -> None:
@@ -144,7 +160,7 @@ def test_python_runs(place: str, text: str, folder: Path) -> None:
 def test_the_main_use_is_shown() -> None:
     assert len(blocks("python")) >= 5
     shown = {words[1] for _, words in commands() if words[0].endswith("lipcast")}
-    assert {"generate", "info", "plan"} <= shown
+    assert {"generate", "info", "plan", "pull", "models", "convert", "doctor"} <= shown
     assert {words[0] for _, words in commands()} >= SET_UP
 
 
@@ -157,7 +173,7 @@ def test_links_lead_somewhere(page: str) -> None:
 
 def test_mentioned_flags_exist() -> None:
     known = set(OTHER_FLAGS)
-    for flag in (*FLAGS, *INFO_FLAGS, *BENCH_FLAGS, *PLAN_FLAGS, *EVALUATE_FLAGS):
+    for flag in (*FLAGS, *INFO_FLAGS, *BENCH_FLAGS, *PLAN_FLAGS, *WEIGHTS_FLAGS, *EVALUATE_FLAGS):
         known.update(name for spelling in flag.spellings for name in spelling.split("/"))
     for page in PAGES:
         mentioned = set(
