@@ -115,6 +115,7 @@ def conditions(model: Lipcast) -> dict[str, Any]:
         "num_threads": torch.get_num_threads(),
         "gpu": gpu,
         "precision": str(bundle.dit.dtype).removeprefix("torch."),
+        "weights": bundle.precision,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 

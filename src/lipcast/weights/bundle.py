@@ -37,7 +37,7 @@ from lipcast.weights.lora import LoraSpec, merge_loras
 from lipcast.weights.manifest import read_manifest
 from lipcast.weights.prompts import PromptCache, PromptEmbedding, read_embedding
 from lipcast.weights.quant import quantised
-from lipcast.weights.quant_linear import quantised_layers
+from lipcast.weights.quant_linear import QuantLinear, quantised_layers
 from lipcast.weights.schemes import SCHEMES, Precision
 from lipcast.weights.source import RenamedSource, TensorSource
 
@@ -58,6 +58,12 @@ class ModelBundle:
     prompts: PromptCache | None = None
     """Where embeddings are kept between runs; None: nowhere."""
     _contexts: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
+
+    @property
+    def precision(self) -> str:
+        """How the transformer's layers are stored: "int8", or the dtype where they are plain."""
+        schemes = {m.scheme.precision for m in self.dit.modules() if isinstance(m, QuantLinear)}
+        return ", ".join(sorted(schemes)) or str(self.dit.dtype).removeprefix("torch.")
 
     def encode_prompt(self, prompt: str | Path) -> Tensor:
         """The context [tokens, channels] of a text, or of a `Path` to its embedding.

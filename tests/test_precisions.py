@@ -1,0 +1,45 @@
+"""Every precision of the weights makes nearly the same video, however it got there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import lipcast
+from lipcast.cli.main import main
+
+LEAST_DB = {"int8": 45.0, "fp8": 35.0, "int4": 25.0}
+"""What is promised; measured over whole clips: 55, 43, 36 dB."""
+
+
+def frames_of(model: lipcast.Lipcast, portrait: Path, sound: Path) -> NDArray[np.uint8]:
+    return model.generate(image=portrait, audio=sound, prompt="calm", infer_frames=12).frames
+
+
+def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    """In dB; 0 difference counts as 1e-9."""
+    error = np.mean((a.astype(np.float64) - b) ** 2)
+    return float(10 * np.log10(255**2 / max(1e-9, error)))
+
+
+@pytest.mark.parametrize("precision", LEAST_DB)
+def test_quantised_weights_make_nearly_the_same_video(
+    precision: str,
+    tiny: lipcast.Lipcast,
+    portrait: Path,
+    sound: Callable[[float], Path],
+    tmp_path: Path,
+) -> None:
+    exact = frames_of(tiny, portrait, sound(0.4))
+    streamed = lipcast.load("tiny", device="cpu", precision=precision)
+    assert streamed.bundle.precision == precision
+    close = frames_of(streamed, portrait, sound(0.4))
+    assert LEAST_DB[precision] < psnr(close, exact) < 100
+    assert main(["convert", "--precision", precision, "-o", str(tmp_path / "out"), "-q"]) == 0
+    converted = lipcast.load(tmp_path / "out", device="cpu")
+    assert converted.bundle.precision == precision
+    assert np.array_equal(frames_of(converted, portrait, sound(0.4)), close)
