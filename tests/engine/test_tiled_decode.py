@@ -104,6 +104,17 @@ def test_state_is_that_of_the_tiles(vae, latent, tiled):
     assert parked.num_bytes == expected and torch.equal(parked_video, video)
 
 
+@pytest.mark.parametrize("park", [False, True])
+def test_a_failed_chunk_can_be_made_again(latent, park):
+    """As long as somebody holds the caches of before."""
+    tiles, state = TiledDecoder(Zoom(1), WIDE, park=park), DecoderState()
+    first = tiles.decode_chunk(latent, state)
+    before = dict(state.caches)
+    second = tiles.decode_chunk(latent, state)
+    again = tiles.decode_chunk(latent, DecoderState(before))
+    assert torch.equal(again, second) and not torch.equal(again, first)
+
+
 class Zoom:
     """A decoder whose pixels are the latents, magnified; its state counts frames."""
 

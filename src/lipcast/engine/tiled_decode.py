@@ -75,17 +75,16 @@ class TiledDecoder:
         )
 
     def _put_back(self, state: DecoderState, index: int, tile_state: DecoderState) -> None:
-        """Keep the state of one tile. Copies follow each other on one stream: nobody waits."""
+        """Keep the state of one tile. What was kept before is replaced, not overwritten: whoever
+        still holds it can go back to it."""
         for name, cache in tile_state.caches.items():
-            key = f"{index}/{name}"
-            if not self._park:
-                state.caches[key] = cache
-                continue
-            if key not in state.caches:
-                state.caches[key] = torch.empty(
-                    cache.shape, dtype=cache.dtype, pin_memory=cache.is_cuda
-                )
-            state.caches[key].copy_(cache, non_blocking=True)
+            state.caches[f"{index}/{name}"] = _parked(cache) if self._park else cache
+
+
+def _parked(cache: Tensor) -> Tensor:
+    """A copy in host memory. Copies to and fro follow each other on one stream: nobody waits."""
+    host = torch.empty(cache.shape, dtype=cache.dtype, pin_memory=cache.is_cuda)
+    return host.copy_(cache, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,4 +141,5 @@ class _Tile:
         """Add the tile's weighted pixels to the picture."""
         weights_HW = self.rows.weights(factor)[:, None] * self.columns.weights(factor)
         part = video_BCTHW[..., self.rows.pixels(factor), self.columns.pixels(factor)]
-        part.addcmul_(pixels_BCTHW.float(), weights_HW.to(video_BCTHW.device))
+        # A copy that waited for the device would keep the next tick from being launched.
+        part.addcmul_(pixels_BCTHW.float(), weights_HW.to(video_BCTHW.device, non_blocking=True))

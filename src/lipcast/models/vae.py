@@ -221,6 +221,7 @@ def latent_statistics(config: VAEConfig, device: torch.device) -> tuple[Tensor, 
 
     Made per call and kept nowhere: a buffer would be a tensor that no checkpoint holds.
     """
-    both = torch.tensor((config.mean, config.std), dtype=torch.float32, device=device)
-    mean, std = both[:, :, None, None, None]
+    both = torch.tensor((config.mean, config.std), dtype=torch.float32)
+    # Not waiting: work on other streams is launched meanwhile.
+    mean, std = both.to(device, non_blocking=True)[:, :, None, None, None]
     return mean, std
