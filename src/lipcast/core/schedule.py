@@ -48,13 +48,14 @@ class Order:
         return needed
 
 
-def ticks(order: Order, *, max_lanes: int) -> Iterator[Tick]:
+def ticks(order: Order, *, max_lanes: int, first_block: int = 0) -> Iterator[Tick]:
     """Ticks without end: in each, the units that are ready, older blocks first.
 
-    One lane gives the sequential order, `num_steps` lanes the full wavefront.
+    One lane gives the sequential order, `num_steps` lanes the full wavefront. What lies before
+    `first_block` is taken as finished.
     """
     assert max_lanes >= 1
-    next_block = [0] * order.num_steps
+    next_block = [first_block] * order.num_steps
     """For each step, the block that it computes next: blocks pass every step in order."""
 
     def finished(unit: Unit) -> bool:

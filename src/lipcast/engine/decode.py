@@ -1,11 +1,15 @@
 """Online decode: clean latents become pixels the moment they are finished.
 
-Input: latents block by block, in order. Output: uint8 frames. State: the decoder's temporal caches,
-whose size does not depend on the length of the video.
+Input: latents block by block, in order. Output: uint8 frames, perhaps later: a GPU decodes on a stream
+of its own while the next tick is computed. State: the decoder's temporal caches, whose size does not
+depend on the length of the video.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -30,20 +34,87 @@ class StreamingDecoder(Protocol):
     def decode_chunk(self, latent_BCTHW: Tensor, state: DecoderState) -> Tensor: ...
 
 
+class PendingFrames(Protocol):
+    """Frames on their way: uint8 RGB [4 F, height, width, 3]."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `collect` would return at once."""
+
+    def collect(self) -> NDArray[np.uint8]:
+        """Wait for the frames. Raises what went wrong while they were decoded. Called once."""
+
+
 class FrameDecoder:
     """One video's decoder."""
 
     def __init__(self, vae: StreamingDecoder, anchor: Anchor) -> None:
         self._vae = vae
         self.state = vae.new_decoder_state()
-        with torch.inference_mode():
+        device = anchor.still_CFHW.device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        with self._aside(anchor.still_CFHW):
             vae.prime(anchor.still_CFHW[None, :, :_PRIMING_LATENTS], self.state)
 
-    @torch.inference_mode()
-    def decode(self, latent_CFHW: Tensor) -> NDArray[np.uint8]:
-        """Frames uint8 RGB [4 F, height, width, 3]."""
+    def submit(self, latent_CFHW: Tensor) -> PendingFrames:
+        """Begin to decode the next latents; on a CPU it is done when this returns.
+
+        Where memory runs out the state is as before, and the call may be made again.
+        """
+        before = dict(self.state.caches)
+        try:
+            with self._aside(latent_CFHW):
+                return self._decode(latent_CFHW)
+        except torch.OutOfMemoryError:
+            self.state.caches = before
+            raise
+
+    def _decode(self, latent_CFHW: Tensor) -> PendingFrames:
         video_CTHW = self._vae.decode_chunk(latent_CFHW[None], self.state)[0]
         frames_THWC = video_CTHW.permute(1, 2, 3, 0)
         pixels = (frames_THWC.float() + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
-        result: NDArray[np.uint8] = pixels.cpu().numpy()
-        return result
+        if self._stream is None:
+            return _FramesHere(pixels.cpu().numpy())
+        host = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
+        host.copy_(pixels, non_blocking=True)
+        return _FramesComing(host, self._stream.record_event())
+
+    @contextmanager
+    def _aside(self, input_CFHW: Tensor) -> Iterator[None]:
+        """On the decoder's own stream, after what is being done to the input."""
+        with torch.inference_mode():
+            if self._stream is None:
+                yield
+                return
+            self._stream.wait_stream(torch.cuda.current_stream(input_CFHW.device))
+            # Its memory must not be given away before the decoder has read it.
+            input_CFHW.record_stream(self._stream)
+            with torch.cuda.stream(self._stream):
+                yield
+
+
+@dataclass(frozen=True, slots=True)
+class _FramesHere:
+    frames: NDArray[np.uint8]
+    is_ready: bool = True
+
+    def collect(self) -> NDArray[np.uint8]:
+        return self.frames
+
+
+@dataclass(frozen=True, slots=True)
+class _FramesComing:
+    """`host` is pinned and being written until `written`."""
+
+    host: Tensor
+    written: torch.cuda.Event
+
+    @property
+    def is_ready(self) -> bool:
+        return bool(self.written.query())
+
+    def collect(self) -> NDArray[np.uint8]:
+        self.written.synchronize()
+        # A copy: pinned memory is scarce, and whoever gets the frames may keep them.
+        frames: NDArray[np.uint8] = self.host.numpy().copy()
+        return frames

@@ -16,6 +16,7 @@ from torch import Tensor
 from lipcast.core.schedule import Tick, Unit
 from lipcast.core.video_spec import VideoSpec
 from lipcast.engine.conditions import Anchor
+from lipcast.engine.past import Past
 from lipcast.engine.sampler import NoiseSource, euler_step
 from lipcast.memory.machine import Machine
 from lipcast.memory.session_memory import SessionMemory, SessionPlan, SessionShape
@@ -59,20 +60,34 @@ class LaneExecutor:
         context_TC: Tensor,
         *,
         memory: SessionMemory | None = None,
+        past: Past | None = None,
     ) -> None:
-        """`memory` holds rings and sink; by default all of it is on the device of the model."""
+        """`memory` holds rings and sink; by default all of it is on the device of the model.
+
+        With a `past` the first block to start is `past.next_block`; `memory` then has the shape of
+        `session_shape(spec, past)`.
+        """
         self._model = model
         self._spec = spec
         self._motion_CFHW = anchor.motion_CFHW
         self._noise = NoiseSource(spec.options.seed, spec.geometry)
         self._text: tuple[KeyValue, ...] = _encode_text(model, context_TC)
         self._times = [model.encode_time(t) for t in spec.flow.timesteps]
-        self.memory = memory or SessionMemory(model, session_shape(spec), Machine.of(model.device))
+        shape = session_shape(spec, past)
+        self.memory = memory or SessionMemory(model, shape, Machine.of(model.device))
         self._next_ref_C1HW: Tensor | None = anchor.ref_C1HW
         """The reference that the sink is prefilled with before the next block starts."""
         self._swap_ref_C1HW: Tensor | None = None
         """The first clean latent, until the anchor block starts."""
         self._in_flight: dict[int, _InFlight] = {}
+        self._past = past
+        """What the rings are to be refilled with before the next block starts."""
+        anchor_block = spec.order.anchor_block
+        if past is not None and anchor_block is not None:
+            if past.next_block > anchor_block:
+                self._next_ref_C1HW = past.first_C1HW
+            else:
+                self._swap_ref_C1HW = past.first_C1HW
 
     @property
     def kv_bytes(self) -> int:
@@ -86,10 +101,14 @@ class LaneExecutor:
             if self._swap_ref_C1HW is not None:
                 self._next_ref_C1HW, self._swap_ref_C1HW = self._swap_ref_C1HW, None
         self._prefill()
-        geometry, first = self._spec.geometry, self._spec.first_frame(block)
-        noise = self._noise.frames(first, geometry.frames_per_block)
+        self._replay()
+        self._enter(block, features_LCV)
+
+    def _enter(self, block: int, features_LCV: Tensor) -> None:
+        """The block is in flight, all noise."""
+        first = self._spec.first_frame(block)
         self._in_flight[block] = _InFlight(
-            latent_CFHW=noise.to(self._model.device),
+            latent_CFHW=self._noise_of(block),
             first_frame=first,
             rotary=self._model.block_rotary(first, *self._latent_size),
             audio=self._model.encode_audio(features_LCV[None].to(self._model.device)),
@@ -149,14 +168,34 @@ class LaneExecutor:
         self._model.prefill(self._next_ref_C1HW, self._motion_CFHW, self._text, self.memory.sink)
         self._next_ref_C1HW = None
 
+    def _replay(self) -> None:
+        """Refill the rings from the past: what each step saw of its blocks, noised again."""
+        if self._past is None:
+            return
+        for block, remembered in enumerate(self._past.blocks, self._past.first_block):
+            self._enter(block, remembered.voice_LCV)
+            clean_CFHW = remembered.latent_CFHW.to(self._model.device)
+            noise_CFHW = self._in_flight[block].latent_CFHW
+            for step, sigma in enumerate(self._spec.flow.sigmas[:-1]):
+                noisy_CFHW = clean_CFHW + sigma * (noise_CFHW - clean_CFHW)
+                self._in_flight[block].latent_CFHW = noisy_CFHW
+                self._model([self._lane(Unit(block, step))])
+            del self._in_flight[block]
+        self._past = None
+
+    def _noise_of(self, block: int) -> Tensor:
+        frames = self._spec.geometry.frames_per_block
+        noise_CFHW = self._noise.frames(self._spec.first_frame(block), frames)
+        return noise_CFHW.to(self._model.device)
+
     @property
     def _latent_size(self) -> tuple[int, int]:
         return self._spec.geometry.latent_height, self._spec.geometry.latent_width
 
 
-def session_shape(spec: VideoSpec) -> SessionShape:
+def session_shape(spec: VideoSpec, past: Past | None = None) -> SessionShape:
     """What decides the memory of a session."""
-    geometry = spec.geometry
+    geometry, first_block = spec.geometry, 0 if past is None else past.first_block
     return SessionShape(
         window=geometry.window,
         tokens_per_frame=geometry.tokens_per_frame,
@@ -164,7 +203,7 @@ def session_shape(spec: VideoSpec) -> SessionShape:
         latent_width=geometry.latent_width,
         num_steps=spec.order.num_steps,
         num_lanes=spec.max_lanes,
-        start_frame=spec.options.start_frame,
+        start_frame=spec.first_frame(first_block),
     )
 
 

@@ -2,7 +2,8 @@
 
 Input: a spec, an executor, a decoder, a timeline of sound. Output: frame blocks in order, each as soon
 as its latents are clean. A step takes the next tick of the schedule, gives new blocks their voice, runs
-the tick and decodes what became clean. State: what is in flight; nothing grows with the length.
+the tick and has decoded what became clean; frames that are decoded beside the ticks are collected after
+the next tick, or at once where no tick can be run. State: what is in flight; nothing grows with the length.
 """
 
 from __future__ import annotations
@@ -10,20 +11,56 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lipcast.core.schedule import Tick, ticks
 from lipcast.core.video_spec import VideoSpec
 from lipcast.engine.audio_timeline import AudioTimeline
-from lipcast.engine.decode import FrameDecoder
+from lipcast.engine.decode import FrameDecoder, PendingFrames
 from lipcast.engine.frames import BlockTimings, FrameBlock
+from lipcast.engine.past import Past, PastRecorder
 from lipcast.engine.rollout import Executor
 from lipcast.engine.stopwatch import Stopwatch
 from lipcast.errors import CancelledError
+
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """What a video goes on with."""
+
+    spec: VideoSpec
+    executor: Executor
+    decoder: FrameDecoder
+    past: Past | None
+
+
+class Restart(Exception):  # noqa: N818 (a signal between recovery and session, not an error)
+    """What is in flight is given up; the video goes on from its last finished block."""
+
+    def __init__(self, make: Callable[[Past | None], Continuation]) -> None:
+        super().__init__("the video goes on with other settings")
+        self.make = make
+
+
+class Recovery(Protocol):
+    """Makes room when memory runs out."""
+
+    def __call__(self, error: torch.OutOfMemoryError, block: int) -> None:
+        """Return when the call that failed can be made again; raise Restart to go on otherwise.
+
+        `block` is the first unfinished one. Raises MemoryBudgetError where nothing is left to do.
+        """
 
 
 class Session:
@@ -37,7 +74,9 @@ class Session:
         timeline: AudioTimeline,
         *,
         device: torch.device,
+        recovery: Recovery | None = None,
     ) -> None:
+        """`recovery` is asked when memory runs out; without it the error ends the session."""
         self.spec = spec
         self._executor = executor
         self._decoder = decoder
@@ -46,10 +85,15 @@ class Session:
         self._held_tick: Tick | None = None
         """A tick that waits for sound that has not come yet."""
         self._voices: dict[int, Tensor] = {}
+        """Speech features of the blocks that are not finished."""
+        self._recovery = recovery
+        self._recorder = _recorder(spec)
         self.on_latent: Callable[[int, Tensor], None] | None = None
         """Called with (block, clean latents [C, F, H, W]) before they are decoded: for measurement."""
+        self._pending: deque[tuple[int, PendingFrames]] = deque()
         self._ready: deque[FrameBlock] = deque()
         self._num_decoded = 0
+        """Blocks given to the decoder; the last of them may be pending."""
         self._num_frames_made = 0
         self._watch = Stopwatch(device)
         self._cancelled = threading.Event()
@@ -88,6 +132,7 @@ class Session:
     def close(self) -> None:
         """Free what the session holds. May be called again."""
         self._closed = True
+        self._pending.clear()
         self._ready.clear()
         self._voices.clear()
 
@@ -105,7 +150,7 @@ class Session:
     def report(self) -> dict[str, Any]:
         """What was done so far: blocks, frames, seconds by part."""
         return {
-            "num_blocks": self._num_decoded,
+            "num_blocks": self._num_decoded - len(self._pending),
             "num_frames": self._num_frames_made,
             "seconds": self._watch.totals(),
         }
@@ -114,13 +159,16 @@ class Session:
         """Run one tick. False where nothing can be done: the end, or no sound yet."""
         self._check_running()
         if self._is_done():
-            return False
+            return self._collect(wait=True)
         tick = self._held_tick or next(self._ticks)
         self._held_tick = tick
-        if not self._listen(tick, wait=wait):
-            return False
+        if not self._listen(tick, wait=wait and not self._pending):
+            return self._collect(wait=True)
         self._held_tick = None
-        self._run(self._within(tick))
+        try:
+            self._run(self._within(tick))
+        except Restart as restart:
+            self._restart(restart)
         return True
 
     def _check_running(self) -> None:
@@ -155,20 +203,59 @@ class Session:
         with self._watch.part("dit_s"):
             for unit in tick:
                 if unit.step == 0:
-                    self._executor.start(unit.block, self._voices.pop(unit.block))
-            finished = self._executor.run(tick) if tick else []
+                    voice = self._voices[unit.block]
+                    self._insist(partial(self._executor.start, unit.block, voice))
+            finished = self._insist(partial(self._executor.run, tick)) if tick else []
+        self._collect(wait=True)
         for block, latent in finished:
             self._decode(block, latent)
+        self._collect(wait=False)
+
+    def _insist(self, call: Callable[[], _Result]) -> _Result:
+        """Make a call again as long as room can be made for it."""
+        while True:
+            try:
+                return call()
+            except torch.OutOfMemoryError as error:
+                if self._recovery is None:
+                    raise
+                self._recovery(error, self._num_decoded)
+
+    def _restart(self, restart: Restart) -> None:
+        """Go on from the last finished block."""
+        self._collect(wait=True)
+        found = restart.make(self._recorder.past())
+        self.spec, self._executor, self._decoder = found.spec, found.executor, found.decoder
+        self._recorder = _recorder(found.spec)
+        if found.past is not None:
+            self._recorder.resume(found.past)
+        first = self._num_decoded
+        self._ticks = ticks(found.spec.order, max_lanes=found.spec.max_lanes, first_block=first)
 
     def _decode(self, block: int, latent: Tensor) -> None:
         assert block == self._num_decoded, "blocks become clean in order"
         if self.on_latent is not None:
             self.on_latent(block, latent)
         with self._watch.part("vae_s"):
-            frames = self._decoder.decode(latent)
+            pending = self._insist(partial(self._decoder.submit, latent))
+        self._recorder.add(latent, self._voices.pop(block))
+        self._num_decoded += 1
+        self._pending.append((block, pending))
+
+    def _collect(self, *, wait: bool) -> bool:
+        """Take over decoded frames in order, all or those that are ready; False if there are none."""
+        collected = False
+        while self._pending and (wait or self._pending[0][1].is_ready):
+            block, pending = self._pending.popleft()
+            with self._watch.part("vae_s"):
+                frames = pending.collect()
+            self._give_out(block, frames)
+            collected = True
+        return collected
+
+    def _give_out(self, block: int, frames: NDArray[np.uint8]) -> None:
         total = self._timeline.num_frames
         kept = len(frames) if total is None else min(len(frames), total - self._num_frames_made)
-        self._num_decoded += 1
         self._num_frames_made += kept
         self._ready.append(
             FrameBlock(
@@ -179,3 +266,7 @@ class Session:
                 timings=BlockTimings(**self._watch.lap()),
             )
         )
+
+
+def _recorder(spec: VideoSpec) -> PastRecorder:
+    return PastRecorder(spec.geometry.window, spec.geometry.frames_per_block)

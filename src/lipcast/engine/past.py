@@ -1,0 +1,67 @@
+"""What a continuation knows of a video so far: enough to remember it, whatever was lost.
+
+The last clean blocks with their voices, and the first clean latent, from which a later anchor is made.
+Rings are refilled from it by a defined replay: every past block is noised again to the level of each step,
+with the noise it began with, and passed through the transformer once per step. So two runs that continue
+from the same past give the same video, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PastBlock:
+    """A finished block: its clean latents [C, F, H, W] and its speech features [L, C, V]."""
+
+    latent_CFHW: Tensor
+    voice_LCV: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """The blocks before `next_block`, oldest first: as many as attention sees, or all there were."""
+
+    next_block: int
+    blocks: tuple[PastBlock, ...]
+    first_C1HW: Tensor
+    """The first clean latent of the video."""
+
+    def __post_init__(self) -> None:
+        assert 1 <= len(self.blocks) <= self.next_block
+
+    @property
+    def first_block(self) -> int:
+        """The number of the oldest block that is remembered."""
+        return self.next_block - len(self.blocks)
+
+
+class PastRecorder:
+    """Collects a past while a video is made."""
+
+    def __init__(self, window: int, frames_per_block: int) -> None:
+        self._blocks: deque[PastBlock] = deque(maxlen=-(-window // frames_per_block))
+        self._num_blocks = 0
+        self._first_C1HW: Tensor | None = None
+
+    def add(self, latent_CFHW: Tensor, voice_LCV: Tensor) -> None:
+        """The next block is finished."""
+        if self._first_C1HW is None:
+            self._first_C1HW = latent_CFHW[:, :1].clone()
+        self._blocks.append(PastBlock(latent_CFHW, voice_LCV))
+        self._num_blocks += 1
+
+    def resume(self, past: Past) -> None:
+        """Begin where another recorder ended."""
+        self._blocks.extend(past.blocks)
+        self._num_blocks, self._first_C1HW = past.next_block, past.first_C1HW
+
+    def past(self) -> Past | None:
+        """What was collected; None before the first block."""
+        if self._first_C1HW is None:
+            return None
+        return Past(self._num_blocks, tuple(self._blocks), self._first_C1HW)

@@ -1,0 +1,105 @@
+"""A session whose memory runs out makes room and goes on: the same video, no frame missing or repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lipcast
+from lipcast.core.schedule import Order, ticks
+from lipcast.engine.past import PastRecorder
+
+OPTIONS: dict[str, Any] = {"size": "64*64", "infer_frames": 16}
+
+
+class Faults:
+    """Lets chosen calls run out of memory, and counts who asked for room."""
+
+    def __init__(self, fail_at: set[int]) -> None:
+        self._fail_at, self._num_calls = fail_at, 0
+        self.blocks: list[int] = []
+
+    def wrap(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def calling(*args: Any) -> Any:
+            number, self._num_calls = self._num_calls, self._num_calls + 1
+            if number in self._fail_at:
+                raise torch.OutOfMemoryError(f"injected at call {number}")
+            return call(*args)
+
+        return calling
+
+    def recover(self, error: torch.OutOfMemoryError, block: int) -> None:
+        assert "injected" in str(error)
+        self.blocks.append(block)
+
+
+def frames_of(session: Any) -> np.ndarray:
+    return np.concatenate([block.frames for block in session])
+
+
+@pytest.mark.parametrize("schedule", ["sequential", "wavefront"])
+@pytest.mark.parametrize("where", ["start", "bring_in", "decode"])
+def test_any_call_may_fail_and_is_made_again(
+    tiny: lipcast.Lipcast,
+    portrait: Path,
+    sound: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    schedule: str,
+    where: str,
+) -> None:
+    inputs = {"image": portrait, "audio": sound(2.0), "schedule": schedule, **OPTIONS}
+    expected = frames_of(tiny.stream(**inputs))
+    session = tiny.stream(**inputs)
+    count = {"start": 5, "bring_in": 60, "decode": 5}[where]
+    faults = Faults(set(range(0, count, 2 if count == 5 else 13)))
+    session._recovery = faults.recover
+    owner = {
+        "start": session._executor, "bring_in": tiny.bundle.dit, "decode": session._decoder._vae,
+    }[where]  # fmt: skip
+    method = {"decode": "decode_chunk"}.get(where, where)
+    monkeypatch.setattr(owner, method, faults.wrap(getattr(owner, method)))
+    assert np.array_equal(frames_of(session), expected)
+    assert len(faults.blocks) >= 3 and faults.blocks == sorted(faults.blocks)
+
+
+def test_without_recovery_the_error_ends_the_session(
+    tiny: lipcast.Lipcast, portrait: Path, sound: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = tiny.stream(image=portrait, audio=sound(1.0), **OPTIONS)
+    monkeypatch.setattr(tiny.bundle.dit, "bring_in", Faults({7}).wrap(tiny.bundle.dit.bring_in))
+    with pytest.raises(torch.OutOfMemoryError):
+        frames_of(session)
+
+
+@given(st.integers(1, 4), st.integers(0, 9), st.booleans(), st.sampled_from((None, 2, 5)))
+def test_a_later_start_takes_what_lies_before_as_finished(
+    steps: int, first: int, wavefront: bool, anchor: int | None
+) -> None:
+    order, lanes = Order(steps, anchor), steps if wavefront else 1
+    endless = ticks(order, max_lanes=lanes, first_block=first)
+    units = [unit for tick in islice(endless, 40) for unit in tick]
+    expected = {(b, s) for b in range(first, first + 4) for s in range(steps)}
+    assert expected <= set(units) and min(units).block == first
+
+
+def test_a_recorder_keeps_a_window() -> None:
+    recorder = PastRecorder(window=8, frames_per_block=3)
+    assert recorder.past() is None
+    for number in range(7):
+        recorder.add(torch.full((1, 3, 1, 1), float(number)), torch.full((1, 1, 12), float(number)))
+    past = recorder.past()
+    assert past is not None
+    assert (past.next_block, past.first_block, len(past.blocks)) == (7, 4, 3)
+    assert past.first_C1HW.item() == 0 and past.blocks[0].latent_CFHW[0, 0].item() == 4
+    other = PastRecorder(window=3, frames_per_block=3)
+    other.resume(past)
+    again = other.past()
+    assert again is not None and (again.next_block, again.first_block) == (7, 6)
