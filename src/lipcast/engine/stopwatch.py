@@ -12,7 +12,8 @@ PARTS = ("speech_s", "dit_s", "vae_s")
 
 
 class Stopwatch:
-    """Adds up wall time by part; on a GPU it waits for the work of a part to be done."""
+    """Adds up wall time by part; on a GPU it waits for the work of a part to be done, not for what
+    runs beside it on other streams."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -26,7 +27,7 @@ class Stopwatch:
         try:
             yield
             if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
+                torch.cuda.current_stream(self._device).synchronize()
         finally:
             elapsed = time.perf_counter() - begin
             self._totals[name] += elapsed
