@@ -128,6 +128,11 @@ def test_models_verify_finds_a_changed_byte(folder: Path, capsys: Capture) -> No
     assert main(["convert", "--precision", "int8", "-o", "home/models/tiny-int8", "-q"]) == 0
     rows = told(capsys, "models", "--verify")["models"]
     assert {row["name"]: row["verified"] for row in rows if row["precision"]} == {"tiny-int8": True}
+    assert main(["pull", NAME, "-q"]) == 0
+    rows = told(capsys, "models", "--verify")["models"]
+    assert {row["name"]: row["verified"] for row in rows} == {
+        "tiny": None, "tiny-int8": True, NAME: True,
+    }  # fmt: skip
     shard = next((folder / "home" / "models" / "tiny-int8").glob("*-00001-*.safetensors"))
     content = shard.read_bytes()
     shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

@@ -19,7 +19,7 @@ from lipcast.cli.model_configs import ModelConfigs, configs_in
 from lipcast.cli.talk import Talk, print_json
 from lipcast.errors import CheckpointError, LipcastError
 from lipcast.weights.checkpoint import ADAPTER_MODEL, EMBEDDED_MODELS, checkpoint_dir
-from lipcast.weights.hub import ModelStatus, list_models, model_status
+from lipcast.weights.hub import ModelStatus, list_models, model_status, verify_pulled
 from lipcast.weights.manifest import read_manifest, verify
 
 _SHARED = frozenset({"json", "debug"})
@@ -35,7 +35,7 @@ MODELS_FLAGS: tuple[Flag, ...] = (
         "verify",
         Group.FILES,
         Kind.SWITCH,
-        "Hash every file of converted models and compare; reads them whole.",
+        "Hash the files of pulled and converted models and compare; reads them whole.",
     ),
     *(flag for flag in FLAGS if flag.name in _SHARED),
 )
@@ -105,13 +105,15 @@ def _configs(status: ModelStatus) -> ModelConfigs:
 
 
 def _verify(rows: Sequence[dict[str, Any]]) -> None:
-    """Mark every converted model as verified or not, with what is wrong with it."""
+    """Mark models whose hashes are known as verified or not, with what is wrong with them."""
     for row in rows:
-        if row["precision"] is None:
-            continue
+        directory = Path(row["directory"])
         try:
-            verify(Path(row["directory"]))
-            row["verified"] = True
+            if row["precision"] is not None:
+                verify(directory)
+                row["verified"] = True
+            elif verify_pulled(directory):
+                row["verified"] = True
         except CheckpointError as error:
             row |= {"verified": False, "problem": str(error)}
 

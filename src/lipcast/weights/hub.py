@@ -2,7 +2,8 @@
 
 Input: a model's name. Output: a directory with the published layout, complete or named file by file
 as incomplete. The commit is pinned at the first download: `lipcast-pull.json` remembers it with every
-file's size, so that a later run continues the same revision and completeness needs no network.
+file's size, and the hash of the large ones, so that a later run continues the same revision, and
+completeness and wholeness need no network.
 Whole files are kept; within a file the library resumes after a broken connection, not after a kill.
 Needs huggingface_hub (extra `hub`), which reads HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE itself.
 """
@@ -13,13 +14,14 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from lipcast.errors import CheckpointError, OutputError, UsageError
+from lipcast.runtime import logger
 from lipcast.weights.checkpoint import (
     ADAPTER_MODEL,
     ADAPTER_NAME,
@@ -29,8 +31,11 @@ from lipcast.weights.checkpoint import (
     find_checkpoint,
     models_dir,
 )
-from lipcast.weights.disk import make_directory, output_error, write_text
+from lipcast.weights.disk import make_directory, output_error, sha256_of, write_text
+from lipcast.weights.hub_library import Hub, HubLibrary
 from lipcast.weights.manifest import read_manifest
+
+_log = logger("weights.hub")
 
 RECORD = "lipcast-pull.json"
 _PARTIAL = Path(".cache") / "huggingface" / "download"
@@ -38,9 +43,6 @@ _PARTIAL = Path(".cache") / "huggingface" / "download"
 _ORPHAN = re.compile(r"\.[0-9a-f]{8}\.incomplete$")
 """From version 2.4 on an unfinished file belongs to one process and is of no use to the next."""
 _ORPHAN_AGE_S = 600.0
-
-Download = Callable[..., Any]
-"""`huggingface_hub.snapshot_download`, or what stands in for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,27 +97,27 @@ def pull(
     revisions: Mapping[str, str] | None = None,
     offline: bool = False,
     progress: bool = True,
-    download: Download | None = None,
+    hub: Hub | None = None,
 ) -> Path:
     """Download a model, or the rest of it, and return its directory.
 
     revisions: {repository: commit, branch or tag}; default: the commit of the first pull, else the
     newest. offline, or HF_HUB_OFFLINE: only check what is here. progress: bars on standard error.
-    download: stands in for `snapshot_download`.
+    hub: stands in for huggingface_hub.
     Raises UsageError for an unknown name, CheckpointError for what the hub refuses or cannot
     deliver, OutputError where the disk is too small or not writable.
     """
     if name not in MODELS:
         raise UsageError(f"model: expected one of {', '.join(MODELS)}, got {name!r}")
     dest = dest or models_dir() / name
-    fetch = download or (None if offline else _library(progress=progress))
-    if fetch is not None and not offline:
-        record = _resolve(name, dest, revisions or {}, fetch)
+    hub = hub or (None if offline else _library(progress=progress))
+    if hub is not None and not offline:
+        record = _resolve(name, dest, revisions or {}, hub)
         _remove_orphans(dest)
         _check_space(dest, record)
         _write_record(dest, record)
         for repository, entry in zip(MODELS[name], record["repositories"], strict=True):
-            _call(fetch, dest, repository.repo, list(entry["files"]), revision=entry["revision"])
+            _call(hub, dest, repository.repo, list(entry["files"]), revision=entry["revision"])
     status = model_status(dest, name)
     if not status.complete:
         listed = "\n".join(f"  {file}" for file in status.missing)
@@ -130,6 +132,27 @@ def pinned_revisions(directory: Path) -> dict[str, str]:
     """{repository: commit} of a pulled model."""
     record = _read_record(directory) or {"repositories": []}
     return {entry["repo"]: entry["revision"] for entry in record["repositories"]}
+
+
+def verify_pulled(directory: Path) -> bool:
+    """Hash the large files of a pulled model; False where no hashes are known.
+
+    Raises CheckpointError naming the files that are not what the hub has.
+    """
+    record = _read_record(directory) or {"repositories": []}
+    known = {n: h for r in record["repositories"] for n, h in r.get("sha256", {}).items()}
+    wrong = [
+        name
+        for name, digest in known.items()
+        if not (directory / name).is_file() or sha256_of(directory / name) != digest
+    ]
+    if wrong:
+        listed = "\n".join(f"  {name}" for name in wrong)
+        raise CheckpointError(
+            f"{directory}: missing, or not the bytes that were published:\n{listed}\n"
+            "Remove these files and pull again; the others are kept."
+        )
+    return bool(known)
 
 
 def list_models(directory: Path | None = None) -> list[ModelStatus]:
@@ -164,23 +187,16 @@ def _has_size(path: Path, size: int | None) -> bool:
     return path.is_file() and (size is None or path.stat().st_size == size)
 
 
-def _library(*, progress: bool) -> Download | None:
-    """The hub's own downloader; None where the environment says that there is no network."""
-    try:
-        from huggingface_hub import constants, snapshot_download
-        from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
-    except ImportError as error:
-        raise UsageError(
-            "pull: needs the package huggingface_hub; install it with: pip install 'lipcast[hub]'"
-        ) from error
-    (enable_progress_bars if progress else disable_progress_bars)()
-    return None if constants.HF_HUB_OFFLINE else snapshot_download
+def _library(*, progress: bool) -> Hub | None:
+    """huggingface_hub; None where the environment says that there is no network."""
+    library = HubLibrary(progress=progress)
+    return None if library.is_offline else library
 
 
-def _call(fetch: Download, dest: Path, repo: str, patterns: list[str], **options: Any) -> Any:
+def _call(hub: Hub, dest: Path, repo: str, patterns: list[str], **options: Any) -> Any:
     """Ask the hub for the files of one repository; its failures become ours."""
     try:
-        return fetch(repo, local_dir=dest, allow_patterns=patterns, **options)
+        return hub(repo, local_dir=dest, allow_patterns=patterns, **options)
     except OSError as error:
         # huggingface_hub's own errors are OSErrors too; those of the disk have a number.
         if error.errno is not None and not _is_network(error):
@@ -203,9 +219,7 @@ def _refused(repo: str, error: Exception) -> str:
     )
 
 
-def _resolve(
-    name: str, dest: Path, revisions: Mapping[str, str], fetch: Download
-) -> dict[str, Any]:
+def _resolve(name: str, dest: Path, revisions: Mapping[str, str], hub: Hub) -> dict[str, Any]:
     """Pin every repository to a commit and list its files with their sizes; downloads nothing."""
     known = _read_record(dest) or {"repositories": []}
     pinned = {entry["repo"]: entry["revision"] for entry in known["repositories"]}
@@ -214,15 +228,27 @@ def _resolve(
     for repository in MODELS[name]:
         revision = pinned.get(repository.repo)
         patterns = list(repository.patterns)
-        files = _call(fetch, dest, repository.repo, patterns, revision=revision, dry_run=True)
+        files = _call(hub, dest, repository.repo, patterns, revision=revision, dry_run=True)
         if not files:
             raise CheckpointError(
                 f"{repository.repo}: has none of the files {', '.join(repository.patterns)}; "
                 "the revision is another one, name a commit that has them"
             )
         sizes = _without_doubles({file.filename: file.file_size for file in files})
-        entries.append({"repo": repository.repo, "revision": files[0].commit_hash, "files": sizes})
+        revision = files[0].commit_hash
+        entries.append({"repo": repository.repo, "revision": revision, "files": sizes})
+        entries[-1]["sha256"] = _hashes(hub, repository.repo, list(sizes), revision)
     return {"model": name, "repositories": entries}
+
+
+def _hashes(hub: Hub, repo: str, files: list[str], revision: str) -> dict[str, str]:
+    """The hashes that the hub tells; a mirror that tells none is no reason to refuse its files."""
+    try:
+        return hub.hashes(repo, files, revision)
+    except Exception as error:  # the HTTP library's errors share no base class with the hub's
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        _log.warning("%s: hashes are not known (%s); sizes are checked only", repo, reason)
+        return {}
 
 
 def _without_doubles(sizes: dict[str, int | None]) -> dict[str, int | None]:
