@@ -256,6 +256,16 @@ def test_doctor_warns_of_what_is_not_needed_at_once(folder: Path, capsys: Captur
     assert f"`lipcast pull {NAME}` continues" in shown
 
 
+def test_a_model_that_does_not_fit_would_not_run(
+    folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lipcast.cli.fits.cpu_needs", lambda _: {"bf16": 2**60, "int4": 2**59})
+    assert main(["doctor"]) == 1
+    shown = capsys.readouterr().out
+    assert "PROBLEM  fits" in shown
+    assert "needs about 536870912.00 GiB of memory" in shown
+
+
 def test_doctor_without_torch_still_answers(
     folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,7 +86,7 @@ def _model(model: str) -> Iterator[Finding]:
         yield Finding("text encoder", "warning", "not in this checkpoint", advice)
     found = fit(configs)
     advice = "" if found.fits else "a smaller --precision, --size or --infer_frames; `lipcast plan`"
-    yield Finding("fits", "ok" if found.fits else "warning", found.sentence, advice)
+    yield Finding("fits", "ok" if found.fits else "problem", found.sentence, advice)
 
 
 def _open(*paths: object) -> None:
