@@ -88,6 +88,8 @@ def folder(
     shutil.copy(ROOT / "examples" / "portrait_0.png", tmp_path / "me.png")
     write_wav(tmp_path / "hello.wav")
     shutil.copytree(videos, tmp_path, dirs_exist_ok=True)
+    # One cell, which is refused before a process is started.
+    (tmp_path / "matrix.toml").write_text("[axes]\nenable_online_decode = [false]\n")
     here = Path.cwd()
     os.chdir(tmp_path)
     yield tmp_path

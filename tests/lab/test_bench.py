@@ -7,7 +7,8 @@ import json
 import pytest
 
 from lipcast.cli.main import main
-from lipcast.lab.bench import PARTS, bench
+from lipcast.engine.rollout import LaneExecutor
+from lipcast.lab.bench import PARTS, OutOfMemoryError, bench
 
 
 def test_rows_add_up(tiny):
@@ -27,3 +28,19 @@ def test_last_line_is_one_document(capsys):
     document = json.loads(out.splitlines()[-1])
     assert {"conditions", "options", "rows"} <= set(document)
     assert "wavefront" in err
+
+
+def test_the_place_where_memory_ran_out_is_said(tiny, monkeypatch):
+    run = LaneExecutor.run
+
+    def short_of_memory(self, tick):
+        if (tick[0].block, tick[0].step) == (2, 1):
+            raise MemoryError("cannot allocate 3 GiB")
+        return run(self, tick)
+
+    monkeypatch.setattr(LaneExecutor, "run", short_of_memory)
+    with pytest.raises(OutOfMemoryError, match="block 2, step 1") as caught:
+        bench(tiny, schedules=("sequential",), num_blocks=2, warm_up_blocks=1, size="64*64")
+    document = caught.value.document
+    assert (document["block"], document["step"], document["part"]) == (2, 1, "transformer")
+    assert document["error"]["exit_code"] == 5

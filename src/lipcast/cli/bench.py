@@ -1,6 +1,8 @@
-"""`lipcast bench`: how fast this machine is, part by part, with its conditions.
+"""`lipcast bench`: how fast this machine is, part by part, with its conditions; and sweeps of it.
 
-Input: the flags. Output: a table on standard error and, last on standard output, one JSON document.
+Input: the flags. Output of one measurement: a table on standard error and, last on standard output,
+one JSON document. Output of a sweep (--matrix, --preset): a table, and a line of JSON for every cell,
+each measured by this same verb in a process of its own.
 """
 
 from __future__ import annotations
@@ -12,20 +14,31 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from lipcast.cli.flag import Flag
+from lipcast.cli import sweep
+from lipcast.cli.flag import Flag, Group, Kind
 from lipcast.cli.flag_table import FLAGS
-from lipcast.cli.judge import Given, judge
+from lipcast.cli.info import describe
+from lipcast.cli.judge import Given, Value, judge, parse
+from lipcast.cli.model_configs import read_configs
 from lipcast.cli.talk import Talk
-from lipcast.core.request import OPTION_NAMES
+from lipcast.core.request import OPTION_NAMES, SCHEDULES, GenerateOptions
+from lipcast.errors import LipcastError, UsageError
 
 if TYPE_CHECKING:
     from lipcast.lab.bench import BenchRow
 
-_SHARED = frozenset(
-    {"model", "size", "infer_frames", "sample_steps", "fold_last_step", "device",
-     "precision", "json", "debug", "quiet"}
-)  # fmt: skip
-BENCH_FLAGS: tuple[Flag, ...] = tuple(flag for flag in FLAGS if flag.name in _SHARED)
+_LEFT_OUT = frozenset({"num_clip", "start_frame", "base_seed", "verbose"})
+_GROUPS = frozenset({Group.VIDEO, Group.MACHINE, Group.TALK, Group.PUBLIC, Group.REFUSED})
+_SHARED = tuple(
+    flag
+    for flag in FLAGS
+    if flag.name not in _LEFT_OUT and (flag.group in _GROUPS or flag.name in {"model", "lora"})
+)
+_COUNTS = (
+    Flag("num_blocks", Group.VIDEO, Kind.WHOLE, "Blocks that count.", default="8"),
+    Flag("warm_up_blocks", Group.VIDEO, Kind.WHOLE, "Blocks before them.", default="4"),
+)
+BENCH_FLAGS: tuple[Flag, ...] = (*_SHARED, *_COUNTS, *sweep.SWEEP_FLAGS)
 _BLOCK_BUDGET_S = 0.48
 """A block is so many seconds of video: the time it may take for real time."""
 
@@ -37,20 +50,87 @@ def bench(given: Mapping[str, Given]) -> None:
 
         lipcast bench --model tiny
         lipcast bench --model tiny --size "128*128" --sample_steps 3
+
+    A sweep measures every cell of a matrix in a process of its own, and appends to a file of results:
+
+        lipcast bench --preset low-vram-study --results study.jsonl --resume
     """
+    talk = Talk.begin(given)
+    own = {flag.name: flag for flag in (*_COUNTS, *sweep.SWEEP_FLAGS)}
+    values = {name: parse(flag, given[name]) for name, flag in own.items() if name in given}
+    rest = {name: value for name, value in given.items() if name not in own}
+    if {"matrix", "preset"} & set(values):
+        sweep.run(values, rest, talk)
+        return
+    if unused := sorted(set(values) & {"results", "resume", "repeats", "timeout_s"}):
+        raise UsageError(f"--{unused[0]}: expected --matrix or --preset beside it, got neither")
+    _measure(values, rest, talk)
+
+
+def _measure(values: Mapping[str, Value], given: Mapping[str, Given], talk: Talk) -> None:
+    settings = judge(given, on_cpu=lambda: True).settings
+    options: dict[str, Any] = {k: v for k, v in settings.items() if k in OPTION_NAMES}
+    GenerateOptions(**options)  # what is wrong with them is said before minutes of loading
     from lipcast.api import load
     from lipcast.lab import bench as lab
 
-    talk = Talk.begin(given)
-    settings = judge(given, on_cpu=lambda: True).settings
-    options: dict[str, Any] = {k: v for k, v in settings.items() if k in OPTION_NAMES}
-    given_text = {k: str(settings[k]) for k in ("device", "precision") if k in settings}
-    model = load(str(settings.get("model", "tiny")), **given_text)
-    rows = lab.bench(model, **options)
+    schedules = (options.pop("schedule"),) if "schedule" in options else SCHEDULES
+    model = load(str(settings.get("model", "tiny")), **_how_to_load(settings))
+    rows = lab.bench(model, schedules=schedules, **_counts(values), **options)
     if not talk.as_json:
         typer.echo(_table(rows), err=True)
-    document = {"conditions": lab.conditions(model), "options": options}
+    conditions = lab.conditions(model)
+    document = {"conditions": conditions, "options": options}
+    document["predicted"] = _predicted(settings, options, conditions)
     typer.echo(json.dumps(document | {"rows": [asdict(row) for row in rows]}))
+
+
+def _how_to_load(settings: Mapping[str, Value]) -> dict[str, Any]:
+    how: dict[str, Any] = {k: str(settings[k]) for k in ("device", "precision") if k in settings}
+    if "lora" in settings:
+        how["loras"] = str(settings["lora"]).splitlines()
+    return how
+
+
+def _counts(values: Mapping[str, Value]) -> dict[str, int]:
+    counts = {k: int(values[k]) for k in ("num_blocks", "warm_up_blocks") if k in values}
+    for name, count in counts.items():
+        if count < 1:
+            raise UsageError(f"--{name}: expected at least 1, got {count}")
+    return counts
+
+
+def _predicted(
+    settings: Mapping[str, Value], options: Mapping[str, Any], conditions: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Bytes by part: the planner's on a GPU, those that `lipcast info` counts on a CPU."""
+    if conditions["gpu"]:
+        return _planned(settings, options)
+    model = str(settings.get("model", "tiny"))
+    configs = read_configs(model)
+    if "size" not in options:
+        options = {**options, "size": f"{configs.dit.height or 704}*{configs.dit.width or 384}"}
+    described = describe(model, configs, GenerateOptions(**options))
+    precision = "bf16" if conditions["precision"] == "bfloat16" else "fp32"
+    parts = dict(described["bytes"][precision])
+    return {"bytes": parts.pop("sum"), "parts": parts, "source": "lipcast info, without libraries"}
+
+
+def _planned(settings: Mapping[str, Value], options: Mapping[str, Any]) -> dict[str, Any]:
+    from lipcast.cli.plan import plan_request
+    from lipcast.core.plan import make_plan
+
+    try:
+        plan = make_plan(plan_request({"model": "tiny", **settings, **options}))
+    except LipcastError as error:
+        return {"reason": str(error)}
+    parts = {part.name: part.num_bytes for part in plan.generate_parts}
+    return {
+        "bytes": plan.vram_bytes,
+        "block_s": plan.time.block_s,
+        "parts": parts,
+        "source": "lipcast plan",
+    }
 
 
 def _table(rows: Sequence[BenchRow]) -> str:

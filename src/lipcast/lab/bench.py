@@ -3,7 +3,7 @@
 Input: a loaded model, the schedules to compare, a number of blocks. Output: one `BenchRow` a schedule.
 Sound and portrait are made here, since speed does not depend on what they show. Schedules take turns,
 a block each, so that a machine that slows down slows both. The first blocks of a run, while the ring
-fills and caches warm, are left out.
+fills and caches warm, are left out. Memory that runs out is reported with the block and the step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tempfile
 import time
 import wave
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,56 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lipcast.api import Lipcast, open_writer
 from lipcast.core.config import SAMPLE_RATE, VIDEO_FPS
 from lipcast.core.request import ScheduleName
+from lipcast.core.schedule import Tick
+from lipcast.engine.rollout import Executor, LaneExecutor
 from lipcast.engine.session import Session
+from lipcast.errors import MemoryBudgetError
 
 PARTS = ("speech_s", "dit_s", "vae_s", "mux_s")
 _PORTRAIT_SIDE = 256
+
+
+class OutOfMemoryError(MemoryBudgetError):
+    """Memory ran out; `document` says at which block, and in which step or part."""
+
+    def __init__(self, cause: BaseException, place: Place) -> None:
+        step = "" if place.step is None else f", step {place.step}"
+        sentence = f"memory ran out at block {place.block}{step} ({place.part}): {cause}"
+        super().__init__(sentence.splitlines()[0])
+        error = {"kind": type(self).__name__, "message": str(self), "exit_code": self.exit_code}
+        self.document = {"status": "failed", "error": error, **asdict(place)}
+
+
+@dataclass
+class Place:
+    """What is being computed."""
+
+    part: str = "preparing"
+    block: int = 0
+    step: int | None = None
+
+
+class _Witness:
+    """An executor that says where it is."""
+
+    def __init__(self, inner: Executor, place: Place) -> None:
+        self._inner, self._place = inner, place
+
+    def start(self, block: int, features_LCV: Tensor) -> None:
+        self._place.part, self._place.block, self._place.step = "transformer", block, 0
+        self._inner.start(block, features_LCV)
+
+    def run(self, tick: Tick) -> list[tuple[int, Tensor]]:
+        self._place.part = "transformer"
+        self._place.block, self._place.step = tick[0].block, tick[0].step
+        finished = self._inner.run(tick)
+        self._place.part, self._place.step = "decoder", None
+        return finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +88,8 @@ class BenchRow:
     first_frame_s: float
     """From the request to the first frames: portrait, prompt and sink included, loading not."""
     num_blocks: int
+    laps_s: list[float]
+    """Seconds of each counted block."""
 
 
 @dataclass
@@ -86,7 +130,25 @@ def bench(
 
     A wavefront's blocks come out after its first ticks, several steps of several blocks at once;
     its seconds per block are those between two blocks, so both schedules compare directly.
+    Raises OutOfMemoryError.
     """
+    place = Place()
+    witnessed = Lipcast(
+        model.bundle, make_executor=lambda *what: _Witness(LaneExecutor(*what), place)
+    )
+    try:
+        return _bench(witnessed, schedules, num_blocks, warm_up_blocks, options)
+    except (MemoryError, torch.OutOfMemoryError, MemoryBudgetError) as error:
+        raise OutOfMemoryError(error, place) from error
+
+
+def _bench(
+    model: Lipcast,
+    schedules: Sequence[ScheduleName],
+    num_blocks: int,
+    warm_up_blocks: int,
+    options: dict[str, Any],
+) -> list[BenchRow]:
     seconds = (num_blocks + warm_up_blocks) * 12 / VIDEO_FPS
     with tempfile.TemporaryDirectory() as folder:
         sound = _write_sound(Path(folder) / "voice.wav", seconds)
@@ -114,9 +176,19 @@ def conditions(model: Lipcast) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "num_threads": torch.get_num_threads(),
         "gpu": gpu,
+        "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
         "precision": str(bundle.dit.dtype).removeprefix("torch."),
         "weights": bundle.precision,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def _gpu(index: int) -> dict[str, Any]:
+    """A card, and the most that torch took of it, in bytes."""
+    return {
+        "name": torch.cuda.get_device_name(index),
+        "peak_allocated_bytes": torch.cuda.max_memory_allocated(index),
+        "peak_reserved_bytes": torch.cuda.max_memory_reserved(index),
     }
 
 
@@ -146,6 +218,7 @@ def _row(run: _Run, laps: list[dict[str, float]]) -> BenchRow:
         frames_per_s=12 / block_s,
         first_frame_s=run.first_frame_s,
         num_blocks=len(laps),
+        laps_s=totals,
     )
 
 

@@ -1,0 +1,134 @@
+"""Results of sweeps and evaluations: read back, grouped by cell, with median and spread.
+
+Input: JSON-lines files, one record a line: `kind` is "bench" or "quality". Output: records, and
+`CellResult`s. Torn lines, of sweeps that were killed, are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lipcast.errors import InputError
+from lipcast.runtime import logger
+
+_log = logger("lab.results")
+BLOCK_S = 0.48
+"""Seconds of video in a block: the time it may take for real time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Median of some repeats, with the least and the greatest."""
+
+    median: float
+    least: float
+    most: float
+    n: int
+
+    def text(self, digits: int = 2) -> str:
+        """ "1.23 (1.20-1.31)"; the median alone where there is one value."""
+        if self.n == 1:
+            return f"{self.median:.{digits}f}"
+        return f"{self.median:.{digits}f} ({self.least:.{digits}f}-{self.most:.{digits}f})"
+
+
+@dataclass(frozen=True, slots=True)
+class CellResult:
+    """All repeats of one cell."""
+
+    cell: Mapping[str, Any]
+    records: Sequence[Mapping[str, Any]]
+
+    @property
+    def good(self) -> list[Mapping[str, Any]]:
+        """The repeats that were measured."""
+        return [record for record in self.records if record["status"] == "ok"]
+
+    @property
+    def status(self) -> str:
+        """ "ok" where a repeat was measured, else the last outcome with its reason."""
+        if self.good:
+            lost = len(self.records) - len(self.good)
+            return f"ok, {lost} of {len(self.records)} repeats lost" if lost else "ok"
+        last = self.records[-1]
+        at = [f"{name} {last[name]}" for name in ("block", "step") if name in last]
+        place = f" at {', '.join(at)}" if at else ""
+        return f"{last['status']}{place}: {last['reason']}"
+
+    @property
+    def name(self) -> str:
+        """The cell's flags in few words."""
+        return ", ".join(f"{name} {value}" for name, value in self.cell.items())
+
+    def spread(self, name: str) -> Spread | None:
+        """Of one of the columns of `figures`; None where no repeat has it."""
+        found = [figures(record).get(name) for record in self.good]
+        numbers = [value for value in found if value is not None]
+        if not numbers:
+            return None
+        return Spread(statistics.median(numbers), min(numbers), max(numbers), len(numbers))
+
+
+def figures(record: Mapping[str, Any]) -> dict[str, float | None]:
+    """The numbers of one measured repeat.
+
+    frames_per_s, first_frame_s, block_s (seconds per block of 12 frames) and the parts of it;
+    real_time: seconds of computing for a second of video, under 1 is faster than it plays; peak_rss,
+    peak_vram (allocator, largest card), nvml (sampled, largest card), in bytes; energy_j per process;
+    predicted, in bytes, and predicted_block_s.
+    """
+    document = record["document"]
+    row, conditions = document["rows"][0], document["conditions"]
+    samples, predicted = record.get("samples", {}), document.get("predicted", {})
+    gpus = conditions.get("gpus") or []
+    return {
+        "frames_per_s": row["frames_per_s"],
+        "first_frame_s": row["first_frame_s"],
+        "block_s": row["block_s"],
+        **row["parts"],
+        "real_time": row["block_s"] / BLOCK_S,
+        "peak_rss": conditions["peak_rss_bytes"],
+        "peak_vram": max((gpu["peak_reserved_bytes"] for gpu in gpus), default=None),
+        "nvml": max(samples.get("gpu_peak_bytes", ()), default=None),
+        "energy_j": samples.get("energy_j"),
+        "predicted": predicted.get("bytes"),
+        "predicted_block_s": predicted.get("block_s"),
+    }
+
+
+def read_results(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """Every whole record of some files, in order. Raises InputError."""
+    return [record for path in paths for record in _read(path)]
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"expected a file of results, got {path} ({error})") from error
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line or "null")
+        except json.JSONDecodeError:
+            _log.warning("%s:%d: a torn line is left out", path, number)
+            continue
+        if isinstance(record, dict) and "kind" in record:
+            records.append(record)
+    if lines and not records:
+        raise InputError(f"expected a file of results, got {path} without a single one")
+    return records
+
+
+def by_cell(records: Iterable[Mapping[str, Any]]) -> list[CellResult]:
+    """The records of sweeps, gathered by cell, in the order in which cells first came."""
+    gathered: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        if record["kind"] == "bench":
+            gathered.setdefault(json.dumps(record["cell"], sort_keys=True), []).append(record)
+    return [CellResult(found[0]["cell"], found) for found in gathered.values()]
