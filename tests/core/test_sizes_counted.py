@@ -106,7 +106,7 @@ def lane(model: dit_module.DiT, geometry: Geometry) -> dit_module.Lane:
     conditions = dit_module.BlockConditions(
         first_frame=100,
         rotary=table,
-        sink=sink.place(table, placed),
+        sink=sink.place(model.rotary.video(120, 1, rows, columns), placed),
         text=((text, text),) * layers,
         audio=model.encode_audio(voice()),
     )

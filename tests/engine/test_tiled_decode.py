@@ -134,7 +134,7 @@ class Zoom:
         return zoomed.repeat_interleave(self.factor, -2) + state.caches["seen"]
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.tuples(*[st.integers(1, 60)] * 2), st.tuples(*[st.integers(1, 6)] * 2), st.booleans())
 def test_any_grid_puts_the_picture_together(
     sides: tuple[int, int], grid: tuple[int, int], park: bool

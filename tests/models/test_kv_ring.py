@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -60,6 +60,7 @@ def largest_error(x: Tensor, precision: KVPrecision, out: torch.dtype) -> Tensor
     return bound.expand_as(groups).flatten(-2) + rounding
 
 
+@settings(deadline=None)
 @given(windows, st.data(), st.integers(0, 5), precisions, head_dims, dtypes)
 def test_the_newest_frames_come_back(
     window: int,
@@ -99,6 +100,7 @@ def check_frames(got: Tensor, expected: list[Tensor], precision: KVPrecision) ->
         del remaining[found[0]]
 
 
+@settings(deadline=None)
 @given(windows, precisions, head_dims, st.integers(1, 6))
 def test_bytes_are_those_of_the_plan(
     window: int, precision: KVPrecision, head_dim: int, side: int
@@ -123,6 +125,7 @@ def test_bytes_are_those_of_the_plan(
     assert asked == [layout.num_bytes] * LAYERS and ring.num_bytes == sum(asked)
 
 
+@settings(deadline=None)
 @given(windows, precisions, st.sampled_from([2, 64, 96]))
 def test_planes_tile_the_buffer(window: int, precision: KVPrecision, head_dim: int) -> None:
     """Every byte belongs to one plane, and a slot is one stretch of bytes."""
