@@ -28,6 +28,7 @@ from lipcast.cli.flag_table import FLAGS
 from lipcast.cli.info import INFO_FLAGS
 from lipcast.cli.main import main
 from lipcast.cli.plan import PLAN_FLAGS
+from lipcast.cli.report import REPORT_FLAGS
 from lipcast.cli.weights_verbs import WEIGHTS_FLAGS
 from lipcast.media.video import VideoWriter
 from lipcast.weights.prompts import PromptEmbedding, write_embedding
@@ -175,7 +176,8 @@ def test_links_lead_somewhere(page: str) -> None:
 
 def test_mentioned_flags_exist() -> None:
     known = set(OTHER_FLAGS)
-    for flag in (*FLAGS, *INFO_FLAGS, *BENCH_FLAGS, *PLAN_FLAGS, *WEIGHTS_FLAGS, *EVALUATE_FLAGS):
+    own = (*WEIGHTS_FLAGS, *EVALUATE_FLAGS, *REPORT_FLAGS)
+    for flag in (*FLAGS, *INFO_FLAGS, *BENCH_FLAGS, *PLAN_FLAGS, *own):
         known.update(name for spelling in flag.spellings for name in spelling.split("/"))
     for page in PAGES:
         mentioned = set(

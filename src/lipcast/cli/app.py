@@ -8,7 +8,7 @@ import typer
 from typer.main import get_command
 
 import lipcast
-from lipcast.cli import evaluate, plan, weights_verbs
+from lipcast.cli import evaluate, plan, report, weights_verbs
 from lipcast.cli.bench import BENCH_FLAGS, bench
 from lipcast.cli.flag_table import FLAGS
 from lipcast.cli.generate import generate
@@ -52,6 +52,7 @@ def make_app() -> typer.Typer:
     app.command(context_settings=context)(with_flags(BENCH_FLAGS)(bench))
     plan.register(app)
     evaluate.register(app)
+    report.register(app)
     weights_verbs.register(app)
     return app
 

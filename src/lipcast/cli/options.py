@@ -21,10 +21,11 @@ from lipcast.errors import CancelledError
 
 @dataclass(frozen=True, slots=True)
 class Positional:
-    """The one argument that a verb takes without a flag."""
+    """The one argument that a verb takes without a flag; `many` come as a text of several lines."""
 
     name: str
     help: str
+    many: bool = False
 
 
 def with_flags(
@@ -53,7 +54,8 @@ def with_flags(
 def _argument(positional: Positional) -> Parameter:
     argument: Any = typer.Argument(help=positional.help, metavar=positional.name.upper())
     kind = Parameter.POSITIONAL_OR_KEYWORD
-    return Parameter(positional.name, kind, annotation=Annotated[str, argument])
+    value_type: Any = list[str] if positional.many else str
+    return Parameter(positional.name, kind, annotation=Annotated[value_type, argument])
 
 
 def _joined(value: Given | list[str]) -> Given:

@@ -39,7 +39,8 @@ class Matrix:
     """Fresh processes for each cell."""
     num_blocks: int = 4
     """Blocks that count, in each process."""
-    warm_up_blocks: int = 2
+    warm_up_blocks: int = 4
+    """Blocks before them; the ring of a window of 48 frames is full after 4."""
 
     def cells(self) -> list[Cell]:
         """In order."""
