@@ -44,13 +44,16 @@ def short_names(cells: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def bench_sections(cells: Sequence[CellResult]) -> list[tuple[str, str]]:
     """Table of all cells, speed, memory over time, cells without figures."""
-    names = dict(zip(map(id, cells), short_names([c.cell for c in cells]), strict=True))
-    good = [(names[id(cell)], cell) for cell in cells if cell.good]
-    bad = [(names[id(cell)], cell.status) for cell in cells if not cell.good]
+    measured = [cell for cell in cells if cell.good]
+    good = list(zip(short_names([cell.cell for cell in measured]), measured, strict=True))
+    lost = [cell for cell in cells if not cell.good]
+    statuses = [cell.status for cell in lost]
+    bad = list(zip(short_names([cell.cell for cell in lost]), statuses, strict=True))
     sections = []
     if good:
         sections += [
-            ("Speed and memory", _figures(good)),
+            ("Speed", _speeds(good)),
+            ("Memory", _sizes(good)),
             ("Frames a second", _speed(good)),
             ("Memory over time", _memory(good)),
         ]
@@ -71,30 +74,42 @@ def _text(spread: Spread | None, scale: float = 1, digits: int = 2) -> str:
     return scaled.text(digits)
 
 
-def _figures(good: Sequence[tuple[str, CellResult]]) -> str:
+def _speeds(good: Sequence[tuple[str, CellResult]]) -> str:
     heads = [
         "cell", "processes", "frames/s", "first frame, s", "s per block", "speech", "transformer",
-        "decoder", "file", "x real time", "peak RSS, MiB", "peak VRAM, MiB", "NVML, MiB",
-        "predicted, MiB", "energy, J",
+        "decoder", "file", "x real time",
     ]  # fmt: skip
-    rows = []
-    for name, cell in good:
-        seconds = [
-            _text(cell.spread(part)) for part in ("frames_per_s", "first_frame_s", "block_s")
-        ]
-        parts = [
-            _text(cell.spread(p)) for p in ("speech_s", "dit_s", "vae_s", "mux_s", "real_time")
-        ]
-        sizes = [
-            _text(cell.spread(size), _MIB, 0)
-            for size in ("peak_rss", "peak_vram", "nvml", "predicted")
-        ]
-        energy = _text(cell.spread("energy_j"), digits=0)
-        rows.append([name, str(len(cell.good)), *seconds, *parts, *sizes, energy])
+    columns = (
+        "frames_per_s", "first_frame_s", "block_s", "speech_s", "dit_s", "vae_s", "mux_s",
+        "real_time",
+    )  # fmt: skip
+    rows = [
+        [name, str(len(cell.good)), *(_text(cell.spread(column)) for column in columns)]
+        for name, cell in good
+    ]
     note = (
         "<p class=soft>Median over processes, with least and greatest. Seconds are for a block of 12 "
-        "frames. Predicted: what was computed before anything was loaded; on a CPU without the "
-        "interpreter and its libraries.</p>"
+        "frames, in all and by part.</p>"
+    )
+    return table(heads, rows) + note
+
+
+def _sizes(good: Sequence[tuple[str, CellResult]]) -> str:
+    heads = [
+        "cell", "peak RSS, MiB", "peak VRAM, MiB", "NVML, MiB", "predicted, MiB", "energy, J"
+    ]  # fmt: skip
+    columns = ("peak_rss", "peak_vram", "nvml", "predicted")
+    rows = [
+        [
+            name,
+            *(_text(cell.spread(column), _MIB, 0) for column in columns),
+            _text(cell.spread("energy_j"), digits=0),
+        ]
+        for name, cell in good
+    ]
+    note = (
+        "<p class=soft>Predicted: computed before anything was loaded; on a CPU without the "
+        "interpreter and its libraries. n/a: no GPU, or one that does not count its energy.</p>"
     )
     return table(heads, rows) + note
 

@@ -173,22 +173,21 @@ def _padded(values: Sequence[float]) -> tuple[float, float]:
 
 
 def bar_plot(bars: Sequence[Bar], *, title: str, x_label: str) -> str:
-    """A lying bar each, from 0, with whiskers from least to greatest and the value beside it."""
-    row, names = 24, 8 + round(6.4 * max(len(bar.name) for bar in bars))
-    left = min(names, _WIDTH // 2)
-    scale = (_WIDTH - left - 70) / max(*(bar.most for bar in bars), 1e-09)
+    """A lying bar each, from 0, under its name; whiskers from least to greatest, the value behind."""
+    row, left = 42, 6
+    scale = (_WIDTH - left - 70) / max(*(bar.most for bar in bars), 1e-9)
     parts = []
     for i, bar in enumerate(bars):
-        y = 6 + i * row
+        y = 18 + i * row
         width, low, high = (round(v * scale, 1) for v in (bar.value, bar.least, bar.most))
-        middle = y + 8
+        middle = y + 13
         parts += [
-            f'<text class="end" x="{left - 6}" y="{y + 12}">{escape(bar.name)}</text>',
-            f'<rect class="s0" x="{left}" y="{y}" width="{width}" height="16"/>',
+            f'<text x="{left}" y="{y}">{escape(bar.name)}</text>',
+            f'<rect class="s0" x="{left}" y="{y + 5}" width="{width}" height="16"/>',
             f'<line class="whisker" x1="{left + low}" x2="{left + high}" y1="{middle}"'
             f' y2="{middle}"/>',
-            f'<text x="{left + high + 6}" y="{y + 12}">{bar.value:.3g}</text>',
+            f'<text x="{left + high + 6}" y="{y + 18}">{bar.value:.3g}</text>',
         ]
-    bottom = 6 + len(bars) * row
+    bottom = 8 + len(bars) * row
     parts.append(f'<text class="mid" x="{_WIDTH / 2}" y="{bottom + 14}">{escape(x_label)}</text>')
     return _wrapped(parts, title, bottom + 22)
