@@ -88,6 +88,8 @@ class BenchRow:
     first_frame_s: float
     """From the request to the first frames: portrait, prompt and sink included, loading not."""
     num_blocks: int
+    cpu_s: float
+    """Seconds that processors worked for a block, all threads: other programs disturb them less."""
     laps_s: list[float]
     """Seconds of each counted block."""
 
@@ -104,6 +106,7 @@ class _Run:
 
     def block(self) -> dict[str, float] | None:
         """Make and mux the next block; None at the end."""
+        busy = time.process_time()
         made = next(self.session, None)
         if made is None:
             return None
@@ -115,6 +118,7 @@ class _Run:
             "dit_s": timings.dit_s,
             "vae_s": timings.vae_s,
             "mux_s": time.perf_counter() - begin,
+            "cpu_s": time.process_time() - busy,
         }
 
 
@@ -207,7 +211,7 @@ def _open(
 
 
 def _row(run: _Run, laps: list[dict[str, float]]) -> BenchRow:
-    totals = [sum(lap.values()) for lap in laps]
+    totals = [sum(lap[part] for part in PARTS) for lap in laps]
     block_s = statistics.median(totals)
     return BenchRow(
         schedule=run.schedule,
@@ -218,6 +222,7 @@ def _row(run: _Run, laps: list[dict[str, float]]) -> BenchRow:
         frames_per_s=12 / block_s,
         first_frame_s=run.first_frame_s,
         num_blocks=len(laps),
+        cpu_s=statistics.median(lap["cpu_s"] for lap in laps),
         laps_s=totals,
     )
 

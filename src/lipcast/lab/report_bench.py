@@ -76,11 +76,11 @@ def _text(spread: Spread | None, scale: float = 1, digits: int = 2) -> str:
 
 def _speeds(good: Sequence[tuple[str, CellResult]]) -> str:
     heads = [
-        "cell", "processes", "frames/s", "first frame, s", "s per block", "speech", "transformer",
-        "decoder", "file", "x real time",
+        "cell", "processes", "frames/s", "first frame, s", "s per block", "processor s", "speech",
+        "transformer", "decoder", "file", "x real time",
     ]  # fmt: skip
     columns = (
-        "frames_per_s", "first_frame_s", "block_s", "speech_s", "dit_s", "vae_s", "mux_s",
+        "frames_per_s", "first_frame_s", "block_s", "cpu_s", "speech_s", "dit_s", "vae_s", "mux_s",
         "real_time",
     )  # fmt: skip
     rows = [
@@ -89,7 +89,8 @@ def _speeds(good: Sequence[tuple[str, CellResult]]) -> str:
     ]
     note = (
         "<p class=soft>Median over processes, with least and greatest. Seconds are for a block of 12 "
-        "frames, in all and by part.</p>"
+        "frames, in all and by part; processor s: what all threads worked for one, which other "
+        "programs disturb less.</p>"
     )
     return table(heads, rows) + note
 

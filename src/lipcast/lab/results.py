@@ -77,7 +77,8 @@ class CellResult:
 def figures(record: Mapping[str, Any]) -> dict[str, float | None]:
     """The numbers of one measured repeat.
 
-    frames_per_s, first_frame_s, block_s (seconds per block of 12 frames) and the parts of it;
+    frames_per_s, first_frame_s, block_s (seconds per block of 12 frames) and the parts of it; cpu_s:
+    seconds that processors worked for a block, which other programs disturb less;
     real_time: seconds of computing for a second of video, under 1 is faster than it plays; peak_rss,
     peak_vram (allocator, largest card), nvml (sampled, largest card), in bytes; energy_j per process;
     predicted, in bytes, and predicted_block_s.
@@ -90,6 +91,7 @@ def figures(record: Mapping[str, Any]) -> dict[str, float | None]:
         "frames_per_s": row["frames_per_s"],
         "first_frame_s": row["first_frame_s"],
         "block_s": row["block_s"],
+        "cpu_s": row.get("cpu_s"),
         **row["parts"],
         "real_time": row["block_s"] / BLOCK_S,
         "peak_rss": conditions["peak_rss_bytes"],
