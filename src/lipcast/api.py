@@ -9,23 +9,29 @@ with model.session(image=…) as live: live.push(pcm); …               sound a
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lipcast.core import sizes
+from lipcast.core.memory_options import make_memory_options
 from lipcast.core.request import OPTION_NAMES, GenerateOptions
 from lipcast.core.video_spec import VideoSpec, video_spec
 from lipcast.engine.audio_timeline import AudioSource, AudioTimeline
-from lipcast.engine.conditions import Anchor, encode_anchor
+from lipcast.engine.conditions import Anchor
 from lipcast.engine.decode import FrameDecoder
 from lipcast.engine.frames import FrameBlock
+from lipcast.engine.opening import PlannedVideo, Subject, encode_subject
 from lipcast.engine.rollout import Executor, LaneExecutor
 from lipcast.engine.session import Session
 from lipcast.engine.speech_stream import FeatureStream
+from lipcast.engine.steward import Steward
+from lipcast.engine.terms import default_geometry, open_machine, plan_terms
 from lipcast.errors import UsageError
 from lipcast.media.audio import PcmSource, open_audio
 from lipcast.media.image import ImageSource, fit_portrait, load_portrait
@@ -54,6 +60,7 @@ def load(
     device: str | None = None,
     precision: str | None = None,
     loras: Sequence[str | LoraSpec] = (),
+    **memory: Any,
 ) -> Lipcast:
     """Load a model by name ("tiny") or from a checkpoint directory, published or converted.
 
@@ -63,23 +70,36 @@ def load(
     as None does, and quantise the transformer's weights while they are read.
     loras: adapters as "path", "path:0.8" or `LoraSpec`, merged after the published one, which is
     merged where it lies beside the weights.
-    Raises CheckpointError for missing or broken files, UsageError for an unknown device or precision.
+    memory: the fields of `MemoryOptions` (vram="12GB", offload_model=True, ...). On a GPU, and on a
+    CPU with `vram`, all memory is planned: weights and rings that do not fit stream from the host's.
+    Raises MemoryBudgetError where nothing fits, CheckpointError for missing or broken files,
+    UsageError for an unknown device, precision or memory option.
     """
     chosen = _device(device)
     dtype, weights = _precision(precision, chosen)
+    directory, options = checkpoint_dir(name_or_dir), make_memory_options(memory)
+    load_dit, steward = None, None
+    if chosen.type == "cuda" or options.asks_for_a_plan:
+        asked = cast("sizes.Precision | None", precision)  # checked by _precision
+        terms = plan_terms(directory, chosen, options, precision=asked, dtype=dtype)
+        steward = Steward(open_machine(chosen, options), terms)
+        plan = steward.plan(default_geometry(terms.models), GenerateOptions())
+        load_dit = partial(steward.load, plan=plan, dtype=dtype)
+        weights = None if plan.choice.precision in _DTYPES else plan.choice.precision
     bundle = load_bundle(
-        checkpoint_dir(name_or_dir),
+        directory,
         device=chosen,
         dtype=dtype,
         precision=weights,
         loras=loras,
         prompts=PromptCache(cache_dir() / "prompts"),
+        load_dit=load_dit,
     )
     if chosen.type == "cpu" and dtype == torch.bfloat16:
         kernels, description = best_kernels(cache_dir(), num_threads=torch.get_num_threads())
         _log.info("video autoencoder on the CPU: %s", description)
         bundle.vae = prepare_for_cpu(bundle.vae, kernels)
-    return Lipcast(bundle)
+    return Lipcast(bundle, steward=steward)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,10 +207,18 @@ class Lipcast:
     """A loaded model. Its weights are shared by all its sessions and never change."""
 
     def __init__(
-        self, bundle: ModelBundle, *, make_executor: ExecutorFactory = LaneExecutor
+        self,
+        bundle: ModelBundle,
+        *,
+        make_executor: ExecutorFactory = LaneExecutor,
+        steward: Steward | None = None,
     ) -> None:
-        """`make_executor` (model, spec, anchor, context) makes what runs the ticks of a video."""
+        """`make_executor` (model, spec, anchor, context) makes what runs the ticks of a video.
+
+        With a `steward` the memory of videos is planned, and what runs them is its choice.
+        """
         self.bundle = bundle
+        self.steward = steward
         self._make_executor = make_executor
 
     def generate(
@@ -246,22 +274,33 @@ class Lipcast:
     ) -> Session:
         bundle = self.bundle
         spec = self.spec(options, height=portrait.height, width=portrait.width)
-        pixels = fit_portrait(portrait, spec.geometry.height, spec.geometry.width)
-        anchor = encode_anchor(
-            bundle.vae,
-            pixels,
-            config=bundle.dit.config,
-            encoding=options.anchor,
-            device=bundle.device,
-        )
-        context = bundle.encode_prompt(prompt)
-        executor = self._make_executor(bundle.dit, spec, anchor, context)
+        subject = Subject(partial(fit_portrait, portrait), bundle.encode_prompt(prompt))
+        if self.steward is not None:
+            return self._open_planned(self.steward, spec, subject, source)
+        anchor = encode_subject(bundle, subject, spec)
         return Session(
             spec,
-            executor,
+            self._make_executor(bundle.dit, spec, anchor, subject.context_TC),
             FrameDecoder(bundle.vae, anchor),
             self.timeline(source, spec),
             device=bundle.device,
+        )
+
+    def _open_planned(
+        self, steward: Steward, spec: VideoSpec, subject: Subject, source: AudioSource
+    ) -> Session:
+        plan = steward.plan(spec.geometry, spec.options)
+        spec = replace(spec, max_lanes=plan.choice.num_lanes)
+        video = PlannedVideo(self.bundle, subject, spec, plan, steward)
+        parts = video.begin()
+        return Session(
+            parts.spec,
+            parts.executor,
+            parts.decoder,
+            self.timeline(source, parts.spec),
+            device=self.bundle.device,
+            recovery=video.ladder,
+            describe_memory=partial(steward.document, video.ladder),
         )
 
     def timeline(self, source: AudioSource, spec: VideoSpec) -> AudioTimeline:

@@ -9,7 +9,8 @@ import pytest
 
 from lipcast.cli.info import describe
 from lipcast.cli.main import main
-from lipcast.cli.model_configs import ModelConfigs, read_configs
+from lipcast.cli.model_configs import read_configs
+from lipcast.core.plan_types import Models
 from lipcast.core.request import GenerateOptions
 from lipcast.errors import CheckpointError
 
@@ -17,7 +18,7 @@ from lipcast.errors import CheckpointError
 def test_the_published_model_has_its_measured_sizes() -> None:
     """Measured on the public implementation: 16.296 B parameters, 38.67 GiB of KV at 704x384."""
     options = GenerateOptions(size="704*384", infer_frames=48, fold_last_step=False)
-    told = describe("14b", ModelConfigs(), options)
+    told = describe("14b", Models(), options)
     assert told["networks"]["transformer"] == 16_295_755_609
     assert told["video"]["tokens_per_block"] == 3168
     assert told["bytes"]["bf16"]["KV rings of all steps"] / 2**30 == pytest.approx(38.67, abs=0.005)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fake_device import CPU, LateCopier, arenas
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lipcast
-from fake_device import LateCopier, arenas
 from lipcast.core import sizes
 from lipcast.core.plan_types import Placement
 from lipcast.core.request import GenerateOptions, ScheduleName
@@ -34,7 +34,7 @@ WHERE: tuple[Placement, ...] = ("resident", "pinned")
 
 def fake_machine() -> Machine:
     vram, ram = arenas()
-    return Machine(vram, ram, LateCopier())
+    return Machine(CPU, vram, ram, LateCopier())
 
 
 def make_spec(tiny: lipcast.Lipcast, schedule: ScheduleName, infer_frames: int) -> VideoSpec:

@@ -15,7 +15,6 @@ from lipcast.cli.fits import fit
 from lipcast.cli.flag import Flag
 from lipcast.cli.flag_table import FLAGS
 from lipcast.cli.judge import Given
-from lipcast.cli.model_configs import configs_in
 from lipcast.cli.talk import Talk, print_json
 from lipcast.errors import LipcastError
 from lipcast.lab.doctor import Finding, examine
@@ -26,6 +25,7 @@ from lipcast.weights.checkpoint import (
     checkpoint_dir,
     find_checkpoint,
 )
+from lipcast.weights.configs import models_in
 from lipcast.weights.hub import list_models
 
 DOCTOR_FLAGS: tuple[Flag, ...] = tuple(
@@ -72,7 +72,7 @@ def _model(model: str) -> Iterator[Finding]:
     try:
         directory = checkpoint_dir(model)
         files = find_checkpoint(directory, need=MODEL_PARTS)
-        configs = configs_in(directory)
+        configs = models_in(directory)
         _open(files.dit, files.vae, files.text)
     except LipcastError as error:
         yield Finding("model", "problem", str(error), "the message says which file, and what to do")

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lipcast.cli.info import describe
-from lipcast.cli.model_configs import ModelConfigs
 from lipcast.cli.plan import this_machine
 from lipcast.core.hardware import format_bytes
 from lipcast.core.plan import make_plan
@@ -31,7 +30,7 @@ class Fit:
     sentence: str
 
 
-def fit(configs: ModelConfigs) -> Fit:
+def fit(configs: Models) -> Fit:
     """A video of the model's own size on this machine's first GPU, else on its CPU."""
     try:
         hardware, budget = this_machine()
@@ -55,7 +54,7 @@ def fit(configs: ModelConfigs) -> Fit:
     return Fit(True, f"{hardware.label}: {plan.choice.precision}, {speed}")
 
 
-def _fit_cpu(configs: ModelConfigs) -> Fit:
+def _fit_cpu(configs: Models) -> Fit:
     import psutil
 
     free = int(psutil.virtual_memory().available)
@@ -66,7 +65,7 @@ def _fit_cpu(configs: ModelConfigs) -> Fit:
     return Fit(False, f"CPU: needs about {needed} of memory, {format_bytes(free)} are free")
 
 
-def cpu_needs(configs: ModelConfigs) -> dict[str, int]:
+def cpu_needs(configs: Models) -> dict[str, int]:
     """Bytes of host memory by precision of the transformer's weights, the rest in bf16."""
     parts = describe("", configs, GenerateOptions())["bytes"]["bf16"]
     tensors = dit_tensors(configs.dit)

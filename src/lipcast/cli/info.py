@@ -15,10 +15,11 @@ import typer
 
 from lipcast.cli.flag_table import FLAGS
 from lipcast.cli.judge import Given, judge
-from lipcast.cli.model_configs import ModelConfigs, read_configs
+from lipcast.cli.model_configs import read_configs
 from lipcast.cli.talk import Talk, print_json
 from lipcast.core import sizes, tensors
 from lipcast.core.hardware import format_bytes
+from lipcast.core.plan_types import Models
 from lipcast.core.request import OPTION_NAMES, GenerateOptions
 from lipcast.core.video_spec import VideoSpec, video_spec
 
@@ -50,7 +51,7 @@ def info(given: Mapping[str, Given]) -> None:
         typer.echo(_as_text(document))
 
 
-def describe(model: str, configs: ModelConfigs, options: GenerateOptions) -> dict[str, Any]:
+def describe(model: str, configs: Models, options: GenerateOptions) -> dict[str, Any]:
     """Everything that `lipcast info` shows, as JSON values."""
     height, width = _sides(options.size)
     spec = video_spec(options, configs.dit, configs.vae, height=height, width=width)
@@ -87,9 +88,7 @@ def _sides(size: str | None) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _bytes(
-    configs: ModelConfigs, spec: VideoSpec, precision: Literal["fp32", "bf16"]
-) -> dict[str, int]:
+def _bytes(configs: Models, spec: VideoSpec, precision: Literal["fp32", "bf16"]) -> dict[str, int]:
     """Bytes by part of one session that computes a block at a time."""
     dit, vae, geometry = configs.dit, configs.vae, spec.geometry
     layers, area = dit.num_layers, (geometry.latent_height, geometry.latent_width)

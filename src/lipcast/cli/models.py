@@ -15,10 +15,11 @@ from lipcast.cli.fits import fit
 from lipcast.cli.flag import Flag, Group, Kind
 from lipcast.cli.flag_table import FLAGS
 from lipcast.cli.judge import Given
-from lipcast.cli.model_configs import ModelConfigs, configs_in
 from lipcast.cli.talk import Talk, print_json
+from lipcast.core.plan_types import Models
 from lipcast.errors import CheckpointError, LipcastError
 from lipcast.weights.checkpoint import ADAPTER_MODEL, EMBEDDED_MODELS, checkpoint_dir
+from lipcast.weights.configs import models_in
 from lipcast.weights.hub import ModelStatus, list_models, model_status, verify_pulled
 from lipcast.weights.manifest import read_manifest, verify
 
@@ -98,10 +99,10 @@ def _precision(directory: Path) -> str | None:
     return None if manifest is None else str(manifest["recipe"].get("precision"))
 
 
-def _configs(status: ModelStatus) -> ModelConfigs:
+def _configs(status: ModelStatus) -> Models:
     """The model's own configurations; of the published one, where its files are not here."""
     is_published = status.name == ADAPTER_MODEL and not (status.directory / "config.json").is_file()
-    return ModelConfigs() if is_published else configs_in(status.directory)
+    return Models() if is_published else models_in(status.directory)
 
 
 def _verify(rows: Sequence[dict[str, Any]]) -> None:

@@ -19,6 +19,10 @@ GIB = 2**30
 DISK_BYTES_PER_S = 2.5e9
 """Assumed sequential read of an NVMe drive."""
 
+GPU_RESERVE_BYTES = 750 * 2**20
+"""CUDA context, cuBLAS workspaces and what the allocator cannot reuse; 663 MiB measured on an
+H100."""
+
 # Reached on one H100 SXM with the model's own shapes, sustained at its power limit, over its data
 # sheet.
 _GEMM_BF16_EFFICIENCY = 700 / 989
@@ -53,6 +57,8 @@ class Hardware:
     """GPU to GPU."""
     disk_bytes_per_s: float = DISK_BYTES_PER_S
     source: Source = "given"
+    reserve_bytes: int = GPU_RESERVE_BYTES
+    """What a process takes of the device beside tensors."""
 
     @property
     def has_fp8(self) -> bool:
@@ -126,6 +132,19 @@ _H100 = Hardware(
     peer_bytes_per_s=360e9,
     source="measured",
 )
+CPU = Hardware(
+    name="cpu",
+    label="a CPU, its memory taken as a device's",
+    memory_bytes=2**50,
+    bf16_flops=1e12,
+    fp8_flops=0.0,
+    attention_flops=0.3e12,
+    memory_bytes_per_s=50e9,
+    link_bytes_per_s=10e9,
+    peer_bytes_per_s=10e9,
+    reserve_bytes=0,
+)
+"""Orders of magnitude only: placements on a CPU are for trying them out."""
 _ALIASES = tuple((number, f"rtx{number}") for number in ("3090", "4070", "4080", "4090", "5090"))
 
 

@@ -167,7 +167,7 @@ def ladder(plan: Plan, rungs: tuple[Rung, ...]) -> tuple[RungPlan, ...]:
             after = make_plan(tried)
         except MemoryBudgetError:
             continue  # host memory has no room for what would leave the GPU
-        if after.vram_bytes < before.vram_bytes:
+        if after.generate_bytes < before.generate_bytes:
             request = tried
             found.append(RungPlan(rung, after, before.vram_bytes))
     return tuple(found)

@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import product
 
 from lipcast.core import costs
-from lipcast.core.plan_types import BlockTime, Budget, PlanRequest, Share
+from lipcast.core.plan_types import BlockTime, Budget, PlanRequest, Share, Wishes
 from lipcast.core.plan_work import Setting, Workload, tile_size
 from lipcast.core.request import SCHEDULES
 from lipcast.core.sizes import KVPrecision, Precision
@@ -69,14 +69,20 @@ def settings(request: PlanRequest) -> Iterator[Setting]:
     """Every combination of the coarse knobs that the wishes allow."""
     wishes = request.wishes
     precisions: tuple[Precision, ...] = (wishes.precision,) if wishes.precision else ("bf16", "fp8")
-    rings: tuple[KVPrecision, ...] = (
-        (wishes.ring_precision,) if wishes.ring_precision else ("bf16", "fp8")
-    )
     schedules = (wishes.schedule,) if wishes.schedule else SCHEDULES
     sinks = (False, True) if wishes.stream_sink is None else (wishes.stream_sink,)
     grids = (wishes.tiles,) if wishes.tiles else tile_grids(request)
-    for combination in product(precisions, rings, schedules, sinks, _SLOTS, grids):
-        yield Setting(*combination)
+    for precision in precisions:
+        rings = _ring_precisions(wishes, precision)
+        for combination in product(rings, schedules, sinks, _SLOTS, grids):
+            yield Setting(precision, *combination)
+
+
+def _ring_precisions(wishes: Wishes, precision: Precision) -> tuple[KVPrecision, ...]:
+    """What is wished; else as the transformer computes, or 8 bits."""
+    if wishes.ring_precision:
+        return (wishes.ring_precision,)
+    return ("fp32" if precision == "fp32" else "bf16", "fp8")
 
 
 def _leanest(request: PlanRequest) -> Iterator[Setting]:

@@ -176,6 +176,11 @@ class Plan:
         return max(total(self.generate_parts), total(self.prepare_parts))
 
     @property
+    def generate_bytes(self) -> int:
+        """Predicted on the GPU while blocks are made."""
+        return total(self.generate_parts)
+
+    @property
     def ram_bytes(self) -> int:
         return total(self.ram_parts)
 

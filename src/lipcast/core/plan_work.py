@@ -19,9 +19,6 @@ from lipcast.core.request import ScheduleName
 from lipcast.core.sizes import KVPrecision, Precision
 from lipcast.core.tensors import WeightUse
 
-GPU_RESERVE_BYTES = 750 * 2**20
-"""CUDA context, cuBLAS workspaces and what the allocator cannot reuse; 663 MiB measured on an
-H100."""
 HOST_RESERVE_BYTES = 2 * 2**30
 """Python, torch and its CUDA libraries, frames and sound under way."""
 RING_SLOTS = 2
@@ -202,7 +199,7 @@ class Workload:
         text = self.num_layers * sizes.text_kv_layer_bytes(dit, self._plain_kv)
         voice = self.num_lanes * sizes.audio_conditioning_bytes(dit, precision)
         parts = (
-            Part("context and reserve", GPU_RESERVE_BYTES),
+            Part("context and reserve", self.request.hardware.reserve_bytes),
             Part("weights outside layers", sizes.root_bytes(dit, precision)),
             Part("sink", self.sink_bytes),
             Part("text keys, voice", text + voice),
@@ -288,7 +285,7 @@ def decoder_parts(
 def decoder_rank_parts(request: PlanRequest) -> tuple[Part, ...]:
     """GPU memory of a rank that only decodes."""
     whole = tile_size(request, (1, 1))
-    reserve = Part("context and reserve", GPU_RESERVE_BYTES)
+    reserve = Part("context and reserve", request.hardware.reserve_bytes)
     return (reserve, *decoder_parts(request, whole, "bf16"))
 
 

@@ -42,6 +42,7 @@ class GenerateOptions:
     `fold_last_step` drops the last evaluation and steps the one before it straight to sigma 0.
     `anchor` says how the reference latent is encoded; `swap_anchor` replaces it after the first clip.
     `cond_distance` fixes the rotary distance of the reference in the sink; None draws it from (seed, block).
+    `schedule` left open is the plan's choice where memory is planned, else sequential.
     `start_frame` is the latent frame the video starts at (for positions far into a long video).
     """
 
@@ -50,7 +51,7 @@ class GenerateOptions:
     num_clip: int | None = None
     sample_steps: int | None = None
     seed: int = 420
-    schedule: ScheduleName = "sequential"
+    schedule: ScheduleName | None = None
     fold_last_step: bool = True
     anchor: AnchorEncoding = "video"
     swap_anchor: bool = True
@@ -60,7 +61,7 @@ class GenerateOptions:
     def __post_init__(self) -> None:
         if self.size is not None:
             parse_size(self.size)
-        _check_choice("schedule", self.schedule, SCHEDULES)
+        _check_choice("schedule", self.schedule or SCHEDULES[0], SCHEDULES)
         _check_choice("anchor", self.anchor, ANCHOR_ENCODINGS)
         _check_at_least("num_clip", self.num_clip, 1)
         _check_at_least("seed", self.seed, 0)

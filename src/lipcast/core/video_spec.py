@@ -5,7 +5,7 @@ Input: `GenerateOptions`, configs, the portrait's size. Output: a frozen `VideoS
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lipcast.core.config import DiTConfig, VAEConfig
 from lipcast.core.geometry import Geometry, fit_size
@@ -71,9 +71,23 @@ def video_spec(
         geometry=geometry,
         flow=flow,
         order=Order(flow.num_steps, anchor_block),
-        max_lanes=lanes_of(options.schedule, flow.num_steps),
+        max_lanes=lanes_of(options.schedule or "sequential", flow.num_steps),
         infer_frames=infer_frames,
         distance=_distance(options),
+    )
+
+
+def respecified(spec: VideoSpec, geometry: Geometry, dit: DiTConfig, *, steps: int) -> VideoSpec:
+    """The same video in another geometry and number of sampling steps, lanes as before."""
+    flow = flow_schedule(steps, shift=dit.sample_shift, fold_last_step=spec.options.fold_last_step)
+    anchor_block = geometry.anchor_block if spec.options.swap_anchor else None
+    return replace(
+        spec,
+        geometry=geometry,
+        flow=flow,
+        order=Order(flow.num_steps, anchor_block),
+        max_lanes=1 if spec.max_lanes == 1 else flow.num_steps,
+        infer_frames=4 * geometry.window,
     )
 
 

@@ -7,7 +7,7 @@ depend on the length of the video.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from lipcast.engine.conditions import Anchor
 from lipcast.models.vae_blocks import DecoderState
 
-_PRIMING_LATENTS = 7
+PRIMING_LATENTS = 7
 """Latents of the still portrait that warm the temporal caches; their frames are discarded."""
 
 
@@ -48,13 +49,39 @@ class PendingFrames(Protocol):
 class FrameDecoder:
     """One video's decoder."""
 
-    def __init__(self, vae: StreamingDecoder, anchor: Anchor) -> None:
+    def __init__(
+        self,
+        vae: StreamingDecoder,
+        anchor: Anchor,
+        *,
+        past_CFHW: Tensor | None = None,
+        output_size: tuple[int, int] | None = None,
+    ) -> None:
+        """`past_CFHW`: clean latents that the video goes on from, in place of the still portrait.
+        `output_size` (height, width): of the frames, where they shall have another than the latents'.
+        """
         self._vae = vae
+        self._output_size = output_size
         self.state = vae.new_decoder_state()
-        device = anchor.still_CFHW.device
+        history_CFHW = anchor.still_CFHW[:, :PRIMING_LATENTS] if past_CFHW is None else past_CFHW
+        device = history_CFHW.device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        with self._aside(anchor.still_CFHW):
-            vae.prime(anchor.still_CFHW[None, :, :_PRIMING_LATENTS], self.state)
+        with self._aside(history_CFHW):
+            vae.prime(history_CFHW[None], self.state)
+
+    def change(
+        self, vae: StreamingDecoder, convert: Callable[[DecoderState], DecoderState]
+    ) -> None:
+        """Go on with another form of the same decoder; `convert` makes its state."""
+        if self._stream is not None:
+            self._stream.synchronize()
+        self._vae, self.state = vae, convert(self.state)
+
+    def release(self) -> None:
+        """Give the memory of the state back; nothing is decoded here any more."""
+        if self._stream is not None:
+            self._stream.synchronize()
+        self.state.caches = {}
 
     def submit(self, latent_CFHW: Tensor) -> PendingFrames:
         """Begin to decode the next latents; on a CPU it is done when this returns.
@@ -71,7 +98,7 @@ class FrameDecoder:
 
     def _decode(self, latent_CFHW: Tensor) -> PendingFrames:
         video_CTHW = self._vae.decode_chunk(latent_CFHW[None], self.state)[0]
-        frames_THWC = video_CTHW.permute(1, 2, 3, 0)
+        frames_THWC = _resized(video_CTHW, self._output_size).permute(1, 2, 3, 0)
         pixels = (frames_THWC.float() + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
         if self._stream is None:
             return _FramesHere(pixels.cpu().numpy())
@@ -91,6 +118,15 @@ class FrameDecoder:
             input_CFHW.record_stream(self._stream)
             with torch.cuda.stream(self._stream):
                 yield
+
+
+def _resized(video_CTHW: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """In another size: for a video that went on smaller than it began."""
+    if size is None or tuple(video_CTHW.shape[2:]) == size:
+        return video_CTHW
+    pictures_TCHW = video_CTHW.transpose(0, 1).float()
+    bigger_TCHW = functional.interpolate(pictures_TCHW, size, mode="bicubic", antialias=True)
+    return bigger_TCHW.transpose(0, 1)
 
 
 @dataclass(frozen=True, slots=True)

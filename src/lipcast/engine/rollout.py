@@ -134,6 +134,11 @@ class LaneExecutor:
             state.placed = None
         self.memory.arrange(plan)
 
+    def release(self) -> None:
+        """Give the memory back; nothing runs here any more."""
+        self._in_flight.clear()
+        self.memory.release()
+
     def _lane(self, unit: Unit) -> Lane:
         state = self._in_flight[unit.block]
         conditions = BlockConditions(

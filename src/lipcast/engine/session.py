@@ -31,7 +31,6 @@ from lipcast.engine.rollout import Executor
 from lipcast.engine.stopwatch import Stopwatch
 from lipcast.errors import CancelledError
 
-
 _Result = TypeVar("_Result")
 
 
@@ -75,8 +74,12 @@ class Session:
         *,
         device: torch.device,
         recovery: Recovery | None = None,
+        describe_memory: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
-        """`recovery` is asked when memory runs out; without it the error ends the session."""
+        """`recovery` is asked when memory runs out; without it the error ends the session.
+
+        `describe_memory` gives what the report says about memory.
+        """
         self.spec = spec
         self._executor = executor
         self._decoder = decoder
@@ -86,7 +89,7 @@ class Session:
         """A tick that waits for sound that has not come yet."""
         self._voices: dict[int, Tensor] = {}
         """Speech features of the blocks that are not finished."""
-        self._recovery = recovery
+        self._recovery, self._describe_memory = recovery, describe_memory
         self._recorder = _recorder(spec)
         self.on_latent: Callable[[int, Tensor], None] | None = None
         """Called with (block, clean latents [C, F, H, W]) before they are decoded: for measurement."""
@@ -149,11 +152,14 @@ class Session:
 
     def report(self) -> dict[str, Any]:
         """What was done so far: blocks, frames, seconds by part."""
-        return {
+        report: dict[str, Any] = {
             "num_blocks": self._num_decoded - len(self._pending),
             "num_frames": self._num_frames_made,
             "seconds": self._watch.totals(),
         }
+        if self._describe_memory is not None:
+            report["memory"] = self._describe_memory()
+        return report
 
     def _step(self, *, wait: bool) -> bool:
         """Run one tick. False where nothing can be done: the end, or no sound yet."""

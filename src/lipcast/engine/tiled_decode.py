@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,8 +59,37 @@ class TiledDecoder:
             tile.add_to(video_BCTHW, pixels_BCTHW, factor)
         return video_BCTHW
 
+    def whole_state(self, state: DecoderState, latent_size: tuple[int, int]) -> DecoderState:
+        """The caches of all tiles side by side; where tiles overlap, the last one's."""
+        height, width = latent_size
+        found = DecoderState()
+        for index, tile in enumerate(self._tiles_of(latent_size)):
+            tile_state = self._fetch(state, index, torch.device("cpu"))
+            for name, cache in tile_state.caches.items():
+                scale = cache.shape[-1] // tile.columns.length
+                if name not in found.caches:
+                    shape = (*cache.shape[:-2], height * scale, width * scale)
+                    found.caches[name] = cache.new_empty(shape)
+                found.caches[name][tile.pixels(scale)] = cache
+        return found
+
+    def adopt_state(self, whole: DecoderState, latent_size: tuple[int, int]) -> DecoderState:
+        """Every tile's part of the caches: a tile then knows of the past what the whole picture knew."""
+        found = DecoderState()
+        for index, tile in enumerate(self._tiles_of(latent_size)):
+            cut = {
+                name: cache[tile.pixels(cache.shape[-1] // latent_size[1])].clone()
+                for name, cache in whole.caches.items()
+            }
+            self._put_back(found, index, DecoderState(cut))
+        return found
+
     def _tiles(self, latent_BCTHW: Tensor) -> list[_Tile]:
-        sides = zip(latent_BCTHW.shape[-2:], self._grid, strict=True)
+        height, width = latent_BCTHW.shape[-2:]
+        return self._tiles_of((height, width))
+
+    def _tiles_of(self, latent_size: tuple[int, int]) -> list[_Tile]:
+        sides = zip(latent_size, self._grid, strict=True)
         rows, columns = (_spans(side, count) for side, count in sides)
         return [_Tile(row, column) for row, column in product(rows, columns)]
 
@@ -134,12 +164,15 @@ class _Tile:
     columns: _Span
 
     def cut(self, latent_BCTHW: Tensor) -> Tensor:
-        rows, columns = self.rows.pixels(1), self.columns.pixels(1)
-        return latent_BCTHW[..., rows, columns]
+        return latent_BCTHW[self.pixels(1)]
+
+    def pixels(self, factor: int) -> tuple[Any, slice, slice]:
+        """Where the tile lies in a tensor whose last two axes are `factor` times the latent's."""
+        return ..., self.rows.pixels(factor), self.columns.pixels(factor)
 
     def add_to(self, video_BCTHW: Tensor, pixels_BCTHW: Tensor, factor: int) -> None:
         """Add the tile's weighted pixels to the picture."""
         weights_HW = self.rows.weights(factor)[:, None] * self.columns.weights(factor)
-        part = video_BCTHW[..., self.rows.pixels(factor), self.columns.pixels(factor)]
+        part = video_BCTHW[self.pixels(factor)]
         # A copy that waited for the device would keep the next tick from being launched.
         part.addcmul_(pixels_BCTHW.float(), weights_HW.to(video_BCTHW.device, non_blocking=True))

@@ -39,6 +39,10 @@ class DiskReader:
         """Read `pack` and copy it to `target` when all of `after` are done."""
         return self._thread.submit(self._fetch, pack, target, list(after))
 
+    def read(self, pack: Pack, buffer: Tensor) -> None:
+        """Read `pack` into host memory, behind what is under way: sources serve one at a time."""
+        self._thread.submit(read_pack, self._source, pack, buffer).result()
+
     def close(self) -> None:
         """Finish what is under way and give the staging back."""
         self._thread.shutdown(wait=True, cancel_futures=True)

@@ -17,6 +17,7 @@ from lipcast.memory.pinned import PinnedMaker
 class Machine:
     """Where memory is taken from. On a CPU, device and host memory are of one kind."""
 
+    device: torch.device
     vram: Arena
     ram: Arena
     copier: Copier
@@ -29,6 +30,7 @@ class Machine:
         is_cuda = device.type == "cuda"
         on_device = DeviceMaker(device)
         return cls(
+            device=device,
             vram=Arena(f"memory of {device}", on_device, budget_bytes=vram_bytes),
             ram=Arena(
                 "host memory", PinnedMaker() if is_cuda else on_device, budget_bytes=ram_bytes

@@ -192,7 +192,10 @@ class WeightStore:
         if key in self._homes:
             return self._homes[key]
         buffer = torch.empty(self._packs[key].num_bytes, dtype=torch.uint8)
-        read_pack(self._source, self._packs[key], buffer)
+        if self._reader is not None:
+            self._reader.read(self._packs[key], buffer)
+        else:
+            read_pack(self._source, self._packs[key], buffer)
         return buffer
 
     def _settle(self, key: PackKey, where: Placement, home: Tensor | None) -> None:

@@ -8,7 +8,7 @@ while they are read. The text encoder is loaded for a new prompt only, and let g
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -43,6 +43,7 @@ from lipcast.weights.source import RenamedSource, TensorSource
 
 _log = logger("weights.bundle")
 _KEPT_PROMPTS = 16
+LoadDiT = Callable[[DiT, TensorSource], None]
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
@@ -126,11 +127,13 @@ def load_bundle(
     precision: Precision | None = None,
     loras: Sequence[str | LoraSpec] = (),
     prompts: PromptCache | None = None,
+    load_dit: LoadDiT | None = None,
 ) -> ModelBundle:
     """Load transformer, VAE and speech encoder; the text encoder's files are only found.
 
     `dtype` is what the transformer computes in; VAE and speech encoder are float32 on a CPU and
     follow it on a GPU. `precision` fp8, int8 or int4 quantises the transformer while it is read.
+    `load_dit` fills the transformer in place of `load_into`.
     Raises CheckpointError for anything missing, broken or of another model.
     """
     files = find_checkpoint(directory, need=MODEL_PARTS)
@@ -142,7 +145,10 @@ def load_bundle(
     with torch.device("meta"):
         dit, vae = DiT(dit_config), VideoVAE(vae_config)
     source = open_transformer(files, precision=precision, loras=loras, device=device)
-    load_into(dit, source, dtype=dtype, device=device)
+    if load_dit is None:
+        load_into(dit, source, dtype=dtype, device=device)
+    else:
+        load_dit(dit, source)
     load_into(vae, open_tensors(files.vae), dtype=side_dtype, device=device)
     speech = load_speech_encoder(files.speech, device=device)
     return ModelBundle(files, _frozen(dit), _frozen(vae), speech, device, prompts)

@@ -1,0 +1,130 @@
+"""Keeps the memory of one loaded model as a plan says, and makes the parts of a session in it.
+
+Input: a machine, its rates, a budget, the user's options. Output: plans, and weights loaded where a plan
+puts them. State: the weight store. Sessions of one model share its weights: the last plan decides where
+they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from lipcast.core.geometry import Geometry
+from lipcast.core.hardware import Hardware
+from lipcast.core.memory_options import MemoryOptions
+from lipcast.core.plan import make_plan
+from lipcast.core.plan_ladder import RungPlan, ladder
+from lipcast.core.plan_table import plan_document
+from lipcast.core.plan_types import Budget, Models, Plan, PlanRequest
+from lipcast.core.request import GenerateOptions
+from lipcast.core.sizes import Precision
+from lipcast.engine.ladder import Ladder
+from lipcast.memory.machine import Machine
+from lipcast.memory.session_memory import SessionPlan
+from lipcast.memory.weight_store import WeightPlan, WeightStore
+from lipcast.models.dit import DiT
+from lipcast.runtime import logger
+from lipcast.weights.load import load_into
+from lipcast.weights.source import TensorSource
+
+_log = logger("engine.steward")
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What plans of one model are made from."""
+
+    hardware: Hardware
+    budget: Budget
+    options: MemoryOptions
+    models: Models
+    precision: Precision | None
+    """None: the planner's choice, until the weights are loaded."""
+
+
+class Steward:
+    """One per loaded model."""
+
+    def __init__(self, machine: Machine, terms: Terms) -> None:
+        self.machine, self.terms = machine, terms
+        self.store: WeightStore | None = None
+
+    def plan(self, geometry: Geometry, options: GenerateOptions) -> Plan:
+        """Where everything goes for a video. Raises MemoryBudgetError where nothing fits."""
+        terms, dit = self.terms, self.terms.models.dit
+        request = PlanRequest(
+            geometry=geometry,
+            hardware=terms.hardware,
+            budget=terms.budget,
+            models=terms.models,
+            wishes=terms.options.wishes(terms.precision, options.schedule),
+            sample_steps=options.sample_steps or dit.sample_steps,
+            fold_last_step=options.fold_last_step,
+        )
+        return make_plan(request)
+
+    def load(self, model: DiT, source: TensorSource, *, plan: Plan, dtype: torch.dtype) -> None:
+        """Fill a model that was built without memory; its layers go where the plan puts them."""
+        self.store = WeightStore(
+            source,
+            weight_plan(plan),
+            dtype=dtype,
+            device=self.machine.vram,
+            host=self.machine.ram,
+            copier=self.machine.copier,
+        )
+        load_into(model, source, dtype=dtype, device=self.machine.device, place=self.store.place)
+        self.store.attach(model)
+        self.terms = replace(self.terms, precision=plan.choice.precision)
+
+    def arrange(self, plan: Plan) -> None:
+        """Move the weights to where this plan puts them."""
+        assert self.store is not None, "the weights are not loaded"
+        wanted = weight_plan(plan)
+        if wanted != self.store.plan:
+            self.store.arrange(wanted)
+
+    def rungs(self, plan: Plan) -> tuple[RungPlan, ...]:
+        """What may give way under this plan, in order."""
+        return ladder(plan, self.terms.options.rungs(plan.request))
+
+    def used_bytes(self) -> int:
+        """Bytes taken on the device now."""
+        device = self.machine.device
+        if device.type == "cuda":
+            return torch.cuda.memory_allocated(device)
+        return self.machine.vram.used_bytes
+
+    def document(self, fallbacks: Ladder) -> dict[str, Any]:
+        """The plan in force, what was predicted and what is taken, and the rungs taken."""
+        plan, vram, ram = fallbacks.plan, self.machine.vram, self.machine.ram
+        measured: dict[str, Any] = {
+            "vram_parts_bytes": vram.parts,
+            "vram_peak_bytes": vram.peak_bytes,
+            "ram_parts_bytes": ram.parts,
+            "ram_peak_bytes": ram.peak_bytes,
+        }
+        device = self.machine.device
+        if device.type == "cuda":
+            measured["allocated_peak_bytes"] = torch.cuda.max_memory_allocated(device)
+            measured["reserved_peak_bytes"] = torch.cuda.max_memory_reserved(device)
+            free, total = torch.cuda.mem_get_info(device)
+            measured["device_used_bytes"] = total - free
+        return {
+            "plan": plan_document(plan), "measured": measured, "fallbacks": fallbacks.document(),
+        }  # fmt: skip
+
+
+def weight_plan(plan: Plan) -> WeightPlan:
+    """The weights' share of a plan."""
+    keeps_prompt = plan.prompt_weights == "host"
+    return WeightPlan(plan.layers, plan.choice.num_slots, keeps_prompt=keeps_prompt)
+
+
+def session_plan(plan: Plan) -> SessionPlan:
+    """A session's share of a plan."""
+    choice = plan.choice
+    return SessionPlan(plan.ring_layers, choice.ring_precision, choice.sink_streamed)

@@ -1,0 +1,88 @@
+"""What the GPU in this machine does in reality: rates measured in a fraction of a second.
+
+Input: a CUDA device. Output: `Hardware` for the planner: a known card's rates with the measured link, or all
+rates measured where the card is unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lipcast.core.hardware import Hardware, gpu_described
+from lipcast.errors import UsageError
+from lipcast.memory.pinned import PinnedMaker
+from lipcast.weights.fp8 import FP8, has_fp8_matmul, linear_row_wise
+
+_COPY_BYTES = 256 << 20
+_ROWS, _SIDE = 3168, 5120
+"""A matrix product of the published model."""
+_HEADS, _HEAD_DIM, _KEYS = 40, 128, 15_312
+
+
+def describe_gpu(device: torch.device) -> Hardware:
+    """The card with its memory, its link as measured, and its other rates known or measured."""
+    properties = torch.cuda.get_device_properties(device)
+    link = _link_bytes_per_s(device)
+    try:
+        known = gpu_described(properties.name, properties.total_memory)
+    except UsageError:
+        return _measured(device, properties.name, properties.total_memory, link)
+    return replace(known, link_bytes_per_s=link)
+
+
+def _measured(device: torch.device, name: str, memory_bytes: int, link: float) -> Hardware:
+    x = torch.randn(_ROWS, _SIDE, dtype=torch.bfloat16, device=device)
+    weight = torch.randn(_SIDE, _SIDE, dtype=torch.bfloat16, device=device)
+    products = 2.0 * _ROWS * _SIDE * _SIDE
+    fp8_flops = 0.0
+    if has_fp8_matmul(device):
+        scale = torch.ones(_SIDE, device=device)
+        fp8_weight = weight.to(FP8)
+        fp8_flops = products / _seconds(lambda: linear_row_wise(x, fp8_weight, scale, None))
+    return Hardware(
+        name="measured",
+        label=name,
+        memory_bytes=memory_bytes,
+        bf16_flops=products / _seconds(lambda: functional.linear(x, weight)),
+        fp8_flops=fp8_flops,
+        attention_flops=_attention_flops(device),
+        memory_bytes_per_s=2 * weight.nbytes / _seconds(weight.clone),
+        link_bytes_per_s=link,
+        peer_bytes_per_s=link / 2,
+        source="measured",
+    )
+
+
+def _attention_flops(device: torch.device) -> float:
+    shape = 1, _HEADS, _ROWS, _HEAD_DIM
+    q = torch.randn(shape, dtype=torch.bfloat16, device=device)
+    k = torch.randn(1, _HEADS, _KEYS, _HEAD_DIM, dtype=torch.bfloat16, device=device)
+    seconds = _seconds(lambda: functional.scaled_dot_product_attention(q, k, k))
+    return 4.0 * _ROWS * _KEYS * _HEADS * _HEAD_DIM / seconds
+
+
+def _link_bytes_per_s(device: torch.device) -> float:
+    maker = PinnedMaker()
+    host = maker.make(_COPY_BYTES)
+    target = torch.empty(_COPY_BYTES, dtype=torch.uint8, device=device)
+    seconds = _seconds(lambda: target.copy_(host, non_blocking=True))
+    maker.drop(host)
+    return _COPY_BYTES / seconds
+
+
+def _seconds(work: Callable[[], Tensor]) -> float:
+    """The median of a few runs on the current stream."""
+    times: list[float] = []
+    for _ in range(5):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        work()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1000)
+    return sorted(times)[len(times) // 2]

@@ -1,0 +1,34 @@
+"""The configurations in a checkpoint's folder, read without its weights and without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lipcast.core.config import DiTConfig, TextConfig, VAEConfig
+from lipcast.core.plan_types import Models
+from lipcast.core.tensors import SpeechShape
+from lipcast.errors import CheckpointError
+from lipcast.weights.checkpoint import read_json
+
+
+def models_in(folder: Path) -> Models:
+    """The four configurations. Raises CheckpointError for a folder that holds none."""
+    dit = _read(folder / "config.json")
+    if dit is None:
+        raise CheckpointError(
+            f"{folder}: expected the folder of a checkpoint, found no config.json in it; "
+            "check the path"
+        )
+    vae, text = _read(folder / "vae_config.json"), _read(folder / "t5_config.json")
+    speech = next((_read(path) for path in sorted(folder.glob("wav2vec2*/config.json"))), None)
+    return Models(
+        DiTConfig.from_json(dit),
+        VAEConfig.from_json(vae or {}),
+        TextConfig.from_json(text or {}),
+        SpeechShape.from_json(speech or {}),
+    )
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return read_json(path) if path.is_file() else None

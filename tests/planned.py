@@ -1,0 +1,68 @@
+"""The embedded model with its memory planned, on a device made of ordinary memory."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lipcast
+from lipcast.core.hardware import CPU as CPU_RATES
+from lipcast.core.memory_options import MemoryOptions
+from lipcast.core.plan_types import Budget
+from lipcast.core.request import GenerateOptions
+from lipcast.engine.steward import Steward, Terms
+from lipcast.memory.machine import Machine
+from lipcast.models.dit import DiT
+from lipcast.weights.checkpoint import checkpoint_dir
+from lipcast.weights.configs import models_in
+from lipcast.weights.files import open_tensors
+from lipcast.weights.load import without_memory
+
+sys.path.insert(0, str(Path(__file__).parent / "memory"))
+from fake_device import CPU, LateCopier, arenas
+
+PLENTY = 2**40
+SIDE = 64
+SMALL: dict[str, Any] = {"size": f"{SIDE}*{SIDE}", "infer_frames": 16}
+
+
+def planned(tiny: lipcast.Lipcast, vram_bytes: int = PLENTY, **memory: Any) -> lipcast.Lipcast:
+    """The model of `tiny`, its transformer loaded anew under a plan for small videos."""
+    vram, ram = arenas()
+    terms = Terms(
+        hardware=CPU_RATES,
+        budget=Budget(vram_bytes, PLENTY),
+        options=MemoryOptions(**memory),
+        models=models_in(checkpoint_dir("tiny")),
+        precision="fp32",
+    )
+    steward = Steward(Machine(CPU, vram, ram, LateCopier()), terms)
+    options = GenerateOptions(**SMALL)
+    geometry = tiny.spec(options, height=SIDE, width=SIDE).geometry
+    with without_memory():
+        dit = DiT(tiny.bundle.dit.config)
+    source = open_tensors(checkpoint_dir("tiny") / "diffusion_pytorch_model.safetensors")
+    steward.load(dit, source, plan=steward.plan(geometry, options), dtype=torch.float32)
+    bundle = replace(tiny.bundle, dit=dit.eval().requires_grad_(False))
+    return lipcast.Lipcast(bundle, steward=steward)
+
+
+class Faults:
+    """Lets the chosen calls of whatever it wraps run out of memory."""
+
+    def __init__(self, fail_at: set[int]) -> None:
+        self._fail_at, self.num_calls = fail_at, 0
+
+    def wrap(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def calling(*args: Any, **more: Any) -> Any:
+            number, self.num_calls = self.num_calls, self.num_calls + 1
+            if number in self._fail_at:
+                raise torch.OutOfMemoryError(f"injected at call {number}")
+            return call(*args, **more)
+
+        return calling

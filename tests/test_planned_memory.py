@@ -1,0 +1,185 @@
+"""Videos whose memory is planned: the same in any budget, and going on when memory runs out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import lipcast
+from lipcast.core.plan import smallest_vram
+from lipcast.errors import MemoryBudgetError
+from planned import SIDE, SMALL, Faults, planned
+
+SCHEDULE = {"schedule": "sequential"}
+KEEPING = ("kv_streamed", "weights_streamed")
+
+
+@pytest.fixture
+def inputs(portrait: Path, sound: Any) -> dict[str, Any]:
+    return {"image": portrait, "audio": sound(2.3), **SMALL, **SCHEDULE}
+
+
+@pytest.fixture(scope="module")
+def least(tiny: lipcast.Lipcast) -> int:
+    """The smallest budget in which a small video can be made."""
+    model = planned(tiny, kv_precision="fp32")
+    assert model.steward is not None
+    options = lipcast.api.make_options({**SMALL, **SCHEDULE})
+    plan = model.steward.plan(tiny.spec(options, height=SIDE, width=SIDE).geometry, options)
+    found = smallest_vram(plan.request)
+    assert found is not None
+    return found
+
+
+def collect(model: lipcast.Lipcast, inputs: dict[str, Any]) -> tuple[np.ndarray, torch.Tensor, Any]:
+    """(frames, latents, what the report says of memory)."""
+    latents: list[torch.Tensor] = []
+    with model.stream(**inputs) as session:
+        session.on_latent = lambda _, latent: latents.append(latent)
+        frames = np.concatenate([block.frames for block in session])
+        return frames, torch.cat(latents, dim=1), session.report().get("memory")
+
+
+def test_any_budget_gives_the_same_video(
+    tiny: lipcast.Lipcast, inputs: dict[str, Any], least: int
+) -> None:
+    frames, latents, _ = collect(tiny, inputs)
+    seen = set()
+    for factor in (1.0, 1.05, 1.2, 2.0):
+        model = planned(tiny, int(least * factor), kv_precision="fp32")
+        made, made_latents, memory = collect(model, inputs)
+        assert torch.equal(made_latents, latents)
+        if memory["plan"]["decoder_tiles"] == [1, 1]:
+            assert np.array_equal(made, frames)
+        assert memory["measured"]["vram_peak_bytes"] <= least * factor
+        assert not memory["fallbacks"]["taken"]
+        seen.add((tuple(memory["plan"]["layers"]), tuple(memory["plan"]["ring_layers"])))
+    assert len(seen) >= 3
+    with pytest.raises(MemoryBudgetError, match="expected at least"):
+        planned(tiny, least - 1, kv_precision="fp32")
+
+
+def test_predicted_parts_are_what_is_taken(
+    tiny: lipcast.Lipcast, inputs: dict[str, Any], least: int
+) -> None:
+    with planned(tiny, int(least * 1.3)).stream(**inputs) as session:
+        next(session)
+        memory = session.report()["memory"]
+    predicted = memory["plan"]["vram"]["generate"]
+    taken = memory["measured"]["vram_parts_bytes"]
+    assert taken == {part: predicted[part] for part in taken}
+    assert {"weights of layers", "slots for streamed layers", "sink"} <= set(taken)
+    on_host = memory["plan"]["ram"]["parts"]
+    assert memory["measured"]["ram_parts_bytes"] == {
+        part: on_host[part] for part in memory["measured"]["ram_parts_bytes"]
+    }
+
+
+@pytest.mark.parametrize("where", ["bring_in", "start", "decode", "fetch"])
+def test_rungs_that_keep_the_picture_lose_nothing(
+    tiny: lipcast.Lipcast, inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Mid-block and mid-copy: every rung is reached, and the video goes on as if nothing had been."""
+    expected = tiny.generate(**inputs).frames
+    model = planned(tiny, fallback=", ".join(KEEPING))
+    session = model.stream(**inputs)
+    assert model.steward is not None
+    copier = model.steward.machine.copier
+    owner, method, fail_at = {
+        "bring_in": (model.bundle.dit, "bring_in", {30, 70}),
+        "start": (session._executor, "start", {1, 3}),
+        "decode": (session._decoder._vae, "decode_chunk", {1, 4}),
+        "fetch": (copier, "fetch", {120}),
+    }[where]
+    faults = Faults(fail_at)
+    if where == "fetch":
+        # Copies begin with the first rung.
+        first = Faults({40})
+        monkeypatch.setattr(model.bundle.dit, "bring_in", first.wrap(model.bundle.dit.bring_in))
+    monkeypatch.setattr(owner, method, faults.wrap(getattr(owner, method)))
+    frames = np.concatenate([block.frames for block in session])
+    assert np.array_equal(frames, expected)
+    taken = session.report()["memory"]["fallbacks"]["taken"]
+    assert [rung["rung"] for rung in taken] == list(KEEPING)
+    assert all(rung["used_after_bytes"] < rung["used_before_bytes"] for rung in taken)
+    assert all("injected" in rung["reason"] for rung in taken)
+
+
+def test_rings_in_8_bits_and_tiles_change_little(
+    tiny: lipcast.Lipcast, inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = {**inputs, "size": "192*192", "num_clip": 2}
+    expected = tiny.generate(**inputs).frames
+    model = planned(tiny, fallback="kv_fp8, tiling")
+    session = model.stream(**inputs)
+    faults = Faults({40, 70})
+    monkeypatch.setattr(model.bundle.dit, "bring_in", faults.wrap(model.bundle.dit.bring_in))
+    frames = np.concatenate([block.frames for block in session])
+    names = [r["rung"] for r in session.report()["memory"]["fallbacks"]["taken"]]
+    assert names == ["kv_fp8", "tiling"] and frames.shape == expected.shape
+    error = frames.astype(float) - expected
+    psnr = 10 * np.log10(255**2 / np.mean(error**2))
+    assert 25 < psnr < 99
+
+
+def test_without_a_rung_left_the_error_says_what_was_tried(
+    tiny: lipcast.Lipcast, inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = planned(tiny, fallback="kv_streamed")
+    session = model.stream(**inputs)
+    faults = Faults({60, 110})
+    monkeypatch.setattr(model.bundle.dit, "bring_in", faults.wrap(model.bundle.dit.bring_in))
+    made = []
+    with pytest.raises(MemoryBudgetError, match=r"block \d+ .*given way: kv_streamed.*allow"):
+        made += list(session)
+    assert isinstance(made, list)
+
+
+@pytest.mark.parametrize("rung", ["infer_frames=12", "sample_steps=2", "size=64*64"])
+def test_a_changed_video_goes_on_from_its_last_finished_block(
+    tiny: lipcast.Lipcast,
+    inputs: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    rung: str,
+) -> None:
+    inputs = {**inputs, "size": "128*128"} if rung.startswith("size") else inputs
+    expected = tiny.generate(**inputs).frames
+    model = planned(tiny, fallback=rung)
+    session = model.stream(**inputs)
+    faults = Faults({100})
+    monkeypatch.setattr(model.bundle.dit, "bring_in", faults.wrap(model.bundle.dit.bring_in))
+    frames, done_before = [], None
+    for block in session:
+        frames.append(block.frames)
+        taken = session.report()["memory"]["fallbacks"]["taken"]
+        done_before = taken[0]["block"] if taken and done_before is None else done_before
+    made = np.concatenate(frames)
+    assert made.shape == expected.shape
+    assert done_before is not None and 1 <= done_before < len(frames)
+    seam = 12 * done_before
+    assert np.array_equal(made[:seam], expected[:seam])
+    assert not np.array_equal(made[seam:], expected[seam:])
+    assert made[seam:].std() > 5
+    steps = np.abs(np.diff(made.astype(float), axis=0)).mean(axis=(1, 2, 3))
+    assert steps[seam - 1] < 6 * np.median(steps) + 10, "the picture jumps at the seam"
+
+
+def test_memory_that_runs_out_before_the_first_block(
+    tiny: lipcast.Lipcast, inputs: dict[str, Any]
+) -> None:
+    """The rings find less than was planned: a rung is taken before anything is made."""
+    expected = tiny.generate(**inputs).frames
+    model = planned(tiny)
+    assert model.steward is not None
+    vram = model.steward.machine.vram
+    vram.budget_bytes = vram.used_bytes + 2_000_000
+    session = model.stream(**inputs)
+    frames = np.concatenate([block.frames for block in session])
+    assert np.array_equal(frames, expected)
+    taken = session.report()["memory"]["fallbacks"]["taken"]
+    assert taken and {rung["block"] for rung in taken} == {0}
+    assert torch.is_inference_mode_enabled() is False
