@@ -9,6 +9,7 @@ import pytest
 from lipcast.cli.flag import Anyway, Flag, Group, Kind, Refused, Sets
 from lipcast.cli.flag_table import FLAGS
 from lipcast.cli.judge import Given, judge
+from lipcast.core.memory_options import MEMORY_OPTION_NAMES
 from lipcast.core.request import OPTION_NAMES
 from lipcast.errors import NotBuiltError, UsageError
 
@@ -70,14 +71,6 @@ DRIVEN = {"image", "audio", "prompt", "prompt_embedding", "output", "save_dir", 
           "device", "precision", "json", "quiet", "verbose", "debug"}  # fmt: skip
 
 
-def on_cpu() -> bool:
-    return True
-
-
-def on_gpu() -> bool:
-    return False
-
-
 def given(**values: Given) -> dict[str, Given]:
     return values
 
@@ -89,7 +82,7 @@ def test_every_public_flag_is_known() -> None:
 
 def test_every_flag_that_sets_something_sets_what_exists() -> None:
     targets = {flag.target for flag in FLAGS if isinstance(flag.rule, Sets)}
-    assert targets == set(OPTION_NAMES) | DRIVEN
+    assert targets == {*OPTION_NAMES, *MEMORY_OPTION_NAMES, *DRIVEN}
 
 
 @pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
@@ -107,7 +100,7 @@ def test_every_flag_explains_itself(flag: Flag) -> None:
 def test_refused_flags_say_what_to_do(flag: Flag) -> None:
     value: Given = True if flag.kind is Kind.SWITCH else "1"
     with pytest.raises(NotBuiltError, match=rf"^--{flag.name}: .{{20,}}"):
-        judge({flag.name: value}, on_cpu=on_cpu)
+        judge({flag.name: value})
 
 
 def test_the_public_script_for_one_gpu_with_a_merged_checkpoint() -> None:
@@ -130,7 +123,6 @@ def test_the_public_script_for_one_gpu_with_a_merged_checkpoint() -> None:
             enable_online_decode=True,
             using_merged_ckpt=True,
         ),
-        on_cpu=on_cpu,
     )
     assert judgement.settings == {
         "size": "704*384",
@@ -138,9 +130,10 @@ def test_the_public_script_for_one_gpu_with_a_merged_checkpoint() -> None:
         "infer_frames": 48,
         "sample_steps": 4,
         "num_clip": 10000,
+        "offload_model": True,
     }
     assert set(judgement.accepted) == {
-        "ulysses_size", "task", "training_config", "offload_model", "convert_model_dtype",
+        "ulysses_size", "task", "training_config", "convert_model_dtype",
         "sample_guide_scale", "num_gpus_dit", "sample_solver", "single_gpu", "enable_online_decode",
         "using_merged_ckpt",
     }  # fmt: skip
@@ -159,27 +152,14 @@ def test_the_public_script_for_one_gpu_with_a_merged_checkpoint() -> None:
 )
 def test_other_values_of_accepted_flags_are_refused(name: str, value: str) -> None:
     with pytest.raises(NotBuiltError, match=rf"^--{name}: expected .*; got"):
-        judge({name: value}, on_cpu=on_cpu)
+        judge({name: value})
 
 
-@pytest.mark.parametrize("name", ["offload_kv_cache", "t5_cpu"])
-def test_what_a_cpu_does_anyway_is_refused_on_a_gpu(name: str) -> None:
-    assert set(judge({name: True}, on_cpu=on_cpu).accepted) == {name}
-    with pytest.raises(NotBuiltError, match=f"--{name}"):
-        judge({name: True}, on_cpu=on_gpu)
-
-
-@pytest.mark.parametrize(
-    ("value", "where", "accepted"),
-    [("True", on_cpu, True), ("no", on_cpu, True), ("False", on_gpu, True), ("1", on_gpu, False)],
-)
-def test_offload_model(value: str, where: object, accepted: bool) -> None:
-    assert callable(where)
-    if accepted:
-        assert "offload_model" in judge(given(offload_model=value), on_cpu=where).accepted
-    else:
-        with pytest.raises(NotBuiltError, match="--offload_model"):
-            judge(given(offload_model=value), on_cpu=where)
+def test_offloading_is_a_setting() -> None:
+    flags = given(offload_model="True", offload_kv_cache=True, vram="12GB", t5_cpu=True)
+    judgement = judge(flags)
+    assert judgement.settings == {"offload_model": True, "offload_kv_cache": True, "vram": "12GB"}
+    assert set(judgement.accepted) == {"t5_cpu"}
 
 
 @pytest.mark.parametrize(
@@ -195,30 +175,21 @@ def test_offload_model(value: str, where: object, accepted: bool) -> None:
 )
 def test_a_value_of_the_wrong_kind(name: str, value: str, expected: str) -> None:
     with pytest.raises(UsageError, match=f'^--{name}: expected {expected}, got "{value}"$'):
-        judge({name: value}, on_cpu=on_cpu)
+        judge({name: value})
 
 
 def test_fp8_is_a_precision_and_contradicts_another() -> None:
-    assert judge(given(fp8=True), on_cpu=on_cpu).settings == {"precision": "fp8"}
-    assert judge(given(fp8=True, precision="fp8"), on_cpu=on_cpu).settings == {"precision": "fp8"}
+    assert judge(given(fp8=True)).settings == {"precision": "fp8"}
+    assert judge(given(fp8=True, precision="fp8")).settings == {"precision": "fp8"}
     with pytest.raises(
         UsageError, match=r"^--fp8: asks for precision fp8, and --precision for int4"
     ):
-        judge(given(fp8=True, precision="int4"), on_cpu=on_cpu)
+        judge(given(fp8=True, precision="int4"))
 
 
 def test_the_public_script_with_an_adapter() -> None:
     flags = given(load_lora=True, lora="Quark-Vision/Live-Avatar", training_config="a.yaml")
-    judgement = judge(flags, on_cpu=on_cpu)
+    judgement = judge(flags)
     assert judgement.settings == {"lora": "Quark-Vision/Live-Avatar"}
     assert set(judgement.accepted) == {"load_lora", "training_config"}
     assert set(BY_NAME["lora"].spellings) == {"--lora", "--lora_path", "--lora_path_dmd"}
-
-
-def test_the_device_is_only_asked_for_where_it_matters() -> None:
-    def never() -> bool:
-        raise AssertionError
-
-    judge(given(size="1*1", single_gpu=True), on_cpu=never)
-    with pytest.raises(AssertionError):
-        judge(given(t5_cpu=True), on_cpu=never)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fake_model import FRAMES, NUM_BLOCKS, FakeModel
 from PIL import Image
 
 from lipcast.cli.main import main
+from lipcast.core.memory_options import MemoryOptions
 from lipcast.core.request import GenerateOptions
 from lipcast.errors import InputError, OutputError
 from lipcast.media.video import read_video
@@ -68,7 +70,7 @@ def test_a_video_is_made_and_reported(
     assert told["peak_rss_bytes"] > 2**20
     assert "a.mp4: 48 frames, 1.92 s" in said
     asked_load = {"name": "tiny", "device": None, "precision": None, "loras": ()}
-    assert model.asked.load == asked_load
+    assert model.asked.load == asked_load | asdict(MemoryOptions())
     asked = model.asked.stream
     assert asked["image"].size == (64, 64)
     assert (asked["audio"], asked["prompt"]) == (Path("hello.wav"), "calm")

@@ -22,7 +22,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def read(**given: Given) -> GenerateRequest:
     inputs: dict[str, Given] = {"image": "me.png", "audio": "hello.wav"}
-    return read_request(inputs | given, on_cpu=lambda: True)
+    return read_request(inputs | given)
 
 
 def test_defaults(files: Path) -> None:
@@ -121,7 +121,7 @@ def test_both_inputs_are_needed(files: Path, name: str, what: str) -> None:
     inputs: dict[str, Given] = {"image": "me.png", "audio": "hello.wav"}
     del inputs[name]
     with pytest.raises(UsageError, match=f"--{name}: expected {what}, got none"):
-        read_request(inputs, on_cpu=lambda: True)
+        read_request(inputs)
 
 
 def test_the_output_is_not_an_input(files: Path) -> None:

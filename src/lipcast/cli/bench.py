@@ -68,7 +68,7 @@ def bench(given: Mapping[str, Given]) -> None:
 
 
 def _measure(values: Mapping[str, Value], given: Mapping[str, Given], talk: Talk) -> None:
-    settings = judge(given, on_cpu=lambda: True).settings
+    settings = judge(given).settings
     options: dict[str, Any] = {k: v for k, v in settings.items() if k in OPTION_NAMES}
     GenerateOptions(**options)  # what is wrong with them is said before minutes of loading
     from lipcast.api import load

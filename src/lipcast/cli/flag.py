@@ -26,6 +26,7 @@ class Group(StrEnum):
     FILES = "Input and output"
     VIDEO = "The video"
     MACHINE = "The machine"
+    MEMORY = "Memory, planned on a GPU (and on a CPU with --vram)"
     TALK = "What is printed"
     PUBLIC = "Flags of the public scripts that ask for what Lipcast does anyway"
     REFUSED = "Flags of the public scripts that this version refuses"
@@ -46,13 +47,12 @@ class Sets:
 class Anyway:
     """Accepted where the value is one of `values` (None: any), `because` Lipcast does that anyway.
 
-    Any other value is refused with `otherwise`. On a GPU, a `cpu_only` flag may be False only.
+    Any other value is refused with `otherwise`.
     """
 
     values: tuple[object, ...] | None
     because: str
     otherwise: str = ""
-    cpu_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

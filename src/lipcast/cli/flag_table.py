@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from lipcast.cli.flag import Anyway, Flag, Group, Kind, Refused, Sets
 from lipcast.core.request import ANCHOR_ENCODINGS, SCHEDULES
+from lipcast.core.sizes import KV_PRECISIONS
 
 _ANCHORS, _SCHEDULES = " or ".join(ANCHOR_ENCODINGS), " or ".join(SCHEDULES)
 
@@ -139,7 +140,7 @@ _MACHINE = (
         Group.MACHINE,
         Kind.TEXT,
         f"Which blocks are computed together: {_SCHEDULES}. The video is the same.",
-        default="sequential",
+        default="the plan's, else sequential",
     ),
     Flag(
         "device", Group.MACHINE, Kind.TEXT, "cpu, cuda or cuda:1.", default="a GPU if there is one"
@@ -157,6 +158,50 @@ _MACHINE = (
     ),
 )
 
+_MEMORY = (
+    Flag(
+        "vram",
+        Group.MEMORY,
+        Kind.TEXT,
+        'Memory of the device to use: "12GB" or "11.5GiB". What does not fit streams from the host.',
+        default="what is free",
+    ),
+    Flag("ram", Group.MEMORY, Kind.TEXT, "Host memory to use for that.", default="what is free"),
+    Flag(
+        "offload_model",
+        Group.MEMORY,
+        Kind.TRUTH,
+        "True: stream all weights from host memory, where a CPU has them anyway.",
+    ),
+    Flag(
+        "offload_kv_cache",
+        Group.MEMORY,
+        Kind.SWITCH,
+        "Stream what attention remembers from host memory, where a CPU has it anyway.",
+    ),
+    Flag(
+        "kv_precision",
+        Group.MEMORY,
+        Kind.TEXT,
+        f"Of what attention remembers: {', '.join(KV_PRECISIONS)}.",
+        default="the plan's",
+    ),
+    Flag(
+        "fallback",
+        Group.MEMORY,
+        Kind.TEXT,
+        'What gives way when memory runs out, in order: "kv_streamed, infer_frames=32, '
+        'size=384*256"; "none": nothing does.',
+        default="what keeps the picture",
+    ),
+    Flag(
+        "allow_degrade",
+        Group.MEMORY,
+        Kind.SWITCH,
+        "When memory runs out, what changes the picture may give way too.",
+    ),
+)
+
 _TALK = (
     Flag(
         "json",
@@ -171,10 +216,6 @@ _TALK = (
 
 _ONE_DEVICE = "one device computes the video"
 _LEAVE_OUT_GPUS = "several GPUs are not in this version; leave it out"
-_NO_OFFLOAD = (
-    "moving weights or memory to the host is not in this version; leave it out, and if memory is "
-    "short, choose a smaller --size or --infer_frames"
-)
 
 
 def _anyway(
@@ -186,11 +227,6 @@ def _anyway(
     )
     text = f"{shown}: {because}." if shown else text
     return Flag(name, Group.PUBLIC, kind, text, Anyway(values, because, otherwise))
-
-
-def _on_cpu(name: str, kind: Kind, values: tuple[object, ...], because: str) -> Flag:
-    text = f"On a CPU only: {because}."
-    return Flag(name, Group.PUBLIC, kind, text, Anyway(values, because, _NO_OFFLOAD, cpu_only=True))
 
 
 _PUBLIC = (
@@ -252,9 +288,7 @@ _PUBLIC = (
     _anyway("single_gpu", Kind.SWITCH, (True,), _ONE_DEVICE),
     _anyway("num_gpus_dit", Kind.WHOLE, (1,), _ONE_DEVICE, f"expected 1; {_LEAVE_OUT_GPUS}"),
     _anyway("ulysses_size", Kind.WHOLE, (1,), _ONE_DEVICE, f"expected 1; {_LEAVE_OUT_GPUS}"),
-    _on_cpu("offload_model", Kind.TRUTH, (True, False), "the weights are in host memory"),
-    _on_cpu("offload_kv_cache", Kind.SWITCH, (True,), "the attention's memory is in host memory"),
-    _on_cpu("t5_cpu", Kind.SWITCH, (True,), "the text encoder runs there too"),
+    _anyway("t5_cpu", Kind.SWITCH, (True,), "the text encoder runs on the CPU"),
 )
 
 _SWITCHES, _VALUES = Kind.SWITCH, Kind.TEXT
@@ -311,4 +345,4 @@ _REFUSED = tuple(
     for name in names
 )
 
-FLAGS: tuple[Flag, ...] = (*_FILES, *_VIDEO, *_MACHINE, *_TALK, *_PUBLIC, *_REFUSED)
+FLAGS: tuple[Flag, ...] = (*_FILES, *_VIDEO, *_MACHINE, *_MEMORY, *_TALK, *_PUBLIC, *_REFUSED)

@@ -63,21 +63,12 @@ def generate(given: Mapping[str, Given]) -> None:
     """
     talk = Talk.begin(given)
     meter = Meter()
-    request = read_request(given, on_cpu=lambda: _on_cpu(given))
+    request = read_request(given)
     with ProgressBar(meter, wanted=not talk.quiet) as bar:
         document = _make(request, meter, bar, talk)
     if talk.as_json:
         print_json(document)
     talk.note(f"{request.output}: {_summary(meter)}")
-
-
-def _on_cpu(given: Mapping[str, Given]) -> bool:
-    device = given.get("device")
-    if device is None:
-        from lipcast.api import default_device
-
-        device = str(default_device())
-    return str(device).startswith("cpu")
 
 
 def _make(request: GenerateRequest, meter: Meter, bar: ProgressBar, talk: Talk) -> dict[str, Any]:
@@ -92,7 +83,11 @@ def _make(request: GenerateRequest, meter: Meter, bar: ProgressBar, talk: Talk) 
     from lipcast.api import load
 
     model = load(
-        request.model, device=request.device, precision=request.precision, loras=request.loras
+        request.model,
+        device=request.device,
+        precision=request.precision,
+        loras=request.loras,
+        **asdict(request.memory),
     )
     options = asdict(request.options)
     with model.stream(
@@ -163,7 +158,7 @@ def _document(
     request: GenerateRequest, meter: Meter, session: Session, talk: Talk
 ) -> dict[str, Any]:
     """Everything that was done, as JSON values."""
-    geometry = session.spec.geometry
+    geometry, report = session.spec.geometry, session.report()
     return {
         "output": str(request.output.resolve()),
         "frames": meter.frames_done,
@@ -172,9 +167,10 @@ def _document(
         "frames_per_second": meter.frames_per_second,
         "time_to_first_frame_s": meter.first_frame_s,
         "elapsed_s": meter.elapsed_s,
-        "seconds_by_part": {**session.report()["seconds"], "mux_s": meter.mux_s},
+        "seconds_by_part": {**report["seconds"], "mux_s": meter.mux_s},
         "peak_rss_bytes": meter.peak_rss_bytes,
         "peak_gpu_bytes": meter.peak_gpu_bytes,
+        "memory": report.get("memory"),
         "request": {k: v for k, v in asdict(request).items() if k != "accepted"},
         "infer_frames": session.spec.infer_frames,
         "steps": session.spec.flow.num_steps,

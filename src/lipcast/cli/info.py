@@ -41,7 +41,7 @@ def info(given: Mapping[str, Given]) -> None:
         lipcast info --model 14b --size "704*384" --infer_frames 48
     """
     talk = Talk.begin(given)
-    settings = judge(given, on_cpu=lambda: True).settings
+    settings = judge(given).settings
     model = str(settings.get("model", "tiny"))
     options: dict[str, Any] = {k: v for k, v in settings.items() if k in OPTION_NAMES}
     document = describe(model, read_configs(model), GenerateOptions(**options))

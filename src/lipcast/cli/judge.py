@@ -31,8 +31,8 @@ class Judgement:
     accepted: Mapping[str, str]
 
 
-def judge(given: Mapping[str, Given], *, on_cpu: Callable[[], bool]) -> Judgement:
-    """Judge the flags that were given; `on_cpu` is asked where the video will be computed."""
+def judge(given: Mapping[str, Given]) -> Judgement:
+    """Judge the flags that were given."""
     settings: dict[str, Value] = {}
     accepted: dict[str, str] = {}
     for flag in FLAGS:
@@ -44,7 +44,7 @@ def judge(given: Mapping[str, Given], *, on_cpu: Callable[[], bool]) -> Judgemen
         if isinstance(flag.rule, Sets):
             _set(settings, flag, flag.rule.value or value)
         else:
-            accepted[flag.name] = _accept(flag, flag.rule, value, on_cpu=on_cpu)
+            accepted[flag.name] = _accept(flag, flag.rule, value)
     return Judgement(MappingProxyType(settings), MappingProxyType(accepted))
 
 
@@ -58,13 +58,9 @@ def _set(settings: dict[str, Value], flag: Flag, value: Value) -> None:
         )
 
 
-def _accept(flag: Flag, rule: Anyway, value: Value, *, on_cpu: Callable[[], bool]) -> str:
+def _accept(flag: Flag, rule: Anyway, value: Value) -> str:
     """Why the value is accepted; raises NotBuiltError where it is not."""
     fits = rule.values is None or value in rule.values
-    if rule.cpu_only and not on_cpu():
-        if value is not False:
-            raise NotBuiltError(f"--{flag.name}: {rule.otherwise}")
-        return "nothing is moved to host memory"
     if not fits:
         raise NotBuiltError(f"--{flag.name}: {rule.otherwise}; got {value}")
     return rule.because

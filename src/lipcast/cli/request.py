@@ -8,13 +8,18 @@ written. Raises UsageError, InputError, OutputError.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from lipcast.cli.judge import Given, Judgement, judge
+from lipcast.core.memory_options import (
+    MEMORY_OPTION_NAMES,
+    MemoryOptions,
+    make_memory_options,
+)
 from lipcast.core.request import OPTION_NAMES, GenerateOptions
 from lipcast.errors import InputError, NotBuiltError, UsageError
 from lipcast.media.mp4 import check_target, explained
@@ -36,13 +41,14 @@ class GenerateRequest:
     device: str | None
     precision: str | None
     loras: tuple[str, ...]
+    memory: MemoryOptions
     options: GenerateOptions
     accepted: Mapping[str, str]
 
 
-def read_request(given: Mapping[str, Given], *, on_cpu: Callable[[], bool]) -> GenerateRequest:
+def read_request(given: Mapping[str, Given]) -> GenerateRequest:
     """Judge the flags and check the files; the folder of the output is made."""
-    judgement = judge(given, on_cpu=on_cpu)
+    judgement = judge(given)
     settings = judgement.settings
     options = _options(judgement)
     image = _input_file(settings, "image", "a picture")
@@ -58,6 +64,7 @@ def read_request(given: Mapping[str, Given], *, on_cpu: Callable[[], bool]) -> G
         device=_text(settings, "device"),
         precision=_text(settings, "precision"),
         loras=tuple(str(settings.get("lora", "")).splitlines()),
+        memory=_memory(judgement),
         options=options,
         accepted=dict(judgement.accepted),
     )
@@ -80,6 +87,11 @@ def _options(judgement: Judgement) -> GenerateOptions:
     if values.get("seed", 0) < 0:
         values["seed"] = secrets.randbelow(_MAX_SEED)
     return GenerateOptions(**values)
+
+
+def _memory(judgement: Judgement) -> MemoryOptions:
+    settings = judgement.settings
+    return make_memory_options({k: v for k, v in settings.items() if k in MEMORY_OPTION_NAMES})
 
 
 def _input_file(settings: Mapping[str, object], name: str, what: str) -> Path:
