@@ -167,7 +167,7 @@ def test_the_main_use_is_shown() -> None:
     assert {words[0] for _, words in commands()} >= SET_UP
 
 
-@pytest.mark.parametrize("page", [*PAGES, "docs/plan.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("page", [*PAGES, "docs/plan.md", "docs/low-vram-study.md", "CHANGELOG.md"])
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text("utf-8")):
@@ -194,11 +194,23 @@ def test_every_verb_is_mentioned() -> None:
         assert f"lipcast {name}" in readme, name
 
 
-def test_flag_tables_are_those_of_the_parser() -> None:
-    spec = importlib.util.spec_from_file_location("flag_docs", ROOT / "scripts" / "flag_docs.py")
+def load_script(name: str) -> Any:
+    """A program of scripts/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+def test_study_page_is_that_of_its_figures() -> None:
+    script = load_script("low_vram_study")
+    written = script.page(script.read_results([script.FIGURES]))
+    assert script.PAGE.read_text("utf-8") == written, "run scripts/low_vram_study.py --write"
+
+
+def test_flag_tables_are_those_of_the_parser() -> None:
+    script = load_script("flag_docs")
     page = script.PAGE.read_text("utf-8")
     assert page == script.with_tables(page), "run scripts/flag_docs.py"
 
