@@ -36,6 +36,7 @@ from lipcast.weights.prompts import PromptEmbedding, write_embedding
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", *(f"docs/{name}.md" for name in (
     "generate", "checkpoints", "python-api", "architecture", "troubleshooting", "lab",
+    "low-memory",
 )))  # fmt: skip
 SET_UP = {"./scripts/demo", "./scripts/test"}
 OTHER_FLAGS = {"--help", "--index-url", "--version", "--debug"}
@@ -76,7 +77,8 @@ def folder(
     load = lipcast.api.load
 
     def load_once(name: str | Path = "tiny", **how: Any) -> lipcast.Lipcast:
-        is_plain = name == "tiny" and how.get("precision") is None and not how.get("loras")
+        changed = any(how.get(key) for key in ("precision", "loras", "vram", "kv_precision"))
+        is_plain = name == "tiny" and not changed
         return tiny if is_plain else load(name, **how)
 
     monkeypatch.setattr("lipcast.api.load", load_once)
