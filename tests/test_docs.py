@@ -27,6 +27,7 @@ from lipcast.cli.evaluate import EVALUATE_FLAGS
 from lipcast.cli.flag_table import FLAGS
 from lipcast.cli.info import INFO_FLAGS
 from lipcast.cli.main import main
+from lipcast.cli.pieces import PIECES_FLAGS
 from lipcast.cli.plan import PLAN_FLAGS
 from lipcast.cli.report import REPORT_FLAGS
 from lipcast.cli.weights_verbs import WEIGHTS_FLAGS
@@ -36,6 +37,7 @@ from lipcast.weights.prompts import PromptEmbedding, write_embedding
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", *(f"docs/{name}.md" for name in (
     "generate", "checkpoints", "python-api", "architecture", "troubleshooting", "lab",
+    "long-videos",
     "low-memory",
 )))  # fmt: skip
 SET_UP = {"./scripts/demo", "./scripts/test"}
@@ -178,7 +180,7 @@ def test_links_lead_somewhere(page: str) -> None:
 
 def test_mentioned_flags_exist() -> None:
     known = set(OTHER_FLAGS)
-    own = (*WEIGHTS_FLAGS, *EVALUATE_FLAGS, *REPORT_FLAGS)
+    own = (*WEIGHTS_FLAGS, *EVALUATE_FLAGS, *REPORT_FLAGS, *PIECES_FLAGS)
     for flag in (*FLAGS, *INFO_FLAGS, *BENCH_FLAGS, *PLAN_FLAGS, *own):
         known.update(name for spelling in flag.spellings for name in spelling.split("/"))
     for page in PAGES:

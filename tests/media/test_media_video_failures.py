@@ -16,6 +16,7 @@ from media_helpers import number_of, numbered
 
 from lipcast.errors import OutputError
 from lipcast.media import mp4
+from lipcast.media.sound_track import SoundTrack
 from lipcast.media.video import VideoWriter, _Muxer, iter_frames, read_video
 
 BLOCK = 12
@@ -130,7 +131,7 @@ def test_a_full_disk_at_once_leaves_nothing_and_says_so(tmp_path: Path) -> None:
 
 def failing(code: int, after: int) -> Any:
     """A stand-in for the muxer's method that fails at the given call."""
-    original, calls = _Muxer.encode_sound, [0]
+    original, calls = SoundTrack.encode, [0]
 
     def encode_sound(self: Any, *arguments: Any) -> None:
         calls[0] += 1
@@ -154,7 +155,7 @@ def test_a_failure_stays_a_failure(
     code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.mp4"
-    monkeypatch.setattr("lipcast.media.video._Muxer.encode_sound", failing(code, after=8))
+    monkeypatch.setattr("lipcast.media.sound_track.SoundTrack.encode", failing(code, after=8))
     writer = open_writer(path)
     with pytest.raises(OutputError, match=words) as first:
         write_blocks(writer, 20)
@@ -180,7 +181,7 @@ def test_a_failure_of_close_is_told_once(tmp_path: Path, monkeypatch: pytest.Mon
     writer = open_writer(path)
     write_blocks(writer, 9)
     writer.write(numbered(5, first=9 * BLOCK), np.zeros((0, 1), np.float32))
-    monkeypatch.setattr("lipcast.media.video._Muxer.encode_sound", failing(errno.ENOSPC, after=0))
+    monkeypatch.setattr("lipcast.media.sound_track.SoundTrack.encode", failing(errno.ENOSPC, after=0))
     with pytest.raises(OutputError, match="expected room"):
         writer.close()
     writer.close()

@@ -25,6 +25,7 @@ from lipcast.errors import InputError, OutputError
 from lipcast.media.decode import open_container, read_sound
 from lipcast.media.mp4 import check_target, container_of, explained, keep_complete, make_plain
 from lipcast.media.resample import Fifo, Samples
+from lipcast.media.sound_track import SoundTrack
 from lipcast.runtime import logger
 
 Frames = NDArray[np.uint8]
@@ -139,7 +140,7 @@ class VideoWriter:
         if num_samples > 0:  # an interrupted block leaves the sound ahead of the pictures
             self._num_samples += num_samples
             samples = self._waiting.pop(num_samples)
-            self._muxer().encode_sound(samples, self._num_samples - num_samples)
+            self._muxer().sound.encode(samples, self._num_samples - num_samples)
 
     def _muxer(self) -> _Muxer:
         if self._mux is None:
@@ -195,7 +196,7 @@ class _Muxer:
         self._to_yuv = VideoReformatter()
         self._fps = fps
         self._video = self._add_video(size, num_threads)
-        self._audio = self._add_audio(sample_rate, num_channels)
+        self.sound = SoundTrack(self._container, sample_rate=sample_rate, num_channels=num_channels)
 
     def encode_frame(self, frame: Frames, index: int) -> None:
         """[H, W, 3] as the picture number `index`."""
@@ -213,23 +214,10 @@ class _Muxer:
         picture.pts, picture.time_base = index, Fraction(1, self._fps)
         self._mux_pictures(self._video.encode(picture))
 
-    def encode_sound(self, samples: Samples, position: int) -> None:
-        """[channels, n] that begin at sample `position`."""
-        import av
-
-        frame = av.AudioFrame.from_ndarray(
-            np.ascontiguousarray(samples.clip(-1, 1)),
-            format="fltp",
-            layout="mono" if len(samples) == 1 else "stereo",
-        )
-        frame.sample_rate = self._audio.codec_context.sample_rate
-        frame.pts, frame.time_base = position, Fraction(1, frame.sample_rate)
-        self._container.mux(self._audio.encode(frame))
-
     def finish(self) -> None:
         """Flush the encoders and write the end of the file."""
         self._mux_pictures(self._video.encode(None))
-        self._container.mux(self._audio.encode(None))
+        self.sound.finish()
         self._container.close()
 
     def _mux_pictures(self, packets: list[Any]) -> None:
@@ -258,12 +246,6 @@ class _Muxer:
         context.color_range = _LIMITED_RANGE
         return stream
 
-    def _add_audio(self, sample_rate: int, num_channels: int) -> Any:
-        stream = self._container.add_stream("aac", rate=sample_rate)
-        stream.layout = "mono" if num_channels == 1 else "stereo"
-        stream.bit_rate = num_channels * _aac_bit_rate(sample_rate)
-        return stream
-
 
 def _check_encoder() -> None:
     """Raise OutputError where FFmpeg was built without x264 (distributions do so)."""
@@ -276,11 +258,6 @@ def _check_encoder() -> None:
             f"expected an H.264 encoder ({_H264}) in PyAV {av.__version__}, got none; "
             "install the wheel: pip install --force-reinstall --only-binary :all: av"
         ) from error
-
-
-def _aac_bit_rate(sample_rate: int) -> int:
-    """Per channel, in bit/s: 64k for speech rates, 96k at 48 kHz, never above the codec's limit."""
-    return min(6 * sample_rate, max(64_000, 2 * sample_rate))
 
 
 def _muxing(path: Path) -> dict[str, str]:
