@@ -343,8 +343,9 @@ def plain_copy_bytes_per_s(cell: Cell, machine: Machine) -> float:
         begin = time.perf_counter()
         machine.copier.finish(machine.copier.fetch(target, host, after=[]))
         times.append(time.perf_counter() - begin)
-    machine.ram.release(host)
-    machine.vram.release(target)
+    for arena, buffer in ((machine.ram, host), (machine.vram, target)):
+        arena.release(buffer)
+        arena.peak_bytes = 0
     return size / median(times)
 
 

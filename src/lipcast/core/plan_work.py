@@ -247,7 +247,8 @@ class Workload:
     @cached_property
     def fixed_ram_parts(self) -> tuple[Part, ...]:
         """Host memory that does not depend on the numbers of resident layers."""
-        parked = self.num_tiles * self.decoder_state_bytes if self.parks_decoder else 0
+        # Twice: while a block is decoded, its state before is kept, in case memory runs out.
+        parked = 2 * self.num_tiles * self.decoder_state_bytes if self.parks_decoder else 0
         sink = self.num_layers * self.sink_layer_bytes if self.setting.sink_streamed else 0
         models, on_host = self.request.models, self.request.wishes.text_encoder == "host"
         return (
@@ -275,9 +276,12 @@ def decoder_parts(
     vae, factor = request.models.vae, request.models.vae.spatial_factor
     height, width = tile
     work = sizes.decode_work_bytes(vae, height * factor, width * factor, precision=precision)
+    state = sizes.decoder_state_bytes(vae, height, width, precision=precision)
+    # The state before a block is kept while the block is decoded; that of tiles, in host memory.
+    is_whole = tile == tile_size(request, (1, 1))
     return (
         Part("decoder weights", sizes.vae_bytes(vae, precision)),
-        Part("decoder state", sizes.decoder_state_bytes(vae, height, width, precision=precision)),
+        Part("decoder state", 2 * state if is_whole else state),
         Part("decoder work", work),
     )
 
