@@ -23,10 +23,10 @@ from lipcast.core.memory_options import make_memory_options
 from lipcast.core.request import OPTION_NAMES, GenerateOptions
 from lipcast.core.video_spec import VideoSpec, video_spec
 from lipcast.engine.audio_timeline import AudioSource, AudioTimeline
-from lipcast.engine.conditions import Anchor
 from lipcast.engine.decode import FrameDecoder
 from lipcast.engine.frames import FrameBlock
-from lipcast.engine.opening import PlannedVideo, Subject, encode_subject
+from lipcast.engine.opening import PlannedVideo, Subject, encode_subject, last_latents
+from lipcast.engine.past import WHOLE, Past, Stretch
 from lipcast.engine.rollout import Executor, LaneExecutor
 from lipcast.engine.session import Session
 from lipcast.engine.speech_stream import FeatureStream
@@ -36,7 +36,6 @@ from lipcast.errors import UsageError
 from lipcast.media.audio import PcmSource, open_audio
 from lipcast.media.image import ImageSource, fit_portrait, load_portrait
 from lipcast.media.video import VideoWriter
-from lipcast.models.dit import DiT
 from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu
 from lipcast.models.vae_native_build import processor_flags
 from lipcast.runtime import cache_dir, logger
@@ -48,7 +47,7 @@ from lipcast.weights.schemes import Precision
 
 _log = logger("api")
 
-ExecutorFactory = Callable[[DiT, VideoSpec, Anchor, torch.Tensor], Executor]
+ExecutorFactory = Callable[..., Executor]
 _BF16_INSTRUCTIONS = "amx_bf16"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _QUANTISED: tuple[Precision, ...] = ("fp8", "int8", "int4")
@@ -213,7 +212,9 @@ class Lipcast:
         make_executor: ExecutorFactory = LaneExecutor,
         steward: Steward | None = None,
     ) -> None:
-        """`make_executor` (model, spec, anchor, context) makes what runs the ticks of a video.
+        """`make_executor` (model, spec, anchor, context) makes what runs the ticks of a video;
+
+        it also takes `past` where a video goes on from one.
 
         With a `steward` the memory of videos is planned, and what runs them is its choice.
         """
@@ -240,15 +241,24 @@ class Lipcast:
             return Video(tuple(blocks), session.report())
 
     def stream(
-        self, *, image: ImageSource, audio: str | Path, prompt: str | Path = "", **options: Any
+        self,
+        *,
+        image: ImageSource,
+        audio: str | Path,
+        prompt: str | Path = "",
+        past: Past | None = None,
+        end_block: int | None = None,
+        **options: Any,
     ) -> Session:
         """Make a video block by block: an iterator of `FrameBlock`s, memory flat over any length.
 
         prompt: a text, or the `Path` of its embedding, which needs no text encoder.
+        past: `past` of an earlier session of the same video, which this one goes on from, with the
+        same picture, whole sound and options. end_block: the session ends before this block.
         """
         checked = make_options(options)
         portrait, source = load_portrait(image), open_audio(audio)
-        return self._open(portrait, source, prompt, checked)
+        return self._open(portrait, source, prompt, checked, Stretch(past, end_block))
 
     def session(
         self,
@@ -270,53 +280,73 @@ class Lipcast:
         )
 
     def _open(
-        self, portrait: Any, source: AudioSource, prompt: str | Path, options: GenerateOptions
+        self,
+        portrait: Any,
+        source: AudioSource,
+        prompt: str | Path,
+        options: GenerateOptions,
+        stretch: Stretch = WHOLE,
     ) -> Session:
         bundle = self.bundle
         spec = self.spec(options, height=portrait.height, width=portrait.width)
         subject = Subject(partial(fit_portrait, portrait), bundle.encode_prompt(prompt))
         if self.steward is not None:
-            return self._open_planned(self.steward, spec, subject, source)
+            return self._open_planned(self.steward, spec, subject, source, stretch)
+        past = stretch.past
         anchor = encode_subject(bundle, subject, spec)
         return Session(
             spec,
-            self._make_executor(bundle.dit, spec, anchor, subject.context_TC),
-            FrameDecoder(bundle.vae, anchor),
-            self.timeline(source, spec),
+            self._make_executor(
+                bundle.dit, spec, anchor, subject.context_TC, **({"past": past} if past else {})
+            ),
+            FrameDecoder(bundle.vae, anchor, past_CFHW=last_latents(past) if past else None),
+            self.timeline(source, spec, stretch),
             device=bundle.device,
+            past=past,
         )
 
     def _open_planned(
-        self, steward: Steward, spec: VideoSpec, subject: Subject, source: AudioSource
+        self,
+        steward: Steward,
+        spec: VideoSpec,
+        subject: Subject,
+        source: AudioSource,
+        stretch: Stretch,
     ) -> Session:
         plan = steward.plan(spec.geometry, spec.options)
         spec = replace(spec, max_lanes=plan.choice.num_lanes)
         video = PlannedVideo(self.bundle, subject, spec, plan, steward)
-        parts = video.begin()
+        parts = video.begin(stretch.past)
         return Session(
             parts.spec,
             parts.executor,
             parts.decoder,
-            self.timeline(source, parts.spec),
+            self.timeline(source, parts.spec, stretch),
             device=self.bundle.device,
+            past=parts.past,
             recovery=video.ladder,
             describe_memory=partial(steward.document, video.ladder),
         )
 
-    def timeline(self, source: AudioSource, spec: VideoSpec) -> AudioTimeline:
-        """The sound of a video, cut along its blocks."""
+    def timeline(
+        self, source: AudioSource, spec: VideoSpec, stretch: Stretch = WHOLE
+    ) -> AudioTimeline:
+        """The sound of a stretch of a video, cut along its blocks."""
+        end = stretch.end_block and stretch.end_block * spec.video_frames_per_block
         features = FeatureStream(
             self.bundle.speech,
             frames_per_block=spec.video_frames_per_block,
             num_samples=getattr(source, "num_speech_samples", None),
             mean=getattr(source, "speech_mean", None),
             std=getattr(source, "speech_std", None),
+            first_block=stretch.first_block,
         )
         return AudioTimeline(
             source,
             features,
             frames_per_block=spec.video_frames_per_block,
-            max_frames=spec.max_frames,
+            max_frames=min((n for n in (spec.max_frames, end) if n is not None), default=None),
+            first_block=stretch.first_block,
         )
 
 

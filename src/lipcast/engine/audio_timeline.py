@@ -64,13 +64,17 @@ class AudioTimeline:
         *,
         frames_per_block: int,
         max_frames: int | None,
+        first_block: int = 0,
     ) -> None:
+        """`first_block`: where the video goes on; the samples before it are read and dropped."""
         self._source = source
         self._features = features
         self._frames_per_block = frames_per_block
         self._max_frames = max_frames
         self._samples_per_frame = source.sample_rate // VIDEO_FPS
         self._pending: list[Samples] = []
+        self._num_unwanted = first_block * frames_per_block * self._samples_per_frame
+        """Samples still to be dropped."""
         self._num_read = 0
         self._ended = False
 
@@ -127,7 +131,9 @@ class AudioTimeline:
         if chunk is None:
             self._end()
             return
-        self._pending.append(chunk.samples)
+        dropped = min(self._num_unwanted, len(chunk.samples))
+        self._num_unwanted -= dropped
+        self._pending.append(chunk.samples[dropped:])
         self._features.push(chunk.speech)
         self._num_read += len(chunk.samples)
 

@@ -73,11 +73,14 @@ class PlannedVideo:
             used_bytes=steward.used_bytes,
         )
 
-    def begin(self) -> Continuation:
-        """The parts of the video from its first block on; takes rungs if even that does not fit."""
+    def begin(self, past: Past | None = None) -> Continuation:
+        """The parts of the video from its first block on, or from a past.
+
+        Takes rungs if even that does not fit.
+        """
         while True:
             try:
-                return self.go_on(self.ladder.plan, None)
+                return self.go_on(self.ladder.plan, past)
             except torch.OutOfMemoryError as error:
                 self._give_up_parts()
                 # A rung that would change a video under way changes one that has not begun.

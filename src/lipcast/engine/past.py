@@ -40,6 +40,22 @@ class Past:
         return self.next_block - len(self.blocks)
 
 
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A part of a video: from what was (None: from the beginning) up to `end_block`, not included."""
+
+    past: Past | None = None
+    end_block: int | None = None
+    """None: to the end of the sound."""
+
+    @property
+    def first_block(self) -> int:
+        return 0 if self.past is None else self.past.next_block
+
+
+WHOLE = Stretch()
+
+
 class PastRecorder:
     """Collects a past while a video is made."""
 

@@ -73,10 +73,13 @@ class Session:
         timeline: AudioTimeline,
         *,
         device: torch.device,
+        past: Past | None = None,
         recovery: Recovery | None = None,
         describe_memory: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
-        """`recovery` is asked when memory runs out; without it the error ends the session.
+        """With a `past` the first block is `past.next_block`, and all parts go on from it.
+
+        `recovery` is asked when memory runs out; without it the error ends the session.
 
         `describe_memory` gives what the report says about memory.
         """
@@ -84,20 +87,23 @@ class Session:
         self._executor = executor
         self._decoder = decoder
         self._timeline = timeline
-        self._ticks = ticks(spec.order, max_lanes=spec.max_lanes)
+        first_block = 0 if past is None else past.next_block
+        self._ticks = ticks(spec.order, max_lanes=spec.max_lanes, first_block=first_block)
         self._held_tick: Tick | None = None
         """A tick that waits for sound that has not come yet."""
         self._voices: dict[int, Tensor] = {}
         """Speech features of the blocks that are not finished."""
         self._recovery, self._describe_memory = recovery, describe_memory
         self._recorder = _recorder(spec)
+        if past is not None:
+            self._recorder.resume(past)
         self.on_latent: Callable[[int, Tensor], None] | None = None
         """Called with (block, clean latents [C, F, H, W]) before they are decoded: for measurement."""
         self._pending: deque[tuple[int, PendingFrames]] = deque()
         self._ready: deque[FrameBlock] = deque()
-        self._num_decoded = 0
-        """Blocks given to the decoder; the last of them may be pending."""
-        self._num_frames_made = 0
+        self._num_decoded = first_block
+        """Blocks given to the decoder, all before the first included; the last may be pending."""
+        self._num_frames_made = first_block * spec.video_frames_per_block
         self._watch = Stopwatch(device)
         self._cancelled = threading.Event()
         self._closed = False
@@ -111,6 +117,11 @@ class Session:
     def num_blocks(self) -> int | None:
         """Blocks of the whole video; None while the sound's end is not known."""
         return self._timeline.num_blocks
+
+    @property
+    def past(self) -> Past | None:
+        """What another session can go on from; None before the first finished block."""
+        return self._recorder.past()
 
     def __iter__(self) -> Iterator[FrameBlock]:
         return self

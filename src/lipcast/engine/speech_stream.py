@@ -40,7 +40,7 @@ _LOCAL_PIECE = 10 * FEATURE_RATE
 class Window:
     """One pass of the transformer layers, in features: kept ones, and those seen on either side.
 
-    More than `keep` are kept where the block that is asked for needs more.
+    Of a live voice more than `keep` are kept where the block that is asked for needs more.
     """
 
     keep: int
@@ -137,7 +137,9 @@ class FeatureStream:
         std: float | None = None,
         window: Window | None = None,
         state: StreamState | None = None,
+        first_block: int = 0,
     ) -> None:
+        """`first_block`: the first to be taken, of a whole file, whose samples are all pushed."""
         given = LIVE_START if mean is None or std is None else Loudness(mean, std * std)
         self.state = state or StreamState(given)
         self._measuring = given is LIVE_START
@@ -147,12 +149,18 @@ class FeatureStream:
         self._num_samples = num_samples
         self.window = window or self._fitting_window()
         self._device = next(encoder.parameters()).device
+        self._num_unwanted = self._skip_to(first_block) if first_block else 0
+        """Samples still to be pushed that no feature needs."""
 
     def push(self, wave_N: NDArray[np.float32]) -> None:
         """Add a piece: float32 [n], 16 kHz mono, any n. It is copied."""
         assert not self.state.finished, "push after finish"
-        self.state.pieces.append(torch.from_numpy(np.array(wave_N, dtype=np.float32)))
         self.state.num_samples += len(wave_N)
+        dropped = min(self._num_unwanted, len(wave_N))
+        self._num_unwanted -= dropped
+        if dropped < len(wave_N):
+            kept_N = np.array(wave_N[dropped:], dtype=np.float32)
+            self.state.pieces.append(torch.from_numpy(kept_N))
 
     def finish(self) -> None:
         """No more pieces: silence fills the last block."""
@@ -185,6 +193,18 @@ class FeatureStream:
             local=state.local.clone(),
             layers=state.layers.clone(),
         )
+
+    def _skip_to(self, block: int) -> int:
+        """Begin with the window that holds a block; returns how many samples lie before it.
+
+        Windows and local pieces begin where they would without the jump, so the features are equal.
+        """
+        assert self._num_samples is not None, "only a file can be entered in the middle"
+        state, window = self.state, self.window
+        state.next_block = block
+        state.num_layered = int(self._positions(block)[0]) // window.keep * window.keep
+        state.num_local = max(0, state.num_layered - window.left) // _LOCAL_PIECE * _LOCAL_PIECE
+        return state.num_local * self._config.stride
 
     @property
     def _first_local(self) -> int:
@@ -228,7 +248,9 @@ class FeatureStream:
         """Run one window, up to feature `needed` at least; False: its samples are not there yet."""
         state, window, total = self.state, self.window, self._total_features()
         start = state.num_layered
-        kept_end = max(start + window.keep, needed)
+        kept_end = start + window.keep
+        if self._num_samples is None:  # the windows of a file lie where they lie, whoever asks
+            kept_end = max(kept_end, needed)
         end = kept_end + window.right
         if total is not None:
             kept_end, end = min(kept_end, total), min(end, total)

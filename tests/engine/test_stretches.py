@@ -1,0 +1,115 @@
+"""A video made in stretches: whoever makes them, and whenever, the frames and samples are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import lipcast
+from lipcast.engine.past import Past, PastBlock, Stretch
+from lipcast.engine.past_file import read_past, write_past
+from lipcast.errors import InputError
+from lipcast.media.audio import open_audio
+from planned import planned
+
+OPTIONS: dict[str, Any] = {"size": "64*64", "infer_frames": 16}
+Found = tuple[np.ndarray, np.ndarray, Past]
+
+
+def stretch(model: lipcast.Lipcast, past: Past | None, end: int | None, **inputs: Any) -> Found:
+    with model.stream(past=past, end_block=end, **inputs) as session:
+        blocks = list(session)
+        frames = np.concatenate([block.frames for block in blocks])
+        audio = np.concatenate([block.audio for block in blocks])
+        assert blocks[0].index == (past.next_block if past else 0)
+        assert session.past is not None
+        return frames, audio, session.past
+
+
+def in_stretches(
+    model: lipcast.Lipcast,
+    length: int,
+    *,
+    keep: Callable[[Past], Past] = lambda p: p,
+    **inputs: Any,
+) -> list[Found]:
+    found: list[Found] = []
+    past, total = None, 6
+    for end in range(length, total + length, length):
+        found.append(stretch(model, past, min(end, total), **inputs))
+        past = keep(found[-1][2])
+    return found
+
+
+@pytest.mark.parametrize(("schedule", "length"), [("sequential", 3), ("wavefront", 1)])
+def test_a_past_from_a_file_gives_the_same_video(
+    tiny: lipcast.Lipcast, portrait: Path, sound: Any, tmp_path: Path, schedule: str, length: int
+) -> None:
+    inputs = {"image": portrait, "audio": sound(2.7), "schedule": schedule, **OPTIONS}
+    through_file = tmp_path / "past.safetensors"
+
+    def keep(past: Past) -> Past:
+        write_past(through_file, past)
+        return read_past(through_file)
+
+    once = in_stretches(tiny, length, **inputs)
+    again = in_stretches(tiny, length, keep=keep, **inputs)
+    for (frames, audio, _), (other_frames, other_audio, _) in zip(once, again, strict=True):
+        assert np.array_equal(frames, other_frames) and np.array_equal(audio, other_audio)
+    whole = tiny.generate(**inputs)
+    assert np.array_equal(np.concatenate([audio for _, audio, _ in once]), whole.audio)
+    joined = np.concatenate([frames for frames, _, _ in once])
+    assert joined.shape == whole.frames.shape
+    assert np.array_equal(joined[: 12 * length], whole.frames[: 12 * length])
+    # The replay is an estimate of what the rings held: near, and not a new beginning.
+    assert np.abs(joined.astype(int) - whole.frames).mean() < 3
+
+
+def test_planned_memory_goes_on_from_a_past_too(
+    portrait: Path, sound: Any, tiny: lipcast.Lipcast
+) -> None:
+    inputs = {"image": portrait, "audio": sound(1.9), **OPTIONS}
+    _, _, past = stretch(tiny, None, 2, **inputs)
+    frames, audio, _ = stretch(planned(tiny, kv_precision="fp32"), past, None, **inputs)
+    expected, samples, _ = stretch(tiny, past, None, **inputs)
+    assert np.abs(frames.astype(int) - expected).max() <= 2
+    assert np.array_equal(audio, samples)
+
+
+@pytest.mark.parametrize(("seconds", "firsts"), [(3, (1, 5)), (125, (40, 83, 84, 170, 259))])
+def test_features_are_those_of_the_uninterrupted_voice(
+    tiny: lipcast.Lipcast, sound: Any, seconds: int, firsts: tuple[int, ...]
+) -> None:
+    path = sound(seconds)
+    spec = tiny.spec(lipcast.api.make_options(OPTIONS), height=64, width=64)
+    whole = tiny.timeline(open_audio(path), spec)
+    count = whole.num_blocks or 0
+    expected = [whole.features(block) for block in range(count)]
+    for first in firsts:
+        window = torch.zeros(1)
+        past = Past(first, (PastBlock(window, window),), window)
+        later = tiny.timeline(open_audio(path), spec, Stretch(past))
+        for block in range(first, count):
+            voice, known = later.features(block), expected[block]
+            assert voice is not None and known is not None and torch.equal(voice, known), block
+        assert later.features(count) is None
+
+
+def test_a_damaged_past_is_refused(
+    tiny: lipcast.Lipcast, portrait: Path, sound: Any, tmp_path: Path
+) -> None:
+    _, _, past = stretch(tiny, None, 1, image=portrait, audio=sound(0.9), **OPTIONS)
+    path = tmp_path / "past.safetensors"
+    write_past(path, past)
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(InputError, match="hash"):
+        read_past(path)
+    with pytest.raises(InputError, match="nothing there"):
+        read_past(tmp_path / "none")
