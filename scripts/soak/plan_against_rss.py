@@ -1,0 +1,112 @@
+"""What the plan says a model takes, against what the process really grows by, on a CPU.
+
+    .venv/bin/python scripts/soak/plan_against_rss.py
+
+A transformer of more than 1 GB with random weights is loaded and makes a few blocks, once with everything
+at hand and once with all weights and rings streamed from a second place (on a CPU, the same memory). Prints
+both and, last, one JSON document. Ends with status 1 where they differ by more than 5 %.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from gpu_lowvram import RandomWeights
+
+from lipcast.core.config import DiTConfig, VAEConfig
+from lipcast.core.hardware import CPU
+from lipcast.core.memory_options import MemoryOptions
+from lipcast.core.plan_types import Budget, Models
+from lipcast.core.request import GenerateOptions
+from lipcast.core.schedule import take_blocks, ticks
+from lipcast.core.video_spec import video_spec
+from lipcast.engine.conditions import Anchor
+from lipcast.engine.rollout import LaneExecutor, session_shape
+from lipcast.engine.steward import Steward, Terms, session_plan
+from lipcast.memory.machine import Machine
+from lipcast.memory.session_memory import SessionMemory
+from lipcast.models.dit import DiT
+from lipcast.weights.load import without_memory
+
+CONFIG = DiTConfig(
+    dim=1024, ffn_dim=2816, num_heads=8, num_layers=26, text_dim=256, audio_dim=128,
+    num_audio_layers=4, audio_inject_layers=(0, 4, 8, 12),
+)  # fmt: skip
+LIMIT = 0.05
+BLOCKS = 5
+PLENTY = 2**40
+
+
+def main() -> None:
+    rows = [measure(offload=offload) for offload in (False, True)]
+    for row in rows:
+        print(row, flush=True)
+    print(json.dumps({"rows": rows}))
+    if any(abs(row["error"]) > LIMIT for row in rows):
+        sys.exit(1)
+
+
+def measure(*, offload: bool) -> dict[str, Any]:
+    """Predicted bytes of what the stores hold, and the growth of the process."""
+    device = torch.device("cpu")
+    spec = video_spec(
+        GenerateOptions(size="128*128", schedule="sequential"),
+        CONFIG,
+        VAEConfig(),
+        height=128,
+        width=128,
+    )
+    options = MemoryOptions(offload_model=offload, offload_kv_cache=offload)
+    terms = Terms(CPU, Budget(PLENTY, PLENTY), options, Models(CONFIG), "bf16")
+    steward = Steward(Machine.of(device), terms)
+    plan = steward.plan(spec.geometry, spec.options)
+    warm_up()
+    before = resident_bytes()
+    with without_memory():
+        model = DiT(CONFIG)
+    steward.load(model, RandomWeights(CONFIG, "bf16"), plan=plan, dtype=torch.bfloat16)
+    side = spec.geometry.latent_height
+    anchor = Anchor(torch.zeros(16, 1, side, side), torch.zeros(16, 19, side, side), torch.empty(0))
+    memory = SessionMemory(model, session_shape(spec), steward.machine, session_plan(plan))
+    executor = LaneExecutor(model, spec, anchor, torch.zeros(9, CONFIG.text_dim), memory=memory)
+    voice = torch.zeros(CONFIG.num_audio_layers, CONFIG.audio_dim, 12)
+    for tick in take_blocks(ticks(spec.order, max_lanes=1), BLOCKS, spec.order.num_steps):
+        for unit in tick:
+            if unit.step == 0:
+                executor.start(unit.block, voice)
+        executor.run(tick)
+    grown = resident_bytes() - before
+    known = {**steward.machine.vram.parts, **steward.machine.ram.parts}
+    taken = steward.machine.vram.used_bytes + steward.machine.ram.used_bytes
+    generate = {part.name: part.num_bytes for part in plan.generate_parts}
+    predicted = taken + generate["text keys, voice"]
+    return {
+        "offload": offload,
+        "predicted_bytes": predicted,
+        "grown_bytes": grown,
+        "error": predicted / grown - 1,
+        "parts": known,
+    }
+
+
+def warm_up() -> None:
+    """Pages of libraries that the first product touches are not the model's."""
+    x = torch.randn(512, 512, dtype=torch.bfloat16)
+    (x @ x).sum().item()
+
+
+def resident_bytes() -> int:
+    gc.collect()
+    return int(psutil.Process().memory_info().rss)
+
+
+if __name__ == "__main__":
+    main()
