@@ -175,7 +175,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.cpu:
-        options.sizes, options.budgets = ["64*64"], [0.02, 0.012, 0.009]
+        options.sizes, options.budgets = ["64*64"], [0.02, 0.012, 0.0095]
     return options
 
 

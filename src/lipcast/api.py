@@ -82,7 +82,7 @@ def load(
         asked = cast("sizes.Precision | None", precision)  # checked by _precision
         terms = plan_terms(directory, chosen, options, precision=asked, dtype=dtype)
         steward = Steward(open_machine(chosen, options), terms)
-        plan = steward.plan(default_geometry(terms.models), GenerateOptions())
+        plan = steward.first_plan(default_geometry(terms.models))
         load_dit = partial(steward.load, plan=plan, dtype=dtype)
         weights = None if plan.choice.precision in _DTYPES else plan.choice.precision
     bundle = load_bundle(

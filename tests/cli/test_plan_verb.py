@@ -118,7 +118,7 @@ def test_several_gpus_show_a_timeline(capsys: pytest.CaptureFixture[str]) -> Non
         (("--gpu", "h100", "--num_gpus_dit", "3"), UsageError, "expected --gpus"),
         (("--gpu", "h100", "--gpus", "4", "--num_gpus_dit", "9"), UsageError, "possible near it"),
         (("--gpu", "h100", "--fallback", "magic"), UsageError, "fallback: expected"),
-        (("--gpu", "h100", "--model", "nowhere"), CheckpointError, "which is not there"),
+        (("--gpu", "h100", "--model", "nowhere"), CheckpointError, "which is none of them"),
         (("--gpu", "h100", "--vram", "1GB"), MemoryBudgetError, "expected at least"),
     ],
 )

@@ -114,5 +114,5 @@ class Ladder:
         tried = ", ".join(taken.rung for taken in self.taken) or "nothing"
         return (
             f"out of memory at block {block} ({reason}); given way: {tried}, and nothing is left that may; "
-            "give more memory, take a smaller --size or --infer_frames, or allow it with --allow-degrade"
+            "give more memory, take a smaller --size or --infer_frames, or allow it with --allow_degrade"
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lipcast.core.geometry import Geometry
+from lipcast.core.geometry import SIZE_MULTIPLE, Geometry
 from lipcast.core.hardware import Hardware
 from lipcast.core.memory_options import MemoryOptions
 from lipcast.core.plan import make_plan
@@ -22,6 +22,7 @@ from lipcast.core.plan_types import Budget, Models, Plan, PlanRequest
 from lipcast.core.request import GenerateOptions
 from lipcast.core.sizes import Precision
 from lipcast.engine.ladder import Ladder
+from lipcast.errors import MemoryBudgetError
 from lipcast.memory.machine import Machine
 from lipcast.memory.session_memory import SessionPlan
 from lipcast.memory.weight_store import WeightPlan, WeightStore
@@ -65,6 +66,24 @@ class Steward:
             fold_last_step=options.fold_last_step,
         )
         return make_plan(request)
+
+    def first_plan(self, geometry: Geometry) -> Plan:
+        """Where weights go before a video is known: for this one, or the smallest if that does not fit.
+
+        Every video then moves them to where its own plan wants them.
+        """
+        try:
+            return self.plan(geometry, GenerateOptions())
+        except MemoryBudgetError:
+            dit, vae = self.terms.models.dit, self.terms.models.vae
+            least = Geometry.of(
+                dit,
+                vae,
+                height=SIZE_MULTIPLE,
+                width=SIZE_MULTIPLE,
+                infer_frames=dit.num_frames_per_block * vae.temporal_factor,
+            )
+            return self.plan(least, GenerateOptions())
 
     def load(self, model: DiT, source: TensorSource, *, plan: Plan, dtype: torch.dtype) -> None:
         """Fill a model that was built without memory; its layers go where the plan puts them."""
