@@ -181,7 +181,9 @@ def test_a_failure_of_close_is_told_once(tmp_path: Path, monkeypatch: pytest.Mon
     writer = open_writer(path)
     write_blocks(writer, 9)
     writer.write(numbered(5, first=9 * BLOCK), np.zeros((0, 1), np.float32))
-    monkeypatch.setattr("lipcast.media.sound_track.SoundTrack.encode", failing(errno.ENOSPC, after=0))
+    monkeypatch.setattr(
+        "lipcast.media.sound_track.SoundTrack.encode", failing(errno.ENOSPC, after=0)
+    )
     with pytest.raises(OutputError, match="expected room"):
         writer.close()
     writer.close()
