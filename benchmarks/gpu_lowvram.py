@@ -150,6 +150,10 @@ class Networks:
     vae: VideoVAE
     device: torch.device
 
+    @property
+    def decoder(self) -> VideoVAE:
+        return self.vae
+
 
 def main() -> None:
     options = parse()

@@ -44,6 +44,7 @@ from lipcast.weights.checkpoint import checkpoint_dir
 from lipcast.weights.lora import LoraSpec
 from lipcast.weights.prompts import PromptCache
 from lipcast.weights.schemes import Precision
+from lipcast.weights.tiny_decoder import load_tiny_decoder
 
 _log = logger("api")
 
@@ -59,6 +60,7 @@ def load(
     device: str | None = None,
     precision: str | None = None,
     loras: Sequence[str | LoraSpec] = (),
+    decoder: str | Path | None = None,
     **memory: Any,
 ) -> Lipcast:
     """Load a model by name ("tiny") or from a checkpoint directory, published or converted.
@@ -69,6 +71,8 @@ def load(
     as None does, and quantise the transformer's weights while they are read.
     loras: adapters as "path", "path:0.8" or `LoraSpec`, merged after the published one, which is
     merged where it lies beside the weights.
+    decoder: a file of a TAEHV "taew2_1" decoder, which is faster and smaller than the autoencoder's and
+    somewhat less exact.
     memory: the fields of `MemoryOptions` (vram="12GB", offload_model=True, ...). On a GPU, and on a
     CPU with `vram`, all memory is planned: weights and rings that do not fit stream from the host's.
     Raises MemoryBudgetError where nothing fits, CheckpointError for missing or broken files,
@@ -98,6 +102,8 @@ def load(
         kernels, description = best_kernels(cache_dir(), num_threads=torch.get_num_threads())
         _log.info("video autoencoder on the CPU: %s", description)
         bundle.vae = prepare_for_cpu(bundle.vae, kernels)
+    if decoder is not None:
+        bundle.tiny_decoder = load_tiny_decoder(decoder, device=chosen, dtype=dtype)
     return Lipcast(bundle, steward=steward)
 
 
@@ -299,7 +305,7 @@ class Lipcast:
             self._make_executor(
                 bundle.dit, spec, anchor, subject.context_TC, **({"past": past} if past else {})
             ),
-            FrameDecoder(bundle.vae, anchor, past_CFHW=last_latents(past) if past else None),
+            FrameDecoder(bundle.decoder, anchor, past_CFHW=last_latents(past) if past else None),
             self.timeline(source, spec, stretch),
             device=bundle.device,
             past=past,

@@ -69,7 +69,7 @@ def test_a_video_is_made_and_reported(
     assert 0 < told["time_to_first_frame_s"] <= told["elapsed_s"]
     assert told["peak_rss_bytes"] > 2**20
     assert "a.mp4: 48 frames, 1.92 s" in said
-    asked_load = {"name": "tiny", "device": None, "precision": None, "loras": ()}
+    asked_load = {"name": "tiny", "device": None, "precision": None, "loras": (), "decoder": None}
     assert model.asked.load == asked_load | asdict(MemoryOptions())
     asked = model.asked.stream
     assert asked["image"].size == (64, 64)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+import lipcast
 from lipcast.errors import CancelledError, InputError, UsageError
+from lipcast.models.vae_tiny import TinyDecoder
+from lipcast.weights.tiny_decoder import load_tiny_decoder
 from sounds import syllables
 
 SMALL = {"size": "64*64"}
@@ -202,3 +207,18 @@ def test_executor_memory_does_not_grow(tiny, portrait):
             pending = sum(p.nbytes for p in session._timeline._pending)
             sizes.append((session._executor.kv_bytes, session._decoder.state.num_bytes, pending))
     assert sizes[6] == sizes[-1]
+
+
+def test_a_decoder_of_the_users_own(tiny, portrait, sound, tmp_path):
+    """Other pixels of the same latents, as many of them."""
+    torch.manual_seed(0)
+    decoder = TinyDecoder((32, 16, 16, 8))
+    path = tmp_path / "taew2_1.safetensors"
+    save_file(decoder.state_dict(), path)
+    loaded = load_tiny_decoder(path, device="cpu", dtype=torch.float32)
+    model = lipcast.Lipcast(replace(tiny.bundle, tiny_decoder=loaded))
+    options = {"size": "64*64", "num_clip": 1, "infer_frames": 24}
+    frames, latents, _ = _collect(model, portrait, sound(1.0), **options)
+    expected_frames, expected_latents, _ = _collect(tiny, portrait, sound(1.0), **options)
+    assert torch.equal(latents, expected_latents)
+    assert frames.shape == expected_frames.shape and not np.array_equal(frames, expected_frames)

@@ -87,6 +87,7 @@ def _make(request: GenerateRequest, meter: Meter, bar: ProgressBar, talk: Talk) 
         device=request.device,
         precision=request.precision,
         loras=request.loras,
+        decoder=request.decoder,
         **asdict(request.memory),
     )
     options = asdict(request.options)

@@ -41,6 +41,7 @@ class GenerateRequest:
     device: str | None
     precision: str | None
     loras: tuple[str, ...]
+    decoder: Path | None
     memory: MemoryOptions
     options: GenerateOptions
     accepted: Mapping[str, str]
@@ -64,6 +65,7 @@ def read_request(given: Mapping[str, Given]) -> GenerateRequest:
         device=_text(settings, "device"),
         precision=_text(settings, "precision"),
         loras=tuple(str(settings.get("lora", "")).splitlines()),
+        decoder=_input_file(settings, "decoder", "a decoder") if "decoder" in settings else None,
         memory=_memory(judgement),
         options=options,
         accepted=dict(judgement.accepted),

@@ -44,6 +44,10 @@ class Networks(Protocol):
     vae: VideoVAE
     device: torch.device
 
+    @property
+    def decoder(self) -> StreamingDecoder:
+        """What makes frames of latents: the autoencoder, or a smaller one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -138,8 +142,8 @@ class PlannedVideo:
 
     def _tiled(self, tiles: tuple[int, int]) -> StreamingDecoder:
         if tiles == (1, 1):
-            return self._networks.vae
-        return TiledDecoder(self._networks.vae, tiles, park=True)
+            return self._networks.decoder
+        return TiledDecoder(self._networks.decoder, tiles, park=True)
 
     def _give_up_parts(self) -> None:
         if self._executor is not None:

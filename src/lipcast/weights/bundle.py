@@ -22,6 +22,7 @@ from lipcast.models.dit import DiT
 from lipcast.models.speech import SpeechConfig, SpeechEncoder, speech_name
 from lipcast.models.text import TextEncoder, text_name
 from lipcast.models.vae import VideoVAE
+from lipcast.models.vae_tiny import TinyDecoder
 from lipcast.runtime import logger
 from lipcast.weights.adapters import adapters_of
 from lipcast.weights.checkpoint import (
@@ -58,7 +59,14 @@ class ModelBundle:
     device: torch.device
     prompts: PromptCache | None = None
     """Where embeddings are kept between runs; None: nowhere."""
+    tiny_decoder: TinyDecoder | None = None
+    """What frames are decoded with in place of the autoencoder, if the user supplies it."""
     _contexts: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
+
+    @property
+    def decoder(self) -> VideoVAE | TinyDecoder:
+        """What makes frames of latents."""
+        return self.vae if self.tiny_decoder is None else self.tiny_decoder
 
     @property
     def precision(self) -> str:
