@@ -1,0 +1,220 @@
+"""`lipcast job ...`: videos made segment by segment, which go on after whatever ended them.
+
+Input: the flags of `generate`, or a batch of them. Output: jobs in a workspace; what became of them as
+lines or as one JSON document.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from lipcast.cli.flag import Flag, Group, Kind
+from lipcast.cli.flag_table import FLAGS
+from lipcast.cli.judge import Given
+from lipcast.cli.options import Positional, either_spelling, with_flags
+from lipcast.cli.pieces import parse_seconds
+from lipcast.cli.request import read_request
+from lipcast.cli.talk import Talk, print_json
+from lipcast.errors import InputError, LipcastError
+from lipcast.runtime import cache_dir
+
+if TYPE_CHECKING:
+    from lipcast.jobs.store import Job, Store
+
+_NAME = Positional("job", "The name of the job.")
+_WORKSPACE = Flag(
+    "workspace", Group.FILES, Kind.TEXT, "The folder of the jobs.", default="in the user's cache"
+)
+_TALK = tuple(flag for flag in FLAGS if flag.name in {"json", "quiet", "debug"})
+_OWN = (
+    _WORKSPACE,
+    Flag("segment", Group.FILES, Kind.TEXT, "Length of a segment: 60s, 2min.", default="60s"),
+    Flag(
+        "batch", Group.FILES, Kind.TEXT,
+        "Many jobs: a CSV or JSON lines file, its columns named like flags.",
+    ),
+    Flag("keep_segments", Group.FILES, Kind.SWITCH, "Keep the segments when the video is done."),
+)  # fmt: skip
+SUBMIT_FLAGS = (*_OWN, *FLAGS)
+RUN_FLAGS = (
+    _WORKSPACE,
+    Flag("job", Group.FILES, Kind.TEXT, "Only this job.", default="all that wait"),
+    *_TALK,
+)
+JOB_FLAGS = (_WORKSPACE, *_TALK)
+
+
+def submit(given: Mapping[str, Given]) -> None:
+    """Add a job, or with --batch many: all flags of `generate`, and how long a segment is.
+
+    lipcast job submit --image me.png --audio hello.wav -o out.mp4 --segment 60s
+    """
+    talk = Talk.begin(given)
+    own = {flag.name for flag in _OWN}
+    shared = {name: value for name, value in given.items() if name not in own}
+    rows = _rows(Path(str(given["batch"])).expanduser()) if "batch" in given else [{}]
+    how = {
+        "segment_s": parse_seconds("segment", str(given.get("segment", "60s"))),
+        "keep_segments": bool(given.get("keep_segments")),
+    }
+    requests = [_request(shared | row) | how for row in rows]
+    names = _store(given).submit(requests)
+    if talk.as_json:
+        print_json({"status": "submitted", "jobs": names})
+    else:
+        typer.echo("\n".join(names))
+
+
+def run(given: Mapping[str, Given]) -> None:
+    """Work at the jobs that wait, and at those whose worker is gone, until none is left.
+
+    Several of these may run at the same time, each on its own GPU (--device is a flag of submit).
+
+        lipcast job run
+    """
+    from lipcast.jobs.local import LocalMaker
+    from lipcast.jobs.runner import run_jobs
+
+    talk, store = Talk.begin(given), _store(given)
+    name = str(given["job"]) if "job" in given else None
+    if name is not None:
+        store.job(name)
+    num_failed = run_jobs(store, LocalMaker(), name=name, tell=talk.note)
+    if talk.as_json:
+        print_json({"jobs": [_document(store, job) for job in store.jobs()]})
+    if num_failed:
+        raise LipcastError(f"{num_failed} jobs failed; see `lipcast job list`")
+
+
+def listing(given: Mapping[str, Given]) -> None:
+    """List the jobs: name, state, finished segments, output."""
+    talk, store = Talk.begin(given), _store(given)
+    documents = [_document(store, job) for job in store.jobs()]
+    if talk.as_json:
+        print_json({"jobs": documents})
+        return
+    for job in documents:
+        of = "?" if job["num_segments"] is None else job["num_segments"]
+        done = f"{len(job['segments'])}/{of}"
+        typer.echo(f"{job['job']}  {job['state']:<9}  {done:>7}  {job['output']}  {job['error']}")
+
+
+def show(given: Mapping[str, Given]) -> None:
+    """Everything about one job, as one JSON document."""
+    Talk.begin(given)
+    store = _store(given)
+    job = store.job(str(given["job"]))
+    print_json(_document(store, job) | {"request": dict(job.request)})
+
+
+def cancel(given: Mapping[str, Given]) -> None:
+    """End a job. Its worker stops after the segment in flight; finished segments stay."""
+    Talk.begin(given)
+    _store(given).cancel(str(given["job"]))
+
+
+def retry(given: Mapping[str, Given]) -> None:
+    """Let a failed or cancelled job go on from its finished segments at the next `job run`."""
+    Talk.begin(given)
+    _store(given).retry(str(given["job"]))
+
+
+def remove(given: Mapping[str, Given]) -> None:
+    """Forget a job and its segments; the finished video stays."""
+    Talk.begin(given)
+    _store(given).remove(str(given["job"]))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to an application."""
+    context = {"help_option_names": ["-h", "--help"], "token_normalize_func": either_spelling}
+    group = typer.Typer(no_args_is_help=True, context_settings=context, rich_markup_mode="markdown")
+    one = with_flags(JOB_FLAGS, positional=_NAME)
+    for name, command in (
+        ("submit", with_flags(SUBMIT_FLAGS)(submit)),
+        ("run", with_flags(RUN_FLAGS)(run)),
+        ("list", with_flags(JOB_FLAGS)(listing)),
+        ("show", one(show)),
+        ("cancel", one(cancel)),
+        ("retry", one(retry)),
+        ("rm", one(remove)),
+    ):
+        group.command(name, context_settings=context)(command)
+    app.add_typer(group, name="job", help="Videos that go on after whatever ended them.")
+
+
+def _store(given: Mapping[str, Given]) -> Store:
+    from lipcast.jobs.store import Store
+
+    where = given.get("workspace")
+    return Store(cache_dir() / "jobs" if where is None else Path(str(where)).expanduser())
+
+
+def _request(given: Mapping[str, Given]) -> dict[str, Any]:
+    """A checked request as plain data, with the hashes of its files."""
+    from lipcast.jobs.runner import file_sha256
+
+    request = read_request(given)
+    files = {"image": request.image.resolve(), "audio": request.audio.resolve()}
+    is_file = isinstance(request.prompt, Path)
+    return {
+        **{name: str(path) for name, path in files.items()},
+        "sha256": {name: file_sha256(path) for name, path in files.items()},
+        "prompt": str(Path(request.prompt).resolve()) if is_file else request.prompt,
+        "prompt_is_file": is_file,
+        "output": str(request.output.resolve()),
+        "model": request.model,
+        "device": request.device,
+        "precision": request.precision,
+        "loras": list(request.loras),
+        "memory": asdict(request.memory),
+        "options": asdict(request.options),
+    }
+
+
+def _rows(path: Path) -> list[dict[str, Given]]:
+    """The given flags of every line of a batch; empty fields are not given."""
+    try:
+        text = path.read_text("utf-8")
+        rows: list[dict[str, Any]]
+        if path.suffix == ".csv":
+            rows = list(csv.DictReader(text.splitlines()))
+        else:
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--batch: expected a CSV with a header, or JSON lines, got {path}: {error}"
+        ) from error
+    known = {flag.name for flag in FLAGS}
+    for number, row in enumerate(rows, 1):
+        wrong = [str(key) for key in row if key not in known]
+        if wrong:
+            raise InputError(
+                f"{path}: job {number}: expected flags of generate, got {', '.join(wrong)}"
+            )
+    return [
+        {key: value if value is True else str(value) for key, value in row.items()
+         if value not in (None, "", False)} for row in rows
+    ]  # fmt: skip
+
+
+def _document(store: Store, job: Job) -> dict[str, Any]:
+    segments = store.segments(job.id)
+    return {
+        "job": job.id,
+        "state": job.state,
+        "error": job.error,
+        "output": job.request["output"],
+        "num_segments": job.num_segments,
+        "segments": [
+            {"number": number, "sha256": segments[number].sha256, **segments[number].report}
+            for number in sorted(segments)
+        ],
+    }

@@ -1,0 +1,74 @@
+"""Segments made by a model on this machine, which is loaded once and kept.
+
+Input: requests as `JobRequest` fields in plain data. Output: segments, as `jobs.runner` asks for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lipcast import api
+from lipcast.engine.past_file import read_past, write_past
+from lipcast.engine.session import Session
+from lipcast.jobs.runner import Outlook, Stretch
+from lipcast.media.audio import open_audio
+from lipcast.media.image import load_portrait
+
+_MODEL_KEYS = ("model", "device", "precision", "loras", "memory")
+
+
+class LocalMaker:
+    """Makes segments one after the other; jobs with the same model share it."""
+
+    def __init__(self) -> None:
+        self._key: list[Any] = []
+        self._model: api.Lipcast | None = None
+
+    def look(self, request: Mapping[str, Any]) -> Outlook:
+        model = self._load(request)
+        options = api.make_options(dict(request["options"]))
+        portrait = load_portrait(request["image"])
+        spec = model.spec(options, height=portrait.height, width=portrait.width)
+        num_blocks = model.timeline(open_audio(request["audio"]), spec).num_blocks
+        assert num_blocks is not None, "the length of a file is known"
+        geometry = spec.geometry
+        plan = {"geometry": asdict(geometry), "steps": spec.flow.num_steps}
+        return Outlook(num_blocks, geometry.height, geometry.width, plan)
+
+    def make(self, request: Mapping[str, Any], stretch: Stretch) -> Mapping[str, Any]:
+        with self._open(request, stretch) as session:
+            num_frames = 0
+            for block in api.save_blocks(session, stretch.video_to):
+                num_frames += len(block.frames)
+            assert session.past is not None, "a stretch has at least one block"
+            write_past(stretch.past_to, session.past)
+            return {"frames": num_frames, **session.report()}
+
+    def _open(self, request: Mapping[str, Any], stretch: Stretch) -> Session:
+        model, prompt = self._load(request), request["prompt"]
+        device = model.bundle.device
+        return model.stream(
+            image=request["image"],
+            audio=request["audio"],
+            prompt=Path(prompt) if request["prompt_is_file"] else prompt,
+            past=None if stretch.past is None else read_past(stretch.past, device),
+            end_block=stretch.end_block,
+            **request["options"],
+        )
+
+    def _load(self, request: Mapping[str, Any]) -> api.Lipcast:
+        key = [request[name] for name in _MODEL_KEYS]
+        if self._model is None or self._key != key:
+            self._model = None  # before the next one is loaded
+            self._model = api.load(
+                request["model"],
+                device=request["device"],
+                precision=request["precision"],
+                loras=request["loras"],
+                **request["memory"],
+            )
+            self._key = key
+        return self._model

@@ -1,0 +1,241 @@
+"""One job, from wherever it is to its finished video.
+
+Input: a claim, and a maker of segments. Output: segments as files that are never written again, the video,
+and its result as JSON beside it. Killed at any moment, the same call goes on with the first segment that is
+not in the store. Every segment begins from the past of the one before it, in one run as in many, so that
+the video does not depend on what happened while it was made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from lipcast.errors import CancelledError, InputError, LipcastError, OutputError
+from lipcast.jobs.store import FINISHED, Claim, Job, Segment, Store
+from lipcast.media.concat import concat
+from lipcast.media.mp4 import check_target, explained
+from lipcast.runtime import logger
+
+_LOG = logger("jobs.runner")
+_BITS_PER_PIXEL = 0.5
+"""More than the encoder has been seen to need (0.05 to 0.2 at crf 18 and veryfast)."""
+_COPIES = 3
+"""The segments, the video, and its second form while its index is moved to the front."""
+_SPARE_BYTES = 16 << 20
+_VIDEO_FPS, _BLOCK_S = 25, 0.48
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a job will be; sizes in pixels. `plan` is for the result."""
+
+    num_blocks: int
+    height: int
+    width: int
+    plan: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """One segment to be made: from `past` (None: the portrait) up to `end_block`, not included."""
+
+    end_block: int
+    past: Path | None
+    video_to: Path
+    past_to: Path
+
+
+class SegmentMaker(Protocol):
+    """Makes the segments of jobs: a model on this machine, or a stand-in."""
+
+    def look(self, request: Mapping[str, Any]) -> Outlook:
+        """Judge a request. Raises what makes it impossible."""
+
+    def make(self, request: Mapping[str, Any], stretch: Stretch) -> Mapping[str, Any]:
+        """Write one segment's video and past; returns what to tell of it."""
+
+
+def run_jobs(
+    store: Store,
+    maker: SegmentMaker,
+    *,
+    name: str | None = None,
+    tell: Callable[[str], None] = _LOG.info,
+) -> int:
+    """Work until no job waits (or at one, by name); returns how many of them failed."""
+    for job in store.jobs():
+        if job.state == FINISHED:  # its worker may have been killed before it tidied up
+            _prune(store, job)
+    num_failed = 0
+    while (claim := store.claim(name)) is not None:
+        try:
+            run_job(store, claim, maker, tell=tell)
+        except CancelledError as error:
+            tell(str(error))
+        except LipcastError as error:
+            num_failed += 1
+            store.fail(claim, str(error))
+            tell(f"job {claim.job.id} failed: {error}")
+        finally:
+            claim.release()
+    return num_failed
+
+
+def run_job(
+    store: Store, claim: Claim, maker: SegmentMaker, *, tell: Callable[[str], None]
+) -> None:
+    """Make what is missing of one job."""
+    request, output = claim.job.request, Path(claim.job.request["output"])
+    _check_inputs(request)
+    check_target(output)
+    outlook = maker.look(request)
+    ends = _ends(outlook.num_blocks, request["segment_s"])
+    _check_space(claim.folder, output, outlook)
+    store.plan(claim, len(ends))
+    for number, end in enumerate(ends):
+        if not _is_whole(store, claim, number):
+            store.check(claim)
+            _make(store, claim, maker, number, end)
+            tell(f"job {claim.job.id}: segment {number + 1} of {len(ends)}")
+    store.check(claim)
+    videos = [_video(claim.folder, number) for number in range(len(ends))]
+    joined = concat(videos, output, sound=Path(request["audio"]))
+    result = _result(store, claim, outlook, output) | {"frames": joined.num_frames}
+    _write(output.with_name(f"{output.name}.json"), result)
+    store.finish(claim)
+    _prune(store, claim.job)
+    tell(f"job {claim.job.id}: {output}, {joined.duration_s:.2f} s")
+
+
+def _prune(store: Store, job: Job) -> None:
+    """Delete the segments of a finished job."""
+    if job.request["keep_segments"]:
+        return
+    for pattern in ("segment-*", "past-*"):
+        for path in store.folder(job.id).glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes; raises InputError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(
+            f"{path}: expected a file, got: {error.strerror}; put it back and retry"
+        ) from error
+
+
+def _ends(num_blocks: int, segment_s: float) -> list[int]:
+    """The first block after every segment."""
+    length = max(1, round(segment_s / _BLOCK_S))
+    return [*range(length, num_blocks, length), num_blocks]
+
+
+def _check_inputs(request: Mapping[str, Any]) -> None:
+    """A job goes on with the very files that it began with."""
+    for name, sha256 in request["sha256"].items():
+        if file_sha256(Path(request[name])) != sha256:
+            raise InputError(
+                f"{request[name]}: expected the {name} that was submitted, got another content; "
+                "put it back and retry, or submit a new job"
+            )
+
+
+def _check_space(folder: Path, output: Path, outlook: Outlook) -> None:
+    seconds = outlook.num_blocks * _BLOCK_S
+    pictures = outlook.height * outlook.width * _VIDEO_FPS * seconds * _BITS_PER_PIXEL / 8
+    needed = int(_COPIES * pictures) + _SPARE_BYTES
+    for place in (folder, output.parent):
+        free = shutil.disk_usage(place).free
+        if free < needed:
+            raise OutputError(
+                f"{place}: expected {needed / 2**20:.0f} MiB free for {seconds:.0f} s of video, got "
+                f"{free / 2**20:.0f} MiB; make room and retry"
+            )
+
+
+def _is_whole(store: Store, claim: Claim, number: int) -> bool:
+    """Whether a segment is in the store, and its files are what was written."""
+    segment = store.segments(claim.job.id).get(number)
+    if segment is None:
+        return False
+    files = ((_video(claim.folder, number), segment.sha256),
+             (_past(claim.folder, number), segment.past_sha256))  # fmt: skip
+    for path, sha256 in files:
+        if not path.is_file() or file_sha256(path) != sha256:
+            _LOG.warning("%s: damaged or gone; it is made again", path)
+            return False
+    return True
+
+
+def _make(store: Store, claim: Claim, maker: SegmentMaker, number: int, end: int) -> None:
+    folder, began_s = claim.folder, time.perf_counter()
+    video_to, past_to = folder / "making.mp4", folder / "making.safetensors"
+    past = _past(folder, number - 1) if number else None
+    report = maker.make(claim.job.request, Stretch(end, past, video_to, past_to))
+    hashes = file_sha256(video_to), file_sha256(past_to)
+    try:
+        for made, finished in (
+            (past_to, _past(folder, number)),
+            (video_to, _video(folder, number)),
+        ):
+            _sync(made)
+            made.replace(finished)
+        _sync(folder)
+    except OSError as error:
+        raise explained(folder / "segment", error) from error
+    elapsed_s = time.perf_counter() - began_s
+    store.add_segment(claim, Segment(number, *hashes, {"elapsed_s": elapsed_s, **report}))
+
+
+def _result(store: Store, claim: Claim, outlook: Outlook, output: Path) -> dict[str, Any]:
+    """Everything that is needed to make the video again."""
+    segments = store.segments(claim.job.id).values()
+    return {
+        "status": "finished",
+        "job": claim.job.id,
+        "output": str(output),
+        "sha256": file_sha256(output),
+        "request": dict(claim.job.request),
+        "plan": dict(outlook.plan),
+        "segments": [
+            {"number": s.number, "sha256": s.sha256, **s.report}
+            for s in sorted(segments, key=lambda segment: segment.number)
+        ],
+    }
+
+
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_text(json.dumps(document, indent=2, default=str), "utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise explained(path, error) from error
+
+
+def _sync(path: Path) -> None:
+    """What was written is on the disk when this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _video(folder: Path, number: int) -> Path:
+    return folder / f"segment-{number:05d}.mp4"
+
+
+def _past(folder: Path, number: int) -> Path:
+    return folder / f"past-{number:05d}.safetensors"

@@ -1,0 +1,277 @@
+"""The jobs of a workspace: one SQLite file, and beside it a folder for every job.
+
+Input: requests as plain data. Output: `Job`s and their finished segments. Several processes may use one
+workspace. A job is claimed with a lock that the system gives up when its holder dies: no clock decides who
+may work, so none that goes back can give one job to two. Every write of a worker carries the number of its
+claim, and one with an old number changes nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import secrets
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lipcast.errors import CancelledError, InputError, OutputError, UsageError
+
+WAITING, RUNNING, FINISHED, FAILED, CANCELLED = STATES = (
+    "waiting", "running", "finished", "failed", "cancelled",
+)  # fmt: skip
+_BUSY_S = 30
+"""How long a process waits for another's write."""
+_TABLES = """
+CREATE TABLE IF NOT EXISTS jobs (
+    place INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, state TEXT NOT NULL,
+    request TEXT NOT NULL, claim INTEGER NOT NULL DEFAULT 0, num_segments INTEGER,
+    error TEXT NOT NULL DEFAULT '', submitted_s REAL NOT NULL
+);
+CREATE TABLE IF NOT EXISTS segments (
+    job TEXT NOT NULL, number INTEGER NOT NULL, sha256 TEXT NOT NULL, past_sha256 TEXT NOT NULL,
+    report TEXT NOT NULL, PRIMARY KEY (job, number)
+);
+"""
+_JOB = "SELECT id, state, request, num_segments, error, submitted_s, claim FROM jobs"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as the store knows it."""
+
+    id: str
+    state: str
+    request: Mapping[str, Any]
+    num_segments: int | None
+    """None until a worker has looked at the sound."""
+    error: str
+    submitted_s: float
+    """Seconds since 1970, for people."""
+    claim: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A finished segment: hashes of its video and of the past that the next one goes on from."""
+
+    number: int
+    sha256: str
+    past_sha256: str
+    report: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to work at a job, until `release` or the end of the process."""
+
+    job: Job
+    folder: Path
+    lock: BinaryIO
+
+    def release(self) -> None:
+        """Give the right back."""
+        self.lock.close()
+
+
+class Store:
+    """The jobs of one workspace. Raises OutputError where its files cannot be written."""
+
+    def __init__(self, workspace: Path) -> None:
+        """Open a workspace; it is made if it is not there."""
+        self.workspace = workspace
+        try:
+            workspace.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"{workspace}: expected a folder to keep jobs in, got: {error.strerror}; "
+                "choose another --workspace"
+            ) from error
+        with self._connected() as base:
+            base.executescript(_TABLES)
+
+    def submit(self, requests: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Add jobs, all or none; returns their names."""
+        names = [secrets.token_hex(4) for _ in requests]
+        with self._writing() as base:
+            for name, request in zip(names, requests, strict=True):
+                base.execute(
+                    "INSERT INTO jobs (id, state, request, submitted_s) VALUES (?, ?, ?, ?)",
+                    (name, WAITING, json.dumps(dict(request)), time.time()),
+                )
+        return names
+
+    def jobs(self) -> list[Job]:
+        """All jobs, in the order in which they came."""
+        with self._connected() as base:
+            return [_job(row) for row in base.execute(f"{_JOB} ORDER BY place")]
+
+    def job(self, name: str) -> Job:
+        """One job; raises InputError for an unknown name."""
+        with self._connected() as base:
+            row = base.execute(f"{_JOB} WHERE id = ?", (name,)).fetchone()
+        if row is None:
+            raise InputError(
+                f"expected the name of a job in {self.workspace}, got {name!r}; "
+                "see `lipcast job list`"
+            )
+        return _job(row)
+
+    def segments(self, name: str) -> dict[int, Segment]:
+        """The finished segments of a job, by number."""
+        query = "SELECT number, sha256, past_sha256, report FROM segments WHERE job = ?"
+        with self._connected() as base:
+            rows = base.execute(query, (name,)).fetchall()
+        return {row[0]: Segment(row[0], row[1], row[2], json.loads(row[3])) for row in rows}
+
+    def folder(self, name: str) -> Path:
+        """Where the files of a job are."""
+        return self.workspace / name
+
+    def claim(self, name: str | None = None) -> Claim | None:
+        """Take the first job that waits, or whose worker is gone; None where there is none."""
+        for job in self.jobs():
+            if job.state in (WAITING, RUNNING) and name in (None, job.id):
+                claim = self._claim(job.id)
+                if claim is not None:
+                    return claim
+        return None
+
+    def _claim(self, name: str) -> Claim | None:
+        lock = self._lock(name)
+        if lock is None:
+            return None
+        query = "UPDATE jobs SET state = ?, claim = claim + 1 WHERE id = ? AND state IN (?, ?)"
+        try:
+            with self._writing() as base:
+                found = base.execute(query, (RUNNING, name, WAITING, RUNNING)).rowcount
+            if found:
+                return Claim(self.job(name), self.folder(name), lock)
+        except BaseException:
+            lock.close()
+            raise
+        lock.close()  # another worker has just ended it
+        return None
+
+    def _lock(self, name: str) -> BinaryIO | None:
+        """The lock of a job, or None while another process has it."""
+        try:
+            self.folder(name).mkdir(exist_ok=True)
+            lock = (self.folder(name) / "lock").open("ab")
+        except OSError as error:
+            raise OutputError(
+                f"{self.folder(name)}: expected to work there, got: {error.strerror}; "
+                "check the workspace and its rights"
+            ) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            return None
+        return lock
+
+    def plan(self, claim: Claim, num_segments: int) -> None:
+        """Note how many segments the claimed job has."""
+        self._update(claim, "num_segments = ?", num_segments)
+
+    def add_segment(self, claim: Claim, segment: Segment) -> None:
+        """Note a finished segment; raises CancelledError where the claim is no longer valid."""
+        with self._writing() as base:
+            _check(base, claim)
+            base.execute(
+                "INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?)",
+                (claim.job.id, segment.number, segment.sha256, segment.past_sha256,
+                 json.dumps(dict(segment.report), default=str)),
+            )  # fmt: skip
+
+    def check(self, claim: Claim) -> None:
+        """Raise CancelledError where the job was cancelled or belongs to somebody else."""
+        with self._connected() as base:
+            _check(base, claim)
+
+    def finish(self, claim: Claim) -> None:
+        """The job is done."""
+        self._update(claim, "error = '', state = ?", FINISHED)
+
+    def fail(self, claim: Claim, error: str) -> None:
+        """The job cannot go on; `retry` lets it try again."""
+        self._update(claim, "state = ?, error = ?", FAILED, error)
+
+    def _update(self, claim: Claim, what: str, *values: object) -> None:
+        with self._writing() as base:
+            _check(base, claim)
+            base.execute(f"UPDATE jobs SET {what} WHERE id = ?", (*values, claim.job.id))
+
+    def cancel(self, name: str) -> None:
+        """End a job; its worker stops after the segment it is making."""
+        self._change(name, CANCELLED, (WAITING, RUNNING))
+
+    def retry(self, name: str) -> None:
+        """Let a failed or cancelled job go on from its finished segments."""
+        self._change(name, WAITING, (FAILED, CANCELLED))
+
+    def _change(self, name: str, state: str, allowed: tuple[str, ...]) -> None:
+        now = self.job(name).state
+        query = "UPDATE jobs SET state = ?, error = '' WHERE id = ? AND state = ?"
+        with self._writing() as base:
+            changed = now in allowed and base.execute(query, (state, name, now)).rowcount
+        if not changed:
+            raise UsageError(
+                f"{name}: expected a job that is {' or '.join(allowed)}, got one that is {now}; "
+                "see `lipcast job list`"
+            )
+
+    def remove(self, name: str) -> None:
+        """Forget a job and its segments; raises UsageError while somebody works at it."""
+        self.job(name)
+        lock = self._lock(name)
+        if lock is None:
+            raise UsageError(
+                f"{name}: expected a job that nobody works at, got a running one; cancel it first"
+            )
+        with closing(lock), self._writing() as base:
+            base.execute("DELETE FROM segments WHERE job = ?", (name,))
+            base.execute("DELETE FROM jobs WHERE id = ?", (name,))
+            shutil.rmtree(self.folder(name), ignore_errors=True)
+
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        path = self.workspace / "jobs.sqlite"
+        try:
+            with closing(sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)) as base:
+                base.execute("PRAGMA journal_mode = WAL")
+                base.execute("PRAGMA synchronous = FULL")
+                yield base
+        except sqlite3.Error as error:
+            raise OutputError(
+                f"{path}: expected to read and write the store of jobs, got: {error}; "
+                "check the disk and the rights, and that no other program holds it"
+            ) from error
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._connected() as base:
+            base.execute("BEGIN IMMEDIATE")
+            try:
+                yield base
+                base.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):  # the first error is the one to be told
+                    base.execute("ROLLBACK")
+                raise
+
+
+def _job(row: tuple[Any, ...]) -> Job:
+    name, state, request, num_segments, error, submitted_s, claim = row
+    return Job(name, state, json.loads(request), num_segments, error, submitted_s, claim)
+
+
+def _check(base: sqlite3.Connection, claim: Claim) -> None:
+    row = base.execute("SELECT state, claim FROM jobs WHERE id = ?", (claim.job.id,)).fetchone()
+    if row != (RUNNING, claim.job.claim):
+        raise CancelledError(f"job {claim.job.id} was cancelled or taken over")

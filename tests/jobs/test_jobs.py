@@ -1,0 +1,264 @@
+"""Jobs: killed at any moment they end in the same video; two workers never share one."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cheap_worker import CheapMaker
+
+import lipcast
+from lipcast.cli.main import main
+from lipcast.errors import CancelledError, LipcastError, OutputError, UsageError
+from lipcast.jobs.local import LocalMaker
+from lipcast.jobs.runner import Stretch, file_sha256, run_job, run_jobs
+from lipcast.jobs.store import Segment, Store
+from lipcast.media.video import read_video
+
+KILLS = 12
+WORKER = Path(__file__).with_name("cheap_worker.py")
+Submit = Callable[..., str]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "jobs")
+
+
+@pytest.fixture
+def submit(store: Store, portrait: Path, sound: Any) -> Submit:
+    def submit(output: Path, seconds: float = 9.0, **more: Any) -> str:
+        audio = sound(seconds)
+        return store.submit([{
+            "image": str(portrait), "audio": str(audio), "output": str(output), "segment_s": 0.96,
+            "sha256": {"image": file_sha256(portrait), "audio": file_sha256(audio)},
+            "options": {"seed": 1}, "keep_segments": False, **more,
+        }])[0]  # fmt: skip
+
+    return submit
+
+
+def decoded(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    video = read_video(path)
+    return video.frames, video.audio
+
+
+def quiet(_: str) -> None:
+    """Nobody listens."""
+
+
+def test_killed_at_any_moment_the_video_is_the_same(
+    store: Store, submit: Submit, tmp_path: Path
+) -> None:
+    submit(tmp_path / "whole.mp4")
+    began = time.monotonic()
+    command = [sys.executable, str(WORKER), str(store.workspace), "0.02"]
+    assert subprocess.run(command, check=False).returncode == 0
+    lasts_s = time.monotonic() - began
+    expected = decoded(tmp_path / "whole.mp4")
+    moments, kills, number = random.Random(6), 0, 0
+    while kills < KILLS:
+        output = tmp_path / f"killed-{number}.mp4"
+        name, number = submit(output), number + 1
+        finished: dict[int, Segment] = {}
+        while store.job(name).state != "finished":
+            with subprocess.Popen(command) as worker:
+                try:
+                    worker.wait(moments.uniform(0.3, 1.1) * lasts_s)
+                except subprocess.TimeoutExpired:
+                    worker.kill()
+                    kills += 1
+            now = store.segments(name)
+            # What was finished is not made again.
+            assert all(now[key] == segment for key, segment in finished.items())
+            finished = now
+        frames, audio = decoded(output)
+        assert np.array_equal(frames, expected[0]) and np.array_equal(audio, expected[1])
+        assert output.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+        result = json.loads(output.with_name(f"{output.name}.json").read_text())
+        assert [segment["number"] for segment in result["segments"]] == list(range(10))
+        assert result["sha256"] == file_sha256(output)
+        run_jobs(store, CheapMaker(), tell=quiet)  # tidies up where the end of a job was cut off
+        assert [path.name for path in store.folder(name).iterdir()] == ["lock"]
+
+
+def test_each_job_goes_to_one_worker(store: Store, submit: Submit, tmp_path: Path) -> None:
+    names = [submit(tmp_path / f"{i}.mp4", 3.0) for i in range(6)]
+    command = [sys.executable, str(WORKER), str(store.workspace), "0.01"]
+    workers = [subprocess.Popen(command) for _ in range(3)]
+    assert [worker.wait(60) for worker in workers] == [0, 0, 0]
+    assert [(store.job(n).state, store.job(n).claim) for n in names] == [("finished", 1)] * 6
+
+
+def test_the_clock_does_not_decide(
+    store: Store, submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(tmp_path / "a.mp4")
+    claim = store.claim()
+    assert claim is not None
+    for clock in (0.0, 1e12):
+        monkeypatch.setattr(time, "time", lambda clock=clock: clock)
+        assert Store(store.workspace).claim() is None
+    claim.release()
+    later = store.claim()
+    assert later is not None and later.job.claim == claim.job.claim + 1
+    # A worker that was taken for dead changes nothing any more.
+    with pytest.raises(CancelledError):
+        store.add_segment(claim, Segment(0, "", "", {}))
+    with pytest.raises(CancelledError):
+        store.finish(claim)
+    later.release()
+
+
+def test_a_failed_job_says_why_and_goes_on(store: Store, submit: Submit, tmp_path: Path) -> None:
+    class Fails(CheapMaker):
+        def make(self, request: Mapping[str, Any], stretch: Stretch) -> Mapping[str, Any]:
+            if stretch.end_block > 6:
+                raise OutputError("the disk is full; make room")
+            return super().make(request, stretch)
+
+    name = submit(tmp_path / "a.mp4")
+    assert run_jobs(store, Fails(), tell=quiet) == 1
+    assert (store.job(name).state, store.job(name).error) == (
+        "failed",
+        "the disk is full; make room",
+    )
+    assert not (tmp_path / "a.mp4").exists() and len(store.segments(name)) == 3
+    assert store.claim() is None
+    store.retry(name)
+    maker = CheapMaker()
+    assert run_jobs(store, maker, tell=quiet) == 0
+    assert maker.made == list(range(6, 19)) and (tmp_path / "a.mp4").exists()
+    with pytest.raises(UsageError, match="failed or cancelled"):
+        store.retry(name)
+
+
+def test_damaged_segments_and_changed_inputs_are_noticed(
+    store: Store, submit: Submit, tmp_path: Path, portrait: Path
+) -> None:
+    image = shutil.copy(portrait, tmp_path / "me.png")
+    name = submit(tmp_path / "a.mp4", image=str(image), keep_segments=True)
+    assert run_jobs(store, CheapMaker(), tell=quiet) == 0
+    whole = (tmp_path / "a.mp4").read_bytes()
+    damaged = store.folder(name) / "segment-00004.mp4"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    again = submit(tmp_path / "b.mp4", image=str(image), keep_segments=True)
+    for path in store.folder(name).glob("*-*"):
+        store.folder(again).mkdir(exist_ok=True)
+        shutil.copy(path, store.folder(again))
+    claim = store.claim()
+    assert claim is not None
+    for segment in store.segments(name).values():
+        store.add_segment(claim, segment)
+    maker = CheapMaker()
+    run_job(store, claim, maker, tell=quiet)
+    claim.release()
+    assert maker.made == [8, 9] and (tmp_path / "b.mp4").read_bytes() == whole
+    changed = submit(tmp_path / "c.mp4", image=str(image))
+    Path(image).write_bytes(b"another picture")
+    assert run_jobs(store, CheapMaker(), tell=quiet) == 1
+    assert "was submitted" in store.job(changed).error
+
+
+def test_space_is_checked_before(
+    store: Store, submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, maker = submit(tmp_path / "a.mp4"), CheapMaker()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    assert run_jobs(store, maker, tell=quiet) == 1
+    assert "MiB free" in store.job(name).error and not maker.made
+
+
+def test_a_store_that_cannot_be_used_says_so(tmp_path: Path) -> None:
+    (tmp_path / "jobs.sqlite").write_bytes(b"no database, " * 99)
+    with pytest.raises(OutputError, match="store of jobs"):
+        Store(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="workspace"):
+        Store(tmp_path / "file")
+
+
+def command(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -> Any:
+    """The JSON document of one command."""
+    assert main([*map(str, words), "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_embedded_model_by_the_command_line(
+    tmp_path: Path, portrait: Path, sound: Any, tiny: lipcast.Lipcast, capsys: Any, monkeypatch: Any
+) -> None:
+    """Made in one run, and in one run per segment: the same file."""
+    monkeypatch.setattr("lipcast.api.load", lambda *_, **__: tiny)
+    rows = [{"output": str(tmp_path / f"{name}.mp4"), "prompt": "calm"} for name in "ab"]
+    batch = tmp_path / "batch.jsonl"
+    batch.write_text("\n".join(map(json.dumps, rows)))
+    place = ("--workspace", tmp_path / "jobs")
+    first, second = command(
+        capsys, "job", "submit", "--image", portrait, "--audio", sound(1.4), "--size", "64*64",
+        "--infer_frames", 16, "--segment", "0.48s", "--batch", batch, *place,
+    )["jobs"]  # fmt: skip
+    command(capsys, "job", "run", "--job", first, *place)
+    for ends_at in (1, 2, 3):  # a worker that dies after every segment
+        monkeypatch.setattr(LocalMaker, "make", dying(LocalMaker.make, after=1))
+        with suppress(Died):
+            run_jobs(Store(tmp_path / "jobs"), LocalMaker(), tell=quiet)
+        monkeypatch.undo()
+        monkeypatch.setattr("lipcast.api.load", lambda *_, **__: tiny)
+        assert len(Store(tmp_path / "jobs").segments(second)) == ends_at
+    documents = command(capsys, "job", "run", *place)["jobs"]
+    assert [job["state"] for job in documents] == ["finished", "finished"]
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert len(decoded(tmp_path / "a.mp4")[0]) == 35
+    shown = command(capsys, "job", "show", second, *place)
+    assert shown["request"]["options"]["seed"] == 420 and len(shown["segments"]) == 3
+    command_words = ("job", "cancel", second, "--workspace", str(tmp_path / "jobs"))
+    assert main(command_words) == 2
+    batch.write_text('{"ouput": "x.mp4"}')
+    assert main(["job", "submit", "--batch", str(batch), *map(str, place)]) == 3
+
+
+class Died(BaseException):
+    """As if the process had ended."""
+
+
+def dying(make: Callable[..., Any], after: int) -> Callable[..., Any]:
+    calls = [0]
+
+    def dies(*arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] > after:
+            raise Died
+        return make(*arguments)
+
+    return dies
+
+
+def test_cancelled_jobs_stop_and_can_be_removed(
+    store: Store, submit: Submit, tmp_path: Path
+) -> None:
+    class Cancels(CheapMaker):
+        def make(self, request: Mapping[str, Any], stretch: Stretch) -> Mapping[str, Any]:
+            if stretch.end_block == 4:
+                with pytest.raises(UsageError, match="cancel it first"):
+                    store.remove(name)
+                store.cancel(name)
+            return super().make(request, stretch)
+
+    name = submit(tmp_path / "a.mp4")
+    assert run_jobs(store, Cancels(), tell=quiet) == 0
+    assert store.job(name).state == "cancelled" and not (tmp_path / "a.mp4").exists()
+    assert len(store.segments(name)) == 1
+    store.remove(name)
+    assert store.jobs() == [] and not store.folder(name).exists()
+    with pytest.raises(LipcastError, match="job list"):
+        store.job(name)
