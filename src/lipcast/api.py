@@ -218,9 +218,7 @@ class Lipcast:
         make_executor: ExecutorFactory = LaneExecutor,
         steward: Steward | None = None,
     ) -> None:
-        """`make_executor` (model, spec, anchor, context) makes what runs the ticks of a video;
-
-        it also takes `past` where a video goes on from one.
+        """`make_executor` (model, spec, anchor, context[, past]) makes what runs the ticks.
 
         With a `steward` the memory of videos is planned, and what runs them is its choice.
         """
