@@ -26,7 +26,7 @@ from lipcast.runtime import logger
 
 _LOG = logger("jobs.runner")
 _BITS_PER_PIXEL = 0.5
-"""More than the encoder has been seen to need (0.05 to 0.2 at crf 18 and veryfast)."""
+"""An assumption on the safe side, for crf 18."""
 _COPIES = 3
 """The segments, the video, and its second form while its index is moved to the front."""
 _SPARE_BYTES = 16 << 20
