@@ -2,7 +2,8 @@
 
 Input: a past, a path. Output: one safetensors file, complete or not there at all, that holds the hash of
 its data; the past again, bit for bit. Bytes: 4 * (latents + voices of the window), 0.9 MB for the embedded
-model at 256x256, 8 MB for the 14B at 704x384; no rings, which are tens of GB for a large model and are made again by replay.
+model at 256x256, 8 MB for the 14B at 704x384; no rings, which are tens of GB for a large model and are made
+again by replay.
 """
 
 from __future__ import annotations
