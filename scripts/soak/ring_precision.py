@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,11 @@ import torch
 
 import lipcast
 from lipcast.core.sizes import KVPrecision
-from lipcast.engine.rollout import LaneExecutor
+from lipcast.core.video_spec import VideoSpec
+from lipcast.engine.rollout import LaneExecutor, session_shape
+from lipcast.memory.machine import Machine
+from lipcast.memory.session_memory import SessionMemory, SessionPlan
+from lipcast.models.dit import DiT
 from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu
 from lipcast.runtime import cache_dir
 from lipcast.weights.bundle import ModelBundle
@@ -61,8 +65,10 @@ def generate(
 ) -> Made:
     executors = []
 
-    def make_executor(*args: Any) -> LaneExecutor:
-        executors.append(partial(LaneExecutor, ring_precision=precision)(*args))
+    def make_executor(dit: DiT, spec: VideoSpec, *rest: Any) -> LaneExecutor:
+        plan = replace(SessionPlan.resident(dit.config.num_layers), ring_precision=precision)
+        memory = SessionMemory(dit, session_shape(spec), Machine.of(dit.device), plan)
+        executors.append(LaneExecutor(dit, spec, *rest, memory=memory))
         return executors[-1]
 
     model = lipcast.Lipcast(bundle, make_executor=make_executor)

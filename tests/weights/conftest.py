@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from lipcast.weights.load import without_memory
 from lipcast.weights.source import TensorInfo
+from lipcast.weights.synthetic import SMALL, write_synthetic
 
 TINY = Path(__file__).parents[2] / "src" / "lipcast" / "assets" / "tiny"
 
@@ -34,6 +36,20 @@ class ToyModel(nn.Module):
         self.text_embedding = nn.Linear(dim, dim)
         self.blocks = nn.ModuleList(ToyBlock(dim) for _ in range(num_blocks))
         self.register_buffer("scale", torch.ones(1, dtype=torch.float32))
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic checkpoint, written once."""
+    directory = tmp_path_factory.mktemp("source")
+    write_synthetic(directory, SMALL, speech=TINY / "wav2vec2-tiny")
+    return directory
+
+
+@pytest.fixture
+def source(original: Path, tmp_path: Path) -> Path:
+    """A copy of it, which a test may spoil."""
+    return Path(shutil.copytree(original, tmp_path / "model"))
 
 
 @pytest.fixture(autouse=True)

@@ -22,23 +22,11 @@ from lipcast.weights.convert import ConvertRequest, convert
 from lipcast.weights.lora import LoraSpec
 from lipcast.weights.quant_linear import QuantLinear
 from lipcast.weights.schemes import Precision
-from lipcast.weights.synthetic import SMALL, write_synthetic
+from lipcast.weights.synthetic import SMALL
 
 from .conftest import TINY
 
 LAYER = "blocks.1.ffn.0"
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("source")
-    write_synthetic(directory, SMALL, speech=TINY / "wav2vec2-tiny")
-    return directory
-
-
-@pytest.fixture
-def source(original: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(original, tmp_path / "model"))
 
 
 def write_adapter(path: Path, *, seed: int = 0) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,23 +14,8 @@ from lipcast.weights import bundle as bundle_module
 from lipcast.weights.bundle import ModelBundle, embed_prompt, load_bundle
 from lipcast.weights.checkpoint import find_checkpoint
 from lipcast.weights.prompts import PromptCache, PromptEmbedding, read_embedding, write_embedding
-from lipcast.weights.synthetic import SMALL, write_synthetic
-
-from .conftest import TINY
 
 PROMPT = "a calm man"
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("source")
-    write_synthetic(directory, SMALL, speech=TINY / "wav2vec2-tiny")
-    return directory
-
-
-@pytest.fixture
-def source(original: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(original, tmp_path / "model"))
 
 
 @pytest.fixture

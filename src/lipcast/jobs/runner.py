@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from lipcast.core.config import VIDEO_FPS
 from lipcast.errors import CancelledError, InputError, LipcastError, OutputError
 from lipcast.jobs.store import FINISHED, Claim, Job, Segment, Store
 from lipcast.media.concat import concat
@@ -30,7 +31,7 @@ _BITS_PER_PIXEL = 0.5
 _COPIES = 3
 """The segments, the video, and its second form while its index is moved to the front."""
 _SPARE_BYTES = 16 << 20
-_VIDEO_FPS, _BLOCK_S = 25, 0.48
+_BLOCK_S = 0.48
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ def _check_inputs(request: Mapping[str, Any]) -> None:
 
 def _check_space(folder: Path, output: Path, outlook: Outlook) -> None:
     seconds = outlook.num_blocks * _BLOCK_S
-    pictures = outlook.height * outlook.width * _VIDEO_FPS * seconds * _BITS_PER_PIXEL / 8
+    pictures = outlook.height * outlook.width * VIDEO_FPS * seconds * _BITS_PER_PIXEL / 8
     needed = int(_COPIES * pictures) + _SPARE_BYTES
     for place in (folder, output.parent):
         free = shutil.disk_usage(place).free

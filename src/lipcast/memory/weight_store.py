@@ -72,6 +72,8 @@ class WeightStore:
         self._homes: dict[PackKey, Tensor] = {}
         """Buffers of the packs that are on the device or in host memory."""
         self._items: dict[PackKey, Streamed] = {}
+        self._upcoming: dict[PackKey, list[Streamed]] = {}
+        """By pack: those to fetch ahead while it is used. Made anew with every arrangement."""
         self._pool: SlotPool | None = None
         self._reader: DiskReader | None = None
         self._passing: Tensor | None = None
@@ -116,15 +118,15 @@ class WeightStore:
         self._pool.leave()
         if self._where.get(key, "resident") != "resident":
             self._packs[key].bind(self._pool.enter(self._items[key]))
-        self._pool.prefetch([self._items[k] for k in self._upcoming(key)])
+        self._pool.prefetch(self._upcoming[key])
 
-    def _upcoming(self, key: PackKey) -> list[PackKey]:
-        """The streamed packs that follow: the rest of this pass, then the next tick's."""
+    def _following(self, key: PackKey) -> list[Streamed]:
+        """The streamed packs that come next: the rest of this pass, then the next tick's."""
         use, layer = key
         streamed = [k for k in self._packs if self._streams(k)]
         rest = [k for k in streamed if k[0] == use and k[1] > layer]
         again = [k for k in streamed if k[0] == "tick" and k not in rest and k != key]
-        return (rest + again)[: self.plan.num_slots - 1]
+        return [self._items[k] for k in (rest + again)[: self.plan.num_slots - 1]]
 
     def _streams(self, key: PackKey) -> bool:
         return key[0] != "prompt" and self._where[key] != "resident"
@@ -226,6 +228,8 @@ class WeightStore:
         streamed = [key for key in self._packs if self._streams(key)]
         if not streamed:
             return
+        used = (key for key in self._packs if key[0] != "prompt")
+        self._upcoming = {key: self._following(key) for key in used}
         # Of all layers, streamed or not: the planner promises slots for the widest.
         widest = max(p.num_bytes for (use, _), p in self._packs.items() if use != "prompt")
         if any(self._where[key] == "disk" for key in streamed):
