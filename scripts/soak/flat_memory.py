@@ -40,6 +40,8 @@ LIMIT = 0.03
 class PassThrough:
     """Prepares a video for real, rings and sink included, and calls the noise of a block clean."""
 
+    num_outstanding = 0
+
     def __init__(self, model: DiT, spec: VideoSpec, anchor: Anchor, context: torch.Tensor) -> None:
         self._real = LaneExecutor(model, spec, anchor, context)
         self._noise = NoiseSource(spec.options.seed, spec.geometry)
