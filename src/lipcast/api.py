@@ -12,46 +12,33 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from lipcast.core import sizes
 from lipcast.core.memory_options import make_memory_options
 from lipcast.core.request import OPTION_NAMES, GenerateOptions
 from lipcast.core.video_spec import VideoSpec, video_spec
 from lipcast.engine.audio_timeline import AudioSource, AudioTimeline
 from lipcast.engine.decode import FrameDecoder
 from lipcast.engine.frames import FrameBlock
+from lipcast.engine.loading import LoadSettings, load_networks, read_device, read_precision
 from lipcast.engine.opening import PlannedVideo, Subject, encode_subject, last_latents
 from lipcast.engine.past import WHOLE, Past, Stretch
 from lipcast.engine.rollout import Executor, LaneExecutor
 from lipcast.engine.session import Session
 from lipcast.engine.speech_stream import FeatureStream
 from lipcast.engine.steward import Steward
-from lipcast.engine.terms import default_geometry, open_machine, plan_terms
 from lipcast.errors import UsageError
 from lipcast.media.audio import PcmSource, open_audio
 from lipcast.media.image import ImageSource, fit_portrait, load_portrait
 from lipcast.media.video import VideoWriter
-from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu
-from lipcast.models.vae_native_build import processor_flags
-from lipcast.runtime import cache_dir, logger
-from lipcast.weights.bundle import ModelBundle, load_bundle
+from lipcast.weights.bundle import ModelBundle
 from lipcast.weights.checkpoint import checkpoint_dir
 from lipcast.weights.lora import LoraSpec
-from lipcast.weights.prompts import PromptCache
-from lipcast.weights.schemes import Precision
-from lipcast.weights.tiny_decoder import load_tiny_decoder
-
-_log = logger("api")
 
 ExecutorFactory = Callable[..., Executor]
-_BF16_INSTRUCTIONS = "amx_bf16"
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_QUANTISED: tuple[Precision, ...] = ("fp8", "int8", "int4")
 
 
 def load(
@@ -78,32 +65,18 @@ def load(
     Raises MemoryBudgetError where nothing fits, CheckpointError for missing or broken files,
     UsageError for an unknown device, precision or memory option.
     """
-    chosen = _device(device)
-    dtype, weights = _precision(precision, chosen)
-    directory, options = checkpoint_dir(name_or_dir), make_memory_options(memory)
-    load_dit, steward = None, None
-    if chosen.type == "cuda" or options.asks_for_a_plan:
-        asked = cast("sizes.Precision | None", precision)  # checked by _precision
-        terms = plan_terms(directory, chosen, options, precision=asked, dtype=dtype)
-        steward = Steward(open_machine(chosen, options), terms)
-        plan = steward.first_plan(default_geometry(terms.models))
-        load_dit = partial(steward.load, plan=plan, dtype=dtype)
-        weights = None if plan.choice.precision in _DTYPES else plan.choice.precision
-    bundle = load_bundle(
-        directory,
-        device=chosen,
-        dtype=dtype,
-        precision=weights,
-        loras=loras,
-        prompts=PromptCache(cache_dir() / "prompts"),
-        load_dit=load_dit,
+    chosen = read_device(device)
+    dtype, asked = read_precision(precision, chosen)
+    settings = LoadSettings(
+        checkpoint_dir(name_or_dir),
+        chosen,
+        dtype,
+        asked,
+        loras=tuple(loras),
+        decoder=None if decoder is None else Path(decoder),
+        memory=make_memory_options(memory),
     )
-    if chosen.type == "cpu" and dtype == torch.bfloat16:
-        kernels, description = best_kernels(cache_dir(), num_threads=torch.get_num_threads())
-        _log.info("video autoencoder on the CPU: %s", description)
-        bundle.vae = prepare_for_cpu(bundle.vae, kernels)
-    if decoder is not None:
-        bundle.tiny_decoder = load_tiny_decoder(decoder, device=chosen, dtype=dtype)
+    bundle, steward = load_networks(settings)
     return Lipcast(bundle, steward=steward)
 
 
@@ -367,34 +340,3 @@ def make_options(options: dict[str, Any]) -> GenerateOptions:
 def describe(options: GenerateOptions) -> dict[str, Any]:
     """Options as plain data, for reports."""
     return asdict(options)
-
-
-def default_device() -> torch.device:
-    """The first GPU, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return default_device()
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f'device: expected "cpu" or "cuda[:N]", got {name!r}') from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device: {name} was asked for, but torch sees no CUDA device; use cpu")
-    return device
-
-
-def _precision(precision: str | None, device: torch.device) -> tuple[torch.dtype, Precision | None]:
-    """What is computed in, and what weights are quantised to."""
-    if precision in _DTYPES:
-        return _DTYPES[precision], None
-    has_bf16 = device.type == "cuda" or _BF16_INSTRUCTIONS in processor_flags()
-    dtype = torch.bfloat16 if has_bf16 else torch.float32
-    if precision is None:
-        return dtype, None
-    if precision not in _QUANTISED:
-        known = ", ".join((*_DTYPES, *_QUANTISED))
-        raise UsageError(f"precision: expected one of {known}, got {precision!r}")
-    return dtype, precision

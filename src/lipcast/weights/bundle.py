@@ -8,10 +8,10 @@ while they are read. The text encoder is loaded for a new prompt only, and let g
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,8 @@ from lipcast.weights.source import RenamedSource, TensorSource
 _log = logger("weights.bundle")
 _KEPT_PROMPTS = 16
 LoadDiT = Callable[[DiT, TensorSource], None]
+Network = Literal["dit", "vae", "speech"]
+NETWORKS: tuple[Network, ...] = get_args(Network)
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
@@ -136,8 +138,11 @@ def load_bundle(
     loras: Sequence[str | LoraSpec] = (),
     prompts: PromptCache | None = None,
     load_dit: LoadDiT | None = None,
+    networks: Collection[Network] = NETWORKS,
 ) -> ModelBundle:
     """Load transformer, VAE and speech encoder; the text encoder's files are only found.
+
+    Of what is not among `networks` there are shapes only, and it cannot be computed with.
 
     `dtype` is what the transformer computes in; VAE and speech encoder are float32 on a CPU and
     follow it on a GPU. `precision` fp8, int8 or int4 quantises the transformer while it is read.
@@ -152,13 +157,18 @@ def load_bundle(
     side_dtype = dtype if device.type == "cuda" else torch.float32
     with torch.device("meta"):
         dit, vae = DiT(dit_config), VideoVAE(vae_config)
-    source = open_transformer(files, precision=precision, loras=loras, device=device)
-    if load_dit is None:
-        load_into(dit, source, dtype=dtype, device=device)
+    if "dit" in networks:
+        source = open_transformer(files, precision=precision, loras=loras, device=device)
+        if load_dit is None:
+            load_into(dit, source, dtype=dtype, device=device)
+        else:
+            load_dit(dit, source)
+    if "vae" in networks:
+        load_into(vae, open_tensors(files.vae), dtype=side_dtype, device=device)
+    if "speech" in networks:
+        speech = load_speech_encoder(files.speech, device=device)
     else:
-        load_dit(dit, source)
-    load_into(vae, open_tensors(files.vae), dtype=side_dtype, device=device)
-    speech = load_speech_encoder(files.speech, device=device)
+        speech = _new_speech_encoder(files.speech)
     return ModelBundle(files, _frozen(dit), _frozen(vae), speech, device, prompts)
 
 
@@ -194,11 +204,15 @@ def load_speech_encoder(folder: Path, *, device: torch.device) -> SpeechEncoder:
     weights = folder / "model.safetensors"
     if not weights.exists():
         weights = folder / "pytorch_model.bin"
-    with torch.device("meta"):
-        encoder = SpeechEncoder(SpeechConfig.from_json(read_json(folder / "config.json")))
+    encoder = _new_speech_encoder(folder)
     source = RenamedSource(open_tensors(weights), speech_name)
     load_into(encoder, source, dtype=torch.float32, device=device)
     return _frozen(encoder)
+
+
+def _new_speech_encoder(folder: Path) -> SpeechEncoder:
+    with torch.device("meta"):
+        return SpeechEncoder(SpeechConfig.from_json(read_json(folder / "config.json")))
 
 
 def load_text_encoder(files: CheckpointFiles) -> TextEncoder:
