@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from lipcast.core.gpu_options import GPU_OPTION_NAMES, GpuOptions
 from lipcast.core.memory_options import make_memory_options
 from lipcast.core.request import OPTION_NAMES, GenerateOptions
 from lipcast.core.video_spec import VideoSpec, video_spec
@@ -34,7 +36,8 @@ from lipcast.errors import UsageError
 from lipcast.media.audio import PcmSource, open_audio
 from lipcast.media.image import ImageSource, fit_portrait, load_portrait
 from lipcast.media.video import VideoWriter
-from lipcast.weights.bundle import ModelBundle
+from lipcast.parallel.model import CrewModel
+from lipcast.weights.bundle import ModelBundle, Network
 from lipcast.weights.checkpoint import checkpoint_dir
 from lipcast.weights.lora import LoraSpec
 
@@ -48,7 +51,8 @@ def load(
     precision: str | None = None,
     loras: Sequence[str | LoraSpec] = (),
     decoder: str | Path | None = None,
-    **memory: Any,
+    expected: GenerateOptions | None = None,
+    **machine: Any,
 ) -> Lipcast:
     """Load a model by name ("tiny") or from a checkpoint directory, published or converted.
 
@@ -60,10 +64,12 @@ def load(
     merged where it lies beside the weights.
     decoder: a file of a TAEHV "taew2_1" decoder, which is faster and smaller than the autoencoder's and
     somewhat less exact.
-    memory: the fields of `MemoryOptions` (vram="12GB", offload_model=True, ...). On a GPU, and on a
+    machine: the fields of `MemoryOptions` (vram="12GB", offload_model=True, ...). On a GPU, and on a
     CPU with `vram`, all memory is planned: weights and rings that do not fit stream from the host's.
+    And those of `GpuOptions` (gpus=4, ...): several GPUs, or processes of a CPU, make a video together, in
+    the layout that is fastest for the `expected` videos; `close` the model to end them.
     Raises MemoryBudgetError where nothing fits, CheckpointError for missing or broken files,
-    UsageError for an unknown device, precision or memory option.
+    UsageError for an unknown device, precision or option, RankError where a process fails.
     """
     chosen = read_device(device)
     dtype, asked = read_precision(precision, chosen)
@@ -74,8 +80,14 @@ def load(
         asked,
         loras=tuple(loras),
         decoder=None if decoder is None else Path(decoder),
-        memory=make_memory_options(memory),
+        memory=make_memory_options({k: v for k, v in machine.items() if k not in GPU_OPTION_NAMES}),
     )
+    gpus = GpuOptions(**{k: v for k, v in machine.items() if k in GPU_OPTION_NAMES})
+    if gpus.num_gpus > 1:
+        here = replace(settings, device=torch.device("cpu"))
+        listener: tuple[Network, ...] = ("speech",)
+        bundle, _ = load_networks(here, networks=listener)
+        return Lipcast(bundle, crew=CrewModel(settings, gpus, expected or GenerateOptions()))
     bundle, steward = load_networks(settings)
     return Lipcast(bundle, steward=steward)
 
@@ -190,13 +202,16 @@ class Lipcast:
         *,
         make_executor: ExecutorFactory = LaneExecutor,
         steward: Steward | None = None,
+        crew: CrewModel | None = None,
     ) -> None:
         """`make_executor` (model, spec, anchor, context[, past]) makes what runs the ticks.
 
-        With a `steward` the memory of videos is planned, and what runs them is its choice.
+        With a `steward` the memory of videos is planned, and what runs them is its choice. With a `crew`
+        other processes make them, one at a time.
         """
         self.bundle = bundle
         self.steward = steward
+        self.crew = crew
         self._make_executor = make_executor
 
     def generate(
@@ -250,8 +265,21 @@ class Lipcast:
         session = self._open(load_portrait(image), source, prompt, make_options(options))
         return LiveSession(session, source)
 
+    def close(self) -> None:
+        """End the processes of a model on several GPUs; nothing to do otherwise."""
+        if self.crew is not None:
+            self.crew.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
     def spec(self, options: GenerateOptions, *, height: int, width: int) -> VideoSpec:
         """Every size and order of a video of a portrait of `height` x `width` pixels."""
+        if self.crew is not None:
+            options = self.crew.adapted(options)
         return video_spec(
             options, self.bundle.dit.config, self.bundle.vae.config, height=height, width=width
         )
@@ -267,6 +295,8 @@ class Lipcast:
         bundle = self.bundle
         spec = self.spec(options, height=portrait.height, width=portrait.width)
         subject = Subject(partial(fit_portrait, portrait), bundle.encode_prompt(prompt))
+        if self.crew is not None:
+            return self._open_on_crew(self.crew, spec, subject, source, stretch)
         if self.steward is not None:
             return self._open_planned(self.steward, spec, subject, source, stretch)
         past = stretch.past
@@ -302,7 +332,26 @@ class Lipcast:
             device=self.bundle.device,
             past=parts.past,
             recovery=video.ladder,
-            describe_memory=partial(steward.document, video.ladder),
+            describe=lambda: {"memory": steward.document(video.ladder)},
+        )
+
+    def _open_on_crew(
+        self,
+        crew: CrewModel,
+        spec: VideoSpec,
+        subject: Subject,
+        source: AudioSource,
+        stretch: Stretch,
+    ) -> Session:
+        opened = crew.open(spec, subject, stretch.past)
+        return Session(
+            opened.spec,
+            opened.executor,
+            opened.decoder,
+            self.timeline(source, opened.spec, stretch),
+            device=self.bundle.device,
+            past=stretch.past,
+            describe=opened.describe,
         )
 
     def timeline(
