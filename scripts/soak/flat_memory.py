@@ -55,6 +55,10 @@ class PassThrough:
         done = [unit.block for unit in tick if unit.step == last]
         return [(b, self._noise.frames(self._spec.first_frame(b), count)) for b in done]
 
+    def inputs_of(self, block: int) -> tuple[torch.Tensor, ...]:
+        assert block >= 0
+        return ()
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)

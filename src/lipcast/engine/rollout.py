@@ -46,6 +46,12 @@ class Executor(Protocol):
         the next outstanding one is waited for.
         """
 
+    def inputs_of(self, block: int) -> tuple[Tensor, ...]:
+        """What each step took of a block that the last `run` gave out, latents [C, F, H, W].
+
+        Empty where that was not kept: then a continuation estimates it.
+        """
+
 
 @dataclass(slots=True)
 class _InFlight:
@@ -55,6 +61,8 @@ class _InFlight:
     first_frame: int
     rotary: RotaryTable
     audio: AudioConditioning
+    inputs: tuple[Tensor, ...] = ()
+    """What each step so far took."""
     placed: tuple[int, PlacedSink] | None = None
     """The sink with its reference at a position; anew only where the position varies by step."""
 
@@ -97,6 +105,8 @@ class LaneExecutor:
         """The first clean latent, until the anchor block starts."""
         self._in_flight: dict[int, _InFlight] = {}
         self._on_replayed = on_replayed
+        self._last_inputs: tuple[int, tuple[Tensor, ...]] = -1, ()
+        """The newest finished block, and what each step took of it."""
         self._past = past
         """What the rings are to be refilled with before the next block starts."""
         anchor_block = spec.order.anchor_block
@@ -155,9 +165,15 @@ class LaneExecutor:
         ]
         # Nothing is changed before everything is computed, so that a failed tick can be repeated.
         for state, latent in zip(states, latents, strict=True):
+            state.inputs += (state.latent_CFHW,)
             state.latent_CFHW = latent
         last = self._steps[-1]
         return [(unit.block, self._finish(unit.block)) for unit in tick if unit.step == last]
+
+    def inputs_of(self, block: int) -> tuple[Tensor, ...]:
+        """Of the steps that are computed here."""
+        finished, inputs = self._last_inputs
+        return inputs if finished == block else ()
 
     def arrange(self, plan: SessionPlan) -> None:
         """Move rings and sink; blocks in flight go on."""
@@ -192,7 +208,8 @@ class LaneExecutor:
         return state.placed[1]
 
     def _finish(self, block: int) -> Tensor:
-        latent_CFHW = self._in_flight.pop(block).latent_CFHW
+        state = self._in_flight.pop(block)
+        self._last_inputs, latent_CFHW = (block, state.inputs), state.latent_CFHW
         is_clean = self._steps[-1] == self._spec.order.num_steps - 1
         if block == 0 and is_clean and self._spec.order.anchor_block is not None:
             self._swap_ref_C1HW = latent_CFHW[:, :1]
@@ -206,22 +223,25 @@ class LaneExecutor:
         self._next_ref_C1HW = None
 
     def _replay(self) -> None:
-        """Refill the rings from the past: what each step saw of its blocks, noised again."""
+        """Refill the rings from the past: its blocks pass once more, as each step took them."""
         if self._past is None:
             return
         for block, remembered in enumerate(self._past.blocks, self._past.first_block):
-            self._enter(block, remembered.voice_LCV)
-            clean_CFHW = remembered.latent_CFHW.to(self._model.device)
-            noise_CFHW = self._in_flight[block].latent_CFHW
+            inputs = remembered.inputs or self._estimated_inputs(block, remembered.latent_CFHW)
+            self._enter(block, remembered.voice_LCV, inputs[self._steps.start])
             for step in self._steps:
-                sigma = self._spec.flow.sigmas[step]
-                noisy_CFHW = clean_CFHW + sigma * (noise_CFHW - clean_CFHW)
-                self._in_flight[block].latent_CFHW = noisy_CFHW
+                self._in_flight[block].latent_CFHW = inputs[step].to(self._model.device)
                 self._model([self._lane(Unit(block, step))])
             del self._in_flight[block]
             if self._on_replayed is not None:
                 self._on_replayed()
         self._past = None
+
+    def _estimated_inputs(self, block: int, clean_CFHW: Tensor) -> tuple[Tensor, ...]:
+        """Clean latents noised again to the level of every step."""
+        clean_CFHW, noise_CFHW = clean_CFHW.to(self._model.device), self._noise_of(block)
+        sigmas = self._spec.flow.sigmas[:-1]
+        return tuple(clean_CFHW + sigma * (noise_CFHW - clean_CFHW) for sigma in sigmas)
 
     def _noise_of(self, block: int) -> Tensor:
         frames = self._spec.geometry.frames_per_block

@@ -26,7 +26,7 @@ from lipcast.core.video_spec import VideoSpec
 from lipcast.engine.audio_timeline import AudioTimeline
 from lipcast.engine.decode import PendingFrames
 from lipcast.engine.frames import BlockTimings, FrameBlock
-from lipcast.engine.past import Past, PastRecorder
+from lipcast.engine.past import Past, PastBlock, PastRecorder
 from lipcast.engine.rollout import Executor
 from lipcast.engine.stopwatch import Stopwatch
 from lipcast.errors import CancelledError
@@ -260,7 +260,8 @@ class Session:
             self.on_latent(block, latent)
         with self._watch.part("vae_s"):
             pending = self._insist(partial(self._decoder.submit, latent))
-        self._recorder.add(latent, self._voices.pop(block))
+        inputs = self._executor.inputs_of(block)
+        self._recorder.add(PastBlock(latent, self._voices.pop(block), inputs))
         self._num_decoded += 1
         self._pending.append((block, pending))
 

@@ -78,6 +78,9 @@ class _Witness:
         self._place.part, self._place.step = "decoder", None
         return finished
 
+    def inputs_of(self, block: int) -> tuple[Tensor, ...]:
+        return self._inner.inputs_of(block)
+
 
 @dataclass(frozen=True, slots=True)
 class BenchRow:

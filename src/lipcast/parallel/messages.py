@@ -124,6 +124,16 @@ class Clean:
 
 
 @dataclass(frozen=True, slots=True)
+class StepInputs:
+    """What the steps of one stage took of a block, for whoever goes on from it later."""
+
+    video: int
+    block: int
+    first_step: int
+    latents: tuple[Floats, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Frames:
     """The frames of a block [frames, height, width, 3]."""
 

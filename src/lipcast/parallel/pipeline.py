@@ -32,6 +32,7 @@ from lipcast.parallel.messages import (
     Frames,
     Open,
     Run,
+    StepInputs,
     Told,
     Voice,
 )
@@ -50,6 +51,8 @@ class CrewVideo:
         self.is_current = True
         self._clean: dict[int, Tensor] = {}
         self._frames: dict[int, NDArray[np.uint8]] = {}
+        self._inputs: dict[int, dict[int, tuple[Floats, ...]]] = {}
+        """By block and first step of a stage."""
         self._encoded: Encoded | None = None
         self._first_C1HW: Floats | None = None
 
@@ -64,6 +67,13 @@ class CrewVideo:
         context_TC = subject.context_TC.float().cpu().numpy()
         opened = Open(self._number, spec, ref, motion, context_TC, past)
         self.crew.send(opened, _has_steps)
+
+    def inputs_of(self, block: int) -> tuple[Tensor, ...]:
+        """What each step took of a clean block; waits for the stages to say so."""
+        count = len(self.spec.order.all_stages)
+        self._pump_until(lambda: len(self._inputs.get(block, ())) == count)
+        parts = self._inputs.pop(block)
+        return tuple(torch.from_numpy(x) for _, part in sorted(parts.items()) for x in part)
 
     def first_latent(self) -> Floats:
         """The first latent of the video; waits for it."""
@@ -120,6 +130,8 @@ class CrewVideo:
                 self._clean[block] = torch.from_numpy(latent_CFHW)
                 if block == 0:
                     self._first_C1HW = latent_CFHW[:, :1].copy()
+            case StepInputs(_, block, first_step, latents):
+                self._inputs.setdefault(block, {})[first_step] = latents
             case Frames(_, block, pixels_FHWC):
                 self._frames[block] = pixels_FHWC
 
@@ -162,6 +174,10 @@ class CrewExecutor:
                 break
             found.append((self._expected.popleft(), latent))
         return found
+
+    def inputs_of(self, block: int) -> tuple[Tensor, ...]:
+        """What each step took of a block that has come out."""
+        return self._video.inputs_of(block)
 
 
 class CrewDecoder:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import sys
 import threading
 import traceback
@@ -31,6 +32,7 @@ from lipcast.parallel.messages import (
     Open,
     Ready,
     Run,
+    StepInputs,
     Stop,
     Tell,
     Told,
@@ -92,7 +94,7 @@ class Inbox:
             except (EOFError, OSError):
                 if not self._is_stopping:
                     # Nobody wants the video any more, and the main thread may wait for a lost peer.
-                    os._exit(1)
+                    os.kill(os.getpid(), signal.SIGTERM)
                 return
             self._is_stopping = isinstance(message, Stop)
             with self._changed:
@@ -187,7 +189,10 @@ class Rank:
             self._decoder.run(tick)
             return
         for block, latent in self._stage.run(tick):
-            if not role.is_last_stage or role.place:
+            if role.place:
+                continue
+            self._say(StepInputs(self._video, block, *self._stage.inputs_of(block)))
+            if not role.is_last_stage:
                 continue
             self._say(Clean(self._video, block, latent.cpu().numpy()))
             if role.decodes:

@@ -128,6 +128,10 @@ class StageVideo:
                     self._outlet.send(latent)
         return finished
 
+    def inputs_of(self, block: int) -> tuple[int, tuple[Floats, ...]]:
+        """The first step here, and what each step here took of a block that has just passed."""
+        return self._steps.start, tuple(map(_array, self._executor.inputs_of(block)))
+
     def close(self) -> None:
         """Everything sent has arrived; the memory is given back."""
         if self._outlet is not None:
