@@ -41,12 +41,16 @@ def sound(tmp_path: Path) -> Callable[[float], Path]:
     """A wav of syllables, so many seconds long, 16 kHz mono."""
 
     def make(seconds: float, rate: int = 16_000) -> Path:
-        path = tmp_path / f"sound_{seconds}_{rate}.wav"
-        with wave.open(str(path), "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(rate)
-            file.writeframes((syllables(seconds, rate) * 32767).astype("<i2").tobytes())
-        return path
+        return write_wav(tmp_path / f"sound_{seconds}_{rate}.wav", seconds, rate)
 
     return make
+
+
+def write_wav(path: Path, seconds: float, rate: int = 16_000) -> Path:
+    """Syllables, mono."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((syllables(seconds, rate) * 32767).astype("<i2").tobytes())
+    return path

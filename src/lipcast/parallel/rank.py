@@ -15,13 +15,14 @@ import traceback
 from collections import deque
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 
-from lipcast.engine.loading import load_networks
+from lipcast.core.schedule import Tick
+from lipcast.engine.loading import LoadSettings, load_networks
 from lipcast.engine.stopwatch import Stopwatch
 from lipcast.parallel.messages import (
     Clean,
@@ -39,10 +40,12 @@ from lipcast.parallel.messages import (
     Voice,
 )
 from lipcast.parallel.roles import Role, num_dit_ranks, roles_of
-from lipcast.parallel.shard import ShardedWeights
 from lipcast.parallel.stage import RANK_PARTS, DecoderVideo, Networks, StageVideo
 from lipcast.parallel.ulysses import apply_ulysses
 from lipcast.weights.bundle import Network
+
+if TYPE_CHECKING:
+    from lipcast.parallel.shard import ShardedWeights
 
 _LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")
 """What errors say of a peer that is gone: torch has no type of its own for it."""
@@ -71,7 +74,6 @@ class Inbox:
         self._link = link
         self._messages: deque[Any] = deque()
         self._changed = threading.Condition()
-        self._is_stopping = False
         threading.Thread(target=self._listen, daemon=True).start()
 
     def take(self) -> Any:
@@ -88,15 +90,14 @@ class Inbox:
             return found
 
     def _listen(self) -> None:
-        while True:
+        message = None
+        while not isinstance(message, Stop):
             try:
                 message = pickle.loads(self._link.recv_bytes())
             except (EOFError, OSError):
-                if not self._is_stopping:
-                    # Nobody wants the video any more, and the main thread may wait for a lost peer.
-                    os.kill(os.getpid(), signal.SIGTERM)
+                # Nobody wants the video any more, and the main thread may wait for a lost peer.
+                os.kill(os.getpid(), signal.SIGTERM)
                 return
-            self._is_stopping = isinstance(message, Stop)
             with self._changed:
                 self._messages.append(message)
                 self._changed.notify()
@@ -149,9 +150,12 @@ class Rank:
                 return
             if isinstance(todo.message, Run) and not todo.is_expected:
                 todo.is_expected = True
-                for part in (self._stage, self._decoder):
-                    if part is not None:
-                        part.expect(todo.message.tick)
+                self._expect(todo.message.tick)
+
+    def _expect(self, tick: Tick) -> None:
+        for part in (self._stage, self._decoder):
+            if part is not None:
+                part.expect(tick)
 
     def _do(self, message: Any) -> None:
         match message:
@@ -182,7 +186,7 @@ class Rank:
         self._video = message.video
         self._stage = StageVideo(self._networks, message, self._watch)
 
-    def _run(self, tick: Any) -> None:
+    def _run(self, tick: Tick) -> None:
         role = self._networks.role
         if self._stage is None:
             assert self._decoder is not None
@@ -245,11 +249,9 @@ def _load(join: Join) -> Networks:
     role, settings = roles_of(join.layout)[join.rank], join.settings
     groups = [_group(other) for other in roles_of(join.layout) if other.place == 0]
     everyone = dist.new_group(list(range(num_dit_ranks(join.layout))))
-    sharded = None
-    if role.stage is not None and join.layout.sharded:
-        sharded = ShardedWeights(
-            everyone, settings.device, dtype=settings.dtype, offload=settings.memory.offload_model
-        )
+    sharded = (
+        _shards(everyone, settings) if role.stage is not None and join.layout.sharded else None
+    )
     bundle, steward = load_networks(
         settings,
         networks=_networks_of(role),
@@ -260,6 +262,14 @@ def _load(join: Join) -> Networks:
     if role.stage is not None and join.layout.ulysses > 1:
         num_heads = apply_ulysses(bundle.dit, groups[role.stage])
     return Networks(role, bundle, steward, sharded, num_heads)
+
+
+def _shards(group: Any, settings: LoadSettings) -> ShardedWeights:
+    # Imported where it is used: FSDP brings sympy along, which takes a second or more.
+    from lipcast.parallel.shard import ShardedWeights
+
+    offload = settings.memory.offload_model
+    return ShardedWeights(group, settings.device, dtype=settings.dtype, offload=offload)
 
 
 def _group(role: Role) -> Any:

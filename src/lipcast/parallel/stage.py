@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,8 +33,10 @@ from lipcast.memory.session_memory import SessionMemory, SessionPlan
 from lipcast.parallel.flow import Inlet, Outlet
 from lipcast.parallel.messages import Encode, Encoded, Floats, Frames, Open
 from lipcast.parallel.roles import Role
-from lipcast.parallel.shard import ShardedWeights
 from lipcast.weights.bundle import ModelBundle
+
+if TYPE_CHECKING:
+    from lipcast.parallel.shard import ShardedWeights
 
 _Result = TypeVar("_Result")
 RANK_PARTS = ("compute_s", "decode_s", "wait_s", "send_s")

@@ -57,13 +57,20 @@ class ModelBundle:
     files: CheckpointFiles
     dit: DiT
     vae: VideoVAE
-    speech: SpeechEncoder
+    listener: SpeechEncoder | None
+    """None where the speech encoder is not loaded, whose library alone takes seconds to import."""
     device: torch.device
     prompts: PromptCache | None = None
     """Where embeddings are kept between runs; None: nowhere."""
     tiny_decoder: TinyDecoder | None = None
     """What frames are decoded with in place of the autoencoder, if the user supplies it."""
     _contexts: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
+
+    @property
+    def speech(self) -> SpeechEncoder:
+        """The speech encoder, which must be among the networks that were loaded."""
+        assert self.listener is not None, "the speech encoder is not loaded"
+        return self.listener
 
     @property
     def decoder(self) -> VideoVAE | TinyDecoder:
@@ -165,10 +172,7 @@ def load_bundle(
             load_dit(dit, source)
     if "vae" in networks:
         load_into(vae, open_tensors(files.vae), dtype=side_dtype, device=device)
-    if "speech" in networks:
-        speech = load_speech_encoder(files.speech, device=device)
-    else:
-        speech = _new_speech_encoder(files.speech)
+    speech = load_speech_encoder(files.speech, device=device) if "speech" in networks else None
     return ModelBundle(files, _frozen(dit), _frozen(vae), speech, device, prompts)
 
 
@@ -204,15 +208,11 @@ def load_speech_encoder(folder: Path, *, device: torch.device) -> SpeechEncoder:
     weights = folder / "model.safetensors"
     if not weights.exists():
         weights = folder / "pytorch_model.bin"
-    encoder = _new_speech_encoder(folder)
+    with without_memory():
+        encoder = SpeechEncoder(SpeechConfig.from_json(read_json(folder / "config.json")))
     source = RenamedSource(open_tensors(weights), speech_name)
     load_into(encoder, source, dtype=torch.float32, device=device)
     return _frozen(encoder)
-
-
-def _new_speech_encoder(folder: Path) -> SpeechEncoder:
-    with without_memory():
-        return SpeechEncoder(SpeechConfig.from_json(read_json(folder / "config.json")))
 
 
 def load_text_encoder(files: CheckpointFiles) -> TextEncoder:
