@@ -40,8 +40,10 @@ PAGES = ("README.md", *(f"docs/{name}.md" for name in (
     "generate", "checkpoints", "python-api", "architecture", "troubleshooting", "lab",
     "long-videos",
     "low-memory",
+    "many-gpus",
 )))  # fmt: skip
 SET_UP = {"./scripts/demo", "./scripts/test"}
+_OTHER_MODEL = ("precision", "loras", "vram", "kv_precision", "gpus")
 OTHER_FLAGS = {"--help", "--index-url", "--version", "--debug"}
 
 
@@ -80,7 +82,7 @@ def folder(
     load = lipcast.api.load
 
     def load_once(name: str | Path = "tiny", **how: Any) -> lipcast.Lipcast:
-        changed = any(how.get(key) for key in ("precision", "loras", "vram", "kv_precision"))
+        changed = any(how.get(key) for key in _OTHER_MODEL)
         is_plain = name == "tiny" and not changed
         return tiny if is_plain else load(name, **how)
 

@@ -175,16 +175,17 @@ def test_planning_starts_without_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
 
 
-def docs_writer() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("plan_docs", ROOT / "scripts" / "plan_docs.py")
+def docs_writer(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_the_page_is_what_the_planner_says() -> None:
-    writer = docs_writer()
+@pytest.mark.parametrize("name", ["plan_docs", "gpu_docs"])
+def test_the_page_is_what_the_planner_says(name: str) -> None:
+    writer = docs_writer(name)
     assert writer.TARGET.read_text("utf-8") == writer.document(), (
-        "docs/plan.md is out of date; run scripts/plan_docs.py"
+        f"{writer.TARGET.name} is out of date; run scripts/{name}.py"
     )

@@ -19,6 +19,7 @@ from lipcast.core.plan_gpus import (
     plan_layouts,
     stage_steps,
     timeline,
+    with_enough_steps,
 )
 from lipcast.core.plan_types import Share, Wishes
 from lipcast.errors import MemoryBudgetError, UsageError
@@ -96,6 +97,34 @@ def test_impossible_layouts_are_refused_with_near_ones() -> None:
         plan_layouts(request, 4, LayoutWishes(num_gpus_dit=4, ulysses_size=3))
     with pytest.raises(UsageError, match="up to 3 stages"):
         plan_layouts(request, 7, LayoutWishes(num_gpus_dit=7))
+
+
+def test_a_stage_per_step_needs_every_step() -> None:
+    """Three steps make two evaluations when the last is folded, but three stages were asked for."""
+    request = replace(ask("rtx4090", 256), sample_steps=3)
+    three = LayoutWishes(num_gpus_dit=3, ulysses_size=1)
+    assert not layouts(request, 4, three)
+    found = with_enough_steps(request, 4, three)
+    assert not found.fold_last_step and layouts(found, 4, three)
+    assert with_enough_steps(request, 4, LayoutWishes()) == request
+    hopeless = LayoutWishes(num_gpus_dit=9)
+    assert with_enough_steps(request, 4, hopeless) == request
+
+
+def test_sharded_weights_are_plain_and_may_be_in_host_memory() -> None:
+    request = ask("rtx4090", 256)
+    layout = LayoutWishes(num_gpus_dit=3, ulysses_size=1, sharded=True, vae_rank=True)
+    here = plan_layouts(request, 4, layout)[0]
+    offloaded = replace(request, wishes=replace(request.wishes, max_resident_layers=0))
+    there = plan_layouts(offloaded, 4, layout)[0]
+    plans = [plan.ranks[0].plan for plan in (here, there)]
+    assert plans[0] is not None and plans[1] is not None
+    assert {plan.choice.precision for plan in plans} == {"bf16"}
+    saved = plans[0].generate_bytes - plans[1].generate_bytes
+    assert saved > 7 * GIB and plans[1].ram_bytes - plans[0].ram_bytes > 7 * GIB
+    fp8 = replace(request, wishes=replace(request.wishes, precision="fp8"))
+    with pytest.raises(MemoryBudgetError):
+        plan_layouts(fp8, 4, layout)
 
 
 def test_layouts_that_do_not_fit_are_refused_with_the_least_need() -> None:

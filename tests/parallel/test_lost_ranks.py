@@ -14,7 +14,7 @@ from crews import SMALL, alone, on_crew, settings, write_decoder
 
 import lipcast
 from lipcast.api import save_blocks
-from lipcast.errors import RankError
+from lipcast.errors import CheckpointError, RankError
 from lipcast.parallel.model import CrewModel
 from lipcast.parallel.roles import roles_of
 
@@ -76,6 +76,20 @@ def test_a_killed_rank_ends_all(
         next(session)
 
 
+def test_ranks_end_when_nobody_makes_a_video_any_more(
+    single: lipcast.Lipcast, decoder: Path, portrait: Path, sound: Any
+) -> None:
+    """As when the process that makes the video is killed: its sockets close, and that is all."""
+    model = on_crew(single, settings(decoder), num_gpus_dit=2, ulysses_size=1)
+    ranks = processes_of(model)
+    session = model.stream(image=portrait, audio=sound(9.6), prompt="calm", **SMALL)
+    next(session)
+    for member in model.crew._crew.members:
+        member.link.close()
+    _, alive = psutil.wait_procs(ranks, timeout=ENDS_WITHIN_S)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
 def test_an_error_of_a_rank_is_told_with_its_name(single: lipcast.Lipcast, tmp_path: Path) -> None:
-    with pytest.raises(RankError, match=r"rank \d \(stage \d.*decoder"):
+    with pytest.raises(CheckpointError, match=r"rank 1 \(stage 1, .*missing: no such file"):
         on_crew(single, settings(tmp_path / "missing"), num_gpus_dit=2, ulysses_size=1)

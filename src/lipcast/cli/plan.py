@@ -24,7 +24,7 @@ from lipcast.cli.plan_view import layouts_text, plan_text
 from lipcast.cli.talk import Talk, print_json
 from lipcast.core.hardware import Hardware, gpu, gpu_described, parse_bytes
 from lipcast.core.plan import make_plan
-from lipcast.core.plan_gpus import LayoutPlan, LayoutWishes, plan_layouts
+from lipcast.core.plan_gpus import LayoutPlan, LayoutWishes, plan_layouts, with_enough_steps
 from lipcast.core.plan_ladder import alternatives, default_rungs, ladder, parse_rungs
 from lipcast.core.plan_table import (
     alternative_document,
@@ -85,7 +85,9 @@ def plan(given: Mapping[str, Given]) -> None:
     values = {flag.name: parse(flag, given[flag.name]) for flag in PLAN_FLAGS if flag.name in given}
     request = plan_request(values)
     if int(values.get("gpus", 1)) > 1:
-        found = plan_layouts(request, int(values["gpus"]), _layout_wishes(values))
+        num_gpus, wishes = int(values["gpus"]), _layout_wishes(values)
+        request = with_enough_steps(request, num_gpus, wishes)
+        found = plan_layouts(request, num_gpus, wishes)
         _show_layouts(talk, request, found)
     else:
         _refuse_layout_flags(values)

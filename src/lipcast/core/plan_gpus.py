@@ -124,6 +124,13 @@ def layouts(request: PlanRequest, num_gpus: int, wishes: LayoutWishes) -> tuple[
     return tuple(layout for layout in every if _allows(wishes, layout))
 
 
+def with_enough_steps(request: PlanRequest, num_gpus: int, wishes: LayoutWishes) -> PlanRequest:
+    """The request; where only the last step makes a layout of this shape possible, without folding it."""
+    unfolded = replace(request, fold_last_step=False)
+    is_needed = not layouts(request, num_gpus, wishes) and layouts(unfolded, num_gpus, wishes)
+    return unfolded if is_needed else request
+
+
 def _all_layouts(request: PlanRequest, num_gpus: int) -> Iterator[Layout]:
     heads = request.models.dit.num_heads
     for vae_rank in (False, True):
@@ -171,6 +178,12 @@ def plan_layouts(
 
 
 def _try(request: PlanRequest, share: Share) -> Plan | None:
+    if share.shards > 1:
+        # FSDP gathers plain parameters only.
+        wished = request.wishes.precision or "bf16"
+        if wished not in {"fp32", "bf16"}:
+            return None
+        request = replace(request, wishes=replace(request.wishes, precision=wished))
     try:
         return make_plan(request, share)
     except MemoryBudgetError:

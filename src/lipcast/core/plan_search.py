@@ -325,7 +325,8 @@ class _Times:
     def _fixed_to_gpu(self) -> int:
         work = self._work
         sink = work.ticks_per_block * work.num_layers * work.sink_layer_bytes
-        return self._parked_bytes + (sink if work.setting.sink_streamed else 0)
+        shards = work.ticks_per_block * work.shard_bytes if work.shards_on_host else 0
+        return self._parked_bytes + shards + (sink if work.setting.sink_streamed else 0)
 
     @cached_property
     def _gather_s(self) -> float:

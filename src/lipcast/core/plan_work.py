@@ -110,8 +110,19 @@ class Workload:
     def weights_bytes(self, resident: int) -> int:
         """Resident layers, and the slots that the others pass through."""
         if self.share.shards > 1:
-            return -(-self.layers_total[-1] // self.share.shards) + 2 * self.widest_layer_bytes
+            kept = 0 if self.shards_on_host else self.shard_bytes
+            return kept + 2 * self.widest_layer_bytes
         return self.layers_total[resident] + self.slot_bytes(resident)
+
+    @property
+    def shard_bytes(self) -> int:
+        """What one GPU keeps of all layers."""
+        return -(-self.layers_total[-1] // self.share.shards)
+
+    @property
+    def shards_on_host(self) -> bool:
+        """Whether the shards are kept in host memory, and pass through the GPU."""
+        return self.share.shards > 1 and self.request.wishes.max_resident_layers == 0
 
     def slot_bytes(self, resident: int) -> int:
         streams = resident < self.num_layers and self.share.shards == 1
@@ -257,6 +268,7 @@ class Workload:
             Part("text encoder", sizes.text_encoder_bytes(models.text) if on_host else 0),
             Part("sink", sink),
             Part("decoder state", parked),
+            Part("shards of layers, pinned", self.shard_bytes if self.shards_on_host else 0),
         )
 
     @property

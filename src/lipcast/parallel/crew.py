@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
+from lipcast import errors
 from lipcast.errors import LipcastError, MemoryBudgetError, RankError
 from lipcast.parallel.messages import Failed, Join, Ready, Stop, Tell, Told
 from lipcast.parallel.roles import Role, roles_of
@@ -207,13 +208,19 @@ class Crew:
         if culprit.failure is not None:
             _log.debug("%s:\n%s", culprit.name, culprit.failure.trace)
         self.close()
-        kind = (
-            MemoryBudgetError
-            if "OutOfMemory" in sentence or "MemoryBudget" in sentence
-            else RankError
-        )
+        kind = _kind_of(culprit.failure)
         self._error = kind(f"{sentence}; all ranks were ended; finished frames are kept")
         raise self._error
+
+
+def _kind_of(failure: Failed | None) -> type[LipcastError]:
+    """The error of this process that stands for a rank's."""
+    if failure is None:
+        return RankError
+    if failure.kind == "OutOfMemoryError":
+        return MemoryBudgetError
+    found = getattr(errors, failure.kind, RankError)
+    return found if issubclass(found, LipcastError) else RankError
 
 
 def _culprit(members: Sequence[Member], first: Member) -> Member:

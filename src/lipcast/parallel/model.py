@@ -15,7 +15,7 @@ import torch
 
 from lipcast.core.gpu_options import GpuOptions
 from lipcast.core.hardware import CPU, Hardware, gpu_described
-from lipcast.core.plan_gpus import LayoutPlan, plan_layouts, stage_steps
+from lipcast.core.plan_gpus import LayoutPlan, plan_layouts, stage_steps, with_enough_steps
 from lipcast.core.plan_table import layout_document
 from lipcast.core.plan_types import Budget, PlanRequest
 from lipcast.core.request import GenerateOptions
@@ -59,15 +59,11 @@ def plan_crew(
     terms = _terms(settings)
     request = terms.request(default_geometry(terms.models), expected)
     wishes = replace(options.wishes, uses_all=exactly)
-    try:
-        return plan_layouts(request, options.num_gpus, wishes)[0], request
-    except UsageError:
-        unfolded = replace(request, fold_last_step=False)
-        if unfolded == request:
-            raise
-        found = plan_layouts(unfolded, options.num_gpus, wishes)
-    _log.info("the last step is not folded: %s needs it", found[0].layout)
-    return found[0], unfolded
+    found = with_enough_steps(request, options.num_gpus, wishes)
+    plan = plan_layouts(found, options.num_gpus, wishes)[0]
+    if found != request:
+        _log.info("the last step is not folded: %s needs it", plan.layout)
+    return plan, found
 
 
 class CrewModel:

@@ -1,0 +1,152 @@
+"""Write docs/many-gpus.md: its tables and timelines are computed by the planner.
+
+Run from the root of the project: .venv/bin/python scripts/gpu_docs.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shlex
+from pathlib import Path
+
+import typer
+from typer.main import get_command
+
+from lipcast.cli.plan import plan_request, register
+from lipcast.core.hardware import GIB
+from lipcast.core.plan_gpus import plan_layouts
+
+TARGET = Path(__file__).parents[1] / "docs" / "many-gpus.md"
+COUNTS = (1, 2, 3, 4, 5, 8)
+CARDS = (("rtx4090", "256GB"), ("h100", "512GB"))
+IN_FULL = ("--gpu h100 --gpus 3 --ram 512GB", "--gpu rtx4090 --gpus 8 --ram 256GB")
+PUBLISHED = (
+    "--gpu rtx4090 --gpus 4 --ram 128GB --num_gpus_dit 3 --enable_vae_parallel --dit_fsdp "
+    '--size "688*368" --infer_frames 32 --sample_steps 3 --enable_online_decode'
+)
+
+HEAD = """\
+# Several GPUs
+
+Any number, with one command. The fastest layout is planned, every process is started, watched and ended
+by it:
+
+```bash
+lipcast generate --image me.png --audio hello.wav --ckpt_dir ckpt/Wan2.2-S2V-14B --gpus 4
+```
+
+```text
+torchrun --nproc_per_node 4 --no-python lipcast generate --image me.png --audio hello.wav --ckpt_dir ...
+```
+
+Under torchrun its processes are joined, also on several machines. On a CPU several processes do the same
+with the embedded model, for trying it out:
+
+```bash
+lipcast generate --image examples/portrait_0.png --audio examples/speech_b_male.wav -o two.mp4 \\
+  --device cpu --gpus 2 --num_clip 1
+```
+
+In Python, `lipcast.load(..., gpus=4)` with the fields of `lipcast.core.gpu_options.GpuOptions`; `close` the
+model, or use it in a `with`, to end its processes. It makes one video at a time.
+
+## How the work is shared
+
+| | what is split | what crosses | flag |
+| --- | --- | --- | --- |
+| stages | denoising steps: a stage owns consecutive ones, with their rings and a sink of its own | the \
+latents of a block, beside the computation | `--num_gpus_dit`, over `--ulysses_size` |
+| Ulysses | tokens and attention heads of one step; a rank keeps the rings of its heads only | tokens for \
+heads and back, around every self-attention | `--ulysses_size` |
+| sharded weights | every layer over all ranks of the transformer (FSDP2), in host memory with \
+`--offload_model True` | a layer is gathered before it is used, the next one meanwhile | `--dit_fsdp` |
+| decoder | the last stage decodes beside its steps, or a rank does nothing else | latents | \
+`--enable_vae_parallel` |
+
+All of them give the video of one GPU: bit for bit where shapes stay the same (stages, sharding, a decoder
+of its own), and within 1e-5 of the largest latent where sums have another order (Ulysses). Tokens need not
+divide by the degree of Ulysses: a rank has one more than another, and nothing is padded. Heads must divide
+by it. A stage that owns several steps does them one after the other, or with `--schedule wavefront` all in
+one pass. More GPUs than steps go to Ulysses or stay idle; a combination that cannot be is refused with
+those near it. Three sampling steps make two evaluations when the last is folded: three stages switch
+folding off.
+
+The anchor is replaced without stopping the stages: each fills its own sink when it comes to that block.
+With sharded weights all stages work in step, since each needs the others' shards; there they wait once.
+
+At the end the command names the bottleneck; `--json` has, for every rank, the seconds of computing,
+decoding, waiting and sending. When a rank fails or is killed, all are ended within seconds, the message
+says which one it was and what it said, and the frames that are written stay playable.
+
+Weights and rings that do not fit a rank stream from host memory, as on one GPU ([small GPUs](low-memory.md));
+lossless rungs of the ladder are taken rank by rank, except where ranks exchange within a pass (Ulysses,
+sharding). Quantised weights are not sharded: FSDP gathers bf16 or fp32.
+
+The process that makes the video hears the sound on the CPU, and takes no GPU memory.
+
+## Layouts for 1 to 8 GPUs
+
+Predictions of `lipcast plan`, for the published 14B model at its default size; none of them was measured.
+What they rest on is said in [planning](plan.md).
+"""
+
+TIMELINES = """
+## Who does what when
+"""
+
+STUDY = """
+## The published case: four cards with 24 GB
+
+`--num_gpus_dit 3 --enable_vae_parallel --dit_fsdp` with 32 frames, 3 steps, 688*368 and online decode.
+The public implementation gathers everything outside its blocks as one unit of 4.17 GiB and needs 21.2 of
+the 22.15 GB; here two layers are whole at a time:
+"""
+
+MEASURE = """
+## Measuring
+
+```text
+.venv/bin/python benchmarks/layouts.py
+```
+
+measures one process by part, predicts the layouts of two and three processes from that, runs them, and says
+whether the prediction ranks them right. {measured}
+"""
+MEASURED = "MEASURED_HERE"
+
+
+def document() -> str:
+    """The whole page."""
+    parts = [HEAD, *(_table(*card) for card in CARDS), TIMELINES, *map(_example, IN_FULL)]
+    return "".join((*parts, STUDY, _example(PUBLISHED), MEASURE.format(measured=MEASURED)))
+
+
+def _table(card: str, ram: str) -> str:
+    rows = [f"\n### {card}, {ram} of host memory\n"]
+    rows.append("| GPUs | layout | GPU, GiB | s per block | frames/s | first pictures, s |")
+    rows.append("| --- | --- | --- | --- | --- | --- |")
+    for count in COUNTS:
+        request = plan_request({"gpu": card, "ram": ram})
+        plan = plan_layouts(request, count)[0]
+        idle = count - plan.layout.num_gpus
+        rows.append(
+            f"| {count} | {plan.layout}{f', {idle} idle' if idle else ''} | "
+            f"{plan.vram_bytes / GIB:.1f} | {plan.block_s:.2f} | {plan.frames_per_s:.1f} | "
+            f"{plan.first_block_s:.1f} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def _example(command: str) -> str:
+    app = typer.Typer(add_completion=False)
+    app.callback()(lambda: None)
+    register(app)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        get_command(app).main(["plan", *shlex.split(command)], standalone_mode=False)
+    return f"\n```text\n$ lipcast plan {command}\n{out.getvalue().rstrip()}\n```\n"
+
+
+if __name__ == "__main__":
+    TARGET.write_text(document(), "utf-8")
