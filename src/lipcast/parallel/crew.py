@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lipcast import errors
-from lipcast.errors import LipcastError, MemoryBudgetError, RankError
+from lipcast.errors import CancelledError, LipcastError, MemoryBudgetError, RankError
 from lipcast.parallel.messages import Failed, Join, Ready, Stop, Tell, Told
 from lipcast.parallel.roles import Role, roles_of
 from lipcast.runtime import child_environment, logger
@@ -196,6 +196,10 @@ class Crew:
             message = pickle.loads(member.link.recv_bytes())
         except (EOFError, OSError):
             return None
+        except KeyboardInterrupt:
+            # Half a message may have been read: what follows it means nothing.
+            self._error = CancelledError("stopped; load the model again")
+            raise
         if isinstance(message, Failed):
             member.failure = message
             return None
