@@ -33,7 +33,7 @@ from lipcast.weights.checkpoint import (
     read_json,
 )
 from lipcast.weights.files import open_tensors
-from lipcast.weights.load import load_into
+from lipcast.weights.load import load_into, without_memory
 from lipcast.weights.lora import LoraSpec, merge_loras
 from lipcast.weights.manifest import read_manifest
 from lipcast.weights.prompts import PromptCache, PromptEmbedding, read_embedding
@@ -150,7 +150,7 @@ def load_bundle(
         _log.warning("%s: has no text encoder; give prompts as embeddings", directory)
     dit_config, vae_config = read_configs(files)
     side_dtype = dtype if device.type == "cuda" else torch.float32
-    with torch.device("meta"):
+    with without_memory():
         dit, vae = DiT(dit_config), VideoVAE(vae_config)
     source = open_transformer(files, precision=precision, loras=loras, device=device)
     if load_dit is None:
@@ -194,7 +194,7 @@ def load_speech_encoder(folder: Path, *, device: torch.device) -> SpeechEncoder:
     weights = folder / "model.safetensors"
     if not weights.exists():
         weights = folder / "pytorch_model.bin"
-    with torch.device("meta"):
+    with without_memory():
         encoder = SpeechEncoder(SpeechConfig.from_json(read_json(folder / "config.json")))
     source = RenamedSource(open_tensors(weights), speech_name)
     load_into(encoder, source, dtype=torch.float32, device=device)
@@ -208,7 +208,7 @@ def load_text_encoder(files: CheckpointFiles) -> TextEncoder:
     config = (
         TextConfig.from_json(read_json(files.text_config)) if files.text_config else TextConfig()
     )
-    with torch.device("meta"):
+    with without_memory():
         encoder = TextEncoder(config, files.tokenizer)
     # Mapped: what the system takes back under pressure it can read again, so 11 GB fit anywhere.
     source = RenamedSource(open_tensors(files.text, mapped=True), text_name)
