@@ -7,13 +7,14 @@ Input: JSON-lines files, one record a line: `kind` is "bench" or "quality". Outp
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lipcast.errors import InputError
+from lipcast.errors import InputError, OutputError
 from lipcast.runtime import logger
 
 _log = logger("lab.results")
@@ -125,6 +126,24 @@ def _read(path: Path) -> list[dict[str, Any]]:
     if lines and not records:
         raise InputError(f"expected a file of results, got {path} without a single one")
     return records
+
+
+def append_result(path: Path, record: Mapping[str, Any]) -> None:
+    """Add one record; a torn last line, of whoever was killed, is ended first. Raises OutputError."""
+    try:
+        with path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write(json.dumps(record).encode() + b"\n")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def quality_record(evaluation: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, Any]:
+    """An evaluation's document as a record; `cell`: the flags that its video was made with."""
+    return {"kind": "quality", "cell": dict(cell), "evaluation": dict(evaluation)}
 
 
 def by_cell(records: Iterable[Mapping[str, Any]]) -> list[CellResult]:

@@ -19,9 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from lipcast.errors import MemoryBudgetError, OutputError
+from lipcast.errors import MemoryBudgetError
 from lipcast.lab.matrix import Cell
-from lipcast.lab.results import read_results
+from lipcast.lab.results import append_result, read_results
 from lipcast.lab.sampler import Sampler, Samples
 
 OK, REFUSED, NO_MEMORY = "ok", "refused", "out of memory"
@@ -60,7 +60,7 @@ def run_sweep(
             if (key_of(cell), repeat) in done:
                 continue
             record = _record(sweep, cell, repeat)
-            _append(results, record)
+            append_result(results, record)
             yield record
             if record["status"] == REFUSED:
                 break
@@ -81,16 +81,6 @@ def _done(results: Path) -> set[tuple[str, int]]:
     return done | {(key_of(r["cell"]), repeat) for r in refused for repeat in range(1000)}
 
 
-def _append(results: Path, record: dict[str, Any]) -> None:
-    try:
-        torn = results.exists() and not results.read_bytes().endswith(b"\n")
-        with results.open("a", encoding="utf-8") as file:
-            is_torn = torn and results.stat().st_size > 0
-            file.write(("\n" if is_torn else "") + json.dumps(record) + "\n")
-    except OSError as error:
-        raise OutputError(f"{results}: cannot be written ({error.strerror or error})") from error
-
-
 def _record(sweep: Sweep, cell: Cell, repeat: int) -> dict[str, Any]:
     began = datetime.now(UTC)
     record: dict[str, Any] = {
@@ -99,6 +89,7 @@ def _record(sweep: Sweep, cell: Cell, repeat: int) -> dict[str, Any]:
         "repeat": repeat,
         "command": sweep.shown_command(cell),
         "started": began.isoformat(timespec="seconds"),
+        "load_before": round(os.getloadavg()[0], 2),
     }
     if reason := sweep.refusal(cell):
         return record | {"status": REFUSED, "reason": reason}
