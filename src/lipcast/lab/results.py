@@ -132,11 +132,9 @@ def append_result(path: Path, record: Mapping[str, Any]) -> None:
     """Add one record; a torn last line, of whoever was killed, is ended first. Raises OutputError."""
     try:
         with path.open("ab+") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    file.write(b"\n")
-            file.write(json.dumps(record).encode() + b"\n")
+            file.seek(-1 if file.tell() else 0, os.SEEK_END)
+            torn = file.read(1) not in (b"", b"\n")
+            file.write((b"\n" if torn else b"") + json.dumps(record).encode() + b"\n")
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
