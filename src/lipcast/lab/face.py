@@ -31,10 +31,13 @@ _MIN_PRESENCE = 0.5
 _MIN_SHARE = 0.8
 """Of the frames must show a face for curves to mean something."""
 _SCALES = (1.0, 0.7, 0.5, 0.35)
-_UPPER_LIP, _LOWER_LIP = 13, 14
-_MOUTH_LEFT, _MOUTH_RIGHT = 78, 308
+INNER_LIPS = 13, 14
+"""Upper and lower."""
+MOUTH_CORNERS = 78, 308
 _EYES = ((33, 133, 159, 145), (263, 362, 386, 374))
 """Outer corner, inner corner, upper lid, lower lid."""
+EYE_CORNERS = _EYES[0][0], _EYES[1][0]
+"""The outer ones."""
 _BROWS = ((105, 159), (334, 386))
 """Brow and the lid below it."""
 
@@ -84,12 +87,12 @@ def track(footage: Footage, model: Model) -> FaceTrack:
 
 def components(points: Points) -> dict[str, NDArray[np.float64]]:
     """What a face does, [n] each, in distances between the outer corners of the eyes."""
-    scale = _distance(points, _EYES[0][0], _EYES[1][0])
+    scale = _distance(points, *EYE_CORNERS)
     eyes = [_distance(points, upper, lower) for _, _, upper, lower in _EYES]
     brows = [_distance(points, brow, lid) for brow, lid in _BROWS]
     return {
-        "mouth opening": _distance(points, _UPPER_LIP, _LOWER_LIP) / scale,
-        "mouth width": _distance(points, _MOUTH_LEFT, _MOUTH_RIGHT) / scale,
+        "mouth opening": _distance(points, *INNER_LIPS) / scale,
+        "mouth width": _distance(points, *MOUTH_CORNERS) / scale,
         "eye opening": (eyes[0] + eyes[1]) / (2 * scale),
         "brow height": (brows[0] + brows[1]) / (2 * scale),
     }

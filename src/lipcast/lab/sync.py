@@ -67,16 +67,16 @@ def lagged(opening: Curve, voice: Curve) -> dict[int, float]:
 
 
 def lip_sync(
-    opening: Curve, voice: Curve, *, confidence: float, group: str = GROUP
+    opening: Curve, voice: Curve, *, confidence: float, group: str = GROUP, note: str = ""
 ) -> list[Metric]:
     """How closely the mouth follows the voice, and how late.
 
     correlation: Pearson's r of the mouth's opening with the loudness of the same frame; -1..1, no
     unit, higher is better. best correlation: the highest over lags of up to 12 frames, on the frames that
-    have all of these lags. offset: the
-    lag of that one in frames, positive where the mouth is late; 0 is best. confidence: how sure the
-    detector is of the mouth, 0..1. Source: this project, after the audio-visual offset of Chung and
-    Zisserman 2016 with loudness and opening in place of their network.
+    have all of these lags. offset: the lag of that one in frames, positive where the mouth is late; 0 is
+    best. confidence: share of what the mouth's pixels do that the opening explains, 0..1; `note` says
+    more of it. Source: this project, after the audio-visual offset of Chung and Zisserman 2016 with
+    loudness and opening in place of their network.
     """
     names = ("correlation", "best correlation", "offset")
     reason = _unusable(opening, voice)
@@ -98,9 +98,7 @@ def lip_sync(
             note=f"at lag {best:+d}, without the first and last {reach}",
         ),
         measured(group, "offset", best, "frames", "zero", note="positive: the mouth is late"),
-        measured(
-            group, "confidence", confidence, "", "neither", note="of the mouth detector, 0..1"
-        ),
+        measured(group, "confidence", confidence, "", "neither", note=note or "of the mouth, 0..1"),
     ]
 
 

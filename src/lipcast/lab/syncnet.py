@@ -85,7 +85,9 @@ def load_network(path: Path) -> Network:
     return OnTorch()
 
 
-def syncnet(footage: Footage, face: FaceTrack, sound: Path, network: Network) -> list[Metric]:
+def syncnet(
+    footage: Footage, face: FaceTrack, sound: Path | None, network: Network
+) -> list[Metric]:
     """How surely SyncNet finds that mouth and voice belong together.
 
     distance: Euclid between the 1024 numbers of five pictures and of their 0.2 s of sound, mean over the
@@ -96,6 +98,8 @@ def syncnet(footage: Footage, face: FaceTrack, sound: Path, network: Network) ->
     """
     if face.points is None:
         return _unavailable(face.reason)
+    if sound is None:
+        return _unavailable("the video has no sound and none was given (--audio)")
     if footage.fps != VIDEO_FPS:
         return _unavailable(f"{footage.fps:g} frames a second; SyncNet knows {VIDEO_FPS}")
     voice = speech(sound)
