@@ -256,11 +256,33 @@ def test_the_verb_sweeps(tmp_path, capsys):
     assert "frames/s" in capsys.readouterr().out
 
 
+def test_repeats_measure_the_flags_as_given(tmp_path, capsys, monkeypatch):
+    """One cell, so many processes; what each said is median and spread in the table."""
+    commands = []
+
+    def run(command, timeout_s):
+        commands.append(command)
+        row = {**DOCUMENT["rows"][0], "frames_per_s": 4.0 + len(commands)}
+        document = {**DOCUMENT, "rows": [row]}
+        return {"status": "ok", "reason": "", "document": document}
+
+    monkeypatch.setattr("lipcast.lab.sweep._run", run)
+    results = tmp_path / "r.jsonl"
+    flags = ["--sample_steps", "3", "--results", str(results)]
+    assert main(["bench", "--repeats", "3", *flags]) == 0
+    assert "6.00 (5.00-7.00)" in capsys.readouterr().out
+    assert len(commands) == 3 and commands[0][-10:-1] == [
+        "bench", "--schedule", "sequential", "--sample_steps", "3", "--num_blocks", "4",
+        "--warm_up_blocks", "4",
+    ]  # fmt: skip
+    assert [record["cell"] for record in read_results([results])] == [{"sample_steps": 3}] * 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--preset", "other"], "low-vram-study"),
-        (["--resume"], "--matrix or --preset"),
+        (["--resume"], "--matrix, --preset or --repeats"),
         (["--preset", "low-vram-study", "--matrix", "m.toml"], "leave one out"),
         (["--preset", "low-vram-study", "--repeats", "0"], "at least 1"),
     ],

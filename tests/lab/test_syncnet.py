@@ -26,7 +26,7 @@ from lipcast.lab.syncnet import (
 )
 from lipcast.lab.syncnet_model import SyncNet
 
-NUM_FRAMES = 80
+NUM_FRAMES = 64
 OPENING = syllable_opening(NUM_FRAMES)
 
 

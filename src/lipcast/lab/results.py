@@ -31,6 +31,10 @@ class Spread:
     most: float
     n: int
 
+    def scaled(self, unit: float) -> Spread:
+        """In another unit: `unit` of the old ones."""
+        return Spread(self.median / unit, self.least / unit, self.most / unit, self.n)
+
     def text(self, digits: int = 2) -> str:
         """ "1.23 (1.20-1.31)"; the median alone where there is one value."""
         if self.n == 1:
