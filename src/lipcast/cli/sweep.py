@@ -52,9 +52,9 @@ def run(values: Mapping[str, Value], given: Mapping[str, Given], talk: Talk) -> 
     from lipcast.lab.sweep import Sweep, run_sweep
 
     matrix = _matrix(values)
-    flags = {flag.name: flag for flag in FLAGS}
+    known = {flag.name: flag for flag in FLAGS}
     # In their kinds, as a matrix has them: the report joins results by these values.
-    shared = {name: parse(flags[name], given[name]) for name in given if name not in _TALK}
+    shared = {name: parse(known[name], given[name]) for name in given if name not in _TALK}
     cells = [{**shared, **cell} for cell in matrix.cells()]
     timeout = float(values["timeout_s"]) if "timeout_s" in values else None
     sweep = Sweep(
