@@ -40,6 +40,8 @@ LIMIT = 0.03
 class PassThrough:
     """Prepares a video for real, rings and sink included, and calls the noise of a block clean."""
 
+    num_outstanding = 0
+
     def __init__(self, model: DiT, spec: VideoSpec, anchor: Anchor, context: torch.Tensor) -> None:
         self._real = LaneExecutor(model, spec, anchor, context)
         self._noise = NoiseSource(spec.options.seed, spec.geometry)
@@ -52,6 +54,10 @@ class PassThrough:
         last, count = self._spec.order.num_steps - 1, self._spec.geometry.frames_per_block
         done = [unit.block for unit in tick if unit.step == last]
         return [(b, self._noise.frames(self._spec.first_frame(b), count)) for b in done]
+
+    def inputs_of(self, block: int) -> tuple[torch.Tensor, ...]:
+        assert block >= 0
+        return ()
 
 
 def main() -> None:

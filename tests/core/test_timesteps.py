@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipcast.core.randomness import fixed_distance, seeded_distance
+from lipcast.core.randomness import FixedDistance, SeededDistance
 from lipcast.core.timesteps import flow_schedule
 
 
@@ -30,13 +30,13 @@ def test_folding_keeps_the_other_steps():
 
 @given(st.integers(0, 2**63), st.integers(0, 10**7))
 def test_distance_is_a_function_of_seed_and_block(seed, block):
-    draw = seeded_distance(seed)
+    draw = SeededDistance(seed)
     assert 4 <= draw(block, 0) <= 30
     assert len({draw(block, step) for step in range(4)}) == 1
-    assert seeded_distance(seed)(block, 0) == draw(block, 0)
+    assert SeededDistance(seed)(block, 0) == draw(block, 0)
 
 
 def test_distances_vary():
-    draw = seeded_distance(420)
+    draw = SeededDistance(420)
     assert {draw(block, 0) for block in range(500)} == set(range(4, 31))
-    assert fixed_distance(7)(3, 2) == 7
+    assert FixedDistance(7)(3, 2) == 7

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import lipcast
 from lipcast.core.schedule import Order, ticks
-from lipcast.engine.past import PastRecorder
+from lipcast.engine.past import PastBlock, PastRecorder
 
 OPTIONS: dict[str, Any] = {"size": "64*64", "infer_frames": 16}
 
@@ -93,13 +93,14 @@ def test_a_later_start_takes_what_lies_before_as_finished(
 def test_a_recorder_keeps_a_window() -> None:
     recorder = PastRecorder(window=8, frames_per_block=3)
     assert recorder.past() is None
-    for number in range(7):
-        recorder.add(torch.full((1, 3, 1, 1), float(number)), torch.full((1, 1, 12), float(number)))
+    for number in range(9):
+        latent, voice = torch.full((1, 3, 1, 1), number), torch.full((1, 1, 12), number)
+        recorder.add(PastBlock(latent, voice, (latent,)))
     past = recorder.past()
     assert past is not None
-    assert (past.next_block, past.first_block, len(past.blocks)) == (7, 4, 3)
-    assert past.first_C1HW.item() == 0 and past.blocks[0].latent_CFHW[0, 0].item() == 4
+    assert (past.next_block, past.first_block, len(past.blocks)) == (9, 3, 6)
+    assert past.first_C1HW.item() == 0 and past.blocks[0].latent_CFHW[0, 0].item() == 3
     other = PastRecorder(window=3, frames_per_block=3)
     other.resume(past)
-    again = other.past()
-    assert again is not None and (again.next_block, again.first_block) == (7, 6)
+    again = other.past()  # no less than the decoder looks back
+    assert again is not None and (again.next_block, again.first_block) == (9, 4)

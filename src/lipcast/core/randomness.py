@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 MIN_COND_DISTANCE = 4
 MAX_COND_DISTANCE = 30
@@ -15,18 +16,25 @@ CondDistance = Callable[[int, int], int]
 """(block, step) -> how many latent frames the reference lies ahead of the block."""
 
 
-def seeded_distance(seed: int) -> CondDistance:
+@dataclass(frozen=True, slots=True)
+class SeededDistance:
     """A distance of 4..30 drawn once per block, as in training; the steps of a block share it."""
 
-    def distance(block: int, step: int) -> int:
+    seed: int
+
+    def __call__(self, block: int, step: int) -> int:
         del step
-        digest = hashlib.sha256(f"{seed}/{block}".encode()).digest()
+        digest = hashlib.sha256(f"{self.seed}/{block}".encode()).digest()
         span = MAX_COND_DISTANCE - MIN_COND_DISTANCE + 1
         return MIN_COND_DISTANCE + int.from_bytes(digest[:8], "big") % span
 
-    return distance
 
-
-def fixed_distance(value: int) -> CondDistance:
+@dataclass(frozen=True, slots=True)
+class FixedDistance:
     """The same distance everywhere."""
-    return lambda _block, _step: value
+
+    value: int
+
+    def __call__(self, block: int, step: int) -> int:
+        del block, step
+        return self.value

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from lipcast.core.config import DiTConfig, VAEConfig
 from lipcast.core.geometry import Geometry, fit_size
-from lipcast.core.randomness import CondDistance, fixed_distance, seeded_distance
+from lipcast.core.randomness import CondDistance, FixedDistance, SeededDistance
 from lipcast.core.request import GenerateOptions, parse_size
 from lipcast.core.schedule import Order, lanes_of
 from lipcast.core.timesteps import FlowSchedule, flow_schedule
@@ -103,5 +103,5 @@ def _output_size(
 
 def _distance(options: GenerateOptions) -> CondDistance:
     if options.cond_distance is not None:
-        return fixed_distance(options.cond_distance)
-    return seeded_distance(options.seed)
+        return FixedDistance(options.cond_distance)
+    return SeededDistance(options.seed)

@@ -57,13 +57,16 @@ class FrameDecoder:
         past_CFHW: Tensor | None = None,
         output_size: tuple[int, int] | None = None,
     ) -> None:
-        """`past_CFHW`: clean latents that the video goes on from, in place of the still portrait.
+        """`past_CFHW`: clean latents that the video goes on from; they follow on the still portrait,
+        as they did if they are the video's first.
         `output_size` (height, width): of the frames, where they shall have another than the latents'.
         """
         self._vae = vae
         self._output_size = output_size
         self.state = vae.new_decoder_state()
-        history_CFHW = anchor.still_CFHW[:, :PRIMING_LATENTS] if past_CFHW is None else past_CFHW
+        history_CFHW = anchor.still_CFHW[:, :PRIMING_LATENTS]
+        if past_CFHW is not None:
+            history_CFHW = torch.cat((history_CFHW, past_CFHW), dim=1)
         device = history_CFHW.device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         with self._aside(history_CFHW):

@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from lipcast.core.geometry import Geometry
 from lipcast.core.plan_types import Plan
 from lipcast.core.video_spec import VideoSpec, respecified
 from lipcast.engine.conditions import Anchor, encode_anchor
-from lipcast.engine.decode import PRIMING_LATENTS, FrameDecoder, StreamingDecoder
+from lipcast.engine.decode import FrameDecoder, StreamingDecoder
 from lipcast.engine.ladder import Ladder
 from lipcast.engine.past import Past, PastBlock
 from lipcast.engine.rollout import LaneExecutor, session_shape
@@ -99,9 +98,8 @@ class PlannedVideo:
         spec = respecified(
             self._spec, plan.request.geometry, dit.config, steps=plan.request.sample_steps
         )
-        geometry = spec.geometry
         anchor = encode_subject(networks, self._subject, spec)
-        seen = None if past is None else _resized(past, geometry)
+        seen = None if past is None else _adapted(past, spec)
         memory = SessionMemory(
             dit, session_shape(spec, seen), self._steward.machine, session_plan(plan)
         )
@@ -166,15 +164,18 @@ def encode_subject(networks: Networks, subject: Subject, spec: VideoSpec) -> Anc
 
 def last_latents(past: Past) -> Tensor:
     """What warms the decoder up before a video goes on: the last clean latents [C, F, H, W]."""
-    latents_CFHW = torch.cat([block.latent_CFHW for block in past.blocks], dim=1)
-    return latents_CFHW[:, -PRIMING_LATENTS:]
+    return torch.cat([block.latent_CFHW for block in past.blocks], dim=1)
 
 
-def _resized(past: Past, geometry: Geometry) -> Past:
-    """The past as it would look in another size, and only as long as the window there."""
-    size = geometry.latent_height, geometry.latent_width
-    kept = past.blocks[-geometry.window // geometry.frames_per_block :]  # rounded up
-    blocks = tuple(PastBlock(_fitted(block.latent_CFHW, size), block.voice_LCV) for block in kept)
+def _adapted(past: Past, spec: VideoSpec) -> Past:
+    """The past as it would look in the size and with the steps of a video."""
+    size = spec.geometry.latent_height, spec.geometry.latent_width
+    inputs, is_same = past.blocks[-1].inputs, tuple(past.first_C1HW.shape[2:]) == size
+    if is_same and len(inputs) in (0, spec.order.num_steps):
+        return past
+    blocks = tuple(
+        PastBlock(_fitted(block.latent_CFHW, size), block.voice_LCV) for block in past.blocks
+    )
     return replace(past, blocks=blocks, first_C1HW=_fitted(past.first_C1HW, size))
 
 

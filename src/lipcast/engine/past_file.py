@@ -1,9 +1,9 @@
 """A `Past` as one file: what a video goes on from in another process, or on another day.
 
 Input: a past, a path. Output: one safetensors file, complete or not there at all, that holds the hash of
-its data; the past again, bit for bit. Bytes: 4 * (latents + voices of the window), 0.9 MB for the embedded
-model at 256x256, 8 MB for the 14B at 704x384; no rings, which are tens of GB for a large model and are made
-again by replay.
+its data; the past again, bit for bit. Bytes: 4 * (voices + (1 + steps) * latents) of the blocks remembered,
+6 MB for the embedded model at 256x256, 36 MB for the 14B at 704x384; no rings, which are tens of GB for a
+large model and are made again by replay.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from lipcast.weights.safetensors_file import SafetensorsSource
 from lipcast.weights.source import TensorInfo
 from lipcast.weights.writer import write_safetensors
 
-FORMAT = "lipcast past 1"
-_LATENTS, _VOICES, _FIRST = "latents", "voices", "first"
-_NAMES = (_LATENTS, _VOICES, _FIRST)
+FORMAT = "lipcast past 2"
+_LATENTS, _VOICES, _FIRST, _INPUTS = "latents", "voices", "first", "inputs"
+_ALWAYS = {_LATENTS, _VOICES, _FIRST}
+"""Inputs are there for the newest blocks: all, or those since the video last changed its size or steps."""
 
 
 def write_past(path: Path, past: Past) -> str:
@@ -32,6 +33,9 @@ def write_past(path: Path, past: Past) -> str:
         _VOICES: torch.stack([block.voice_LCV for block in past.blocks]),
         _FIRST: past.first_C1HW,
     }
+    inputs = [torch.stack(block.inputs) for block in past.blocks if block.inputs]
+    if inputs:
+        tensors[_INPUTS] = torch.stack(inputs)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     infos = [TensorInfo(name, tuple(t.shape), t.dtype) for name, t in tensors.items()]
     metadata = {
@@ -47,22 +51,25 @@ def read_past(path: Path, device: torch.device | str = "cpu") -> Past:
     if not path.is_file():
         raise InputError(f"{path}: expected the past of a video, found nothing there; start anew")
     source = SafetensorsSource(path)
-    if source.metadata.get("format") != FORMAT or set(source.infos) != set(_NAMES):
+    found = source.metadata.get("format", "another file")
+    if found != FORMAT or set(source.infos) - {_INPUTS} != _ALWAYS:
         raise InputError(
-            f'{path}: expected the past of a video ("{FORMAT}"), got another file; start anew'
+            f'{path}: expected the past of a video ("{FORMAT}"), got "{found}"; start the video anew'
         )
-    tensors = {name: source.read(name) for name in _NAMES}
+    tensors = {name: source.read(name) for name in source.infos}
     next_block = int(source.metadata["next_block"])
     if source.metadata.get("sha256") != _hash(next_block, tensors):
         raise InputError(f"{path}: expected data with the hash in it, got others; start anew")
-    latents, voices = tensors[_LATENTS].to(device), tensors[_VOICES].to(device)
-    blocks = tuple(PastBlock(*pair) for pair in zip(latents, voices, strict=True))
-    return Past(next_block, blocks, tensors[_FIRST].to(device))
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+    latents, inputs = tensors[_LATENTS], [tuple(steps) for steps in tensors.get(_INPUTS, ())]
+    known = [()] * (len(latents) - len(inputs)) + inputs
+    blocks = tuple(map(PastBlock, latents, tensors[_VOICES], known))
+    return Past(next_block, blocks, tensors[_FIRST])
 
 
 def _hash(next_block: int, tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256(f"{next_block}".encode())
-    for name in _NAMES:
+    for name in sorted(tensors):
         digest.update(f"{name} {tuple(tensors[name].shape)}".encode())
         digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -21,17 +21,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lipcast.core.schedule import Tick, ticks
+from lipcast.core.schedule import Scheduler, Tick
 from lipcast.core.video_spec import VideoSpec
 from lipcast.engine.audio_timeline import AudioTimeline
-from lipcast.engine.decode import FrameDecoder, PendingFrames
+from lipcast.engine.decode import PendingFrames
 from lipcast.engine.frames import BlockTimings, FrameBlock
-from lipcast.engine.past import Past, PastRecorder
+from lipcast.engine.past import Past, PastBlock, PastRecorder
 from lipcast.engine.rollout import Executor
 from lipcast.engine.stopwatch import Stopwatch
 from lipcast.errors import CancelledError
 
 _Result = TypeVar("_Result")
+
+
+class Decoder(Protocol):
+    """Whatever makes frames of latents, block by block."""
+
+    def submit(self, latent_CFHW: Tensor) -> PendingFrames:
+        """Begin to decode the next block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +47,7 @@ class Continuation:
 
     spec: VideoSpec
     executor: Executor
-    decoder: FrameDecoder
+    decoder: Decoder
     past: Past | None
 
 
@@ -69,31 +76,29 @@ class Session:
         self,
         spec: VideoSpec,
         executor: Executor,
-        decoder: FrameDecoder,
+        decoder: Decoder,
         timeline: AudioTimeline,
         *,
         device: torch.device,
         past: Past | None = None,
         recovery: Recovery | None = None,
-        describe_memory: Callable[[], dict[str, Any]] | None = None,
+        describe: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
         """With a `past` the first block is `past.next_block`, and all parts go on from it.
 
         `recovery` is asked when memory runs out; without it the error ends the session.
 
-        `describe_memory` gives what the report says about memory.
+        `describe` gives what the report says of the devices.
         """
         self.spec = spec
         self._executor = executor
         self._decoder = decoder
         self._timeline = timeline
         first_block = 0 if past is None else past.next_block
-        self._ticks = ticks(spec.order, max_lanes=spec.max_lanes, first_block=first_block)
-        self._held_tick: Tick | None = None
-        """A tick that waits for sound that has not come yet."""
+        self._scheduler = _scheduler(spec, first_block)
         self._voices: dict[int, Tensor] = {}
         """Speech features of the blocks that are not finished."""
-        self._recovery, self._describe_memory = recovery, describe_memory
+        self._recovery, self._describe = recovery, describe
         self._recorder = _recorder(spec)
         if past is not None:
             self._recorder.resume(past)
@@ -168,8 +173,8 @@ class Session:
             "num_frames": self._num_frames_made,
             "seconds": self._watch.totals(),
         }
-        if self._describe_memory is not None:
-            report["memory"] = self._describe_memory()
+        if self._describe is not None:
+            report.update(self._describe())
         return report
 
     def _step(self, *, wait: bool) -> bool:
@@ -177,16 +182,25 @@ class Session:
         self._check_running()
         if self._is_done():
             return self._collect(wait=True)
-        tick = self._held_tick or next(self._ticks)
-        self._held_tick = tick
-        if not self._listen(tick, wait=wait and not self._pending):
+        is_busy = bool(self._pending) or self._executor.num_outstanding > 0
+        tick = self._next_tick(wait=wait and not is_busy)
+        if not tick and not self._executor.num_outstanding:
             return self._collect(wait=True)
-        self._held_tick = None
         try:
-            self._run(self._within(tick))
+            self._run(tick)
         except Restart as restart:
             self._restart(restart)
         return True
+
+    def _next_tick(self, *, wait: bool) -> Tick:
+        """What can be run with the sound that has come; waits for sound if nothing else is to be run."""
+        tick = self._scheduler.ready(self._timeline.num_blocks)
+        starting = [unit for unit in tick if unit.step == 0]
+        for unit in starting:
+            if not self._listen(unit.block, wait=wait and len(tick) == 1):
+                tick = tuple(other for other in tick if other != unit)
+        self._scheduler.advance(tick)
+        return tick
 
     def _check_running(self) -> None:
         if self._cancelled.is_set():
@@ -198,23 +212,15 @@ class Session:
         total = self._timeline.num_blocks
         return total is not None and self._num_decoded >= total
 
-    def _within(self, tick: Tick) -> Tick:
-        """The units of the tick that lie before the end of the sound."""
-        total = self._timeline.num_blocks
-        return tick if total is None else tuple(unit for unit in tick if unit.block < total)
-
-    def _listen(self, tick: Tick, *, wait: bool) -> bool:
-        """Fetch the voice of every block that starts in this tick; False if it has not come."""
-        for unit in self._within(tick):
-            if unit.step > 0 or unit.block in self._voices:
-                continue
-            with self._watch.part("speech_s"):
-                voice = self._timeline.features(unit.block, wait=wait)
-            if voice is not None:
-                self._voices[unit.block] = voice
-            elif unit in self._within(tick):
-                return False
-        return True
+    def _listen(self, block: int, *, wait: bool) -> bool:
+        """Fetch the voice of a block; False if it has not come, or lies past the end of the sound."""
+        if block in self._voices:
+            return True
+        with self._watch.part("speech_s"):
+            voice = self._timeline.features(block, wait=wait)
+        if voice is not None:
+            self._voices[block] = voice
+        return voice is not None
 
     def _run(self, tick: Tick) -> None:
         with self._watch.part("dit_s"):
@@ -222,7 +228,7 @@ class Session:
                 if unit.step == 0:
                     voice = self._voices[unit.block]
                     self._insist(partial(self._executor.start, unit.block, voice))
-            finished = self._insist(partial(self._executor.run, tick)) if tick else []
+            finished = self._insist(partial(self._executor.run, tick))
         self._collect(wait=True)
         for block, latent in finished:
             self._decode(block, latent)
@@ -246,8 +252,7 @@ class Session:
         self._recorder = _recorder(found.spec)
         if found.past is not None:
             self._recorder.resume(found.past)
-        first = self._num_decoded
-        self._ticks = ticks(found.spec.order, max_lanes=found.spec.max_lanes, first_block=first)
+        self._scheduler = _scheduler(found.spec, self._num_decoded)
 
     def _decode(self, block: int, latent: Tensor) -> None:
         assert block == self._num_decoded, "blocks become clean in order"
@@ -255,7 +260,8 @@ class Session:
             self.on_latent(block, latent)
         with self._watch.part("vae_s"):
             pending = self._insist(partial(self._decoder.submit, latent))
-        self._recorder.add(latent, self._voices.pop(block))
+        inputs = self._executor.inputs_of(block)
+        self._recorder.add(PastBlock(latent, self._voices.pop(block), inputs))
         self._num_decoded += 1
         self._pending.append((block, pending))
 
@@ -283,6 +289,10 @@ class Session:
                 timings=BlockTimings(**self._watch.lap()),
             )
         )
+
+
+def _scheduler(spec: VideoSpec, first_block: int) -> Scheduler:
+    return Scheduler(spec.order, max_lanes=spec.max_lanes, first_block=first_block)
 
 
 def _recorder(spec: VideoSpec) -> PastRecorder:

@@ -63,6 +63,10 @@ class _Witness:
     def __init__(self, inner: Executor, place: Place) -> None:
         self._inner, self._place = inner, place
 
+    @property
+    def num_outstanding(self) -> int:
+        return self._inner.num_outstanding
+
     def start(self, block: int, features_LCV: Tensor) -> None:
         self._place.part, self._place.block, self._place.step = "transformer", block, 0
         self._inner.start(block, features_LCV)
@@ -73,6 +77,9 @@ class _Witness:
         finished = self._inner.run(tick)
         self._place.part, self._place.step = "decoder", None
         return finished
+
+    def inputs_of(self, block: int) -> tuple[Tensor, ...]:
+        return self._inner.inputs_of(block)
 
 
 @dataclass(frozen=True, slots=True)
