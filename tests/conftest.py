@@ -9,7 +9,7 @@ import pytest
 
 import lipcast
 from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu
-from sounds import EXAMPLES, write_syllables
+from sounds import EXAMPLES, write_wav
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,6 +40,6 @@ def sound(tmp_path: Path) -> Callable[[float], Path]:
     """A wav of syllables, so many seconds long, 16 kHz mono."""
 
     def make(seconds: float, rate: int = 16_000) -> Path:
-        return write_syllables(tmp_path / f"sound_{seconds}_{rate}.wav", seconds, rate)
+        return write_wav(tmp_path / f"sound_{seconds}_{rate}.wav", seconds, rate)
 
     return make

@@ -19,8 +19,8 @@ def syllables(seconds: float, rate: int = 16_000) -> np.ndarray:
     return (0.2 * buzz * envelope + noise).astype(np.float32)
 
 
-def write_syllables(path: Path, seconds: float, rate: int = 16_000) -> Path:
-    """A wav of syllables, mono."""
+def write_wav(path: Path, seconds: float, rate: int = 16_000) -> Path:
+    """Syllables, mono."""
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)

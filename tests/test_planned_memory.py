@@ -12,7 +12,7 @@ import lipcast
 from lipcast.core.plan import smallest_vram
 from lipcast.errors import MemoryBudgetError
 from planned import SIDE, SMALL, Faults, planned
-from sounds import EXAMPLES, write_syllables
+from sounds import EXAMPLES, write_wav
 
 SCHEDULE = {"schedule": "sequential"}
 KEEPING = ("kv_streamed", "weights_streamed")
@@ -20,7 +20,7 @@ KEEPING = ("kv_streamed", "weights_streamed")
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    sound = write_syllables(tmp_path_factory.mktemp("sound") / "voice.wav", 2.3)
+    sound = write_wav(tmp_path_factory.mktemp("sound") / "voice.wav", 2.3)
     return {"image": EXAMPLES / "portrait_0.png", "audio": sound, **SMALL, **SCHEDULE}
 
 

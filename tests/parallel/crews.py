@@ -23,10 +23,10 @@ from lipcast.parallel.model import CrewModel
 from lipcast.parallel.rank import serve
 from lipcast.weights.checkpoint import checkpoint_dir
 
-SMALL: dict[str, Any] = {"size": "80*64", "infer_frames": 24}
-"""Five rows and four columns of tokens: 20 tokens a frame, and 112 of the sink, which 3 does not divide."""
+SMALL: dict[str, Any] = {"size": "80*80", "infer_frames": 24}
+"""25 tokens a frame and 125 or so of the sink: no degree of Ulysses divides them."""
 _forking = multiprocessing.get_context("forkserver")
-_forking.set_forkserver_preload(["lipcast.parallel.rank"])
+_forking.set_forkserver_preload(["lipcast.parallel.rank", "lipcast.parallel.shard"])
 
 
 class Forked:

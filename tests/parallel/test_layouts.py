@@ -12,7 +12,10 @@ import torch
 from crews import SMALL, alone, on_crew, settings, write_decoder
 
 import lipcast
+from lipcast.core.memory_options import MemoryOptions
 from lipcast.core.request import GenerateOptions
+from lipcast.errors import CancelledError, RankError, UsageError
+from sounds import EXAMPLES, syllables, write_wav
 
 FOUR_STEPS = {"fold_last_step": False}
 BLOCKS = 5
@@ -65,9 +68,7 @@ class Made:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    from sounds import EXAMPLES, write_syllables
-
-    path = write_syllables(tmp_path_factory.mktemp("sound") / "voice.wav", BLOCKS * 0.48)
+    path = write_wav(tmp_path_factory.mktemp("sound") / "voice.wav", BLOCKS * 0.48)
     return {"image": EXAMPLES / "portrait_0.png", "audio": path}
 
 
@@ -130,3 +131,80 @@ def test_layout_equals_one_process(
     ranks = first.report["ranks"]
     assert ranks[0]["rank"].startswith("stage 0")
     assert all(rank["seconds"]["compute_s"] + rank["seconds"]["decode_s"] > 0 for rank in ranks)
+
+
+@pytest.mark.parametrize(
+    "gpus",
+    [
+        {"num_gpus_dit": 2, "ulysses_size": 1},
+        {"num_gpus_dit": 2, "ulysses_size": 1, "dit_fsdp": True},
+    ],
+)
+def test_a_video_goes_on_where_one_process_left_it(
+    single: lipcast.Lipcast, decoder: Path, inputs: dict[str, Any], gpus: dict[str, Any]
+) -> None:
+    """Stages of two steps and of one refill their rings; sharded weights are gathered by both."""
+    before = Made(single, **inputs, end_block=3)
+    rest = Made(single, **inputs, past=before.past)
+    with on_crew(single, settings(decoder), **gpus) as model:
+        Made(model, **inputs, past=before.past).assert_same(rest, 0)
+
+
+def test_weights_in_host_memory_and_bounded_memory(
+    single: lipcast.Lipcast,
+    decoder: Path,
+    inputs: dict[str, Any],
+    expected: Callable[..., Made],
+) -> None:
+    """Shards that are offloaded, and stages whose memory is planned."""
+    offloaded = settings(decoder, memory=MemoryOptions(offload_model=True))
+    with on_crew(single, offloaded, num_gpus_dit=2, ulysses_size=1, dit_fsdp=True) as model:
+        Made(model, **inputs).assert_same(expected(), 0)
+    bounded = settings(decoder, memory=MemoryOptions(vram="300MB", offload_model=True))
+    with on_crew(single, bounded, num_gpus_dit=2, ulysses_size=1) as model:
+        made = Made(model, **inputs)
+    made.assert_same(expected(), 0)
+    peaks = [rank["memory"]["vram_peak_bytes"] for rank in made.report["ranks"]]
+    assert all(0 < peak < 300e6 for peak in peaks)
+
+
+def test_what_a_layout_cannot_do_is_refused(
+    single: lipcast.Lipcast, decoder: Path, inputs: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError, match="possible near it"):
+        on_crew(single, settings(decoder), gpus=3, ulysses_size=3)
+    with on_crew(single, settings(decoder), num_gpus_dit=3) as model:
+        with pytest.raises(UsageError, match="at least 3 evaluated steps"):
+            Made(model, **inputs, sample_steps=2)
+        Made(model, **inputs, end_block=1)
+    with pytest.raises(RankError, match="load it again"):
+        Made(model, **inputs)
+
+
+def test_one_video_at_a_time(
+    single: lipcast.Lipcast, decoder: Path, inputs: dict[str, Any]
+) -> None:
+    """A video that is left early gives way to the next; whoever still asks for it is told."""
+    with on_crew(single, settings(decoder), num_gpus_dit=2, ulysses_size=1) as model:
+        left = model.stream(prompt="calm", **SMALL, **inputs)
+        next(left)
+        whole = Made(model, **inputs)
+        assert len(whole.frames) == BLOCKS * 12
+        with pytest.raises(CancelledError, match="another video"):
+            list(left)
+
+
+def test_live_sound_needs_no_later_sound(
+    single: lipcast.Lipcast, decoder: Path, inputs: dict[str, Any]
+) -> None:
+    """A block leaves all stages with no more sound than its own and what the speech encoder hears ahead."""
+    voice = syllables(2.4)
+    ready = []
+    for model in (single, on_crew(single, settings(decoder), num_gpus_dit=3)):
+        with model.session(image=inputs["image"], prompt="calm", **SMALL) as live:
+            live.push(voice[: 16_000 * 2])
+            ready.append([block.index for block in live.ready()])
+            live.finish()
+            assert len(ready[-1]) + len(list(live)) == BLOCKS
+        model.close()
+    assert ready[0] == ready[1] and len(ready[0]) >= 2

@@ -25,7 +25,7 @@ from lipcast.engine.opening import Subject
 from lipcast.engine.past import Past
 from lipcast.engine.steward import Terms
 from lipcast.engine.terms import default_geometry
-from lipcast.errors import UsageError
+from lipcast.errors import CancelledError, RankError, UsageError
 from lipcast.parallel.crew import Crew, MeetingPlace, StartRank, start_process
 from lipcast.parallel.messages import Join, Told
 from lipcast.parallel.pipeline import CrewDecoder, CrewExecutor, CrewVideo
@@ -137,13 +137,19 @@ class CrewModel:
         return replace(spec, order=order, max_lanes=most if spec.max_lanes > 1 else 1)
 
     def _document(self, video: CrewVideo) -> dict[str, Any]:
-        return {
-            "layout": layout_document(self.plan),
-            "ranks": [
-                rank_document(str(role), told)
-                for role, told in zip(roles_of(self.plan.layout), video.tell(), strict=True)
-            ],
-        }
+        """The layout, and what every rank did, while they can tell."""
+        layout = layout_document(self.plan)
+        try:
+            told = video.tell()
+        except (RankError, CancelledError):
+            return {"layout": layout}
+        roles = roles_of(self.plan.layout)
+        ranks = [rank_document(str(role), each) for role, each in zip(roles, told, strict=True)]
+        busiest = max(ranks, key=lambda rank: rank["busy"])
+        bottleneck = (
+            f"the bottleneck is {busiest['rank']}, which worked {busiest['busy']:.0%} of the time"
+        )
+        return {"layout": layout, "ranks": ranks, "bottleneck": bottleneck}
 
 
 def rank_document(name: str, told: Told) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import sys
 import threading
 import traceback
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,8 @@ def serve(link: Connection) -> None:
         rank = Rank(_load(join), inbox, link)
         rank.run()
     except Exception as error:
-        link.send_bytes(pickle.dumps(_failure(error)))
+        with suppress(OSError):  # the crew has been ended already, perhaps because of this
+            link.send_bytes(pickle.dumps(_failure(error)))
     finally:
         link.close()
 

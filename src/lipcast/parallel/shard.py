@@ -75,6 +75,8 @@ class ShardedWeights:
                 _fill(shard, source.read(name))
         model.bring_in = self.bring_in
 
+    # What FSDP gathers into was made in this mode, and can be written in no other.
+    @torch.inference_mode()
     def bring_in(self, use: WeightUse, layer: int) -> None:
         """Make the layer whole for this use; the next of the same use is on its way."""
         if (use, layer) not in self._gathered:
