@@ -37,6 +37,7 @@ from lipcast.media.audio import PcmSource, open_audio
 from lipcast.media.image import ImageSource, fit_portrait, load_portrait
 from lipcast.media.video import VideoWriter
 from lipcast.parallel.model import CrewModel
+from lipcast.runtime import launched
 from lipcast.weights.bundle import ModelBundle, Network
 from lipcast.weights.checkpoint import checkpoint_dir
 from lipcast.weights.lora import LoraSpec
@@ -83,11 +84,13 @@ def load(
         memory=make_memory_options({k: v for k, v in machine.items() if k not in GPU_OPTION_NAMES}),
     )
     gpus = GpuOptions(**{k: v for k, v in machine.items() if k in GPU_OPTION_NAMES})
-    if gpus.num_gpus > 1:
+    together = launched()
+    if gpus.num_gpus > 1 or together is not None:
         here = replace(settings, device=torch.device("cpu"))
         listener: tuple[Network, ...] = ("speech",)
         bundle, _ = load_networks(here, networks=listener)
-        return Lipcast(bundle, crew=CrewModel(settings, gpus, expected or GenerateOptions()))
+        expected = expected or GenerateOptions()
+        return Lipcast(bundle, crew=CrewModel(settings, gpus, expected, launched=together))
     bundle, steward = load_networks(settings)
     return Lipcast(bundle, steward=steward)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 LOGGER_NAME = "lipcast"
@@ -21,6 +22,29 @@ def cache_dir() -> Path:
         return Path(home)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "lipcast"
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """This process among those that torchrun, or a launcher like it, has started together."""
+
+    rank: int
+    local_rank: int
+    num_processes: int
+    address: str
+    """The host of rank 0."""
+
+
+def launched() -> Launched | None:
+    """What the launcher says; None where there is none, or where this is its only process."""
+    found = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR")}
+    if None in found.values() or found["WORLD_SIZE"] == "1":
+        return None
+    rank = os.environ["RANK"]
+    local_rank = os.environ.get("LOCAL_RANK", rank)
+    return Launched(
+        int(rank), int(local_rank), int(os.environ["WORLD_SIZE"]), os.environ["MASTER_ADDR"]
+    )
 
 
 def child_environment(**changes: str) -> dict[str, str]:

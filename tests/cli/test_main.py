@@ -18,6 +18,7 @@ from fake_model import FRAMES, NUM_BLOCKS, FakeModel
 from PIL import Image
 
 from lipcast.cli.main import main
+from lipcast.core.gpu_options import GpuOptions
 from lipcast.core.memory_options import MemoryOptions
 from lipcast.core.request import GenerateOptions
 from lipcast.errors import InputError, OutputError
@@ -70,7 +71,9 @@ def test_a_video_is_made_and_reported(
     assert told["peak_rss_bytes"] > 2**20
     assert "a.mp4: 48 frames, 1.92 s" in said
     asked_load = {"name": "tiny", "device": None, "precision": None, "loras": (), "decoder": None}
-    assert model.asked.load == asked_load | asdict(MemoryOptions())
+    expected = GenerateOptions(seed=7, infer_frames=24)
+    machine = asdict(MemoryOptions()) | asdict(GpuOptions())
+    assert model.asked.load == asked_load | machine | {"expected": expected}
     asked = model.asked.stream
     assert asked["image"].size == (64, 64)
     assert (asked["audio"], asked["prompt"]) == (Path("hello.wav"), "calm")

@@ -29,6 +29,12 @@ _forking = multiprocessing.get_context("forkserver")
 _forking.set_forkserver_preload(["lipcast.parallel.rank", "lipcast.parallel.shard"])
 
 
+def start_forked(_rank: int) -> tuple[Connection, Forked]:
+    here, there = multiprocessing.Pipe()
+    with there:
+        return here, Forked(there)
+
+
 class Forked:
     """A forked rank as the crew wants it."""
 
@@ -80,5 +86,5 @@ def on_crew(
     **gpus: Any,
 ) -> lipcast.Lipcast:
     """The model of `single` on forked ranks."""
-    crew = CrewModel(load, GpuOptions(**gpus), expected or GenerateOptions(), start=Forked)
+    crew = CrewModel(load, GpuOptions(**gpus), expected or GenerateOptions(), start=start_forked)
     return lipcast.Lipcast(single.bundle, crew=crew)

@@ -233,13 +233,7 @@ _GPUS = (
         "How many split the tokens and heads of one step.",
         default="the plan's",
     ),
-    Flag(
-        "enable_vae_parallel",
-        Group.GPUS,
-        Kind.SWITCH,
-        "One of them only decodes.",
-        default="the plan's",
-    ),
+    Flag("enable_vae_parallel", Group.GPUS, Kind.SWITCH, "One only decodes.", default="the plan's"),
     Flag(
         "dit_fsdp",
         Group.GPUS,

@@ -20,6 +20,7 @@ from lipcast.cli.request import GenerateRequest, read_request
 from lipcast.cli.talk import Talk, print_json
 from lipcast.core.config import VIDEO_FPS
 from lipcast.errors import LipcastError
+from lipcast.runtime import launched
 
 if TYPE_CHECKING:
     from lipcast.engine.session import Session
@@ -65,6 +66,8 @@ def generate(given: Mapping[str, Given]) -> None:
     A public flag that this version cannot follow (--pose_video, --enable_tts ...) is refused with
     the reason, never ignored.
     """
+    if _is_launched_rank():
+        return
     talk = Talk.begin(given)
     meter = Meter()
     request = read_request(given)
@@ -75,6 +78,17 @@ def generate(given: Mapping[str, Given]) -> None:
     talk.note(f"{request.output}: {_summary(meter)}")
     if document["ranks"]:
         talk.note(f"{document['layout']['layout']}; {document['bottleneck']}")
+
+
+def _is_launched_rank() -> bool:
+    """Whether torchrun has started this process to help another; it has done so then."""
+    together = launched()
+    if together is None or together.rank == 0:
+        return False
+    from lipcast.parallel.torchrun import serve_launched
+
+    serve_launched(together)
+    return True
 
 
 def _make(request: GenerateRequest, meter: Meter, bar: ProgressBar, talk: Talk) -> dict[str, Any]:

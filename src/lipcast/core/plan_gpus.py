@@ -51,6 +51,8 @@ class LayoutWishes:
     ulysses_size: int | None = None
     vae_rank: bool | None = None
     sharded: bool | None = None
+    uses_all: bool = False
+    """No layout that leaves a GPU idle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ def stage_steps(num_steps: int, num_stages: int) -> tuple[tuple[int, ...], ...]:
 def layouts(request: PlanRequest, num_gpus: int, wishes: LayoutWishes) -> tuple[Layout, ...]:
     """Every layout that the wishes allow, on all the GPUs or with one idle (7 of 8 may do
     better)."""
-    counts = (num_gpus, num_gpus - 1) if num_gpus > 2 else (num_gpus,)
+    counts = (num_gpus, num_gpus - 1) if num_gpus > 2 and not wishes.uses_all else (num_gpus,)
     every = (layout for count in counts for layout in _all_layouts(request, count))
     return tuple(layout for layout in every if _allows(wishes, layout))
 

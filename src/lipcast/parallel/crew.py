@@ -48,12 +48,20 @@ class Process(Protocol):
     def kill(self) -> None: ...
 
 
-StartRank = Callable[[Connection], Process | None]
-"""Starts a process that serves the other end of a connection; None where somebody else watches it."""
+StartRank = Callable[[int], tuple[Connection, Process | None]]
+"""Starts a rank, by number; its connection, and its process where it is one of this machine's."""
 
 
-def start_process(link: Connection) -> Process:
+def start_process(rank: int) -> tuple[Connection, Process | None]:
     """A rank in a process of its own."""
+    here, there = Pipe()
+    with there:
+        return here, spawn(rank, there, GLOO_SOCKET_IFNAME="lo")
+
+
+def spawn(rank: int, link: Connection, **environment: str) -> Process:
+    """A process that serves the other end of a connection."""
+    _log.debug("starting rank %d", rank)
     descriptor = link.fileno()
     return subprocess.Popen(
         [sys.executable, "-m", "lipcast.parallel.rank", str(descriptor)],
@@ -61,7 +69,7 @@ def start_process(link: Connection) -> Process:
         stdin=subprocess.DEVNULL,
         # Ctrl-C is for the process that makes the video, which then ends its ranks.
         start_new_session=True,
-        env=child_environment(GLOO_SOCKET_IFNAME="lo"),
+        env=child_environment(**environment),
     )
 
 
@@ -81,10 +89,20 @@ class Member:
         """What is known of its end."""
         if self.failure is not None:
             return f"{self.name}: {self.failure.kind}: {self.failure.sentence}"
-        status = self.process.poll() if self.process else None
+        status = self._exit_status()
         if status is not None and status < 0:
             return f"{self.name} was ended by {signal.Signals(-status).name}"
         return f"{self.name} ended without a word, with exit status {status}"
+
+    def _exit_status(self) -> int | None:
+        """Of a process that is about to be gone: its socket closes a moment earlier."""
+        deadline = time.monotonic() + _GRACE_S
+        while self.process is not None and time.monotonic() < deadline:
+            status = self.process.poll()
+            if status is not None:
+                return status
+            time.sleep(0.01)
+        return None
 
 
 class Crew:
@@ -102,9 +120,7 @@ class Crew:
         self._error: LipcastError | None = None
         self._closing = weakref.finalize(self, _end, self.members)
         for role, join in zip(roles_of(joins[0].layout), joins, strict=True):
-            here, there = Pipe()
-            member = Member(role, here, start(there))
-            there.close()
+            member = Member(role, *start(role.rank))
             self.members.append(member)
             self._send(member, join)
 

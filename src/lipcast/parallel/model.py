@@ -30,7 +30,8 @@ from lipcast.parallel.crew import Crew, MeetingPlace, StartRank, start_process
 from lipcast.parallel.messages import Join, Told
 from lipcast.parallel.pipeline import CrewDecoder, CrewExecutor, CrewVideo
 from lipcast.parallel.roles import roles_of
-from lipcast.runtime import logger
+from lipcast.parallel.torchrun import Gathering
+from lipcast.runtime import Launched, logger
 from lipcast.weights.configs import models_in
 
 _log = logger("parallel.model")
@@ -47,22 +48,24 @@ class OpenVideo:
 
 
 def plan_crew(
-    settings: LoadSettings, options: GpuOptions, expected: GenerateOptions
+    settings: LoadSettings, options: GpuOptions, expected: GenerateOptions, *, exactly: bool
 ) -> tuple[LayoutPlan, PlanRequest]:
     """The fastest layout for such videos, and the request that it answers.
 
+    `exactly`: a layout that leaves a GPU idle will not do.
     Where the number of stages that was asked for needs the last step, it is not folded.
     Raises UsageError, MemoryBudgetError.
     """
     terms = _terms(settings)
     request = terms.request(default_geometry(terms.models), expected)
+    wishes = replace(options.wishes, uses_all=exactly)
     try:
-        return plan_layouts(request, options.num_gpus, options.wishes)[0], request
+        return plan_layouts(request, options.num_gpus, wishes)[0], request
     except UsageError:
         unfolded = replace(request, fold_last_step=False)
         if unfolded == request:
             raise
-        found = plan_layouts(unfolded, options.num_gpus, options.wishes)
+        found = plan_layouts(unfolded, options.num_gpus, wishes)
     _log.info("the last step is not folded: %s needs it", found[0].layout)
     return found[0], unfolded
 
@@ -77,18 +80,26 @@ class CrewModel:
         expected: GenerateOptions,
         *,
         start: StartRank = start_process,
+        launched: Launched | None = None,
     ) -> None:
-        """Plan, start the ranks, and wait until they have loaded their networks."""
-        self.plan, request = plan_crew(settings, options, expected)
+        """Plan, start the ranks, and wait until they have loaded their networks.
+
+        `launched`: the ranks are there already, as many as the layout must have.
+        """
+        options = _as_launched(options, launched)
+        self.plan, request = plan_crew(settings, options, expected, exactly=launched is not None)
         self._is_planned = settings.is_planned
         self._folds = request.fold_last_step
         self._meeting = MeetingPlace()
         self._video: CrewVideo | None = None
         self._num_videos = 0
-        _check_devices(settings.device, self.plan.layout.num_gpus)
-        self._crew = Crew(
-            _joins(settings, self.plan, request.num_evaluations, self._meeting.path), start=start
-        )
+        meeting = self._meeting.path
+        if launched is not None:
+            meeting, start = "env", Gathering(launched).start
+        else:
+            _check_devices(settings.device, self.plan.layout.num_gpus)
+        joins = _joins(settings, self.plan, request.num_evaluations, meeting)
+        self._crew = Crew(joins, start=start)
         self._crew.ready()
 
     def close(self) -> None:
@@ -183,6 +194,21 @@ def _joins(settings: LoadSettings, plan: LayoutPlan, num_steps: int, meeting: st
 
 def _device(device: torch.device, rank: int) -> torch.device:
     return device if device.type == "cpu" else torch.device(device.type, rank)
+
+
+def _as_launched(options: GpuOptions, launched: Launched | None) -> GpuOptions:
+    if launched is None:
+        return options
+    if launched.rank:
+        raise UsageError(
+            f"expected the process of rank 0 to load the model, got rank {launched.rank}; call "
+            "lipcast.parallel.torchrun.serve_launched in the others"
+        )
+    if options.gpus not in {None, launched.num_processes}:
+        raise UsageError(
+            f"gpus: expected {launched.num_processes}, the processes of the launcher, got {options.gpus}"
+        )
+    return replace(options, gpus=launched.num_processes)
 
 
 def _check_devices(device: torch.device, num_gpus: int) -> None:

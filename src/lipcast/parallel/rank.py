@@ -14,7 +14,7 @@ import threading
 import traceback
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
@@ -52,12 +52,18 @@ _LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")
 """What errors say of a peer that is gone: torch has no type of its own for it."""
 
 
-def serve(link: Connection) -> None:
-    """Be a rank until told to stop; whatever goes wrong is told before the process ends."""
+def serve(link: Connection, *, local_rank: int | None = None) -> None:
+    """Be a rank until told to stop; whatever goes wrong is told before the process ends.
+
+    `local_rank`: which of its machine's GPUs the rank has, where a launcher says so.
+    """
     inbox = Inbox(link)
     try:
         join = inbox.take()
         assert isinstance(join, Join)
+        if local_rank is not None and join.settings.device.type == "cuda":
+            device = torch.device("cuda", local_rank)
+            join = replace(join, settings=replace(join.settings, device=device))
         torch.set_num_threads(join.num_threads)
         _meet(join)
         rank = Rank(_load(join), inbox, link)
@@ -106,7 +112,7 @@ class Inbox:
 
 
 @dataclass
-class _Todo:
+class _Waiting:
     """A message that waits; `is_expected`: what it brings from other ranks is being received."""
 
     message: Any
@@ -118,7 +124,7 @@ class Rank:
 
     def __init__(self, networks: Networks, inbox: Inbox, link: Connection) -> None:
         self._networks, self._inbox, self._link = networks, inbox, link
-        self._todo: deque[_Todo] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._stage: StageVideo | None = None
         self._decoder: DecoderVideo | None = None
         self._watch = Stopwatch(networks.device, RANK_PARTS)
@@ -135,24 +141,24 @@ class Rank:
 
     def _next(self) -> Any:
         """The next message; what is being decoded is waited for before messages are."""
-        self._todo.extend(_Todo(message) for message in self._inbox.take_all())
-        while not self._todo and self._decoder is not None and self._decoder.is_decoding:
+        self._waiting.extend(_Waiting(message) for message in self._inbox.take_all())
+        while not self._waiting and self._decoder is not None and self._decoder.is_decoding:
             self._say_frames(wait=True)
-            self._todo.extend(_Todo(message) for message in self._inbox.take_all())
-        if not self._todo:
+            self._waiting.extend(_Waiting(message) for message in self._inbox.take_all())
+        if not self._waiting:
             with self._watch.part("wait_s"):
-                self._todo.append(_Todo(self._inbox.take()))
+                self._waiting.append(_Waiting(self._inbox.take()))
         self._look_ahead()
-        return self._todo.popleft().message
+        return self._waiting.popleft().message
 
     def _look_ahead(self) -> None:
         """What other ranks will send for this video is received while this one computes."""
-        for todo in self._todo:
-            if isinstance(todo.message, Encode | Open):
+        for waiting in self._waiting:
+            if isinstance(waiting.message, Encode | Open):
                 return
-            if isinstance(todo.message, Run) and not todo.is_expected:
-                todo.is_expected = True
-                self._expect(todo.message.tick)
+            if isinstance(waiting.message, Run) and not waiting.is_expected:
+                waiting.is_expected = True
+                self._expect(waiting.message.tick)
 
     def _expect(self, tick: Tick) -> None:
         for part in (self._stage, self._decoder):
