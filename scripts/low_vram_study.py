@@ -2,17 +2,21 @@
 
 Run from the root of the project: .venv/bin/python scripts/low_vram_study.py
 
-Sweeps `lipcast bench --preset low-vram-study`, makes 96 frames of five portraits and four voices at each
-window, and of two voices at fewer steps, evaluates them, and writes the page. Everything is kept in
-out/low-vram-study, and a second run makes only what is missing; about an hour on two cores. The figures
-behind the page go to benchmarks/low_vram_study.jsonl; with --write the page is written from those.
+Makes 96 frames of five portraits and four voices at each window, and of two voices at fewer steps, evaluates
+them, sweeps `lipcast bench --preset low-vram-study`, and writes the page and out/low-vram-study/report.html.
+Everything is kept in out/low-vram-study, and a run that was ended goes on where it was; with --fresh nothing
+of before is used. Under an hour on two cores. The figures behind the page go to
+benchmarks/low_vram_study.jsonl; with --write the page is written from those.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +26,13 @@ import numpy as np
 import lipcast
 from lipcast.cli.main import main as run_lipcast
 from lipcast.lab.evaluate import Question, evaluate
-from lipcast.lab.results import CellResult, by_cell, read_results
+from lipcast.lab.results import (
+    CellResult,
+    append_result,
+    by_cell,
+    quality_record,
+    read_results,
+)
 from lipcast.lab.stats import Interval, interval
 from lipcast.lab.sync import lagged
 
@@ -48,7 +58,12 @@ TABLE = (
     ("drift", "likeness to the portrait"),
     ("flicker", "pixel flicker"),
 )
-KEPT = ("kind", "cell", "repeat", "status", "reason", "command", "started", "wall_s", "document")
+KEPT = (
+    "kind", "cell", "repeat", "status", "reason", "command", "started", "load_before", "wall_s",
+    "document",
+)  # fmt: skip
+SHOWN = ("portrait_0", "speech_d_female")
+"""Portrait and voice of the videos that are on the report."""
 
 
 def main() -> None:
@@ -57,19 +72,40 @@ def main() -> None:
     parser.add_argument(
         "--write", action="store_true", help="only write the page, from the figures"
     )
+    parser.add_argument("--fresh", action="store_true", help="begin anew: forget earlier runs")
     options = parser.parse_args()
-    bench, quality = options.out / "bench.jsonl", options.out / "quality.jsonl"
     if not options.write:
-        (options.out / "clips").mkdir(parents=True, exist_ok=True)
-        make_videos(options.out / "clips")
-        judge_videos(options.out / "clips", quality)
-        sweep = ["--preset", "low-vram-study", "--num_blocks", "3", "--resume"]
-        if run_lipcast(["bench", *sweep, "--results", str(bench)]):
-            sys.exit("the sweep could not be run")
-        judged = [summary(record) for record in read_results([quality])]
-        kept = [*compact(read_results([bench])), *judged]
-        FIGURES.write_text("".join(json.dumps(record) + "\n" for record in kept), "utf-8")
+        if options.fresh:
+            shutil.rmtree(options.out, ignore_errors=True)
+        measure(options.out)
     PAGE.write_text(page(read_results([FIGURES])), "utf-8")
+
+
+def measure(out: Path) -> None:
+    """Videos, their evaluations, the sweep and the report; then the figures behind the page."""
+    began, clips = time.time(), out / "clips"
+    bench, quality = out / "bench.jsonl", out / "quality.jsonl"
+    clips.mkdir(parents=True, exist_ok=True)
+    make_videos(clips)
+    judge_videos(clips, quality)
+    sweep = ["--preset", "low-vram-study", "--num_blocks", "3", "--resume"]
+    if run_lipcast(["bench", *sweep, "--results", str(bench)]):
+        sys.exit("the sweep could not be run")
+    shown = [
+        str(clips / name) for *_, portrait, voice, name in videos() if (portrait, voice) == SHOWN
+    ]
+    if run_lipcast(["report", str(bench), str(quality), *shown, "-o", str(out / "report.html")]):
+        sys.exit("the report could not be written")
+    judged = [summary(record) for record in read_results([quality])]
+    kept = [*compact(read_results([bench])), *judged, run_record(began)]
+    FIGURES.write_text("".join(json.dumps(record) + "\n" for record in kept), "utf-8")
+
+
+def run_record(began: float) -> dict[str, Any]:
+    """When the whole was run, and how long it took."""
+    day = time.strftime("%Y-%m-%d", time.gmtime(began))
+    minutes = round((time.time() - began) / 60)
+    return {"kind": "run", "day": day, "minutes": minutes, "cores": os.cpu_count()}
 
 
 def videos() -> Iterator[tuple[int, int, str, str, str]]:
@@ -119,10 +155,8 @@ def judge_videos(folder: Path, results: Path) -> None:
             )
         ).document()
         cell = {"infer_frames": window, "sample_steps": steps}
-        record = {"kind": "quality", "cell": cell, "portrait": portrait, "voice": voice}
-        record["evaluation"] = document | {"video": name}
-        with results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        record = quality_record(document | {"video": name}, cell)
+        append_result(results, record | {"portrait": portrait, "voice": voice})
 
 
 def summary(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,7 +196,13 @@ def mean(judged: Sequence[Mapping[str, Any]], cell: tuple[int, int], name: str) 
 
 def difference(judged: Sequence[Mapping[str, Any]], cell: tuple[int, int], name: str) -> Interval:
     """Of a cell to 48 frames and 4 steps, portrait by portrait and voice by voice."""
-    base, other = values_of(judged, (48, 4), name), values_of(judged, cell, name)
+    return paired(judged, cell, (48, 4), name)
+
+
+def paired(
+    judged: Sequence[Mapping[str, Any]], cell: tuple[int, int], than: tuple[int, int], name: str
+) -> Interval:
+    base, other = values_of(judged, than, name), values_of(judged, cell, name)
     return interval([other[key] - base[key] for key in other if key in base])
 
 
@@ -176,6 +216,8 @@ def page(records: Sequence[Mapping[str, Any]]) -> str:
         "CONDITIONS": conditions(cells),
         "QUALITY": quality_table(judged),
         "ORDER": order_table(judged),
+        "WINDOWS": window_order(judged),
+        "RUN": run_sentence(records, cells),
         "SYNC": sync_table(judged),
     }
     for name, text in places.items():
@@ -234,6 +276,35 @@ def order_table(judged: Sequence[Mapping[str, Any]]) -> str:
         lines.append([f"{window} frames, {steps} steps", *(each.text() for each in found)])
     heads = ["against 48 frames, 4 steps", "correlation with loudness", "with the drawn track"]
     return rows(heads, lines)
+
+
+def window_order(judged: Sequence[Mapping[str, Any]]) -> str:
+    """Each step of 48 >= 32 >= 24 by two measures, and what it says."""
+    lines = []
+    for longer, shorter in ((48, 32), (32, 24), (48, 24)):
+        for measure, name in (("loudness", "lip sync: correlation"), ("drawn track", "track")):
+            found = paired(judged, (longer, 4), (shorter, 4), name)
+            lines.append([f"{longer} less {shorter} frames", measure, found.text(), verdict(found)])
+    return rows(["4 steps", "correlation with", "difference", "says"], lines)
+
+
+def verdict(difference: Interval) -> str:
+    if difference.low > 0:
+        return "the longer window is better"
+    if difference.high < 0:
+        return "the shorter window is better"
+    return "cannot be told apart"
+
+
+def run_sentence(records: Sequence[Mapping[str, Any]], cells: Sequence[CellResult]) -> str:
+    """When, how long, and what else the machine did."""
+    run = next(record for record in records if record["kind"] == "run")
+    loads = [record["load_before"] for cell in cells for record in cell.good]
+    return (
+        f"The whole was run by that command on {run['day']} in {run['minutes']} minutes on "
+        f"{run['cores']} cores, beside other programs: the load average before the processes of the "
+        f"sweep was {min(loads):.1f} to {max(loads):.1f}."
+    )
 
 
 def sync_table(judged: Sequence[Mapping[str, Any]]) -> str:

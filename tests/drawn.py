@@ -40,10 +40,13 @@ def drawn_face(opening: float, *, skin: str = "light", shift: float = 0.0) -> np
     return frame.astype(np.uint8)
 
 
-def drawn_clip(opening: np.ndarray, *, skin: str = "light", seed: int = 1) -> list[np.ndarray]:
-    """Frames of a face that also sways, blinks not, and has a little noise."""
+def drawn_clip(
+    opening: np.ndarray, *, skin: str = "light", seed: int = 1, sway: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Frames of a face that also sways (pixels to the right), blinks not, and has a little noise."""
     rng = np.random.default_rng(seed)
-    sway = 1.5 * np.sin(np.arange(len(opening)) / 9)
+    if sway is None:
+        sway = 1.5 * np.sin(np.arange(len(opening)) / 9)
     clip = []
     for height, shift in zip(opening, sway, strict=True):
         noise = rng.normal(0, 1.5, (SIDE, SIDE, 3))

@@ -38,6 +38,7 @@ def test_mouth_follows_the_voice(model, portrait, voice):
         prompt="a person is talking, calm",
         num_clip=NUM_CLIP,
         infer_frames=INFER_FRAMES,
+        schedule="wavefront",
     )
     opening = mouth_opening(video.frames)
     assert correlation(opening, drive) >= 0.85

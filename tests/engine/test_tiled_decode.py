@@ -19,7 +19,7 @@ from lipcast.models.vae import VideoVAE
 from lipcast.models.vae_blocks import DecoderState
 from sounds import EXAMPLES
 
-HEIGHT, WIDTH = 80, 288
+HEIGHT, WIDTH = 48, 288
 WIDE = (1, 2)
 """A grid whose two tiles are 26 of 36 latent pixels wide."""
 

@@ -10,6 +10,8 @@ from lipcast.cli.main import main
 from lipcast.engine.rollout import LaneExecutor
 from lipcast.lab.bench import PARTS, OutOfMemoryError, bench
 
+FEW = ("--num_blocks", "1", "--warm_up_blocks", "1")
+
 
 def test_rows_add_up(tiny):
     rows = bench(tiny, num_blocks=2, warm_up_blocks=1, size="64*64", infer_frames=12)
@@ -24,7 +26,7 @@ def test_rows_add_up(tiny):
 
 
 def test_last_line_is_one_document(capsys):
-    assert main(["bench", "--size", "64*64", "--infer_frames", "12", "--device", "cpu"]) == 0
+    assert main(["bench", "--size", "64*64", "--infer_frames", "12", "--device", "cpu", *FEW]) == 0
     out, err = capsys.readouterr()
     document = json.loads(out.splitlines()[-1])
     assert {"conditions", "options", "rows"} <= set(document)

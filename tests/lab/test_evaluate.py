@@ -13,6 +13,7 @@ from PIL import Image
 from drawn import drawn_clip, drawn_face, syllable_opening, write_voice
 from lipcast.cli.main import main
 from lipcast.lab.evaluate import Question, evaluate
+from lipcast.lab.results import read_results
 from lipcast.media.video import VideoWriter
 
 NUM_FRAMES = 60
@@ -78,9 +79,33 @@ def test_silence_is_not_a_number(folder, capsys):
     assert "n/a: the sound is silent" in capsys.readouterr().out
 
 
+def test_results_are_added_to_a_file_that_report_reads(folder, tmp_path, capsys):
+    results = tmp_path / "results.jsonl"
+    results.write_text('{"kind": "bench", "cell": {"infer_frames": 48')  # a sweep that was killed
+    add = ["evaluate", str(folder / "clip.mp4"), "--append", str(results), "--infer_frames", "24"]
+    assert main([*add, "--made_with", "sample-steps=3, enable_online_decode=True, size=64*64"]) == 0
+    assert main(add) == 0
+    found = read_results([results])
+    assert [record["kind"] for record in found] == ["quality"] * 2
+    made = {"infer_frames": 24, "sample_steps": 3, "enable_online_decode": True, "size": "64*64"}
+    assert [record["cell"] for record in found] == [made, {"infer_frames": 24}]
+    page = tmp_path / "page.html"
+    assert main(["report", str(results), "-o", str(page)]) == 0
+    assert "lip sync" in page.read_text("utf-8")
+    capsys.readouterr()
+
+
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "words"),
     [
+        (["clip.mp4", "--made_with", "size=64*64"], 2, "expected --append"),
+        (
+            ["clip.mp4", "--append", "r.jsonl", "--made_with", "colour=3"],
+            2,
+            "name=value, got colour",
+        ),
+        (["clip.mp4", "--append", "r.jsonl", "--made_with", "sample_steps=x"], 2, "a whole number"),
+        (["clip.mp4", "--append", "no/such/r.jsonl"], 6, "cannot be written"),
         (["none.mp4"], 3, "none.mp4"),
         (["portrait.png", "--infer_frames", "0"], 2, "at least 1"),
         (["voice.wav"], 3, "without pictures"),

@@ -161,6 +161,13 @@ def test_plots_hold_their_numbers():
     assert widths[0] == pytest.approx(2 * widths[1], abs=0.2)
     points = [Point("p", 1, 1, best=True), Point("q", 1, 1)]
     assert scatter_plot(points, title="t", x_label="x", y_label="y").count("<circle") == 2
+
+
+def test_names_in_a_scatter_plot_do_not_cover_each_other():
+    near = [Point(f"sample_steps {i}, infer_frames 48", 100 + i, 0.8, False) for i in range(4)]
+    plot = scatter_plot([*near, Point("far", 200, 0.9, True)], title="t", x_label="x", y_label="y")
+    lines = re.findall(r'<text class="start" x="([\d.]+)" y="([-\d.]+)">sample', plot)
+    assert len({round(float(y)) for _, y in lines}) == len(lines) == 4
     assert ticks(0, 10) == [0, 2, 4, 6, 8, 10] and ticks(3, 3) == [3]
     assert ticks(0.12, 0.31) == [0.15, 0.2, 0.25, 0.3]
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from lipcast.cli.main import main
@@ -112,11 +114,36 @@ def test_an_ended_cell_leaves_no_children(tmp_path):
         f"open({str(note)!r}, 'w').write(str(child.pid)); time.sleep(60)"
     )
     run(sweep_of({"parent": body}, timeout_s=3), ["parent"], tmp_path / "r.jsonl")
+    check_is_gone(int(note.read_text()))
+
+
+def check_is_gone(pid: int) -> None:
     deadline = time.monotonic() + 5
-    while Path(f"/proc/{note.read_text()}").exists() and time.monotonic() < deadline:
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)  # until whoever adopted it has taken note of its end
     with pytest.raises(ProcessLookupError):
-        os.kill(int(note.read_text()), signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_sweep_that_is_ended_ends_its_cell(tmp_path, number):
+    """The cell is in a session of its own, which no signal to the sweep reaches."""
+    note, results = tmp_path / "pid", tmp_path / "results.jsonl"
+    cell = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom lipcast.lab.sweep import Sweep, run_sweep\n"
+        f"sweep = Sweep(lambda _: [sys.executable, '-c', {cell!r}], lambda _: '', lambda _: '')\n"
+        f"list(run_sweep(sweep, [{{'a': 1}}], Path({str(results)!r})))"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) as sweep:
+        while sweep.poll() is None and not (note.exists() and note.read_text()):
+            time.sleep(0.02)
+        sweep.send_signal(number)
+        said = sweep.communicate()[1].decode()
+    error = "KeyboardInterrupt" if number == signal.SIGINT else f"ended by {number.name}; --resume"
+    assert sweep.returncode != 0 and error in said
+    check_is_gone(int(note.read_text()))
+    assert not results.exists()
 
 
 class _Cards:
@@ -151,6 +178,13 @@ def test_sampler_sees_memory_and_energy():
     assert seen.energy_j == pytest.approx(2.0)  # 500 + 1000 mJ before, 1500 + 2000 mJ after
     assert seen.rss_peak_bytes > 10 * 2**20
     assert len(seen.t_s) == len(seen.rss_bytes) == len(seen.gpu_bytes) > 2
+
+
+def test_the_peak_is_not_that_of_who_started_the_process():
+    big = np.ones(50_000_000)  # 400 MB
+    program = "from lipcast.lab.sampler import own_peak_rss_bytes; print(own_peak_rss_bytes())"
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout
+    assert 5 * 2**20 < int(said) < big.nbytes / 2
 
 
 def test_sampler_keeps_few_samples():
@@ -201,7 +235,7 @@ def test_what_cannot_be_asked_is_refused():
 
 def test_the_verb_sweeps(tmp_path, capsys):
     matrix = {
-        "axes": {"enable_vae_parallel": [False, True], "enable_online_decode": [True, False]},
+        "axes": {"sample_steps": [3, 0], "enable_online_decode": [True, False]},
         "fixed": {"size": "64*64", "infer_frames": 12, "device": "cpu", "precision": "fp32"},
         "repeats": 1, "num_blocks": 1, "warm_up_blocks": 1,
     }  # fmt: skip
@@ -211,7 +245,7 @@ def test_the_verb_sweeps(tmp_path, capsys):
     assert main(arguments) == 0
     records = read_results([results])
     assert [r["status"] for r in records] == ["ok", "refused", "refused", "refused"]
-    assert "several GPUs" in records[2]["reason"]
+    assert "sample_steps: expected" in records[2]["reason"]
     assert "as soon as it is clean" in records[1]["reason"]
     good = records[0]
     assert good["document"]["predicted"]["bytes"] > 10 * 2**20
@@ -222,11 +256,33 @@ def test_the_verb_sweeps(tmp_path, capsys):
     assert "frames/s" in capsys.readouterr().out
 
 
+def test_repeats_measure_the_flags_as_given(tmp_path, capsys, monkeypatch):
+    """One cell, so many processes; what each said is median and spread in the table."""
+    commands = []
+
+    def run(command, timeout_s):
+        commands.append(command)
+        row = {**DOCUMENT["rows"][0], "frames_per_s": 4.0 + len(commands)}
+        document = {**DOCUMENT, "rows": [row]}
+        return {"status": "ok", "reason": "", "document": document}
+
+    monkeypatch.setattr("lipcast.lab.sweep._run", run)
+    results = tmp_path / "r.jsonl"
+    flags = ["--sample_steps", "3", "--results", str(results)]
+    assert main(["bench", "--repeats", "3", *flags]) == 0
+    assert "6.00 (5.00-7.00)" in capsys.readouterr().out
+    assert len(commands) == 3 and commands[0][-10:-1] == [
+        "bench", "--schedule", "sequential", "--sample_steps", "3", "--num_blocks", "4",
+        "--warm_up_blocks", "4",
+    ]  # fmt: skip
+    assert [record["cell"] for record in read_results([results])] == [{"sample_steps": 3}] * 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--preset", "other"], "low-vram-study"),
-        (["--resume"], "--matrix or --preset"),
+        (["--resume"], "--matrix, --preset or --repeats"),
         (["--preset", "low-vram-study", "--matrix", "m.toml"], "leave one out"),
         (["--preset", "low-vram-study", "--repeats", "0"], "at least 1"),
     ],

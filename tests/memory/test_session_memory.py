@@ -81,7 +81,7 @@ def plan_of(tiny: lipcast.Lipcast, data: st.DataObject) -> SessionPlan:
 
 
 @pytest.mark.parametrize("schedule", ["sequential", "wavefront"])
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(data=st.data())
 def test_any_place_gives_the_same_latents(
     tiny: lipcast.Lipcast, schedule: ScheduleName, data: st.DataObject

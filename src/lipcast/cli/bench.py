@@ -51,19 +51,23 @@ def bench(given: Mapping[str, Given]) -> None:
         lipcast bench --model tiny
         lipcast bench --model tiny --size "128*128" --sample_steps 3
 
-    A sweep measures every cell of a matrix in a process of its own, and appends to a file of results:
+    With --repeats one setting is measured in so many fresh processes: median, least and greatest. A
+    sweep measures every cell of a matrix in a process of its own, and appends to a file of results:
 
+        lipcast bench --repeats 5 --sample_steps 3
         lipcast bench --preset low-vram-study --results study.jsonl --resume
     """
     talk = Talk.begin(given)
     own = {flag.name: flag for flag in (*_COUNTS, *sweep.SWEEP_FLAGS)}
     values = {name: parse(flag, given[name]) for name, flag in own.items() if name in given}
     rest = {name: value for name, value in given.items() if name not in own}
-    if {"matrix", "preset"} & set(values):
+    if {"matrix", "preset", "repeats"} & set(values):
         sweep.run(values, rest, talk)
         return
-    if unused := sorted(set(values) & {"results", "resume", "repeats", "timeout_s"}):
-        raise UsageError(f"--{unused[0]}: expected --matrix or --preset beside it, got neither")
+    if unused := sorted(set(values) & {"results", "resume", "timeout_s"}):
+        raise UsageError(
+            f"--{unused[0]}: expected --matrix, --preset or --repeats beside it, got none of them"
+        )
     _measure(values, rest, talk)
 
 

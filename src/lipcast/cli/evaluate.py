@@ -7,12 +7,14 @@ document with the curves. What cannot be measured is n/a, with the reason.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from lipcast.cli.flag import Flag, Group, Kind
+from lipcast.cli.flag_table import FLAGS
 from lipcast.cli.judge import Given, Value, parse
 from lipcast.cli.options import Positional, either_spelling, with_flags
 from lipcast.cli.talk import Talk, print_json
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from lipcast.lab.evaluate import Evaluation
 
 BLOCK_FRAMES, CLIP_FRAMES = 12, 48
+_FILES = ("audio", "reference", "against", "face_model", "syncnet", "identity")
 _VIDEO = Positional("video", "The video to evaluate.")
 
 
@@ -35,8 +38,18 @@ EVALUATE_FLAGS: tuple[Flag, ...] = (
     _flag("reference", Kind.TEXT, "The portrait it was made from."),
     _flag("against", Kind.TEXT, "Another run, to be compared frame by frame."),
     _flag("face_model", Kind.TEXT, "face_landmark.tflite, for landmarks on photos (lipcast[lab])."),
+    _flag("syncnet", Kind.TEXT, "syncnet_v2.model, for SyncNet's figures; needs --face_model."),
+    _flag(
+        "identity",
+        Kind.TEXT,
+        "mobile_face_net.tflite, for the face's identity; needs --face_model.",
+    ),
     _flag("infer_frames", Kind.WHOLE, "Frames of a clip.", str(CLIP_FRAMES)),
     _flag("segment_frames", Kind.WHOLE, "Frames of a segment, where it was made in segments."),
+    _flag("append", Kind.TEXT, "Add the result to a file of results, for lipcast report."),
+    _flag(
+        "made_with", Kind.TEXT, 'Flags it was made with, for --append: "sample_steps=3 size=64*64".'
+    ),
     _flag("json", Kind.SWITCH, "Print one JSON document, with the curves."),
     _flag("debug", Kind.SWITCH, "Show the traceback of an error."),
 )
@@ -47,19 +60,24 @@ def evaluate(given: Mapping[str, Given]) -> None:
 
         lipcast evaluate out.mp4
         lipcast evaluate out.mp4 --reference me.png --against other.mp4
+        lipcast evaluate out.mp4 --append quality.jsonl --made_with sample_steps=3
 
     What every number means: docs/lab.md.
     """
     from lipcast.lab.evaluate import Question
     from lipcast.lab.evaluate import evaluate as measure
+    from lipcast.lab.results import append_result, quality_record
 
     talk = Talk.begin(given)
     values = {f.name: parse(f, given[f.name]) for f in EVALUATE_FLAGS if f.name in given}
     pieces = {"block": BLOCK_FRAMES, "clip": _count(values, "infer_frames") or CLIP_FRAMES}
     if segment := _count(values, "segment_frames"):
         pieces["segment"] = segment
-    files = {name: _path(values, name) for name in ("audio", "reference", "against", "face_model")}
+    results, cell = _path(values, "append"), _made_with(values)
+    files = {name: _path(values, name) for name in _FILES}
     found = measure(Question(Path(str(given["video"])).expanduser(), pieces=pieces, **files))
+    if results is not None:
+        append_result(results, quality_record(found.document(), cell))
     if talk.as_json:
         print_json(found.document())
     else:
@@ -90,6 +108,23 @@ def table(found: Evaluation) -> str:
             remarks.insert(0, best[metric.better])
         lines.append(f"  {metric.name:<30}{metric.text():<18}{'; '.join(remarks)}".rstrip())
     return "\n".join(lines)
+
+
+def _made_with(values: Mapping[str, Value]) -> dict[str, Value]:
+    """The flags a video was made with, each in its kind; `--infer_frames` is one of them."""
+    if "made_with" in values and "append" not in values:
+        raise UsageError("--made_with: expected --append beside it, got none")
+    flags = {flag.name: flag for flag in FLAGS}
+    cell: dict[str, Value] = {name: values[name] for name in ("infer_frames",) if name in values}
+    for word in str(values.get("made_with", "")).replace(",", " ").split():
+        name, _, value = word.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        if name not in flags or not value:
+            raise UsageError(f"--made_with: expected flags of generate as name=value, got {word}")
+        is_truth = flags[name].kind in {Kind.SWITCH, Kind.TOGGLE}
+        flag = replace(flags[name], kind=Kind.TRUTH) if is_truth else flags[name]
+        cell[name] = parse(flag, value)
+    return cell
 
 
 def _path(values: Mapping[str, Value], name: str) -> Path | None:

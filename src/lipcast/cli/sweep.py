@@ -17,7 +17,7 @@ import typer
 
 from lipcast.cli.flag import Anyway, Flag, Group, Kind
 from lipcast.cli.flag_table import FLAGS
-from lipcast.cli.judge import Given, Value
+from lipcast.cli.judge import Given, Value, parse
 from lipcast.cli.talk import Talk
 from lipcast.errors import UsageError
 
@@ -37,7 +37,9 @@ SWEEP_FLAGS: tuple[Flag, ...] = (
     _flag("preset", Kind.TEXT, "A sweep that is built in: low-vram-study."),
     _flag("results", Kind.TEXT, "Where a sweep appends its results.", _RESULTS),
     _flag("resume", Kind.SWITCH, "Leave out what the file of results has already."),
-    _flag("repeats", Kind.WHOLE, "Processes for each cell of a sweep.", "the matrix's"),
+    _flag(
+        "repeats", Kind.WHOLE, "Processes for each cell, or for the flags as given.", "the matrix's"
+    ),
     _flag("timeout_s", Kind.NUMBER, "End a cell of a sweep after so many seconds."),
 )
 _TALK = frozenset({"json", "quiet", "verbose", "debug"})
@@ -50,7 +52,9 @@ def run(values: Mapping[str, Value], given: Mapping[str, Given], talk: Talk) -> 
     from lipcast.lab.sweep import Sweep, run_sweep
 
     matrix = _matrix(values)
-    shared = {name: value for name, value in given.items() if name not in _TALK}
+    known = {flag.name: flag for flag in FLAGS}
+    # In their kinds, as a matrix has them: the report joins results by these values.
+    shared = {name: parse(known[name], given[name]) for name in given if name not in _TALK}
     cells = [{**shared, **cell} for cell in matrix.cells()]
     timeout = float(values["timeout_s"]) if "timeout_s" in values else None
     sweep = Sweep(
@@ -81,12 +85,14 @@ def refusal(cell: Cell) -> str:
 
 
 def _matrix(values: Mapping[str, Value]) -> Matrix:
-    from lipcast.lab.matrix import PRESETS, read_matrix
+    from lipcast.lab.matrix import PRESETS, Matrix, read_matrix
 
     if "matrix" in values and "preset" in values:
         raise UsageError("expected --matrix or --preset, got both; leave one out")
     if "matrix" in values:
         matrix = read_matrix(Path(str(values["matrix"])).expanduser())
+    elif "preset" not in values:
+        matrix = Matrix(axes={})  # one cell: the flags as they were given
     else:
         name = str(values["preset"])
         if name not in PRESETS:

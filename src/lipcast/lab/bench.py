@@ -9,7 +9,6 @@ fills and caches warm, are left out. Memory that runs out is reported with the b
 from __future__ import annotations
 
 import platform
-import resource
 import statistics
 import tempfile
 import time
@@ -32,6 +31,7 @@ from lipcast.core.schedule import Tick
 from lipcast.engine.rollout import Executor, LaneExecutor
 from lipcast.engine.session import Session
 from lipcast.errors import MemoryBudgetError
+from lipcast.lab.sampler import own_peak_rss_bytes
 
 PARTS = ("speech_s", "dit_s", "vae_s", "mux_s")
 _PORTRAIT_SIDE = 256
@@ -190,7 +190,7 @@ def conditions(model: Lipcast) -> dict[str, Any]:
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
         "precision": str(bundle.dit.dtype).removeprefix("torch."),
         "weights": bundle.precision,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": own_peak_rss_bytes(),
     }
 
 

@@ -62,7 +62,7 @@ def drift(survey: Survey, portrait: Likeness | None, *, fps: float) -> list[Metr
         found = [unavailable(GROUP, name, reason) for name in names]
     else:
         found = _against_first_second(survey, second, fps=fps)
-    return [*found, *_against_portrait(survey, portrait, second), _identity()]
+    return [*found, *_against_portrait(survey, portrait, second)]
 
 
 def _against_first_second(survey: Survey, second: int, *, fps: float) -> list[Metric]:
@@ -89,12 +89,6 @@ def _against_portrait(survey: Survey, portrait: Likeness | None, second: int) ->
         measured(GROUP, names[0], float(likeness), "SSIM", "higher"),
         measured(GROUP, names[1], float(distance), "levels", "lower"),
     ]
-
-
-def _identity() -> Metric:
-    """Identity by an embedding of the face: needs a face recognition network, which is not read."""
-    reason = "no face recognition network comes with this version; see the SSIM and colour figures"
-    return unavailable(GROUP, "identity embedding", reason)
 
 
 def flicker(survey: Survey) -> list[Metric]:

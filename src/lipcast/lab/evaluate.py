@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lipcast.lab.compare import Comparison, compare
 from lipcast.lab.drift import (
     colour_curve,
@@ -21,12 +23,16 @@ from lipcast.lab.drift import (
 )
 from lipcast.lab.face import FaceTrack, expression, face_track
 from lipcast.lab.footage import Footage, Survey, survey
+from lipcast.lab.identity import identity, load_recogniser, unavailable_identity
 from lipcast.lab.joins import joins
 from lipcast.lab.metric import Metric, unavailable
 from lipcast.lab.motion import frozen_frames, jumps, motion
 from lipcast.lab.mouth import mouth_of_drawing
+from lipcast.lab.mouths import Mouth, mouths, why
 from lipcast.lab.sync import GROUP as SYNC
 from lipcast.lab.sync import Curve, lip_sync, loudness
+from lipcast.lab.syncnet import load_network, syncnet, without_weights
+from lipcast.media.image import load_portrait
 
 BLOCK_FRAMES = 12
 
@@ -41,6 +47,8 @@ class Question:
     reference: Path | None = None
     against: Path | None = None
     face_model: Path | None = None
+    syncnet: Path | None = None
+    identity: Path | None = None
     pieces: Mapping[str, int] = field(default_factory=lambda: {"block": BLOCK_FRAMES})
     """Frames of a block, a clip, a segment."""
 
@@ -84,9 +92,12 @@ def evaluate(question: Question) -> Evaluation:
         portrait = portrait_likeness(question.reference, size=seen.size)
     face = face_track(footage, question.face_model)
     metrics = [*motion(seen, fps=footage.fps), *expression(face)]
+    who, resemblance = _identity(question, footage, face)
     metrics += joins(seen, dict(question.pieces))
-    metrics += [*drift(seen, portrait, fps=footage.fps), *flicker(seen)]
+    metrics += [*drift(seen, portrait, fps=footage.fps), *who, *flicker(seen)]
     curves = _curves(seen, footage.fps)
+    if resemblance is not None:
+        curves["identity"] = resemblance.tolist()
     if portrait is not None:
         curves["likeness to the portrait"] = likeness_curve(seen, portrait.thumb).tolist()
     spoken = _spoken(question, footage, face, curves)
@@ -114,37 +125,56 @@ def _curves(seen: Survey, fps: float) -> dict[str, list[float]]:
     }
 
 
-def _spoken(
-    question: Question,
-    footage: Footage,
-    face: FaceTrack,
-    curves: dict[str, list[float]],
-) -> list[Metric]:
-    """Lip sync by both ways of seeing a mouth; their curves are added to `curves`.
+def _identity(
+    question: Question, footage: Footage, face: FaceTrack
+) -> tuple[list[Metric], Curve | None]:
+    if question.identity is None:
+        return unavailable_identity(
+            "no network was given (--identity mobile_face_net.tflite)"
+        ), None
+    network = load_recogniser(question.identity)
+    portrait = None
+    if question.reference is not None:
+        picture = np.asarray(load_portrait(question.reference))
+        portrait = picture, face_track(Footage.of_frames([picture]), question.face_model)
+    return identity(footage, face, portrait, network)
 
-    Both, since the landmark model is as sure of a drawn face as of a photo, and reads its mouth badly
-    (correlation with the track that drew it -0.02 to 0.85, against 0.56 to 0.94 by colour and shape).
+
+def _spoken(
+    question: Question, footage: Footage, face: FaceTrack, curves: dict[str, list[float]]
+) -> list[Metric]:
+    """Lip sync of the mouth that is believed, by SyncNet, and by both ways of seeing a mouth.
+
+    Their curves are added to `curves`.
     """
     source = question.audio or (question.video if footage.has_sound else None)
     voice, reason = None, "the video has no sound and none was given (--audio)"
     if source is not None:
         voice = loudness(source, fps=footage.fps, num_frames=len(curves["change"]))
         curves["loudness"] = voice.tolist()
-    drawn = mouth_of_drawing(footage)
-    found = _sync(drawn.opening, voice, drawn.confidence, drawn.reason or reason, SYNC)
-    no_weights = "its weights are not part of Lipcast, and this version reads none"
-    found.append(unavailable(SYNC, "SyncNet confidence", no_weights))
-    by_landmarks = f"{SYNC} by landmarks"
-    found += _sync(face.opening, voice, face.confidence, face.reason or reason, by_landmarks)
-    for name, opening in (("mouth", drawn.opening), ("mouth by landmarks", face.opening)):
-        if opening is not None:
-            curves[name] = opening.tolist()
+    both = mouths(footage, mouth_of_drawing(footage), face)
+    found = _sync(both[0], voice, reason, SYNC, note=why(both))
+    found += _by_syncnet(question, footage, face, source)
+    for mouth in sorted(both, key=lambda mouth: mouth.way):
+        found += _sync(mouth, voice, reason, f"{SYNC} by {mouth.way}")
+    for name, mouth in (("mouth", both[0]), (f"mouth by {both[1].way}", both[1])):
+        if mouth.opening is not None:
+            curves[name] = mouth.opening.tolist()
     return found
 
 
 def _sync(
-    opening: Curve | None, voice: Curve | None, confidence: float, reason: str, group: str
+    mouth: Mouth, voice: Curve | None, silence: str, group: str, *, note: str = ""
 ) -> list[Metric]:
-    if opening is None or voice is None:
-        return [unavailable(group, "correlation", reason)]
-    return lip_sync(opening, voice, confidence=confidence, group=group)
+    if mouth.opening is None or voice is None:
+        return [unavailable(group, "correlation", mouth.reason or silence)]
+    return lip_sync(mouth.opening, voice, confidence=mouth.confidence, group=group, note=note)
+
+
+def _by_syncnet(
+    question: Question, footage: Footage, face: FaceTrack, source: Path | None
+) -> list[Metric]:
+    if question.syncnet is None:
+        return without_weights()
+    network = load_network(question.syncnet)
+    return syncnet(footage, face, source, network)

@@ -11,15 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lipcast.errors import CheckpointError, InputError
+from lipcast.errors import CheckpointError
 from lipcast.lab.footage import Footage
 from lipcast.lab.metric import Metric, measured, unavailable
-from lipcast.lab.pictures import Floats, Frame
+from lipcast.lab.pictures import Floats, Frame, bilinear
+from lipcast.lab.tflite import open_tflite
 
 GROUP = "expression"
 _SIDE = 192
@@ -31,10 +31,13 @@ _MIN_PRESENCE = 0.5
 _MIN_SHARE = 0.8
 """Of the frames must show a face for curves to mean something."""
 _SCALES = (1.0, 0.7, 0.5, 0.35)
-_UPPER_LIP, _LOWER_LIP = 13, 14
-_MOUTH_LEFT, _MOUTH_RIGHT = 78, 308
+INNER_LIPS = 13, 14
+"""Upper and lower."""
+MOUTH_CORNERS = 78, 308
 _EYES = ((33, 133, 159, 145), (263, 362, 386, 374))
 """Outer corner, inner corner, upper lid, lower lid."""
+EYE_CORNERS = _EYES[0][0], _EYES[1][0]
+"""The outer ones."""
 _BROWS = ((105, 159), (334, 386))
 """Brow and the lid below it."""
 
@@ -84,12 +87,12 @@ def track(footage: Footage, model: Model) -> FaceTrack:
 
 def components(points: Points) -> dict[str, NDArray[np.float64]]:
     """What a face does, [n] each, in distances between the outer corners of the eyes."""
-    scale = _distance(points, _EYES[0][0], _EYES[1][0])
+    scale = _distance(points, *EYE_CORNERS)
     eyes = [_distance(points, upper, lower) for _, _, upper, lower in _EYES]
     brows = [_distance(points, brow, lid) for brow, lid in _BROWS]
     return {
-        "mouth opening": _distance(points, _UPPER_LIP, _LOWER_LIP) / scale,
-        "mouth width": _distance(points, _MOUTH_LEFT, _MOUTH_RIGHT) / scale,
+        "mouth opening": _distance(points, *INNER_LIPS) / scale,
+        "mouth width": _distance(points, *MOUTH_CORNERS) / scale,
         "eye opening": (eyes[0] + eyes[1]) / (2 * scale),
         "brow height": (brows[0] + brows[1]) / (2 * scale),
     }
@@ -111,20 +114,8 @@ def expression(face: FaceTrack) -> list[Metric]:
 
 
 def load_model(path: Path) -> Model:
-    """The face mesh model in a .tflite file, on one CPU thread."""
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError as error:
-        raise InputError(
-            "--face_model: expected the package ai-edge-litert, found none; pip install lipcast[lab]"
-        ) from error
-    if not path.is_file():
-        raise CheckpointError(f"--face_model: expected a .tflite file, found nothing at {path}")
-    try:
-        interpreter: Any = Interpreter(str(path), num_threads=1)
-        interpreter.allocate_tensors()
-    except (ValueError, RuntimeError) as error:
-        raise CheckpointError(f"--face_model: {path} cannot be read ({error})") from error
+    """The face mesh model in a .tflite file. Raises InputError and CheckpointError."""
+    interpreter = open_tflite(path, flag="face_model")
     source = interpreter.get_input_details()[0]
     sizes = {int(np.prod(out["shape"])): out["index"] for out in interpreter.get_output_details()}
     if tuple(source["shape"]) != (1, _SIDE, _SIDE, 3) or not {1, 3 * _NUM_POINTS} <= set(sizes):
@@ -178,16 +169,9 @@ def _at(frame: Frame, square: tuple[float, float, float], model: Model) -> tuple
 
 def _cut(frame: Frame, corner: NDArray[np.float64], side: float) -> Floats:
     """The square at the model's size, bilinear, edges repeated, 0..1."""
-    height, width = frame.shape[:2]
     steps = (np.arange(_SIDE) + 0.5) * (side / _SIDE) - 0.5
-    columns = np.clip(corner[0] + steps, 0, width - 1)
-    rows = np.clip(corner[1] + steps, 0, height - 1)
-    left, top = np.floor(columns).astype(int), np.floor(rows).astype(int)
-    right, bottom = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
-    across, down = (columns - left)[None, :, None], (rows - top)[:, None, None]
-    upper = frame[top][:, left] * (1 - across) + frame[top][:, right] * across
-    lower = frame[bottom][:, left] * (1 - across) + frame[bottom][:, right] * across
-    return np.asarray((upper * (1 - down) + lower * down) / 255, dtype=np.float32)
+    seen = bilinear(frame, (corner[1] + steps)[:, None], (corner[0] + steps)[None])
+    return seen / np.float32(255)
 
 
 def _around(points: Points) -> tuple[float, float, float]:

@@ -32,6 +32,22 @@ def thumbnail(frame: Frame, short_side: int) -> Floats:
     return small
 
 
+def bilinear(frame: Frame, rows: NDArray[np.float64], columns: NDArray[np.float64]) -> Floats:
+    """Pixels between pixels, 0..255: `rows` and `columns` [h, w] say where; [h, w, 3].
+
+    A grid whose rows do not depend on the column and the reverse may come as [h, 1] and [1, w].
+    Outside the picture its edge goes on.
+    """
+    height, width = frame.shape[:2]
+    rows, columns = np.clip(rows, 0, height - 1), np.clip(columns, 0, width - 1)
+    top, left = np.floor(rows).astype(int), np.floor(columns).astype(int)
+    bottom, right = np.minimum(top + 1, height - 1), np.minimum(left + 1, width - 1)
+    down, across = (rows - top)[..., None], (columns - left)[..., None]
+    upper = frame[top, left] * (1 - across) + frame[top, right] * across
+    lower = frame[bottom, left] * (1 - across) + frame[bottom, right] * across
+    return np.asarray(upper * (1 - down) + lower * down, dtype=np.float32)
+
+
 def psnr(a: Frame, b: Frame) -> float:
     """Peak signal to noise, dB, of 8-bit pictures; infinite where they are equal."""
     error = float(np.mean((a.astype(np.float32) - b.astype(np.float32)) ** 2, dtype=np.float64))

@@ -19,7 +19,7 @@ from typing import Any
 from lipcast.errors import InputError
 from lipcast.lab.report_bench import bench_sections, environment
 from lipcast.lab.report_quality import pareto_section, quality_sections
-from lipcast.lab.results import CellResult, by_cell, read_results
+from lipcast.lab.results import CellResult, by_cell, quality_record, read_results
 from lipcast.media.image import contact_sheet
 from lipcast.media.video import iter_frames
 
@@ -65,7 +65,7 @@ def _evaluation(path: Path) -> dict[str, Any]:
         raise InputError(
             f"expected the document of lipcast evaluate --json, got {path} ({error})"
         ) from error
-    return {"kind": "quality", "cell": {}, "evaluation": document}
+    return quality_record(document, {})
 
 
 def render(results: Results, *, title: str) -> str:

@@ -70,8 +70,7 @@ def bench_sections(cells: Sequence[CellResult]) -> list[tuple[str, str]]:
 def _text(spread: Spread | None, scale: float = 1, digits: int = 2) -> str:
     if spread is None:
         return "n/a"
-    scaled = Spread(spread.median / scale, spread.least / scale, spread.most / scale, spread.n)
-    return scaled.text(digits)
+    return spread.scaled(scale).text(digits)
 
 
 def _speeds(good: Sequence[tuple[str, CellResult]]) -> str:

@@ -132,7 +132,10 @@ def pareto_section(
     ]
     title = "lip sync against memory"
     svg = scatter_plot(points, title=title, x_label="peak memory, MiB", y_label="correlation")
-    caption = "Full points: no other cell has less memory and a higher lip-sync correlation."
+    caption = (
+        "Full points: no other cell has less memory and a higher lip-sync correlation. Means over the "
+        "videos that each cell has: other portraits and voices make a difference too."
+    )
     html = f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"
     return [("Quality against memory", html)]
 

@@ -7,13 +7,14 @@ Input: JSON-lines files, one record a line: `kind` is "bench" or "quality". Outp
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lipcast.errors import InputError
+from lipcast.errors import InputError, OutputError
 from lipcast.runtime import logger
 
 _log = logger("lab.results")
@@ -29,6 +30,10 @@ class Spread:
     least: float
     most: float
     n: int
+
+    def scaled(self, unit: float) -> Spread:
+        """In another unit: `unit` of the old ones."""
+        return Spread(self.median / unit, self.least / unit, self.most / unit, self.n)
 
     def text(self, digits: int = 2) -> str:
         """ "1.23 (1.20-1.31)"; the median alone where there is one value."""
@@ -125,6 +130,22 @@ def _read(path: Path) -> list[dict[str, Any]]:
     if lines and not records:
         raise InputError(f"expected a file of results, got {path} without a single one")
     return records
+
+
+def append_result(path: Path, record: Mapping[str, Any]) -> None:
+    """Add one record; a torn last line, of whoever was killed, is ended first. Raises OutputError."""
+    try:
+        with path.open("ab+") as file:
+            file.seek(-1 if file.tell() else 0, os.SEEK_END)
+            torn = file.read(1) not in (b"", b"\n")
+            file.write((b"\n" if torn else b"") + json.dumps(record).encode() + b"\n")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def quality_record(evaluation: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, Any]:
+    """An evaluation's document as a record; `cell`: the flags that its video was made with."""
+    return {"kind": "quality", "cell": dict(cell), "evaluation": dict(evaluation)}
 
 
 def by_cell(records: Iterable[Mapping[str, Any]]) -> list[CellResult]:

@@ -7,9 +7,11 @@ driver are there: the memory in use on the whole card, as `nvidia-smi` shows it,
 from __future__ import annotations
 
 import importlib
+import resource
 import threading
 import time
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -123,6 +125,18 @@ class Sampler:
             self._period_s *= 2
             seen.t_s, seen.rss_bytes = seen.t_s[::2], seen.rss_bytes[::2]
             seen.gpu_bytes = seen.gpu_bytes[::2]
+
+
+def own_peak_rss_bytes() -> int:
+    """The most memory that was resident in this process.
+
+    Not the figure of `getrusage` where Linux has a better one: that begins with what the process had
+    that started this one.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text("utf-8").splitlines() if status.exists() else []
+    peaks = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    return 1024 * (peaks[0] if peaks else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def rss_bytes(pid: int) -> int:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from html import escape
 
 _WIDTH, _HEIGHT = 640, 260
+_CHARACTER = 7.0
+"""About the width of a character, in the units of the picture."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 14, 44
 NUM_COLOURS = 6
 _LINE = 13
@@ -122,16 +124,17 @@ def line_plot(
         (x, low), (_, high) = frame.at(mark, frame.y[0]), frame.at(mark, frame.y[1])
         parts.append(f'<line class="mark" x1="{x}" x2="{x}" y1="{low}" y2="{high}"/>')
     labelled = frame.at(0, frame.y[0])[1]
+    names = []
     for level in sorted(levels, key=lambda level: level.y):
         x, y = frame.at(frame.x[1], level.y)
         parts.append(f'<line class="level" x1="{_LEFT}" x2="{x}" y1="{y}" y2="{y}"/>')
         # A label that would touch the one below goes up until it does not.
         labelled = min(y - 4, labelled - _LINE)
-        parts.append(f'<text class="end" x="{x - 4}" y="{labelled}">{escape(level.name)}</text>')
+        names.append(f'<text class="end" x="{x - 4}" y="{labelled}">{escape(level.name)}</text>')
     for i, line in enumerate(lines):
         places = " ".join(f"{x},{y}" for x, y in (frame.at(*point) for point in line.points))
         parts.append(f'<polyline class="line s{i % NUM_COLOURS}" points="{places}"/>')
-    return _wrapped([*parts, *_legend([line.name for line in lines])], title, _HEIGHT)
+    return _wrapped([*parts, *names, *_legend([line.name for line in lines])], title, _HEIGHT)
 
 
 def _legend(names: Sequence[str]) -> list[str]:
@@ -155,15 +158,29 @@ def scatter_plot(points: Sequence[Point], *, title: str, x_label: str, y_label: 
     best = sorted((point for point in points if point.best), key=lambda point: point.x)
     places = " ".join(f"{x},{y}" for x, y in (frame.at(p.x, p.y) for p in best))
     parts.append(f'<polyline class="line s0" points="{places}"/>')
+    taken: list[tuple[float, float, float]] = []
     for point in points:
         x, y = frame.at(point.x, point.y)
         fill = "s0" if point.best else "hollow"
         side, shift = ("end", -7) if x > _WIDTH * 0.6 else ("start", 7)
+        length = _CHARACTER * len(point.name)
+        left = x + shift - (length if side == "end" else 0)
+        base = _free(taken, left, left + length, y)
+        taken.append((left, left + length, base))
         parts.append(f'<circle class="{fill}" cx="{x}" cy="{y}" r="5"/>')
-        parts.append(
-            f'<text class="{side}" x="{x + shift}" y="{y - 7}">{escape(point.name)}</text>'
-        )
+        parts.append(f'<text class="{side}" x="{x + shift}" y="{base}">{escape(point.name)}</text>')
     return _wrapped(parts, title, height)
+
+
+def _free(
+    taken: Sequence[tuple[float, float, float]], left: float, right: float, y: float
+) -> float:
+    """A line for a name near `y` that no other name (left, right, base line) stands on."""
+    bases = [round(y + shift, 1) for shift in (-7, 17, -22, 32, -37, 47)]
+    for base in bases:
+        if all(right < a or left > b or abs(base - other) >= _LINE for a, b, other in taken):
+            return base
+    return bases[0]
 
 
 def _padded(values: Sequence[float]) -> tuple[float, float]:

@@ -12,16 +12,18 @@ import os
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from lipcast.errors import MemoryBudgetError, OutputError
+from lipcast.errors import CancelledError, MemoryBudgetError
 from lipcast.lab.matrix import Cell
-from lipcast.lab.results import read_results
+from lipcast.lab.results import append_result, read_results
 from lipcast.lab.sampler import Sampler, Samples
 
 OK, REFUSED, NO_MEMORY = "ok", "refused", "out of memory"
@@ -60,7 +62,7 @@ def run_sweep(
             if (key_of(cell), repeat) in done:
                 continue
             record = _record(sweep, cell, repeat)
-            _append(results, record)
+            append_result(results, record)
             yield record
             if record["status"] == REFUSED:
                 break
@@ -81,16 +83,6 @@ def _done(results: Path) -> set[tuple[str, int]]:
     return done | {(key_of(r["cell"]), repeat) for r in refused for repeat in range(1000)}
 
 
-def _append(results: Path, record: dict[str, Any]) -> None:
-    try:
-        torn = results.exists() and not results.read_bytes().endswith(b"\n")
-        with results.open("a", encoding="utf-8") as file:
-            is_torn = torn and results.stat().st_size > 0
-            file.write(("\n" if is_torn else "") + json.dumps(record) + "\n")
-    except OSError as error:
-        raise OutputError(f"{results}: cannot be written ({error.strerror or error})") from error
-
-
 def _record(sweep: Sweep, cell: Cell, repeat: int) -> dict[str, Any]:
     began = datetime.now(UTC)
     record: dict[str, Any] = {
@@ -99,6 +91,7 @@ def _record(sweep: Sweep, cell: Cell, repeat: int) -> dict[str, Any]:
         "repeat": repeat,
         "command": sweep.shown_command(cell),
         "started": began.isoformat(timespec="seconds"),
+        "load_before": round(os.getloadavg()[0], 2),
     }
     if reason := sweep.refusal(cell):
         return record | {"status": REFUSED, "reason": reason}
@@ -110,9 +103,8 @@ def _record(sweep: Sweep, cell: Cell, repeat: int) -> dict[str, Any]:
 def _run(command: list[str], timeout_s: float | None) -> dict[str, Any]:
     """One process to its end, sampled."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        # A session of its own, so that a cell that has to be ended goes with all its children.
-        process = subprocess.Popen(command, stdout=out, stderr=err, start_new_session=True)
-        with Sampler(process.pid) as sampler:
+        family = _family(command, out, err)
+        with _signals_are_errors(), family as process, Sampler(process.pid) as sampler:
             timed_out = _wait(process, timeout_s)
         said, complained = _text(out), _text(err)
     outcome = _outcome(process.returncode, said, complained)
@@ -121,17 +113,53 @@ def _run(command: list[str], timeout_s: float | None) -> dict[str, Any]:
     return outcome | {"exit_code": process.returncode, "samples": _samples(sampler.samples)}
 
 
+@contextmanager
+def _signals_are_errors() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise CancelledError, as Ctrl-C raises KeyboardInterrupt: the cell is ended too."""
+
+    def end(number: int, _frame: object) -> None:
+        name = signal.Signals(number).name
+        raise CancelledError(
+            f"the sweep was ended by {name}; --resume goes on with what is missing"
+        )
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _family(
+    command: list[str], out: IO[bytes], err: IO[bytes]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a session of its own, which is ended with all its children."""
+    process = subprocess.Popen(command, stdout=out, stderr=err, start_new_session=True)
+    try:
+        yield process
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 def _wait(process: subprocess.Popen[bytes], timeout_s: float | None) -> bool:
     """Wait for the end; whether it had to be ended."""
     try:
         process.wait(timeout_s)
         return False
     except subprocess.TimeoutExpired:
+        _end(process)
         return True
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 def _text(file: IO[bytes]) -> str:

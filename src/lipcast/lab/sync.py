@@ -23,17 +23,22 @@ _SILENCE = 1e-3
 """RMS of full scale (-60 dB) under which a sound is silence."""
 
 
+def speech(path: str | Path) -> Curve:
+    """The sound as 16 kHz mono, -1..1. Raises InputError where there is none."""
+    source = open_audio(path)
+    chunks = []
+    while chunk := source.read():
+        chunks.append(chunk.speech)
+    return np.concatenate(chunks).ravel().astype(np.float64)
+
+
 def loudness(path: str | Path, *, fps: float, num_frames: int) -> Curve:
     """Root mean square of the sound under each video frame, 0..1 of full scale.
 
     Linear, since on held-out voices it follows the drawn mouth more closely (correlation 0.94 to
     0.96) than its logarithm or roots do (0.87 to 0.94). Raises InputError where there is no sound.
     """
-    source = open_audio(path)
-    chunks = []
-    while chunk := source.read():
-        chunks.append(chunk.speech)
-    sound = np.concatenate(chunks).ravel().astype(np.float64)
+    sound = speech(path)
     edges = np.rint(np.arange(num_frames + 1) * SAMPLE_RATE / fps).astype(int)
     sound = np.pad(sound, (0, max(0, edges[-1] - len(sound))))
     powers = np.concatenate([[0.0], np.cumsum(sound**2)])
@@ -62,16 +67,16 @@ def lagged(opening: Curve, voice: Curve) -> dict[int, float]:
 
 
 def lip_sync(
-    opening: Curve, voice: Curve, *, confidence: float, group: str = GROUP
+    opening: Curve, voice: Curve, *, confidence: float, group: str = GROUP, note: str = ""
 ) -> list[Metric]:
     """How closely the mouth follows the voice, and how late.
 
     correlation: Pearson's r of the mouth's opening with the loudness of the same frame; -1..1, no
     unit, higher is better. best correlation: the highest over lags of up to 12 frames, on the frames that
-    have all of these lags. offset: the
-    lag of that one in frames, positive where the mouth is late; 0 is best. confidence: how sure the
-    detector is of the mouth, 0..1. Source: this project, after the audio-visual offset of Chung and
-    Zisserman 2016 with loudness and opening in place of their network.
+    have all of these lags. offset: the lag of that one in frames, positive where the mouth is late; 0 is
+    best. confidence: share of what the mouth's pixels do that the opening explains, 0..1; `note` says
+    more of it. Source: this project, after the audio-visual offset of Chung and Zisserman 2016 with
+    loudness and opening in place of their network.
     """
     names = ("correlation", "best correlation", "offset")
     reason = _unusable(opening, voice)
@@ -93,9 +98,7 @@ def lip_sync(
             note=f"at lag {best:+d}, without the first and last {reach}",
         ),
         measured(group, "offset", best, "frames", "zero", note="positive: the mouth is late"),
-        measured(
-            group, "confidence", confidence, "", "neither", note="of the mouth detector, 0..1"
-        ),
+        measured(group, "confidence", confidence, "", "neither", note=note or "of the mouth, 0..1"),
     ]
 
 
