@@ -44,7 +44,7 @@ PAGES = ("README.md", *(f"docs/{name}.md" for name in (
 )))  # fmt: skip
 SET_UP = {"./scripts/demo", "./scripts/test"}
 _OTHER_MODEL = ("precision", "loras", "vram", "kv_precision", "gpus")
-OTHER_FLAGS = {"--help", "--index-url", "--version", "--debug"}
+OTHER_FLAGS = {"--nproc_per_node", "--no-python", "--help", "--index-url", "--version", "--debug"}
 
 
 def blocks(language: str) -> list[tuple[str, str]]:

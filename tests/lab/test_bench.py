@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+import lipcast.api
 from lipcast.cli.main import main
 from lipcast.engine.rollout import LaneExecutor
 from lipcast.lab.bench import PARTS, OutOfMemoryError, bench
@@ -31,6 +32,24 @@ def test_last_line_is_one_document(capsys):
     document = json.loads(out.splitlines()[-1])
     assert {"conditions", "options", "rows"} <= set(document)
     assert "wavefront" in err
+
+
+def test_a_bounded_memory_is_what_is_measured(monkeypatch, capsys):
+    """The flags of memory reach the model, and its plan decides: one schedule at a time."""
+    asked = {}
+    load = lipcast.api.load
+
+    def watched(name, **how):
+        asked.update(how)
+        return load(name, **how)
+
+    monkeypatch.setattr("lipcast.api.load", watched)
+    small = ("--size", "64*64", "--infer_frames", "12", "--device", "cpu", "--precision", "fp32")
+    assert main(["bench", *small, *FEW, "--vram", "300MB", "--offload_model", "True"]) == 0
+    out, _ = capsys.readouterr()
+    rows = json.loads(out.splitlines()[-1])["rows"]
+    assert [row["schedule"] for row in rows] == ["sequential"]
+    assert (asked["vram"], asked["offload_model"]) == ("300MB", True)
 
 
 def test_the_place_where_memory_ran_out_is_said(tiny, monkeypatch):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from lipcast.cli.info import describe
 from lipcast.cli.judge import Given, Value, judge, parse
 from lipcast.cli.model_configs import read_configs
 from lipcast.cli.talk import Talk
+from lipcast.core.gpu_options import GPU_OPTION_NAMES
+from lipcast.core.memory_options import MEMORY_OPTION_NAMES
 from lipcast.core.request import OPTION_NAMES, SCHEDULES, GenerateOptions
 from lipcast.errors import LipcastError, UsageError
 
@@ -28,7 +31,9 @@ if TYPE_CHECKING:
     from lipcast.lab.bench import BenchRow
 
 _LEFT_OUT = frozenset({"num_clip", "start_frame", "base_seed", "verbose"})
-_GROUPS = frozenset({Group.VIDEO, Group.MACHINE, Group.TALK, Group.PUBLIC, Group.REFUSED})
+_GROUPS = frozenset(
+    {Group.VIDEO, Group.MACHINE, Group.MEMORY, Group.GPUS, Group.TALK, Group.PUBLIC, Group.REFUSED}
+)
 _SHARED = tuple(
     flag
     for flag in FLAGS
@@ -50,6 +55,7 @@ def bench(given: Mapping[str, Given]) -> None:
 
         lipcast bench --model tiny
         lipcast bench --model tiny --size "128*128" --sample_steps 3
+        lipcast bench --model tiny --device cpu --gpus 2
 
     With --repeats one setting is measured in so many fresh processes: median, least and greatest. A
     sweep measures every cell of a matrix in a process of its own, and appends to a file of results:
@@ -78,9 +84,14 @@ def _measure(values: Mapping[str, Value], given: Mapping[str, Given], talk: Talk
     from lipcast.api import load
     from lipcast.lab import bench as lab
 
-    schedules = (options.pop("schedule"),) if "schedule" in options else SCHEDULES
-    model = load(str(settings.get("model", "tiny")), **_how_to_load(settings))
-    rows = lab.bench(model, schedules=schedules, **_counts(values), **options)
+    machine = {k: v for k, v in settings.items() if k in (*MEMORY_OPTION_NAMES, *GPU_OPTION_NAMES)}
+    # Two videos at a time would share a budget, or are more than several devices make.
+    schedules = SCHEDULES[:1] if machine else SCHEDULES
+    if "schedule" in options:
+        schedules = (options.pop("schedule"),)
+    name, how = str(settings.get("model", "tiny")), _how_to_load(settings) | machine
+    with closing(load(name, expected=GenerateOptions(**options), **how)) as model:
+        rows = lab.bench(model, schedules=schedules, **_counts(values), **options)
     if not talk.as_json:
         typer.echo(_table(rows), err=True)
     conditions = lab.conditions(model)

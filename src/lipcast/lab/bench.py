@@ -137,18 +137,19 @@ def bench(
     warm_up_blocks: int = 4,
     **options: Any,
 ) -> list[BenchRow]:
-    """Measure each schedule over `num_blocks` blocks after `warm_up_blocks`.
+    """Measure each schedule over `num_blocks` blocks after `warm_up_blocks`; one on several devices.
 
     A wavefront's blocks come out after its first ticks, several steps of several blocks at once;
     its seconds per block are those between two blocks, so both schedules compare directly.
     Raises OutOfMemoryError.
     """
     place = Place()
-    witnessed = Lipcast(
-        model.bundle, make_executor=lambda *what: _Witness(LaneExecutor(*what), place)
-    )
+    if model.steward is None and model.crew is None:  # else their own errors say where it was
+        model = Lipcast(
+            model.bundle, make_executor=lambda *what: _Witness(LaneExecutor(*what), place)
+        )
     try:
-        return _bench(witnessed, schedules, num_blocks, warm_up_blocks, options)
+        return _bench(model, schedules, num_blocks, warm_up_blocks, options)
     except (MemoryError, torch.OutOfMemoryError, MemoryBudgetError) as error:
         raise OutOfMemoryError(error, place) from error
 
@@ -190,6 +191,7 @@ def conditions(model: Lipcast) -> dict[str, Any]:
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
         "precision": str(bundle.dit.dtype).removeprefix("torch."),
         "weights": bundle.precision,
+        "layout": str(model.crew.plan.layout) if model.crew is not None else None,
         "peak_rss_bytes": own_peak_rss_bytes(),
     }
 

@@ -170,6 +170,8 @@ def load_bundle(
             load_into(dit, source, dtype=dtype, device=device)
         else:
             load_dit(dit, source)
+    else:
+        dit.to(dtype)  # shapes only, but of what computes elsewhere
     if "vae" in networks:
         load_into(vae, open_tensors(files.vae), dtype=side_dtype, device=device)
     speech = load_speech_encoder(files.speech, device=device) if "speech" in networks else None
