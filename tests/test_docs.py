@@ -38,11 +38,11 @@ from lipcast.weights.prompts import PromptEmbedding, write_embedding
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", *(f"docs/{name}.md" for name in (
     "generate", "checkpoints", "python-api", "architecture", "troubleshooting", "lab",
-    "long-videos",
+    "long-videos", "cluster",
     "low-memory",
 )))  # fmt: skip
 SET_UP = {"./scripts/demo", "./scripts/test"}
-OTHER_FLAGS = {"--help", "--index-url", "--version", "--debug"}
+OTHER_FLAGS = {"--help", "--index-url", "--version", "--debug", "--head", "--port"}
 
 
 def blocks(language: str) -> list[tuple[str, str]]:

@@ -22,6 +22,8 @@ SIDE = 64
 class CheapMaker:
     """The state of a video is a number of blocks and a hash; a block's pictures are drawn from it."""
 
+    width = 1
+
     def __init__(self, block_s: float = 0.0) -> None:
         self._block_s = block_s
         self.made: list[int] = []

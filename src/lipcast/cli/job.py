@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,11 @@ from lipcast.cli.options import Positional, either_spelling, with_flags
 from lipcast.cli.pieces import parse_seconds
 from lipcast.cli.request import read_request
 from lipcast.cli.talk import Talk, print_json
-from lipcast.errors import InputError, LipcastError
+from lipcast.errors import InputError, LipcastError, UsageError
 from lipcast.runtime import cache_dir
 
 if TYPE_CHECKING:
+    from lipcast.jobs.runner import SegmentMaker
     from lipcast.jobs.store import Job, Store
 
 _NAME = Positional("job", "The name of the job.")
@@ -43,9 +45,31 @@ _OWN = (
     Flag("keep_segments", Group.FILES, Kind.SWITCH, "Keep the segments when the video is done."),
 )  # fmt: skip
 SUBMIT_FLAGS = (*_OWN, *FLAGS)
+EXECUTORS = ("local", "ray")
 RUN_FLAGS = (
     _WORKSPACE,
     Flag("job", Group.FILES, Kind.TEXT, "Only this job.", default="all that wait"),
+    Flag(
+        "executor",
+        Group.MACHINE,
+        Kind.TEXT,
+        "Who makes segments: local, this process; ray, workers of a cluster.",
+        default="local",
+    ),
+    Flag(
+        "address",
+        Group.MACHINE,
+        Kind.TEXT,
+        "Of the Ray cluster: auto, host:6379.",
+        default="one is started here",
+    ),
+    Flag(
+        "workers",
+        Group.MACHINE,
+        Kind.WHOLE,
+        "Ray workers, each with a model of its own.",
+        default="one per GPU; without any, one per node",
+    ),
     *_TALK,
 )
 JOB_FLAGS = (_WORKSPACE, *_TALK)
@@ -78,19 +102,49 @@ def run(given: Mapping[str, Given]) -> None:
     Several of these may run at the same time, each on its own GPU (--device is a flag of submit).
 
         lipcast job run
+        lipcast job run --executor ray --address auto
     """
-    from lipcast.jobs.local import LocalMaker
     from lipcast.jobs.runner import run_jobs
 
     talk, store = Talk.begin(given), _store(given)
     name = str(given["job"]) if "job" in given else None
     if name is not None:
         store.job(name)
-    num_failed = run_jobs(store, LocalMaker(), name=name, tell=talk.note)
+    with _maker(given) as maker:
+        num_failed = run_jobs(store, maker, name=name, tell=talk.note)
     if talk.as_json:
         print_json({"jobs": [_document(store, job) for job in store.jobs()]})
     if num_failed:
         raise LipcastError(f"{num_failed} jobs failed; see `lipcast job list`")
+
+
+@contextmanager
+def _maker(given: Mapping[str, Given]) -> Iterator[SegmentMaker]:
+    """What makes segments; raises UsageError."""
+    from lipcast.jobs.local import LocalMaker
+
+    executor = str(given.get("executor", "local"))
+    if executor not in EXECUTORS:
+        raise UsageError(f"--executor: expected one of {', '.join(EXECUTORS)}, got {executor!r}")
+    wrong = [name for name in ("address", "workers") if name in given and executor != "ray"]
+    if wrong:
+        raise UsageError(f"--{wrong[0]}: expected --executor ray with it, got {executor}")
+    if executor == "local":
+        yield LocalMaker()
+        return
+    workers = given.get("workers")
+    if workers is not None and int(workers) < 1:
+        raise UsageError(f"--workers: expected at least 1, got {workers}; leave it out for all")
+    try:
+        from lipcast.jobs.ray import RayMaker
+    except ImportError as error:
+        raise UsageError(
+            "--executor ray: expected Ray, which is not installed; pip install 'lipcast[ray]'"
+        ) from error
+    address = str(given["address"]) if "address" in given else None
+    num_workers = None if workers is None else int(workers)
+    with RayMaker(LocalMaker, address=address, num_workers=num_workers) as maker:
+        yield maker
 
 
 def listing(given: Mapping[str, Given]) -> None:

@@ -23,6 +23,8 @@ _MODEL_KEYS = ("model", "device", "precision", "loras", "memory")
 class LocalMaker:
     """Makes segments one after the other; jobs with the same model share it."""
 
+    width = 1
+
     def __init__(self) -> None:
         self._key: list[Any] = []
         self._model: api.Lipcast | None = None

@@ -14,6 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,7 +56,10 @@ class Stretch:
 
 
 class SegmentMaker(Protocol):
-    """Makes the segments of jobs: a model on this machine, or a stand-in."""
+    """Makes the segments of jobs: a model on this machine, workers of a cluster, or a stand-in."""
+
+    width: int
+    """How many threads may use it at a time."""
 
     def look(self, request: Mapping[str, Any]) -> Outlook:
         """Judge a request. Raises what makes it impossible."""
@@ -71,10 +75,23 @@ def run_jobs(
     name: str | None = None,
     tell: Callable[[str], None] = _LOG.info,
 ) -> int:
-    """Work until no job waits (or at one, by name); returns how many of them failed."""
+    """Work until no job waits (or at one, by name); returns how many of them failed.
+
+    As many jobs are under way as the maker is wide.
+    """
     for job in store.jobs():
         if job.state == FINISHED:  # its worker may have been killed before it tidied up
             _prune(store, job)
+    if maker.width == 1:
+        return _run_in_turn(store, maker, name, tell)
+    with ThreadPoolExecutor(maker.width) as threads:
+        turns = [threads.submit(_run_in_turn, store, maker, name, tell) for _ in range(maker.width)]
+        return sum(turn.result() for turn in turns)
+
+
+def _run_in_turn(
+    store: Store, maker: SegmentMaker, name: str | None, tell: Callable[[str], None]
+) -> int:
     num_failed = 0
     while (claim := store.claim(name)) is not None:
         try:
@@ -120,7 +137,7 @@ def _prune(store: Store, job: Job) -> None:
     """Delete the segments of a finished job."""
     if job.request["keep_segments"]:
         return
-    for pattern in ("segment-*", "past-*"):
+    for pattern in ("segment-*", "past-*", "making*"):
         for path in store.folder(job.id).glob(pattern):
             path.unlink(missing_ok=True)
 
