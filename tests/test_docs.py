@@ -26,7 +26,7 @@ from lipcast.cli.bench import BENCH_FLAGS
 from lipcast.cli.evaluate import EVALUATE_FLAGS
 from lipcast.cli.flag_table import FLAGS
 from lipcast.cli.info import INFO_FLAGS
-from lipcast.cli.job import RUN_FLAGS, SUBMIT_FLAGS
+from lipcast.cli.job import RUN_FLAGS, SUBMIT_FLAGS, WATCH_FLAGS
 from lipcast.cli.main import main
 from lipcast.cli.pieces import PIECES_FLAGS
 from lipcast.cli.plan import PLAN_FLAGS
@@ -181,7 +181,15 @@ def test_links_lead_somewhere(page: str) -> None:
 
 def test_mentioned_flags_exist() -> None:
     known = set(OTHER_FLAGS)
-    own = (*WEIGHTS_FLAGS, *EVALUATE_FLAGS, *REPORT_FLAGS, *PIECES_FLAGS, *SUBMIT_FLAGS, *RUN_FLAGS)
+    own = (
+        *WEIGHTS_FLAGS,
+        *EVALUATE_FLAGS,
+        *REPORT_FLAGS,
+        *PIECES_FLAGS,
+        *SUBMIT_FLAGS,
+        *RUN_FLAGS,
+        *WATCH_FLAGS,
+    )
     for flag in (*FLAGS, *INFO_FLAGS, *BENCH_FLAGS, *PLAN_FLAGS, *own):
         known.update(name for spelling in flag.spellings for name in spelling.split("/"))
     for page in PAGES:

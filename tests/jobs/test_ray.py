@@ -17,14 +17,14 @@ from cheap_worker import CheapMaker
 
 from lipcast.cli.main import main
 from lipcast.errors import OutputError, UsageError
-from lipcast.jobs.runner import Stretch, file_sha256, run_jobs
+from lipcast.jobs.runner import Stretch, run_jobs
 from lipcast.jobs.store import Store
 
 # Ray's own modules warn about themselves when they are imported.
 pytestmark = pytest.mark.filterwarnings("ignore")
 ray = pytest.importorskip("ray")
 NUM_WORKERS, NUM_JOBS = 2, 12
-Submit = Callable[..., list[str]]
+Submit = Callable[..., str]
 
 
 class Breaks(CheapMaker):
@@ -50,26 +50,6 @@ def cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "jobs")
-
-
-@pytest.fixture
-def submit(store: Store, portrait: Path, sound: Any, tmp_path: Path) -> Submit:
-    def submit(count: int, folder: str) -> list[str]:
-        audio = sound(3.0)
-        (tmp_path / folder).mkdir()
-        return store.submit([{
-            "image": str(portrait), "audio": str(audio), "segment_s": 1.92,
-            "output": str(tmp_path / folder / f"{number}.mp4"),
-            "sha256": {"image": file_sha256(portrait), "audio": file_sha256(audio)},
-            "options": {"seed": number}, "keep_segments": False,
-        } for number in range(count)])  # fmt: skip
-
-    return submit
-
-
 def workers() -> list[psutil.Process]:
     found = psutil.process_iter(["name", "cmdline"])
     return [p for p in found if p.info["cmdline"] and "ray::RayWorker" in p.info["cmdline"][0]]
@@ -82,7 +62,11 @@ def test_a_killed_worker_loses_nothing(
 
     with pytest.raises(UsageError, match="give fewer --workers"):
         RayMaker(Breaks, address=None, num_workers=1, share=WorkerShare(num_gpus=1))
-    *names, broken = submit(NUM_JOBS + 1, "ray")
+    outputs = [tmp_path / f"{number}.mp4" for number in range(NUM_JOBS + 1)]
+    *names, broken = [
+        submit(path, 3.0, segment_s=1.92, options={"seed": number})
+        for number, path in enumerate(outputs)
+    ]
     killed: list[int] = []
 
     def kill_one() -> None:
@@ -100,11 +84,11 @@ def test_a_killed_worker_loses_nothing(
     assert len(killed) == 1
     assert store.job(broken).error == "the disk is full; make room"
     assert [(store.job(n).state, store.job(n).claim) for n in names] == [("finished", 1)] * 12
-    assert all([path.name for path in store.folder(n).iterdir()] == ["lock"] for n in names)
-    submit(2, "local")
-    assert run_jobs(store, CheapMaker(), tell=lambda _: None) == 0
-    for number in range(2):
-        ours, theirs = (tmp_path / folder / f"{number}.mp4" for folder in ("ray", "local"))
+    assert all({path.name for path in store.folder(n).iterdir()} == {"lock", "log"} for n in names)
+    for number, ours in enumerate(outputs[:2]):
+        theirs = tmp_path / f"local-{number}.mp4"
+        submit(theirs, 3.0, segment_s=1.92, options={"seed": number})
+        assert run_jobs(store, CheapMaker(), tell=lambda _: None) == 0
         assert ours.read_bytes() == theirs.read_bytes()
 
 

@@ -43,6 +43,7 @@ _OWN = (
         "Many jobs: a CSV or JSON lines file, its columns named like flags.",
     ),
     Flag("keep_segments", Group.FILES, Kind.SWITCH, "Keep the segments when the video is done."),
+    Flag("webhook", Group.FILES, Kind.TEXT, "URL that is told, as JSON, when a job ends."),
 )  # fmt: skip
 SUBMIT_FLAGS = (*_OWN, *FLAGS)
 EXECUTORS = ("local", "ray")
@@ -73,6 +74,11 @@ RUN_FLAGS = (
     *_TALK,
 )
 JOB_FLAGS = (_WORKSPACE, *_TALK)
+WATCH_FLAGS = (
+    _WORKSPACE,
+    Flag("once", Group.TALK, Kind.SWITCH, "Print one table and end."),
+    *_TALK,
+)
 
 
 def submit(given: Mapping[str, Given]) -> None:
@@ -80,6 +86,8 @@ def submit(given: Mapping[str, Given]) -> None:
 
     lipcast job submit --image me.png --audio hello.wav -o out.mp4 --segment 60s
     """
+    from lipcast.jobs.webhook import check_url
+
     talk = Talk.begin(given)
     own = {flag.name for flag in _OWN}
     shared = {name: value for name, value in given.items() if name not in own}
@@ -87,6 +95,7 @@ def submit(given: Mapping[str, Given]) -> None:
     how = {
         "segment_s": parse_seconds("segment", str(given.get("segment", "60s"))),
         "keep_segments": bool(given.get("keep_segments")),
+        "webhook": check_url(str(given["webhook"])) if "webhook" in given else None,
     }
     requests = [_request(shared | row) | how for row in rows]
     names = _store(given).submit(requests)
@@ -160,6 +169,16 @@ def listing(given: Mapping[str, Given]) -> None:
         typer.echo(f"{job['job']}  {job['state']:<9}  {done:>7}  {job['output']}  {job['error']}")
 
 
+def watch(given: Mapping[str, Given]) -> None:
+    """Show the jobs while they are worked at: state, segments, frames a second, time that is left.
+
+    Ends when no job waits or runs: with 0 if none has failed, else with 1.
+    """
+    from lipcast.cli.watch import watch as draw
+
+    draw(_store(given), given)
+
+
 def show(given: Mapping[str, Given]) -> None:
     """Everything about one job, as one JSON document."""
     Talk.begin(given)
@@ -195,6 +214,7 @@ def register(app: typer.Typer) -> None:
         ("submit", with_flags(SUBMIT_FLAGS)(submit)),
         ("run", with_flags(RUN_FLAGS)(run)),
         ("list", with_flags(JOB_FLAGS)(listing)),
+        ("watch", with_flags(WATCH_FLAGS)(watch)),
         ("show", one(show)),
         ("cancel", one(cancel)),
         ("retry", one(retry)),

@@ -15,13 +15,15 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from lipcast.core.config import VIDEO_FPS
 from lipcast.errors import CancelledError, InputError, LipcastError, OutputError
-from lipcast.jobs.store import FINISHED, Claim, Job, Segment, Store
+from lipcast.jobs.store import FAILED, FINISHED, Claim, Job, Segment, Store
+from lipcast.jobs.webhook import post
 from lipcast.media.concat import concat
 from lipcast.media.mp4 import check_target, explained
 from lipcast.runtime import logger
@@ -94,23 +96,45 @@ def _run_in_turn(
 ) -> int:
     num_failed = 0
     while (claim := store.claim(name)) is not None:
+        note = _noting(claim, tell)
         try:
-            run_job(store, claim, maker, tell=tell)
+            run_job(store, claim, maker, tell=note)
         except CancelledError as error:
-            tell(str(error))
+            note(str(error))
         except LipcastError as error:
             num_failed += 1
             store.fail(claim, str(error))
-            tell(f"job {claim.job.id} failed: {error}")
+            note(f"job {claim.job.id} failed: {error}")
+            _notify(claim, {"state": FAILED, "error": str(error)}, note)
         finally:
             claim.release()
     return num_failed
+
+
+def _noting(claim: Claim, tell: Callable[[str], None]) -> Callable[[str], None]:
+    """Tells, and keeps what was told in the job's folder, with the time."""
+
+    def note(line: str) -> None:
+        with suppress(OSError), (claim.folder / "log").open("a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} [{os.getpid()}] {line}\n")
+        tell(line)
+
+    return note
+
+
+def _notify(claim: Claim, what: Mapping[str, Any], tell: Callable[[str], None]) -> None:
+    """Tell the job's webhook, if it has one."""
+    job = claim.job
+    url = job.request.get("webhook")
+    if url and (problem := post(url, {"job": job.id, "output": job.request["output"], **what})):
+        tell(problem)
 
 
 def run_job(
     store: Store, claim: Claim, maker: SegmentMaker, *, tell: Callable[[str], None]
 ) -> None:
     """Make what is missing of one job."""
+    tell(f"job {claim.job.id}: begun, claim {claim.job.claim}")
     request, output = claim.job.request, Path(claim.job.request["output"])
     _check_inputs(request)
     check_target(output)
@@ -131,6 +155,8 @@ def run_job(
     store.finish(claim)
     _prune(store, claim.job)
     tell(f"job {claim.job.id}: {output}, {joined.duration_s:.2f} s")
+    told = {key: result[key] for key in ("sha256", "frames")}
+    _notify(claim, {"state": FINISHED, **told}, tell)
 
 
 def _prune(store: Store, job: Job) -> None:
