@@ -43,6 +43,10 @@ _OWN = (
         "Many jobs: a CSV or JSON lines file, its columns named like flags.",
     ),
     Flag("keep_segments", Group.FILES, Kind.SWITCH, "Keep the segments when the video is done."),
+    Flag(
+        "independent_segments", Group.FILES, Kind.SWITCH,
+        "Begin every segment with the portrait, so that they can be made side by side; fade between them.",
+    ),
     Flag("webhook", Group.FILES, Kind.TEXT, "URL that is told, as JSON, when a job ends."),
 )  # fmt: skip
 SUBMIT_FLAGS = (*_OWN, *FLAGS)
@@ -95,6 +99,7 @@ def submit(given: Mapping[str, Given]) -> None:
     how = {
         "segment_s": parse_seconds("segment", str(given.get("segment", "60s"))),
         "keep_segments": bool(given.get("keep_segments")),
+        "independent": bool(given.get("independent_segments")),
         "webhook": check_url(str(given["webhook"])) if "webhook" in given else None,
     }
     requests = [_request(shared | row) | how for row in rows]

@@ -42,11 +42,14 @@ class LocalMaker:
 
     def make(self, request: Mapping[str, Any], stretch: Stretch) -> Mapping[str, Any]:
         with self._open(request, stretch) as session:
-            num_frames = 0
-            for block in api.save_blocks(session, stretch.video_to):
-                num_frames += len(block.frames)
-            assert session.past is not None, "a stretch has at least one block"
-            write_past(stretch.past_to, session.past)
+            edges = stretch.edges
+            blocks = session if edges is None else edges.body(session)
+            num_frames = sum(len(b.frames) for b in api.save_blocks(blocks, stretch.video_to))
+            if edges is not None:
+                edges.save(stretch.past_to)
+            else:
+                assert session.past is not None, "a stretch has at least one block"
+                write_past(stretch.past_to, session.past)
             return {"frames": num_frames, **session.report()}
 
     def _open(self, request: Mapping[str, Any], stretch: Stretch) -> Session:
@@ -54,7 +57,7 @@ class LocalMaker:
         device = model.bundle.device
         return model.stream(
             image=request["image"],
-            audio=request["audio"],
+            audio=stretch.audio or request["audio"],
             prompt=Path(prompt) if request["prompt_is_file"] else prompt,
             past=None if stretch.past is None else read_past(stretch.past, device),
             end_block=stretch.end_block,
