@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 import lipcast
 from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu
-from sounds import EXAMPLES, syllables
+from sounds import EXAMPLES, write_wav
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,12 +40,6 @@ def sound(tmp_path: Path) -> Callable[[float], Path]:
     """A wav of syllables, so many seconds long, 16 kHz mono."""
 
     def make(seconds: float, rate: int = 16_000) -> Path:
-        path = tmp_path / f"sound_{seconds}_{rate}.wav"
-        with wave.open(str(path), "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(rate)
-            file.writeframes((syllables(seconds, rate) * 32767).astype("<i2").tobytes())
-        return path
+        return write_wav(tmp_path / f"sound_{seconds}_{rate}.wav", seconds, rate)
 
     return make

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -16,3 +17,13 @@ def syllables(seconds: float, rate: int = 16_000) -> np.ndarray:
     envelope = np.clip(np.sin(2 * np.pi * 4 * t), 0, 1)
     noise = np.random.default_rng(0).normal(0, 0.01, len(t))
     return (0.2 * buzz * envelope + noise).astype(np.float32)
+
+
+def write_wav(path: Path, seconds: float, rate: int = 16_000) -> Path:
+    """Syllables, mono."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((syllables(seconds, rate) * 32767).astype("<i2").tobytes())
+    return path

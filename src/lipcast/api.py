@@ -12,46 +12,36 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lipcast.core import sizes
+from lipcast.core.gpu_options import GPU_OPTION_NAMES, GpuOptions
 from lipcast.core.memory_options import make_memory_options
 from lipcast.core.request import OPTION_NAMES, GenerateOptions
 from lipcast.core.video_spec import VideoSpec, video_spec
 from lipcast.engine.audio_timeline import AudioSource, AudioTimeline
 from lipcast.engine.decode import FrameDecoder
 from lipcast.engine.frames import FrameBlock
+from lipcast.engine.loading import LoadSettings, load_networks, read_device, read_precision
 from lipcast.engine.opening import PlannedVideo, Subject, encode_subject, last_latents
 from lipcast.engine.past import WHOLE, Past, Stretch
 from lipcast.engine.rollout import Executor, LaneExecutor
 from lipcast.engine.session import Session
 from lipcast.engine.speech_stream import FeatureStream
 from lipcast.engine.steward import Steward
-from lipcast.engine.terms import default_geometry, open_machine, plan_terms
 from lipcast.errors import UsageError
 from lipcast.media.audio import PcmSource, open_audio
 from lipcast.media.image import ImageSource, fit_portrait, load_portrait
 from lipcast.media.video import VideoWriter
-from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu
-from lipcast.models.vae_native_build import processor_flags
-from lipcast.runtime import cache_dir, logger
-from lipcast.weights.bundle import ModelBundle, load_bundle
+from lipcast.parallel.model import CrewModel
+from lipcast.weights.bundle import ModelBundle, Network
 from lipcast.weights.checkpoint import checkpoint_dir
 from lipcast.weights.lora import LoraSpec
-from lipcast.weights.prompts import PromptCache
-from lipcast.weights.schemes import Precision
-from lipcast.weights.tiny_decoder import load_tiny_decoder
-
-_log = logger("api")
 
 ExecutorFactory = Callable[..., Executor]
-_BF16_INSTRUCTIONS = "amx_bf16"
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_QUANTISED: tuple[Precision, ...] = ("fp8", "int8", "int4")
 
 
 def load(
@@ -61,7 +51,8 @@ def load(
     precision: str | None = None,
     loras: Sequence[str | LoraSpec] = (),
     decoder: str | Path | None = None,
-    **memory: Any,
+    expected: GenerateOptions | None = None,
+    **machine: Any,
 ) -> Lipcast:
     """Load a model by name ("tiny") or from a checkpoint directory, published or converted.
 
@@ -73,37 +64,31 @@ def load(
     merged where it lies beside the weights.
     decoder: a file of a TAEHV "taew2_1" decoder, which is faster and smaller than the autoencoder's and
     somewhat less exact.
-    memory: the fields of `MemoryOptions` (vram="12GB", offload_model=True, ...). On a GPU, and on a
+    machine: the fields of `MemoryOptions` (vram="12GB", offload_model=True, ...). On a GPU, and on a
     CPU with `vram`, all memory is planned: weights and rings that do not fit stream from the host's.
+    And those of `GpuOptions` (gpus=4, ...): several GPUs, or processes of a CPU, make a video together, in
+    the layout that is fastest for the `expected` videos; `close` the model to end them.
     Raises MemoryBudgetError where nothing fits, CheckpointError for missing or broken files,
-    UsageError for an unknown device, precision or memory option.
+    UsageError for an unknown device, precision or option, RankError where a process fails.
     """
-    chosen = _device(device)
-    dtype, weights = _precision(precision, chosen)
-    directory, options = checkpoint_dir(name_or_dir), make_memory_options(memory)
-    load_dit, steward = None, None
-    if chosen.type == "cuda" or options.asks_for_a_plan:
-        asked = cast("sizes.Precision | None", precision)  # checked by _precision
-        terms = plan_terms(directory, chosen, options, precision=asked, dtype=dtype)
-        steward = Steward(open_machine(chosen, options), terms)
-        plan = steward.first_plan(default_geometry(terms.models))
-        load_dit = partial(steward.load, plan=plan, dtype=dtype)
-        weights = None if plan.choice.precision in _DTYPES else plan.choice.precision
-    bundle = load_bundle(
-        directory,
-        device=chosen,
-        dtype=dtype,
-        precision=weights,
-        loras=loras,
-        prompts=PromptCache(cache_dir() / "prompts"),
-        load_dit=load_dit,
+    chosen = read_device(device)
+    dtype, asked = read_precision(precision, chosen)
+    settings = LoadSettings(
+        checkpoint_dir(name_or_dir),
+        chosen,
+        dtype,
+        asked,
+        loras=tuple(loras),
+        decoder=None if decoder is None else Path(decoder),
+        memory=make_memory_options({k: v for k, v in machine.items() if k not in GPU_OPTION_NAMES}),
     )
-    if chosen.type == "cpu" and dtype == torch.bfloat16:
-        kernels, description = best_kernels(cache_dir(), num_threads=torch.get_num_threads())
-        _log.info("video autoencoder on the CPU: %s", description)
-        bundle.vae = prepare_for_cpu(bundle.vae, kernels)
-    if decoder is not None:
-        bundle.tiny_decoder = load_tiny_decoder(decoder, device=chosen, dtype=dtype)
+    gpus = GpuOptions(**{k: v for k, v in machine.items() if k in GPU_OPTION_NAMES})
+    if gpus.num_gpus > 1:
+        here = replace(settings, device=torch.device("cpu"))
+        listener: tuple[Network, ...] = ("speech",)
+        bundle, _ = load_networks(here, networks=listener)
+        return Lipcast(bundle, crew=CrewModel(settings, gpus, expected or GenerateOptions()))
+    bundle, steward = load_networks(settings)
     return Lipcast(bundle, steward=steward)
 
 
@@ -217,13 +202,16 @@ class Lipcast:
         *,
         make_executor: ExecutorFactory = LaneExecutor,
         steward: Steward | None = None,
+        crew: CrewModel | None = None,
     ) -> None:
         """`make_executor` (model, spec, anchor, context[, past]) makes what runs the ticks.
 
-        With a `steward` the memory of videos is planned, and what runs them is its choice.
+        With a `steward` the memory of videos is planned, and what runs them is its choice. With a `crew`
+        other processes make them, one at a time.
         """
         self.bundle = bundle
         self.steward = steward
+        self.crew = crew
         self._make_executor = make_executor
 
     def generate(
@@ -277,8 +265,21 @@ class Lipcast:
         session = self._open(load_portrait(image), source, prompt, make_options(options))
         return LiveSession(session, source)
 
+    def close(self) -> None:
+        """End the processes of a model on several GPUs; nothing to do otherwise."""
+        if self.crew is not None:
+            self.crew.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
     def spec(self, options: GenerateOptions, *, height: int, width: int) -> VideoSpec:
         """Every size and order of a video of a portrait of `height` x `width` pixels."""
+        if self.crew is not None:
+            options = self.crew.adapted(options)
         return video_spec(
             options, self.bundle.dit.config, self.bundle.vae.config, height=height, width=width
         )
@@ -294,6 +295,8 @@ class Lipcast:
         bundle = self.bundle
         spec = self.spec(options, height=portrait.height, width=portrait.width)
         subject = Subject(partial(fit_portrait, portrait), bundle.encode_prompt(prompt))
+        if self.crew is not None:
+            return self._open_on_crew(self.crew, spec, subject, source, stretch)
         if self.steward is not None:
             return self._open_planned(self.steward, spec, subject, source, stretch)
         past = stretch.past
@@ -329,7 +332,26 @@ class Lipcast:
             device=self.bundle.device,
             past=parts.past,
             recovery=video.ladder,
-            describe_memory=partial(steward.document, video.ladder),
+            describe=lambda: {"memory": steward.document(video.ladder)},
+        )
+
+    def _open_on_crew(
+        self,
+        crew: CrewModel,
+        spec: VideoSpec,
+        subject: Subject,
+        source: AudioSource,
+        stretch: Stretch,
+    ) -> Session:
+        opened = crew.open(spec, subject, stretch.past)
+        return Session(
+            opened.spec,
+            opened.executor,
+            opened.decoder,
+            self.timeline(source, opened.spec, stretch),
+            device=self.bundle.device,
+            past=stretch.past,
+            describe=opened.describe,
         )
 
     def timeline(
@@ -367,34 +389,3 @@ def make_options(options: dict[str, Any]) -> GenerateOptions:
 def describe(options: GenerateOptions) -> dict[str, Any]:
     """Options as plain data, for reports."""
     return asdict(options)
-
-
-def default_device() -> torch.device:
-    """The first GPU, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return default_device()
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f'device: expected "cpu" or "cuda[:N]", got {name!r}') from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device: {name} was asked for, but torch sees no CUDA device; use cpu")
-    return device
-
-
-def _precision(precision: str | None, device: torch.device) -> tuple[torch.dtype, Precision | None]:
-    """What is computed in, and what weights are quantised to."""
-    if precision in _DTYPES:
-        return _DTYPES[precision], None
-    has_bf16 = device.type == "cuda" or _BF16_INSTRUCTIONS in processor_flags()
-    dtype = torch.bfloat16 if has_bf16 else torch.float32
-    if precision is None:
-        return dtype, None
-    if precision not in _QUANTISED:
-        known = ", ".join((*_DTYPES, *_QUANTISED))
-        raise UsageError(f"precision: expected one of {known}, got {precision!r}")
-    return dtype, precision

@@ -7,6 +7,7 @@
     ├── CheckpointError     a model file that is missing, broken or of another model
     ├── MemoryBudgetError   the request does not fit the memory that there is
     ├── OutputError         the result cannot be written (no space, no right, lost mount)
+    ├── RankError           one of several processes that make a video has failed or is gone
     └── CancelledError      the session was cancelled or closed while somebody waited for it
 
 A message says what was expected, what came, and what to do. `exit_code` is what the
@@ -54,6 +55,12 @@ class OutputError(LipcastError):
     """The result cannot be written."""
 
     exit_code = 6
+
+
+class RankError(LipcastError):
+    """One of the processes that make a video together has failed or is gone."""
+
+    exit_code = 7
 
 
 class CancelledError(LipcastError):

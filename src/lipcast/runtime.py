@@ -21,3 +21,8 @@ def cache_dir() -> Path:
         return Path(home)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "lipcast"
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """The environment for a process that is started from here."""
+    return {**os.environ, **changes}

@@ -70,6 +70,9 @@ class FakeModel:
         self.asked.load = {"name": name, **how}
         return self
 
+    def close(self) -> None:
+        """Nothing was started."""
+
     def stream(self, *, image: Any, audio: Path, prompt: str, **options: Any) -> FakeSession:
         self.asked.stream = {"image": image, "audio": audio, "prompt": prompt}
         self.session = FakeSession(GenerateOptions(**options), self.error, **self.how)

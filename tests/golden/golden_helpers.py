@@ -15,6 +15,7 @@ from lipcast.models.kv_codec import PlainCodec
 from lipcast.models.kv_ring import KVRing, RingLayout
 from lipcast.models.rope import ref_frame
 from lipcast.models.sink import Sink
+from lipcast.weights.load import without_memory
 
 DEFAULT_DIR = Path(__file__).parent / "data"
 
@@ -66,7 +67,7 @@ def dit_config(meta: dict[str, Any], weights: dict[str, torch.Tensor], **changes
 def build_dit(meta: dict[str, Any], weights: dict[str, torch.Tensor]) -> DiT:
     """The reference's DiT with its weights, strictly loaded; rotary tables rounded as there."""
     config = dit_config(meta, weights)
-    with torch.device("meta"):
+    with without_memory():
         model = DiT(config, half_precision_rope=True)
     model.load_state_dict(weights, strict=True, assign=True)
     return model.eval().requires_grad_(False)

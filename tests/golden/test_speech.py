@@ -21,6 +21,7 @@ from lipcast.models.speech import (
     resample_middle,
     speech_name,
 )
+from lipcast.weights.load import without_memory
 
 TOLERANCE = 2e-4
 TINY = Path(__file__).parents[2] / "src" / "lipcast" / "assets" / "tiny" / "wav2vec2-tiny"
@@ -28,7 +29,7 @@ TINY = Path(__file__).parents[2] / "src" / "lipcast" / "assets" / "tiny" / "wav2
 
 def build(folder: Path, **changes: object) -> SpeechEncoder:
     config = SpeechConfig.from_json(json.loads((folder / "config.json").read_text()))
-    with torch.device("meta"):
+    with without_memory():
         encoder = SpeechEncoder(replace(config, **changes))
     weights = GoldenCase(folder / "model.safetensors").under("")
     named = {speech_name(name): tensor for name, tensor in weights.items()}

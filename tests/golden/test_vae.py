@@ -10,6 +10,7 @@ from lipcast.core.config import VAEConfig
 from lipcast.models.vae import VideoVAE
 from lipcast.models.vae_cpu import prepare_for_cpu
 from lipcast.models.vae_kernels import TorchKernels
+from lipcast.weights.load import without_memory
 
 TOLERANCE = 1e-5
 
@@ -31,7 +32,7 @@ def vae(case):
         mean=tuple(case["outputs/latent_mean"].tolist()),
         std=tuple(case["outputs/latent_std"].tolist()),
     )
-    with torch.device("meta"):
+    with without_memory():
         model = VideoVAE(config)
     model.load_state_dict(case.weights(), strict=True, assign=True)
     return model.eval().requires_grad_(False)

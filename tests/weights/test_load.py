@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import lipcast
 from lipcast.errors import CheckpointError
 from lipcast.weights.files import open_tensors
 from lipcast.weights.load import load_into, without_memory
@@ -106,6 +107,13 @@ def test_building_without_memory_loads_no_compiler() -> None:
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_models_are_built_without_memory_everywhere() -> None:
+    """The price came back once, where a merge lost the use of `without_memory`."""
+    package = Path(lipcast.__file__).parent
+    users = [path for path in package.rglob("*.py") if 'torch.device("meta"):' in path.read_text()]
+    assert users == []
 
 
 def test_one_tensor_is_in_transit_at_a_time(toy: ToyModel, meta_toy: ToyModel, save: Save) -> None:

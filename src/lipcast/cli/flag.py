@@ -27,6 +27,7 @@ class Group(StrEnum):
     VIDEO = "The video"
     MACHINE = "The machine"
     MEMORY = "Memory, planned on a GPU (and on a CPU with --vram)"
+    GPUS = "Several GPUs (on a CPU: several processes)"
     TALK = "What is printed"
     PUBLIC = "Flags of the public scripts that ask for what Lipcast does anyway"
     REFUSED = "Flags of the public scripts that this version refuses"

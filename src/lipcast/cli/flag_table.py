@@ -210,6 +210,46 @@ _MEMORY = (
     ),
 )
 
+_GPUS = (
+    Flag(
+        "gpus",
+        Group.GPUS,
+        Kind.WHOLE,
+        "How many make the video together; the fastest layout for them is planned. Under torchrun: its "
+        "processes.",
+        default="1, or what the flags below need",
+    ),
+    Flag(
+        "num_gpus_dit",
+        Group.GPUS,
+        Kind.WHOLE,
+        "How many of them run the transformer: stages of consecutive steps, times --ulysses_size.",
+        default="the plan's",
+    ),
+    Flag(
+        "ulysses_size",
+        Group.GPUS,
+        Kind.WHOLE,
+        "How many split the tokens and heads of one step.",
+        default="the plan's",
+    ),
+    Flag(
+        "enable_vae_parallel",
+        Group.GPUS,
+        Kind.SWITCH,
+        "One of them only decodes.",
+        default="the plan's",
+    ),
+    Flag(
+        "dit_fsdp",
+        Group.GPUS,
+        Kind.SWITCH,
+        "Each keeps a part of the weights (FSDP2), in host memory with --offload_model True; layers are "
+        "gathered when they are needed.",
+        default="the plan's",
+    ),
+)
+
 _TALK = (
     Flag(
         "json",
@@ -221,9 +261,6 @@ _TALK = (
     Flag("verbose", Group.TALK, Kind.SWITCH, "Say what is being done.", also=("-v",)),
     Flag("debug", Group.TALK, Kind.SWITCH, "Show the traceback of an error."),
 )
-
-_ONE_DEVICE = "one device computes the video"
-_LEAVE_OUT_GPUS = "several GPUs are not in this version; leave it out"
 
 
 def _anyway(
@@ -293,15 +330,15 @@ _PUBLIC = (
         None,
         "rank and alpha of an adapter are read from its file",
     ),
-    _anyway("single_gpu", Kind.SWITCH, (True,), _ONE_DEVICE),
-    _anyway("num_gpus_dit", Kind.WHOLE, (1,), _ONE_DEVICE, f"expected 1; {_LEAVE_OUT_GPUS}"),
-    _anyway("ulysses_size", Kind.WHOLE, (1,), _ONE_DEVICE, f"expected 1; {_LEAVE_OUT_GPUS}"),
+    _anyway(
+        "single_gpu", Kind.SWITCH, (True,), "one GPU makes the video unless several are asked for"
+    ),
+    _anyway("t5_fsdp", Kind.SWITCH, (True,), "the text encoder runs on the CPU, in host memory"),
     _anyway("t5_cpu", Kind.SWITCH, (True,), "the text encoder runs on the CPU"),
 )
 
 _SWITCHES, _VALUES = Kind.SWITCH, Kind.TEXT
 _NOT_BUILT: tuple[tuple[str, Kind, tuple[str, ...]], ...] = (
-    (_LEAVE_OUT_GPUS, _SWITCHES, ("enable_vae_parallel", "t5_fsdp", "dit_fsdp")),
     ("the sound decides the length; bound it with --num_clip", _VALUES, ("frame_num",)),
     ("driving by a pose video is not in this version; leave it out", _VALUES, ("pose_video",)),
     (
@@ -353,4 +390,13 @@ _REFUSED = tuple(
     for name in names
 )
 
-FLAGS: tuple[Flag, ...] = (*_FILES, *_VIDEO, *_MACHINE, *_MEMORY, *_TALK, *_PUBLIC, *_REFUSED)
+FLAGS: tuple[Flag, ...] = (
+    *_FILES,
+    *_VIDEO,
+    *_MACHINE,
+    *_MEMORY,
+    *_GPUS,
+    *_TALK,
+    *_PUBLIC,
+    *_REFUSED,
+)

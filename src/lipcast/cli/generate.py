@@ -58,8 +58,12 @@ def generate(given: Mapping[str, Given]) -> None:
         lipcast generate --image me.png --audio hello.wav --ckpt_dir ckpt/Wan2.2-S2V-14B \\
           --precision int8 --lora style.safetensors:0.8
 
-    A public flag that this version cannot follow (--enable_vae_parallel, --pose_video ...) is
-    refused with the reason, never ignored.
+    Several GPUs at one video, started and watched from here, or joined under torchrun:
+
+        lipcast generate --image me.png --audio hello.wav --ckpt_dir ckpt/Wan2.2-S2V-14B --gpus 4
+
+    A public flag that this version cannot follow (--pose_video, --enable_tts ...) is refused with
+    the reason, never ignored.
     """
     talk = Talk.begin(given)
     meter = Meter()
@@ -69,6 +73,8 @@ def generate(given: Mapping[str, Given]) -> None:
     if talk.as_json:
         print_json(document)
     talk.note(f"{request.output}: {_summary(meter)}")
+    if document["ranks"]:
+        talk.note(f"{document['layout']['layout']}; {document['bottleneck']}")
 
 
 def _make(request: GenerateRequest, meter: Meter, bar: ProgressBar, talk: Talk) -> dict[str, Any]:
@@ -88,12 +94,17 @@ def _make(request: GenerateRequest, meter: Meter, bar: ProgressBar, talk: Talk) 
         precision=request.precision,
         loras=request.loras,
         decoder=request.decoder,
+        expected=request.options,
         **asdict(request.memory),
+        **asdict(request.gpus),
     )
     options = asdict(request.options)
-    with model.stream(
-        image=portrait, audio=request.audio, prompt=request.prompt, **options
-    ) as session:
+    with (
+        closing(model),
+        model.stream(
+            image=portrait, audio=request.audio, prompt=request.prompt, **options
+        ) as session,
+    ):
         talk.detail(f"making {session.num_frames} frames")
         meter.start(session.num_blocks)
         try:
@@ -172,6 +183,7 @@ def _document(
         "peak_rss_bytes": meter.peak_rss_bytes,
         "peak_gpu_bytes": meter.peak_gpu_bytes,
         "memory": report.get("memory"),
+        **{name: report.get(name) for name in ("layout", "ranks", "bottleneck")},
         "request": {k: v for k, v in asdict(request).items() if k != "accepted"},
         "infer_frames": session.spec.infer_frames,
         "steps": session.spec.flow.num_steps,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lipcast.cli.judge import Given, Judgement, judge
+from lipcast.core.gpu_options import GPU_OPTION_NAMES, GpuOptions
 from lipcast.core.memory_options import (
     MEMORY_OPTION_NAMES,
     MemoryOptions,
@@ -43,6 +44,7 @@ class GenerateRequest:
     loras: tuple[str, ...]
     decoder: Path | None
     memory: MemoryOptions
+    gpus: GpuOptions
     options: GenerateOptions
     accepted: Mapping[str, str]
 
@@ -67,6 +69,7 @@ def read_request(given: Mapping[str, Given]) -> GenerateRequest:
         loras=tuple(str(settings.get("lora", "")).splitlines()),
         decoder=_input_file(settings, "decoder", "a decoder") if "decoder" in settings else None,
         memory=_memory(judgement),
+        gpus=_gpus(judgement),
         options=options,
         accepted=dict(judgement.accepted),
     )
@@ -94,6 +97,18 @@ def _options(judgement: Judgement) -> GenerateOptions:
 def _memory(judgement: Judgement) -> MemoryOptions:
     settings = judgement.settings
     return make_memory_options({k: v for k, v in settings.items() if k in MEMORY_OPTION_NAMES})
+
+
+def _gpus(judgement: Judgement) -> GpuOptions:
+    values: dict[str, Any] = {
+        name: value for name, value in judgement.settings.items() if name in GPU_OPTION_NAMES
+    }
+    gpus = GpuOptions(**values)
+    if gpus.num_gpus > 1 and "single_gpu" in judgement.accepted:
+        raise UsageError(
+            f"--single_gpu: expected one GPU, got {gpus.num_gpus}; leave one of them out"
+        )
+    return gpus
 
 
 def _input_file(settings: Mapping[str, object], name: str, what: str) -> Path:

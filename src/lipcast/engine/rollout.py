@@ -8,6 +8,7 @@ Invariant: the latents do not depend on how units are grouped into ticks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -81,9 +82,10 @@ class LaneExecutor:
         memory: SessionMemory | None = None,
         past: Past | None = None,
         steps: range | None = None,
+        on_replayed: Callable[[], None] | None = None,
     ) -> None:
         """`memory` holds rings and sink; by default all of it is on the device of the model.
-        `steps`: those computed here, by default all.
+        `steps`: those computed here, by default all. `on_replayed` is called after every block of a past.
 
         With a `past` the first block to start is `past.next_block`; `memory` then has the shape of
         `session_shape(spec, past)`.
@@ -102,6 +104,7 @@ class LaneExecutor:
         self._swap_ref_C1HW: Tensor | None = None
         """The first clean latent, until the anchor block starts."""
         self._in_flight: dict[int, _InFlight] = {}
+        self._on_replayed = on_replayed
         self._last_inputs: tuple[int, tuple[Tensor, ...]] = -1, ()
         """The newest finished block, and what each step took of it."""
         self._past = past
@@ -230,6 +233,8 @@ class LaneExecutor:
                 self._in_flight[block].latent_CFHW = inputs[step].to(self._model.device)
                 self._model([self._lane(Unit(block, step))])
             del self._in_flight[block]
+            if self._on_replayed is not None:
+                self._on_replayed()
         self._past = None
 
     def _estimated_inputs(self, block: int, clean_CFHW: Tensor) -> tuple[Tensor, ...]:

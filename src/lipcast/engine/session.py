@@ -24,7 +24,7 @@ from torch import Tensor
 from lipcast.core.schedule import Scheduler, Tick
 from lipcast.core.video_spec import VideoSpec
 from lipcast.engine.audio_timeline import AudioTimeline
-from lipcast.engine.decode import FrameDecoder, PendingFrames
+from lipcast.engine.decode import PendingFrames
 from lipcast.engine.frames import BlockTimings, FrameBlock
 from lipcast.engine.past import Past, PastBlock, PastRecorder
 from lipcast.engine.rollout import Executor
@@ -34,13 +34,20 @@ from lipcast.errors import CancelledError
 _Result = TypeVar("_Result")
 
 
+class Decoder(Protocol):
+    """Whatever makes frames of latents, block by block."""
+
+    def submit(self, latent_CFHW: Tensor) -> PendingFrames:
+        """Begin to decode the next block."""
+
+
 @dataclass(frozen=True, slots=True)
 class Continuation:
     """What a video goes on with."""
 
     spec: VideoSpec
     executor: Executor
-    decoder: FrameDecoder
+    decoder: Decoder
     past: Past | None
 
 
@@ -69,19 +76,19 @@ class Session:
         self,
         spec: VideoSpec,
         executor: Executor,
-        decoder: FrameDecoder,
+        decoder: Decoder,
         timeline: AudioTimeline,
         *,
         device: torch.device,
         past: Past | None = None,
         recovery: Recovery | None = None,
-        describe_memory: Callable[[], dict[str, Any]] | None = None,
+        describe: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
         """With a `past` the first block is `past.next_block`, and all parts go on from it.
 
         `recovery` is asked when memory runs out; without it the error ends the session.
 
-        `describe_memory` gives what the report says about memory.
+        `describe` gives what the report says of the devices.
         """
         self.spec = spec
         self._executor = executor
@@ -91,7 +98,7 @@ class Session:
         self._scheduler = _scheduler(spec, first_block)
         self._voices: dict[int, Tensor] = {}
         """Speech features of the blocks that are not finished."""
-        self._recovery, self._describe_memory = recovery, describe_memory
+        self._recovery, self._describe = recovery, describe
         self._recorder = _recorder(spec)
         if past is not None:
             self._recorder.resume(past)
@@ -166,8 +173,8 @@ class Session:
             "num_frames": self._num_frames_made,
             "seconds": self._watch.totals(),
         }
-        if self._describe_memory is not None:
-            report["memory"] = self._describe_memory()
+        if self._describe is not None:
+            report.update(self._describe())
         return report
 
     def _step(self, *, wait: bool) -> bool:

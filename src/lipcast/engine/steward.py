@@ -7,7 +7,7 @@ they are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from lipcast.core.memory_options import MemoryOptions
 from lipcast.core.plan import make_plan
 from lipcast.core.plan_ladder import RungPlan, ladder
 from lipcast.core.plan_table import plan_document
-from lipcast.core.plan_types import Budget, Models, Plan, PlanRequest
+from lipcast.core.plan_types import Budget, Models, Plan, PlanRequest, Share
 from lipcast.core.request import GenerateOptions
 from lipcast.core.sizes import Precision
 from lipcast.engine.ladder import Ladder
@@ -44,6 +44,20 @@ class Terms:
     models: Models
     precision: Precision | None
     """None: the planner's choice, until the weights are loaded."""
+    share: Share = field(default_factory=Share)
+    """What this device does of the work."""
+
+    def request(self, geometry: Geometry, options: GenerateOptions) -> PlanRequest:
+        """What the planner is asked for a video."""
+        return PlanRequest(
+            geometry=geometry,
+            hardware=self.hardware,
+            budget=self.budget,
+            models=self.models,
+            wishes=self.options.wishes(self.precision, options.schedule),
+            sample_steps=options.sample_steps or self.models.dit.sample_steps,
+            fold_last_step=options.fold_last_step,
+        )
 
 
 class Steward:
@@ -55,17 +69,7 @@ class Steward:
 
     def plan(self, geometry: Geometry, options: GenerateOptions) -> Plan:
         """Where everything goes for a video. Raises MemoryBudgetError where nothing fits."""
-        terms, dit = self.terms, self.terms.models.dit
-        request = PlanRequest(
-            geometry=geometry,
-            hardware=terms.hardware,
-            budget=terms.budget,
-            models=terms.models,
-            wishes=terms.options.wishes(terms.precision, options.schedule),
-            sample_steps=options.sample_steps or dit.sample_steps,
-            fold_last_step=options.fold_last_step,
-        )
-        return make_plan(request)
+        return make_plan(self.terms.request(geometry, options), self.terms.share)
 
     def first_plan(self, geometry: Geometry) -> Plan:
         """Where weights go before a video is known: for this one, or the smallest if that does not fit.

@@ -15,10 +15,10 @@ class Stopwatch:
     """Adds up wall time by part; on a GPU it waits for the work of a part to be done, not for what
     runs beside it on other streams."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._totals = dict.fromkeys(PARTS, 0.0)
-        self._lap = dict.fromkeys(PARTS, 0.0)
+    def __init__(self, device: torch.device, parts: tuple[str, ...] = PARTS) -> None:
+        self._device, self._parts = device, parts
+        self._totals = dict.fromkeys(parts, 0.0)
+        self._lap = dict.fromkeys(parts, 0.0)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -35,7 +35,7 @@ class Stopwatch:
 
     def lap(self) -> dict[str, float]:
         """Seconds by part since the last call."""
-        lap, self._lap = self._lap, dict.fromkeys(PARTS, 0.0)
+        lap, self._lap = self._lap, dict.fromkeys(self._parts, 0.0)
         return lap
 
     def totals(self) -> dict[str, float]:

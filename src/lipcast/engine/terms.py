@@ -15,7 +15,7 @@ import torch
 from lipcast.core.geometry import Geometry
 from lipcast.core.hardware import CPU, Hardware
 from lipcast.core.memory_options import MemoryOptions
-from lipcast.core.plan_types import Budget, Models
+from lipcast.core.plan_types import Budget, Models, Share
 from lipcast.core.request import GenerateOptions
 from lipcast.core.sizes import Precision
 from lipcast.core.video_spec import video_spec
@@ -39,6 +39,7 @@ def plan_terms(
     *,
     precision: Precision | None,
     dtype: torch.dtype,
+    share: Share,
 ) -> Terms:
     """`precision` is the user's; None leaves it to the checkpoint, then to the planner.
 
@@ -53,7 +54,7 @@ def plan_terms(
         options.budget_bytes("vram", _free_bytes(device, hardware)),
         options.budget_bytes("ram", psutil.virtual_memory().available),
     )
-    return Terms(hardware, budget, options, models_in(directory), precision)
+    return Terms(hardware, budget, options, models_in(directory), precision, share)
 
 
 def open_machine(device: torch.device, options: MemoryOptions) -> Machine:

@@ -8,7 +8,7 @@ one is computed with. The plan may change while blocks are in flight; nothing is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -41,6 +41,8 @@ class SessionShape:
     num_lanes: int
     """Lanes that a tick may carry: blocks that may be in flight."""
     start_frame: int
+    num_heads: int | None = None
+    """Attention heads whose keys and values are kept here; None: all of the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,8 @@ class SessionMemory:
         """Raises torch.OutOfMemoryError where the plan does not fit."""
         self.plan = plan or SessionPlan.resident(model.config.num_layers)
         self._shape, self._machine, self._dtype = shape, machine, model.dtype
-        self._num_heads, self._head_dim = model.config.num_heads, model.config.head_dim
+        self._num_heads = shape.num_heads or model.config.num_heads
+        self._head_dim = model.config.head_dim
         self._num_layers = model.config.num_layers
         self._pools: list[SlotPool] = []
         self._placed: list[Tensor] = []
@@ -117,7 +120,8 @@ class SessionMemory:
             )
             for _ in range(shape.num_steps)
         ]
-        layout = model.sink_layout(shape.latent_height, shape.latent_width)
+        whole = model.sink_layout(shape.latent_height, shape.latent_width)
+        layout = replace(whole, num_heads=self._num_heads)
         self._sink = LayerBuffers(
             layout.num_bytes,
             self._sink_placements(self.plan),

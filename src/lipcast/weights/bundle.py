@@ -8,10 +8,10 @@ while they are read. The text encoder is loaded for a new prompt only, and let g
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ from lipcast.weights.checkpoint import (
     read_json,
 )
 from lipcast.weights.files import open_tensors
-from lipcast.weights.load import load_into
+from lipcast.weights.load import load_into, without_memory
 from lipcast.weights.lora import LoraSpec, merge_loras
 from lipcast.weights.manifest import read_manifest
 from lipcast.weights.prompts import PromptCache, PromptEmbedding, read_embedding
@@ -45,6 +45,8 @@ from lipcast.weights.source import RenamedSource, TensorSource
 _log = logger("weights.bundle")
 _KEPT_PROMPTS = 16
 LoadDiT = Callable[[DiT, TensorSource], None]
+Network = Literal["dit", "vae", "speech"]
+NETWORKS: tuple[Network, ...] = get_args(Network)
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
@@ -55,13 +57,20 @@ class ModelBundle:
     files: CheckpointFiles
     dit: DiT
     vae: VideoVAE
-    speech: SpeechEncoder
+    listener: SpeechEncoder | None
+    """None where the speech encoder is not loaded, whose library alone takes seconds to import."""
     device: torch.device
     prompts: PromptCache | None = None
     """Where embeddings are kept between runs; None: nowhere."""
     tiny_decoder: TinyDecoder | None = None
     """What frames are decoded with in place of the autoencoder, if the user supplies it."""
     _contexts: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
+
+    @property
+    def speech(self) -> SpeechEncoder:
+        """The speech encoder, which must be among the networks that were loaded."""
+        assert self.listener is not None, "the speech encoder is not loaded"
+        return self.listener
 
     @property
     def decoder(self) -> VideoVAE | TinyDecoder:
@@ -136,8 +145,11 @@ def load_bundle(
     loras: Sequence[str | LoraSpec] = (),
     prompts: PromptCache | None = None,
     load_dit: LoadDiT | None = None,
+    networks: Collection[Network] = NETWORKS,
 ) -> ModelBundle:
     """Load transformer, VAE and speech encoder; the text encoder's files are only found.
+
+    Of what is not among `networks` there are shapes only, and it cannot be computed with.
 
     `dtype` is what the transformer computes in; VAE and speech encoder are float32 on a CPU and
     follow it on a GPU. `precision` fp8, int8 or int4 quantises the transformer while it is read.
@@ -150,15 +162,17 @@ def load_bundle(
         _log.warning("%s: has no text encoder; give prompts as embeddings", directory)
     dit_config, vae_config = read_configs(files)
     side_dtype = dtype if device.type == "cuda" else torch.float32
-    with torch.device("meta"):
+    with without_memory():
         dit, vae = DiT(dit_config), VideoVAE(vae_config)
-    source = open_transformer(files, precision=precision, loras=loras, device=device)
-    if load_dit is None:
-        load_into(dit, source, dtype=dtype, device=device)
-    else:
-        load_dit(dit, source)
-    load_into(vae, open_tensors(files.vae), dtype=side_dtype, device=device)
-    speech = load_speech_encoder(files.speech, device=device)
+    if "dit" in networks:
+        source = open_transformer(files, precision=precision, loras=loras, device=device)
+        if load_dit is None:
+            load_into(dit, source, dtype=dtype, device=device)
+        else:
+            load_dit(dit, source)
+    if "vae" in networks:
+        load_into(vae, open_tensors(files.vae), dtype=side_dtype, device=device)
+    speech = load_speech_encoder(files.speech, device=device) if "speech" in networks else None
     return ModelBundle(files, _frozen(dit), _frozen(vae), speech, device, prompts)
 
 
@@ -194,7 +208,7 @@ def load_speech_encoder(folder: Path, *, device: torch.device) -> SpeechEncoder:
     weights = folder / "model.safetensors"
     if not weights.exists():
         weights = folder / "pytorch_model.bin"
-    with torch.device("meta"):
+    with without_memory():
         encoder = SpeechEncoder(SpeechConfig.from_json(read_json(folder / "config.json")))
     source = RenamedSource(open_tensors(weights), speech_name)
     load_into(encoder, source, dtype=torch.float32, device=device)
@@ -208,7 +222,7 @@ def load_text_encoder(files: CheckpointFiles) -> TextEncoder:
     config = (
         TextConfig.from_json(read_json(files.text_config)) if files.text_config else TextConfig()
     )
-    with torch.device("meta"):
+    with without_memory():
         encoder = TextEncoder(config, files.tokenizer)
     # Mapped: what the system takes back under pressure it can read again, so 11 GB fit anywhere.
     source = RenamedSource(open_tensors(files.text, mapped=True), text_name)

@@ -1,0 +1,161 @@
+"""What the process that makes a video and its ranks say to each other. Arrays travel as numpy.
+
+The video's process sends the same messages to all ranks in the same order, and never waits for one before
+it sends the next; a rank does them in that order. So whatever one rank sends to another is received.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipcast.core.plan_gpus import Layout
+from lipcast.core.schedule import Tick
+from lipcast.core.video_spec import VideoSpec
+from lipcast.engine.loading import LoadSettings
+from lipcast.engine.past import Past
+
+Floats = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
+
+
+# To a rank
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """The first message: what to load, and where the ranks meet."""
+
+    rank: int
+    layout: Layout
+    settings: LoadSettings
+    num_steps: int
+    """Of the videos that are expected."""
+    meeting: str
+    """A file that all ranks reach; "env" where a launcher has arranged it."""
+    num_threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Encode:
+    """To the decoder, before a video: the portrait in its pixels [height, width, 3]."""
+
+    video: int
+    spec: VideoSpec
+    portrait_HWC: Pixels
+    past: Past | None
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A video begins. The one before it, finished or not, is forgotten."""
+
+    video: int
+    spec: VideoSpec
+    ref_C1HW: Floats
+    motion_CFHW: Floats
+    context_TC: Floats
+    past: Past | None
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """Speech features of a block that will start."""
+
+    block: int
+    features_LCV: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class FirstLatent:
+    """What the anchor block and all after it refer to."""
+
+    latent_C1HW: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The next tick of all stages; each does its own units."""
+
+    tick: Tick
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Answer with a `Told`."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End."""
+
+
+# From a rank
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The networks are loaded; `memory` is the plan of this rank, if there is one."""
+
+    memory: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """The answer to `Encode`."""
+
+    video: int
+    ref_C1HW: Floats
+    motion_CFHW: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Clean:
+    """A block has passed its last step."""
+
+    video: int
+    block: int
+    latent_CFHW: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """What the steps of one stage took of a block, for whoever goes on from it later."""
+
+    video: int
+    block: int
+    first_step: int
+    latents: tuple[Floats, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """The frames of a block [frames, height, width, 3]."""
+
+    video: int
+    block: int
+    pixels_FHWC: Pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a rank has done since its video began, in seconds, and what it holds."""
+
+    number: int
+    seconds: dict[str, float]
+    memory: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A rank cannot go on. `lost_peer`: because another rank is gone."""
+
+    kind: str
+    sentence: str
+    trace: str
+    lost_peer: bool

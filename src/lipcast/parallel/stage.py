@@ -1,0 +1,292 @@
+"""What one rank does of one video: denoising steps, decoding, or both.
+
+Input: messages in their order. Output: latents to the next rank, clean blocks and frames to whoever makes the
+video. State: rings and sink of the rank's steps, the decoder's caches, what is under way.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from lipcast.core.plan_types import Plan
+from lipcast.core.schedule import Tick
+from lipcast.core.video_spec import VideoSpec
+from lipcast.engine.conditions import Anchor, encode_anchor
+from lipcast.engine.decode import FrameDecoder, PendingFrames, StreamingDecoder
+from lipcast.engine.ladder import Ladder
+from lipcast.engine.opening import last_latents
+from lipcast.engine.past import Past
+from lipcast.engine.rollout import LaneExecutor, session_shape
+from lipcast.engine.session import Continuation
+from lipcast.engine.steward import Steward, session_plan
+from lipcast.engine.stopwatch import Stopwatch
+from lipcast.engine.tiled_decode import TiledDecoder
+from lipcast.memory.machine import Machine
+from lipcast.memory.session_memory import SessionMemory, SessionPlan
+from lipcast.parallel.flow import Inlet, Outlet
+from lipcast.parallel.messages import Encode, Encoded, Floats, Frames, Open
+from lipcast.parallel.roles import Role
+from lipcast.weights.bundle import ModelBundle
+
+if TYPE_CHECKING:
+    from lipcast.parallel.shard import ShardedWeights
+
+_Result = TypeVar("_Result")
+RANK_PARTS = ("compute_s", "decode_s", "wait_s", "send_s")
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """What a rank computes with."""
+
+    role: Role
+    bundle: ModelBundle
+    steward: Steward | None
+    sharded: ShardedWeights | None
+    num_heads: int
+    """Attention heads that stay on this rank."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.bundle.device
+
+
+class StageVideo:
+    """The steps of this rank."""
+
+    def __init__(self, networks: Networks, opened: Open, watch: Stopwatch) -> None:
+        """Raises torch.OutOfMemoryError, MemoryBudgetError where the rings do not fit."""
+        self._networks, self._watch = networks, watch
+        role, spec = networks.role, opened.spec
+        self._spec, self._past = spec, _on(networks.device, opened.past)
+        self._steps = role.steps(spec.order.num_steps)
+        self._voices: dict[int, Floats] = {}
+        self.ladder: Ladder | None = None
+        plan = self._plan()
+        dit, geometry = networks.bundle.dit, spec.geometry
+        shape = replace(session_shape(spec, self._past, self._steps), num_heads=networks.num_heads)
+        machine = networks.steward.machine if networks.steward else Machine.of(networks.device)
+        motion_CFHW = self._tensor(opened.motion_CFHW)
+        anchor = Anchor(self._tensor(opened.ref_C1HW), motion_CFHW, still_CFHW=motion_CFHW)
+        self._executor = LaneExecutor(
+            dit,
+            spec,
+            anchor,
+            self._tensor(opened.context_TC),
+            memory=SessionMemory(dit, shape, machine, plan),
+            past=self._past,
+            steps=self._steps,
+            on_replayed=self._keep_pace_of_replay,
+        )
+        size = geometry.latent_height, geometry.latent_width
+        latent = (geometry.latent_channels, geometry.frames_per_block, *size)
+        before, after = role.before, role.after
+        self._inlet = None if before is None else Inlet(before, latent, networks.device)
+        self._outlet = None if after is None else Outlet(after)
+        self._insist(self._executor.prepare)
+
+    def hear(self, block: int, features_LCV: Floats) -> None:
+        """The voice of a block that will start."""
+        self._voices[block] = features_LCV
+
+    def learn_first(self, latent_C1HW: Floats) -> None:
+        """The first clean latent of the video."""
+        self._executor.learn_first(self._tensor(latent_C1HW))
+
+    def expect(self, tick: Tick) -> None:
+        """Begin to receive the blocks that come in for this tick."""
+        if self._inlet is not None:
+            for unit in tick:
+                if unit.step == self._steps.start:
+                    self._inlet.expect(unit.block)
+
+    def run(self, tick: Tick) -> list[tuple[int, Tensor]]:
+        """Do this rank's units; the blocks that have passed its last step, on their way to the next."""
+        own = tuple(unit for unit in tick if unit.step in self._steps)
+        sharded = self._networks.sharded
+        if sharded is not None:
+            self._renew_together(tick)
+        starting = [unit.block for unit in own if unit.step == self._steps.start]
+        for block in starting:
+            self._start(block)
+        if sharded is not None and not starting:
+            sharded.keep_pace("voice")
+        if not own:
+            if sharded is not None:
+                sharded.keep_pace("tick")
+            return []
+        with self._watch.part("compute_s"):
+            finished = self._insist(partial(self._executor.run, own), own[0].block)
+        if self._outlet is not None:
+            with self._watch.part("send_s"):
+                for _, latent in finished:
+                    self._outlet.send(latent)
+        return finished
+
+    def inputs_of(self, block: int) -> tuple[int, tuple[Floats, ...]]:
+        """The first step here, and what each step here took of a block that has just passed."""
+        return self._steps.start, tuple(map(_array, self._executor.inputs_of(block)))
+
+    def close(self) -> None:
+        """Everything sent has arrived; the memory is given back."""
+        if self._outlet is not None:
+            self._outlet.finish()
+        self._executor.release()
+
+    def _start(self, block: int) -> None:
+        voice, latent = torch.from_numpy(self._voices.pop(block)), None
+        if self._inlet is not None:
+            with self._watch.part("wait_s"):
+                latent = self._inlet.take(block)
+        with self._watch.part("compute_s"):
+            self._insist(partial(self._executor.start, block, voice, latent), block)
+
+    def _renew_together(self, tick: Tick) -> None:
+        """With sharded weights all stages fill their sinks in the same tick."""
+        anchor = self._spec.order.anchor_block
+        if any(unit.block == anchor and unit.step == 0 for unit in tick):
+            self._executor.renew_sink()
+            self._executor.prepare()
+
+    def _keep_pace_of_replay(self) -> None:
+        """Stages with more steps make more passes for a block of the past."""
+        sharded, layout = self._networks.sharded, self._networks.role.layout
+        if sharded is not None:
+            most = -(-self._spec.order.num_steps // layout.stages)
+            for _ in range(most - len(self._steps)):
+                sharded.keep_pace("tick")
+
+    def _plan(self) -> SessionPlan | None:
+        """Where rings and sink live; weights are moved to where the plan wants them."""
+        steward = self._networks.steward
+        if steward is None:
+            return None
+        plan = steward.plan(self._spec.geometry, self._spec.options)
+        steward.arrange(plan)
+        layout = self._networks.role.layout
+        if layout.ulysses == 1:
+            # Ranks that exchange within a pass cannot repeat one alone.
+            rungs = [rung for rung in steward.rungs(plan) if rung.rung.keeps_the_picture]
+            self.ladder = Ladder(
+                plan, rungs, move=self._move, restart=_no_restart, used_bytes=steward.used_bytes
+            )
+        return session_plan(plan)
+
+    def _move(self, plan: Plan) -> None:
+        """Bring about a plan that keeps the picture."""
+        assert self._networks.steward is not None
+        if self._networks.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._networks.steward.arrange(plan)
+        self._executor.arrange(session_plan(plan))
+
+    def _insist(self, call: Callable[[], _Result], block: int = 0) -> _Result:
+        """Make a call again as long as room can be made for it."""
+        while True:
+            try:
+                return call()
+            except torch.OutOfMemoryError as error:
+                if self.ladder is None:
+                    raise
+                self.ladder(error, block)
+
+    def _tensor(self, array: Floats) -> Tensor:
+        return torch.from_numpy(array).to(self._networks.device)
+
+
+class DecoderVideo:
+    """The frames of a video. With a rank of its own the blocks come in from the last stage."""
+
+    def __init__(self, networks: Networks, asked: Encode, watch: Stopwatch) -> None:
+        """Encodes the portrait; `encoded` is what the stages need of it."""
+        self._video, self._watch = asked.video, watch
+        bundle, spec, role = networks.bundle, asked.spec, networks.role
+        self._last_step = spec.order.num_steps - 1
+        anchor = encode_anchor(
+            bundle.vae,
+            asked.portrait_HWC,
+            config=bundle.dit.config,
+            encoding=spec.options.anchor,
+            device=networks.device,
+        )
+        self.encoded = Encoded(asked.video, _array(anchor.ref_C1HW), _array(anchor.motion_CFHW))
+        past = _on(networks.device, asked.past)
+        self._decoder = FrameDecoder(
+            _tiled(networks, spec), anchor, past_CFHW=last_latents(past) if past else None
+        )
+        self._inlet = None
+        if role.stage is None:
+            assert role.before is not None
+            geometry = spec.geometry
+            size = geometry.latent_height, geometry.latent_width
+            latent = (geometry.latent_channels, geometry.frames_per_block, *size)
+            self._inlet = Inlet(role.before, latent, networks.device)
+        self._pending: deque[tuple[int, PendingFrames]] = deque()
+
+    @property
+    def is_decoding(self) -> bool:
+        return bool(self._pending)
+
+    def expect(self, tick: Tick) -> None:
+        """Begin to receive the blocks that become clean in this tick."""
+        if self._inlet is not None:
+            for unit in tick:
+                if unit.step == self._last_step:
+                    self._inlet.expect(unit.block)
+
+    def run(self, tick: Tick) -> None:
+        """Decode what becomes clean in this tick."""
+        for unit in tick:
+            if unit.step == self._last_step:
+                assert self._inlet is not None
+                with self._watch.part("wait_s"):
+                    latent = self._inlet.take(unit.block)
+                self.submit(unit.block, latent)
+
+    def submit(self, block: int, latent_CFHW: Tensor) -> None:
+        """Begin to decode the next block."""
+        with self._watch.part("decode_s"):
+            self._pending.append((block, self._decoder.submit(latent_CFHW)))
+
+    def collect(self, *, wait: bool) -> Iterator[Frames]:
+        """The frames that are ready; with `wait` the next ones at least, if there are any."""
+        while self._pending and (wait or self._pending[0][1].is_ready):
+            block, pending = self._pending.popleft()
+            with self._watch.part("decode_s"):
+                pixels = pending.collect()
+            yield Frames(self._video, block, pixels)
+            wait = False
+
+    def close(self) -> None:
+        """Nothing is decoded here any more."""
+        self._pending.clear()
+        self._decoder.release()
+
+
+def _tiled(networks: Networks, spec: VideoSpec) -> StreamingDecoder:
+    """The decoder, in tiles where the plan of this rank says so."""
+    decoder, steward = networks.bundle.decoder, networks.steward
+    if steward is None:
+        return decoder
+    tiles = steward.plan(spec.geometry, spec.options).choice.tiles
+    return decoder if tiles == (1, 1) else TiledDecoder(decoder, tiles, park=True)
+
+
+def _no_restart(plan: Plan, past: Past | None) -> Continuation:
+    raise AssertionError(f"a rank takes no rung that changes the picture: {plan}, {past}")
+
+
+def _on(device: torch.device, past: Past | None) -> Past | None:
+    return None if past is None else replace(past, first_C1HW=past.first_C1HW.to(device))
+
+
+def _array(x: Tensor) -> Floats:
+    array: Floats = x.detach().float().cpu().contiguous().numpy()
+    return array

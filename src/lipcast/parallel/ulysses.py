@@ -1,0 +1,125 @@
+"""Ulysses: the ranks of a group share the tokens of a pass, and attention shares the heads.
+
+`apply_ulysses(model, group)` hangs on a transformer from outside. Every rank carries its part of the tokens
+of each latent frame through the layers; around self-attention an exchange gives it all tokens and its part
+of the heads, so that rings and sink hold this part only. Parts may differ in length by one token: nothing
+is padded. Every rank ends with the whole velocity. Source: DeepSpeed Ulysses (arXiv:2309.14509).
+
+Legend: G latent frames of all lanes, S tokens per latent frame, s those of this rank, N heads, n those of
+this rank, d head size, D model width, P patch size, U ranks of the group, X stacked tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lipcast.models.audio import AudioConditioning
+from lipcast.models.dit import DiT, SelfAttend
+
+
+class TokenExchange:
+    """Moves tokens and heads between the ranks of one group."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self._group = group
+        self.size = dist.get_world_size(group)
+        self.place = dist.get_rank(group)
+
+    def part_lengths(self, num_tokens: int) -> list[int]:
+        """How many tokens each rank has."""
+        share, more = divmod(num_tokens, self.size)
+        return [share + (place < more) for place in range(self.size)]
+
+    def own_part(self, x: Tensor, dim: int = 1) -> Tensor:
+        """This rank's tokens."""
+        parts: tuple[Tensor, ...] = x.split(self.part_lengths(x.shape[dim]), dim=dim)
+        return parts[self.place]
+
+    def heads_for_tokens(self, x_XGsNd: Tensor, num_tokens: int) -> Tensor:
+        """All tokens of this rank's heads, [X, G, S, n, d], for all heads of its tokens."""
+        lengths = self.part_lengths(num_tokens)
+        outer, frames, _, heads, size = x_XGsNd.shape
+        own = heads // self.size
+        sent = x_XGsNd.unflatten(3, (self.size, own)).permute(3, 0, 1, 2, 4, 5)
+        shapes = [(outer, frames, length, own, size) for length in lengths]
+        return torch.cat(self._exchange(list(sent), shapes), dim=2)
+
+    def tokens_for_heads(self, x_GSnd: Tensor) -> Tensor:
+        """All heads of this rank's tokens, [G, s, N, d], for its heads of all tokens."""
+        lengths = self.part_lengths(x_GSnd.shape[1])
+        frames, _, own, size = x_GSnd.shape
+        shapes = [(frames, lengths[self.place], own, size)] * self.size
+        return torch.cat(self._exchange(x_GSnd.split(lengths, dim=1), shapes), dim=2)
+
+    def whole(self, x_GsP: Tensor, num_tokens: int) -> Tensor:
+        """[G, S, P] of every rank's tokens."""
+        frames, _, width = x_GsP.shape
+        shapes = [(frames, length, width) for length in self.part_lengths(num_tokens)]
+        return torch.cat(self._exchange([x_GsP] * self.size, shapes), dim=1)
+
+    def _exchange(self, sent: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """One tensor to every rank; from every rank one of the given shape."""
+        flat = torch.cat([x.reshape(-1) for x in sent])
+        sizes = [int(torch.Size(shape).numel()) for shape in shapes]
+        received = flat.new_empty(sum(sizes))
+        dist.all_to_all_single(received, flat, sizes, [x.numel() for x in sent], group=self._group)
+        parts = received.split(sizes)
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+class _SplitPass:
+    """The hooks of one model. State: the tokens per latent frame of the pass under way."""
+
+    def __init__(self, model: DiT, exchange: TokenExchange) -> None:
+        self._exchange = exchange
+        self._num_tokens = 0
+        for layer, block in enumerate(model.layers):
+            hook = self._enter if layer == 0 else self._attend_apart
+            block.register_forward_pre_hook(hook)
+        model.audio_injector.register_forward_pre_hook(self._split_mask)
+        model.head.register_forward_hook(self._join)
+
+    def _enter(self, block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x_GSD, *rest = args
+        self._num_tokens = x_GSD.shape[1]
+        return self._attend_apart(block, (self._exchange.own_part(x_GSD), *rest))
+
+    def _attend_apart(self, _block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x_GsD, rows_G6D, self_attend, text = args
+        return x_GsD, rows_G6D, self._around(self_attend), text
+
+    def _around(self, self_attend: SelfAttend) -> SelfAttend:
+        def attend(q_GsNd: Tensor, k_GsNd: Tensor, v_GsNd: Tensor) -> Tensor:
+            stacked = torch.stack((q_GsNd, k_GsNd, v_GsNd))
+            q, k, v = self._exchange.heads_for_tokens(stacked, self._num_tokens)
+            return self._exchange.tokens_for_heads(self_attend(q, k, v))
+
+        return attend
+
+    def _split_mask(self, _injector: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        index, x_GsD, audio = args
+        assert isinstance(audio, AudioConditioning)
+        if audio.mask_AFS is None:
+            return index, x_GsD, audio
+        return index, x_GsD, replace(audio, mask_AFS=self._exchange.own_part(audio.mask_AFS, dim=2))
+
+    def _join(self, _head: nn.Module, _args: Any, patches_GsP: Tensor) -> Tensor:
+        return self._exchange.whole(patches_GsP, self._num_tokens)
+
+
+def apply_ulysses(model: DiT, group: dist.ProcessGroup) -> int:
+    """Split every pass of `model` over the ranks of `group`; returns the heads that stay here.
+
+    All ranks make the same passes in the same order. Rings and sink must be made for so many heads.
+    """
+    exchange = TokenExchange(group)
+    num_heads = model.config.num_heads
+    assert num_heads % exchange.size == 0, "the planner gives every rank as many heads"
+    _SplitPass(model, exchange)
+    return num_heads // exchange.size

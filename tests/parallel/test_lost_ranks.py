@@ -1,0 +1,81 @@
+"""A rank that is gone ends all of them, says which one it was, and leaves what is finished playable."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import av
+import psutil
+import pytest
+from crews import SMALL, alone, on_crew, settings, write_decoder
+
+import lipcast
+from lipcast.api import save_blocks
+from lipcast.errors import RankError
+from lipcast.parallel.model import CrewModel
+from lipcast.parallel.roles import roles_of
+
+LAYOUTS = (
+    {"num_gpus_dit": 2, "ulysses_size": 1, "enable_vae_parallel": True},
+    {"num_gpus_dit": 3},
+    {"ulysses_size": 2},
+    {"num_gpus_dit": 2, "ulysses_size": 1, "dit_fsdp": True},
+)
+ENDS_WITHIN_S = 10
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_decoder(tmp_path_factory.mktemp("decoder") / "decoder.safetensors")
+
+
+@pytest.fixture(scope="module")
+def single(home: Path, decoder: Path) -> lipcast.Lipcast:
+    return alone(decoder)
+
+
+def processes_of(model: lipcast.Lipcast) -> list[psutil.Process]:
+    assert isinstance(model.crew, CrewModel)
+    return [psutil.Process(member.process.pid) for member in model.crew._crew.members]
+
+
+def num_playable(path: Path) -> int:
+    with av.open(str(path)) as file:
+        return sum(1 for _ in file.decode(video=0))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_killed_rank_ends_all(
+    single: lipcast.Lipcast, decoder: Path, portrait: Path, sound: Any, tmp_path: Path, seed: int
+) -> None:
+    chance = random.Random(seed)
+    gpus, output = LAYOUTS[seed % len(LAYOUTS)], tmp_path / "out.mp4"
+    model = on_crew(single, settings(decoder), **gpus)
+    ranks, written = processes_of(model), 0
+    victim = chance.randrange(len(ranks))
+    session = model.stream(image=portrait, audio=sound(9.6), prompt="calm", **SMALL)
+    last, after_s = chance.randrange(3), chance.uniform(0, 0.3)
+    killed_at_s = float("inf")
+    with pytest.raises(RankError) as raised:
+        for block in save_blocks(session, output):
+            written += len(block.frames)
+            if block.index == last:
+                time.sleep(after_s)
+                ranks[victim].kill()
+                killed_at_s = time.monotonic()
+    assert time.monotonic() - killed_at_s < ENDS_WITHIN_S
+    assert f"rank {victim} " in str(raised.value) and "SIGKILL" in str(raised.value)
+    assert str(roles_of(model.crew.plan.layout)[victim]) in str(raised.value)
+    _, alive = psutil.wait_procs(ranks, timeout=ENDS_WITHIN_S)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    assert num_playable(output) == written > 0
+    with pytest.raises(RankError):
+        next(session)
+
+
+def test_an_error_of_a_rank_is_told_with_its_name(single: lipcast.Lipcast, tmp_path: Path) -> None:
+    with pytest.raises(RankError, match=r"rank \d \(stage \d.*decoder"):
+        on_crew(single, settings(tmp_path / "missing"), num_gpus_dit=2, ulysses_size=1)
