@@ -5,7 +5,7 @@
 Mean change from frame to frame in grey levels, medians over all seams, made with the embedded model. Inside:
 within blocks. Borders: between two blocks that are no seam. Continued segments are compared as they leave the
 decoder; at_keyframes is what H.264 makes of any video where a key frame follows another picture (there is one
-every 2 s, and one at each seam). Independent ones are compared in the finished MP4, and beside it stands what a
+every 2 s, and one at each seam). Independent ones are compared in the finished MP4; beside it stands what a
 hard cut would have been. Prints one JSON document.
 """
 
