@@ -41,7 +41,7 @@ def main() -> None:
 
 def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     voice, store = long_voice(folder / "voice.wav", arguments.seconds), Store(folder / "jobs")
-    command = [sys.executable, str(STAND_IN), str(store.workspace), "0.02"]
+    command = [sys.executable, str(STAND_IN), str(store.workspace), "0.1"]
     if arguments.model:
         run = "from lipcast.cli.main import run; run()"
         command = [sys.executable, "-c", run, "job", "run", "--quiet"]
