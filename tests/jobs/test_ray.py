@@ -58,10 +58,12 @@ def workers() -> list[psutil.Process]:
 def test_a_killed_worker_loses_nothing(
     cluster: None, store: Store, submit: Submit, tmp_path: Path
 ) -> None:
-    from lipcast.jobs.ray import RayMaker, WorkerShare
+    from lipcast.jobs.ray import RayMaker
 
-    with pytest.raises(UsageError, match="give fewer --workers"):
-        RayMaker(Breaks, address=None, num_workers=1, share=WorkerShare(num_gpus=1))
+    with pytest.raises(UsageError, match=r"with memory .* give fewer --workers"):
+        RayMaker(Breaks, address=None, num_workers=1, memory_bytes=10**15)
+    with pytest.raises(UsageError, match="with GPU 1 for 1 workers, got 0; give fewer --workers"):
+        RayMaker(Breaks, address=None, num_workers=1, num_gpus=1)
     outputs = [tmp_path / f"{number}.mp4" for number in range(NUM_JOBS + 1)]
     *names, broken = [
         submit(path, 3.0, segment_s=1.92, options={"seed": number})

@@ -23,6 +23,7 @@ from lipcast.cli.options import Positional, either_spelling, with_flags
 from lipcast.cli.pieces import parse_seconds
 from lipcast.cli.request import read_request
 from lipcast.cli.talk import Talk, print_json
+from lipcast.core.hardware import parse_bytes
 from lipcast.errors import InputError, LipcastError, UsageError
 from lipcast.runtime import cache_dir
 
@@ -124,7 +125,7 @@ def run(given: Mapping[str, Given]) -> None:
     name = str(given["job"]) if "job" in given else None
     if name is not None:
         store.job(name)
-    with _maker(given) as maker:
+    with _maker(given, store) as maker:
         num_failed = run_jobs(store, maker, name=name, tell=talk.note)
     if talk.as_json:
         print_json({"jobs": [_document(store, job) for job in store.jobs()]})
@@ -133,7 +134,7 @@ def run(given: Mapping[str, Given]) -> None:
 
 
 @contextmanager
-def _maker(given: Mapping[str, Given]) -> Iterator[SegmentMaker]:
+def _maker(given: Mapping[str, Given], store: Store) -> Iterator[SegmentMaker]:
     """What makes segments; raises UsageError."""
     from lipcast.jobs.local import LocalMaker
 
@@ -157,8 +158,16 @@ def _maker(given: Mapping[str, Given]) -> Iterator[SegmentMaker]:
         ) from error
     address = str(given["address"]) if "address" in given else None
     num_workers = None if workers is None else int(workers)
-    with RayMaker(LocalMaker, address=address, num_workers=num_workers) as maker:
+    with RayMaker(
+        LocalMaker, address=address, num_workers=num_workers, memory_bytes=_largest_budget(store)
+    ) as maker:
         yield maker
+
+
+def _largest_budget(store: Store) -> int | None:
+    """The most host memory that a job may take by its --ram, in bytes; None where no job says so."""
+    budgets = [job.request["memory"]["ram"] for job in store.jobs() if job.state == "waiting"]
+    return max((parse_bytes(budget) for budget in budgets if budget), default=None)
 
 
 def listing(given: Mapping[str, Given]) -> None:

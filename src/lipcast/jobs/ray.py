@@ -74,16 +74,19 @@ class RayMaker:
         *,
         address: str | None,
         num_workers: int | None = None,
-        share: WorkerShare | None = None,
+        memory_bytes: int | None = None,
+        num_gpus: float | None = None,
     ) -> None:
         """address: of a running cluster ("auto", "host:6379"); None starts one on this machine.
 
         num_workers: None takes one per GPU of the cluster, or one per node where there is no GPU.
+        memory_bytes, num_gpus: what each worker is given of its node; by default a GPU if there are any.
         Raises UsageError where no cluster answers, or has no such worker to give.
         """
         self._began = _join(address)
         gpus = int(ray.cluster_resources().get("GPU", 0))
-        self.share = share or WorkerShare(num_gpus=1 if gpus else 0)
+        each = min(gpus, 1) if num_gpus is None else num_gpus
+        self.share = WorkerShare(num_gpus=each, memory_bytes=memory_bytes)
         self.width = num_workers or gpus or len(ray.nodes())
         self._check_room()
         actor = ray.remote(RayWorker).options(
