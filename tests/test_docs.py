@@ -26,7 +26,7 @@ from lipcast.cli.bench import BENCH_FLAGS
 from lipcast.cli.evaluate import EVALUATE_FLAGS
 from lipcast.cli.flag_table import FLAGS
 from lipcast.cli.info import INFO_FLAGS
-from lipcast.cli.job import RUN_FLAGS, SUBMIT_FLAGS
+from lipcast.cli.job import RUN_FLAGS, SUBMIT_FLAGS, WATCH_FLAGS
 from lipcast.cli.main import main
 from lipcast.cli.pieces import PIECES_FLAGS
 from lipcast.cli.plan import PLAN_FLAGS
@@ -38,13 +38,16 @@ from lipcast.weights.prompts import PromptEmbedding, write_embedding
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", *(f"docs/{name}.md" for name in (
     "generate", "checkpoints", "python-api", "architecture", "troubleshooting", "lab",
-    "long-videos",
+    "long-videos", "cluster",
     "low-memory",
     "many-gpus",
 )))  # fmt: skip
 SET_UP = {"./scripts/demo", "./scripts/test"}
 _OTHER_MODEL = ("precision", "loras", "vram", "kv_precision", "gpus")
-OTHER_FLAGS = {"--nproc_per_node", "--no-python", "--help", "--index-url", "--version", "--debug"}
+OTHER_FLAGS = {
+    "--help", "--index-url", "--version", "--debug", "--head", "--port", "--nproc_per_node",
+    "--no-python",
+}  # fmt: skip
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
@@ -183,7 +186,15 @@ def test_links_lead_somewhere(page: str) -> None:
 
 def test_mentioned_flags_exist() -> None:
     known = set(OTHER_FLAGS)
-    own = (*WEIGHTS_FLAGS, *EVALUATE_FLAGS, *REPORT_FLAGS, *PIECES_FLAGS, *SUBMIT_FLAGS, *RUN_FLAGS)
+    own = (
+        *WEIGHTS_FLAGS,
+        *EVALUATE_FLAGS,
+        *REPORT_FLAGS,
+        *PIECES_FLAGS,
+        *SUBMIT_FLAGS,
+        *RUN_FLAGS,
+        *WATCH_FLAGS,
+    )
     for flag in (*FLAGS, *INFO_FLAGS, *BENCH_FLAGS, *PLAN_FLAGS, *own):
         known.update(name for spelling in flag.spellings for name in spelling.split("/"))
     for page in PAGES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -108,6 +109,29 @@ def test_features_are_those_of_the_uninterrupted_voice(
             voice, known = later.features(block), expected[block]
             assert voice is not None and known is not None and torch.equal(voice, known), block
         assert later.features(count) is None
+
+
+def test_sound_before_a_stretch_is_not_kept(tiny: lipcast.Lipcast, sound: Any) -> None:
+    """Of 100 s (6 MB of samples) the last block needs less than the window of its features."""
+    path, window = sound(100), torch.zeros(1)
+    spec = tiny.spec(lipcast.api.make_options(OPTIONS), height=64, width=64)
+    past = Past(207, (PastBlock(window, window),), window)
+    timeline = tiny.timeline(open_audio(path), spec, Stretch(past))
+    held: list[weakref.ref[Any]] = []
+    read = timeline._source.read
+
+    def watched() -> Any:
+        chunk = read()
+        if chunk is not None:
+            whole = chunk.samples
+            while whole.base is not None:
+                whole = whole.base
+            held.append(weakref.ref(whole))
+        return chunk
+
+    timeline._source.read = watched  # type: ignore[method-assign]
+    assert timeline.features(207) is not None
+    assert len(held) > 10 and sum(chunk() is not None for chunk in held) <= 2
 
 
 def test_a_video_goes_on_without_what_its_steps_took(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,17 @@ from lipcast.media.video import VideoWriter
 SIDE = 64
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A block of pictures."""
+
+    frames: np.ndarray
+
+
 class CheapMaker:
     """The state of a video is a number of blocks and a hash; a block's pictures are drawn from it."""
+
+    width = 1
 
     def __init__(self, block_s: float = 0.0) -> None:
         self._block_s = block_s
@@ -32,23 +42,33 @@ class CheapMaker:
         return Outlook(num_blocks, SIDE, SIDE, {"maker": "cheap"})
 
     def make(self, request: Mapping[str, Any], stretch: Stretch) -> Mapping[str, Any]:
-        first, state = 0, b"portrait"
+        first, state = 0, b"portrait" + (stretch.audio or Path()).name.encode()
         if stretch.past is not None:
             first, state = int(stretch.past.read_bytes()[:8]), stretch.past.read_bytes()[8:]
+        states = [state]
+        for _ in range(first, stretch.end_block):
+            states.append(hashlib.sha256(states[-1] + str(request["options"]).encode()).digest())
+        edges, num_frames = stretch.edges, 0
+        blocks = self._blocks(first, states[1:])
         with VideoWriter(
             stretch.video_to, width=SIDE, height=SIDE, sample_rate=16_000, num_channels=1
         ) as writer:
-            for block in range(first, stretch.end_block):
-                state = hashlib.sha256(state + str(request["options"]).encode()).digest()
-                dots = np.frombuffer(state[:16], np.uint8).reshape(4, 4)
-                frame = np.repeat(
-                    np.kron(dots, np.ones((SIDE // 4, SIDE // 4), np.uint8))[..., None], 3, axis=2
-                )
-                writer.write(np.repeat(frame[None], 12, axis=0), np.zeros((7680, 1), np.float32))
-                time.sleep(self._block_s)
-                self.made.append(block)
-        stretch.past_to.write_bytes(b"%08d" % stretch.end_block + state)
-        return {"frames": 12 * (stretch.end_block - first)}
+            for block in blocks if edges is None else edges.body(blocks):
+                writer.write(block.frames, np.zeros((7680, 1), np.float32))
+                num_frames += len(block.frames)
+        if edges is None:
+            stretch.past_to.write_bytes(b"%08d" % stretch.end_block + states[-1])
+        else:
+            edges.save(stretch.past_to)
+        return {"frames": num_frames}
+
+    def _blocks(self, first: int, states: list[bytes]) -> Iterator[Drawn]:
+        for number, state in enumerate(states, first):
+            dots = np.frombuffer(state[:16], np.uint8).reshape(4, 4)
+            frame = np.kron(dots, np.ones((SIDE // 4, SIDE // 4), np.uint8))
+            time.sleep(self._block_s)
+            self.made.append(number)
+            yield Drawn(np.repeat(np.repeat(frame[None, ..., None], 3, axis=3), 12, axis=0))
 
 
 if __name__ == "__main__":

@@ -30,24 +30,6 @@ WORKER = Path(__file__).with_name("cheap_worker.py")
 Submit = Callable[..., str]
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "jobs")
-
-
-@pytest.fixture
-def submit(store: Store, portrait: Path, sound: Any) -> Submit:
-    def submit(output: Path, seconds: float = 9.0, **more: Any) -> str:
-        audio = sound(seconds)
-        return store.submit([{
-            "image": str(portrait), "audio": str(audio), "output": str(output), "segment_s": 0.96,
-            "sha256": {"image": file_sha256(portrait), "audio": file_sha256(audio)},
-            "options": {"seed": 1}, "keep_segments": False, **more,
-        }])[0]  # fmt: skip
-
-    return submit
-
-
 def decoded(path: Path) -> tuple[np.ndarray, np.ndarray]:
     video = read_video(path)
     return video.frames, video.audio
@@ -89,7 +71,7 @@ def test_killed_at_any_moment_the_video_is_the_same(
         assert [segment["number"] for segment in result["segments"]] == list(range(10))
         assert result["sha256"] == file_sha256(output)
         run_jobs(store, CheapMaker(), tell=quiet)  # tidies up where the end of a job was cut off
-        assert [path.name for path in store.folder(name).iterdir()] == ["lock"]
+        assert {path.name for path in store.folder(name).iterdir()} == {"lock", "log"}
 
 
 def test_each_job_goes_to_one_worker(store: Store, submit: Submit, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,13 @@ from lipcast.cli.options import Positional, either_spelling, with_flags
 from lipcast.cli.pieces import parse_seconds
 from lipcast.cli.request import read_request
 from lipcast.cli.talk import Talk, print_json
-from lipcast.errors import InputError, LipcastError
+from lipcast.core.gpu_options import GpuOptions
+from lipcast.core.hardware import parse_bytes
+from lipcast.errors import InputError, LipcastError, UsageError
 from lipcast.runtime import cache_dir
 
 if TYPE_CHECKING:
+    from lipcast.jobs.runner import SegmentMaker
     from lipcast.jobs.store import Job, Store
 
 _NAME = Positional("job", "The name of the job.")
@@ -41,14 +45,46 @@ _OWN = (
         "Many jobs: a CSV or JSON lines file, its columns named like flags.",
     ),
     Flag("keep_segments", Group.FILES, Kind.SWITCH, "Keep the segments when the video is done."),
+    Flag(
+        "independent_segments", Group.FILES, Kind.SWITCH,
+        "Begin every segment with the portrait, so that they can be made side by side; fade between them.",
+    ),
+    Flag("webhook", Group.FILES, Kind.TEXT, "URL that is told, as JSON, when a job ends."),
 )  # fmt: skip
 SUBMIT_FLAGS = (*_OWN, *FLAGS)
+EXECUTORS = ("local", "ray")
 RUN_FLAGS = (
     _WORKSPACE,
     Flag("job", Group.FILES, Kind.TEXT, "Only this job.", default="all that wait"),
+    Flag(
+        "executor",
+        Group.MACHINE,
+        Kind.TEXT,
+        "Who makes segments: local, this process; ray, workers of a cluster.",
+        default="local",
+    ),
+    Flag(
+        "address",
+        Group.MACHINE,
+        Kind.TEXT,
+        "Of the Ray cluster: auto, host:6379.",
+        default="one is started here",
+    ),
+    Flag(
+        "workers",
+        Group.MACHINE,
+        Kind.WHOLE,
+        "Ray workers, each with a model of its own.",
+        default="one per GPU; without any, one per node",
+    ),
     *_TALK,
 )
 JOB_FLAGS = (_WORKSPACE, *_TALK)
+WATCH_FLAGS = (
+    _WORKSPACE,
+    Flag("once", Group.TALK, Kind.SWITCH, "Print one table and end."),
+    *_TALK,
+)
 
 
 def submit(given: Mapping[str, Given]) -> None:
@@ -56,6 +92,8 @@ def submit(given: Mapping[str, Given]) -> None:
 
     lipcast job submit --image me.png --audio hello.wav -o out.mp4 --segment 60s
     """
+    from lipcast.jobs.webhook import check_url
+
     talk = Talk.begin(given)
     own = {flag.name for flag in _OWN}
     shared = {name: value for name, value in given.items() if name not in own}
@@ -63,6 +101,8 @@ def submit(given: Mapping[str, Given]) -> None:
     how = {
         "segment_s": parse_seconds("segment", str(given.get("segment", "60s"))),
         "keep_segments": bool(given.get("keep_segments")),
+        "independent": bool(given.get("independent_segments")),
+        "webhook": check_url(str(given["webhook"])) if "webhook" in given else None,
     }
     requests = [_request(shared | row) | how for row in rows]
     names = _store(given).submit(requests)
@@ -78,19 +118,68 @@ def run(given: Mapping[str, Given]) -> None:
     Several of these may run at the same time, each on its own GPU (--device is a flag of submit).
 
         lipcast job run
+        lipcast job run --executor ray --address auto
     """
-    from lipcast.jobs.local import LocalMaker
     from lipcast.jobs.runner import run_jobs
 
     talk, store = Talk.begin(given), _store(given)
     name = str(given["job"]) if "job" in given else None
     if name is not None:
         store.job(name)
-    num_failed = run_jobs(store, LocalMaker(), name=name, tell=talk.note)
+    with _maker(given, store) as maker:
+        num_failed = run_jobs(store, maker, name=name, tell=talk.note)
     if talk.as_json:
         print_json({"jobs": [_document(store, job) for job in store.jobs()]})
     if num_failed:
         raise LipcastError(f"{num_failed} jobs failed; see `lipcast job list`")
+
+
+@contextmanager
+def _maker(given: Mapping[str, Given], store: Store) -> Iterator[SegmentMaker]:
+    """What makes segments; raises UsageError."""
+    from lipcast.jobs.local import LocalMaker
+
+    executor = str(given.get("executor", "local"))
+    if executor not in EXECUTORS:
+        raise UsageError(f"--executor: expected one of {', '.join(EXECUTORS)}, got {executor!r}")
+    wrong = [name for name in ("address", "workers") if name in given and executor != "ray"]
+    if wrong:
+        raise UsageError(f"--{wrong[0]}: expected --executor ray with it, got {executor}")
+    if executor == "local":
+        with closing(LocalMaker()) as local:
+            yield local
+        return
+    workers = given.get("workers")
+    if workers is not None and int(workers) < 1:
+        raise UsageError(f"--workers: expected at least 1, got {workers}; leave it out for all")
+    try:
+        from lipcast.jobs.ray import RayMaker
+    except ImportError as error:
+        raise UsageError(
+            "--executor ray: expected Ray, which is not installed; pip install 'lipcast[ray]'"
+        ) from error
+    address = str(given["address"]) if "address" in given else None
+    num_workers = None if workers is None else int(workers)
+    with RayMaker(
+        LocalMaker,
+        address=address,
+        num_workers=num_workers,
+        memory_bytes=_largest_budget(store),
+        num_gpus=_most_gpus(store),
+    ) as maker:
+        yield maker
+
+
+def _largest_budget(store: Store) -> int | None:
+    """The most host memory that a job may take by its --ram, in bytes; None where no job says so."""
+    budgets = [job.request["memory"]["ram"] for job in store.jobs() if job.state == "waiting"]
+    return max((parse_bytes(budget) for budget in budgets if budget), default=None)
+
+
+def _most_gpus(store: Store) -> int:
+    """The most GPUs that a job asks for."""
+    waiting = (job for job in store.jobs() if job.state == "waiting")
+    return max((GpuOptions(**job.request["gpus"]).num_gpus for job in waiting), default=1)
 
 
 def listing(given: Mapping[str, Given]) -> None:
@@ -104,6 +193,16 @@ def listing(given: Mapping[str, Given]) -> None:
         of = "?" if job["num_segments"] is None else job["num_segments"]
         done = f"{len(job['segments'])}/{of}"
         typer.echo(f"{job['job']}  {job['state']:<9}  {done:>7}  {job['output']}  {job['error']}")
+
+
+def watch(given: Mapping[str, Given]) -> None:
+    """Show the jobs while they are worked at: state, segments, frames a second, time that is left.
+
+    Ends when no job waits or runs: with 0 if none has failed, else with 1.
+    """
+    from lipcast.cli.watch import watch as draw
+
+    draw(_store(given), given)
 
 
 def show(given: Mapping[str, Given]) -> None:
@@ -141,6 +240,7 @@ def register(app: typer.Typer) -> None:
         ("submit", with_flags(SUBMIT_FLAGS)(submit)),
         ("run", with_flags(RUN_FLAGS)(run)),
         ("list", with_flags(JOB_FLAGS)(listing)),
+        ("watch", with_flags(WATCH_FLAGS)(watch)),
         ("show", one(show)),
         ("cancel", one(cancel)),
         ("retry", one(retry)),
@@ -175,6 +275,7 @@ def _request(given: Mapping[str, Given]) -> dict[str, Any]:
         "precision": request.precision,
         "loras": list(request.loras),
         "memory": asdict(request.memory),
+        "gpus": asdict(request.gpus),
         "options": asdict(request.options),
     }
 

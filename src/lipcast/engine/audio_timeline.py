@@ -133,7 +133,8 @@ class AudioTimeline:
             return
         dropped = min(self._num_unwanted, len(chunk.samples))
         self._num_unwanted -= dropped
-        self._pending.append(chunk.samples[dropped:])
+        if dropped < len(chunk.samples):  # an empty view would keep all of the chunk in memory
+            self._pending.append(chunk.samples[dropped:])
         self._features.push(chunk.speech)
         self._num_read += len(chunk.samples)
 

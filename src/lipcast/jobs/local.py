@@ -17,15 +17,23 @@ from lipcast.jobs.runner import Outlook, Stretch
 from lipcast.media.audio import open_audio
 from lipcast.media.image import load_portrait
 
-_MODEL_KEYS = ("model", "device", "precision", "loras", "memory")
+_MODEL_KEYS = ("model", "device", "precision", "loras", "memory", "gpus")
 
 
 class LocalMaker:
     """Makes segments one after the other; jobs with the same model share it."""
 
+    width = 1
+
     def __init__(self) -> None:
         self._key: list[Any] = []
         self._model: api.Lipcast | None = None
+
+    def close(self) -> None:
+        """Let the model go, and the processes that it may have on several GPUs."""
+        if self._model is not None:
+            self._model.close()
+        self._model = None
 
     def look(self, request: Mapping[str, Any]) -> Outlook:
         model = self._load(request)
@@ -40,11 +48,14 @@ class LocalMaker:
 
     def make(self, request: Mapping[str, Any], stretch: Stretch) -> Mapping[str, Any]:
         with self._open(request, stretch) as session:
-            num_frames = 0
-            for block in api.save_blocks(session, stretch.video_to):
-                num_frames += len(block.frames)
-            assert session.past is not None, "a stretch has at least one block"
-            write_past(stretch.past_to, session.past)
+            edges = stretch.edges
+            blocks = session if edges is None else edges.body(session)
+            num_frames = sum(len(b.frames) for b in api.save_blocks(blocks, stretch.video_to))
+            if edges is not None:
+                edges.save(stretch.past_to)
+            else:
+                assert session.past is not None, "a stretch has at least one block"
+                write_past(stretch.past_to, session.past)
             return {"frames": num_frames, **session.report()}
 
     def _open(self, request: Mapping[str, Any], stretch: Stretch) -> Session:
@@ -52,7 +63,7 @@ class LocalMaker:
         device = model.bundle.device
         return model.stream(
             image=request["image"],
-            audio=request["audio"],
+            audio=stretch.audio or request["audio"],
             prompt=Path(prompt) if request["prompt_is_file"] else prompt,
             past=None if stretch.past is None else read_past(stretch.past, device),
             end_block=stretch.end_block,
@@ -62,13 +73,15 @@ class LocalMaker:
     def _load(self, request: Mapping[str, Any]) -> api.Lipcast:
         key = [request[name] for name in _MODEL_KEYS]
         if self._model is None or self._key != key:
-            self._model = None  # before the next one is loaded
+            self.close()  # before the next one is loaded
             self._model = api.load(
                 request["model"],
                 device=request["device"],
                 precision=request["precision"],
                 loras=request["loras"],
+                expected=api.make_options(dict(request["options"])),
                 **request["memory"],
+                **request["gpus"],
             )
             self._key = key
         return self._model

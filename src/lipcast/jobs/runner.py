@@ -13,16 +13,22 @@ import json
 import os
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from lipcast.core.config import VIDEO_FPS
 from lipcast.errors import CancelledError, InputError, LipcastError, OutputError
-from lipcast.jobs.store import FINISHED, Claim, Job, Segment, Store
+from lipcast.jobs.independent import Edges, pieces_of, with_fades
+from lipcast.jobs.store import FAILED, FINISHED, Claim, Job, Segment, Store
+from lipcast.jobs.webhook import post
 from lipcast.media.concat import concat
 from lipcast.media.mp4 import check_target, explained
+from lipcast.media.split import BLOCK_FRAMES
 from lipcast.runtime import logger
 
 _LOG = logger("jobs.runner")
@@ -31,7 +37,9 @@ _BITS_PER_PIXEL = 0.5
 _COPIES = 3
 """The segments, the video, and its second form while its index is moved to the front."""
 _SPARE_BYTES = 16 << 20
-_BLOCK_S = 0.48
+_BLOCK_S = BLOCK_FRAMES / VIDEO_FPS
+_VOICES = "voices"
+"""Folder of the pieces of a voice, for independent segments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +56,27 @@ class Outlook:
 class Stretch:
     """One segment to be made: from `past` (None: the portrait) up to `end_block`, not included."""
 
+    number: int
     end_block: int
     past: Path | None
     video_to: Path
     past_to: Path
+    audio: Path | None = None
+    """The voice of an independent segment; None: the job's."""
+    overlaps: tuple[bool, bool] | None = None
+    """Of an independent segment: whether one comes before it, and after it."""
+
+    @property
+    def edges(self) -> Edges | None:
+        """What an independent segment writes to `past_to`."""
+        return self.overlaps and Edges(head=self.overlaps[0], tail=self.overlaps[1])
 
 
 class SegmentMaker(Protocol):
-    """Makes the segments of jobs: a model on this machine, or a stand-in."""
+    """Makes the segments of jobs: a model on this machine, workers of a cluster, or a stand-in."""
+
+    width: int
+    """How many threads may use it at a time."""
 
     def look(self, request: Mapping[str, Any]) -> Outlook:
         """Judge a request. Raises what makes it impossible."""
@@ -71,58 +92,102 @@ def run_jobs(
     name: str | None = None,
     tell: Callable[[str], None] = _LOG.info,
 ) -> int:
-    """Work until no job waits (or at one, by name); returns how many of them failed."""
+    """Work until no job waits (or at one, by name); returns how many of them failed.
+
+    As many jobs are under way as the maker is wide.
+    """
     for job in store.jobs():
         if job.state == FINISHED:  # its worker may have been killed before it tidied up
             _prune(store, job)
+    if maker.width == 1:
+        return _run_in_turn(store, maker, name, tell)
+    with ThreadPoolExecutor(maker.width) as threads:
+        turns = [threads.submit(_run_in_turn, store, maker, name, tell) for _ in range(maker.width)]
+        return sum(turn.result() for turn in turns)
+
+
+def _run_in_turn(
+    store: Store, maker: SegmentMaker, name: str | None, tell: Callable[[str], None]
+) -> int:
     num_failed = 0
     while (claim := store.claim(name)) is not None:
+        note = _noting(claim, tell)
         try:
-            run_job(store, claim, maker, tell=tell)
+            run_job(store, claim, maker, tell=note)
         except CancelledError as error:
-            tell(str(error))
+            note(str(error))
         except LipcastError as error:
             num_failed += 1
             store.fail(claim, str(error))
-            tell(f"job {claim.job.id} failed: {error}")
+            note(f"job {claim.job.id} failed: {error}")
+            _notify(claim, {"state": FAILED, "error": str(error)}, note)
         finally:
             claim.release()
     return num_failed
+
+
+def _noting(claim: Claim, tell: Callable[[str], None]) -> Callable[[str], None]:
+    """Tells, and keeps what was told in the job's folder, with the time."""
+
+    def note(line: str) -> None:
+        with suppress(OSError), (claim.folder / "log").open("a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} [{os.getpid()}] {line}\n")
+        tell(line)
+
+    return note
+
+
+def _notify(claim: Claim, what: Mapping[str, Any], tell: Callable[[str], None]) -> None:
+    """Tell the job's webhook, if it has one."""
+    job = claim.job
+    url = job.request.get("webhook")
+    if url and (problem := post(url, {"job": job.id, "output": job.request["output"], **what})):
+        tell(problem)
 
 
 def run_job(
     store: Store, claim: Claim, maker: SegmentMaker, *, tell: Callable[[str], None]
 ) -> None:
     """Make what is missing of one job."""
+    tell(f"job {claim.job.id}: begun, claim {claim.job.claim}")
     request, output = claim.job.request, Path(claim.job.request["output"])
     _check_inputs(request)
     check_target(output)
     outlook = maker.look(request)
-    ends = _ends(outlook.num_blocks, request["segment_s"])
     _check_space(claim.folder, output, outlook)
-    store.plan(claim, len(ends))
-    for number, end in enumerate(ends):
-        if not _is_whole(store, claim, number):
+    stretches = _stretches(claim, outlook)
+    store.plan(claim, len(stretches))
+
+    def make(stretch: Stretch) -> None:
+        if not _is_whole(store, claim, stretch.number):
             store.check(claim)
-            _make(store, claim, maker, number, end)
-            tell(f"job {claim.job.id}: segment {number + 1} of {len(ends)}")
+            _make(store, claim, maker, stretch)
+            tell(f"job {claim.job.id}: segment {stretch.number + 1} of {len(stretches)}")
+
+    if request.get("independent"):
+        with ThreadPoolExecutor(maker.width) as threads:
+            deque(threads.map(make, stretches), maxlen=0)  # raises what went wrong
+    else:
+        deque(map(make, stretches), maxlen=0)
     store.check(claim)
-    videos = [_video(claim.folder, number) for number in range(len(ends))]
-    joined = concat(videos, output, sound=Path(request["audio"]))
+    joined = concat(_parts(claim, len(stretches)), output, sound=Path(request["audio"]))
     result = _result(store, claim, outlook, output) | {"frames": joined.num_frames}
     _write(output.with_name(f"{output.name}.json"), result)
     store.finish(claim)
     _prune(store, claim.job)
     tell(f"job {claim.job.id}: {output}, {joined.duration_s:.2f} s")
+    told = {key: result[key] for key in ("sha256", "frames")}
+    _notify(claim, {"state": FINISHED, **told}, tell)
 
 
 def _prune(store: Store, job: Job) -> None:
     """Delete the segments of a finished job."""
     if job.request["keep_segments"]:
         return
-    for pattern in ("segment-*", "past-*"):
+    for pattern in ("segment-*", "past-*", "making*", "fade-*"):
         for path in store.folder(job.id).glob(pattern):
             path.unlink(missing_ok=True)
+    shutil.rmtree(store.folder(job.id) / _VOICES, ignore_errors=True)
 
 
 def file_sha256(path: Path) -> str:
@@ -136,10 +201,38 @@ def file_sha256(path: Path) -> str:
         ) from error
 
 
-def _ends(num_blocks: int, segment_s: float) -> list[int]:
-    """The first block after every segment."""
-    length = max(1, round(segment_s / _BLOCK_S))
-    return [*range(length, num_blocks, length), num_blocks]
+def _stretches(claim: Claim, outlook: Outlook) -> list[Stretch]:
+    """All segments of a job, in order."""
+    request, folder = claim.job.request, claim.folder
+
+    def stretch(number: int, end: int, past: Path | None, **more: Any) -> Stretch:
+        making = folder / f"making-{number:05d}"
+        to = making.with_suffix(".mp4"), making.with_suffix(".past")
+        return Stretch(number, end, past, *to, **more)
+
+    if request.get("independent"):
+        pieces = pieces_of(Path(request["audio"]), folder / _VOICES, request["segment_s"])
+        last = len(pieces) - 1
+        return [
+            stretch(
+                n, -(-piece.num_frames // BLOCK_FRAMES), None,
+                audio=piece.path, overlaps=(n > 0, n < last),
+            )
+            for n, piece in enumerate(pieces)
+        ]  # fmt: skip
+    length, num_blocks = max(1, round(request["segment_s"] / _BLOCK_S)), outlook.num_blocks
+    ends = [*range(length, num_blocks, length), num_blocks]
+    return [stretch(n, end, _past(folder, n - 1) if n else None) for n, end in enumerate(ends)]
+
+
+def _parts(claim: Claim, num_segments: int) -> list[Path]:
+    """The videos that the whole one is joined of."""
+    request, numbers = claim.job.request, range(num_segments)
+    videos = [_video(claim.folder, number) for number in numbers]
+    if not request.get("independent"):
+        return videos
+    edges = [_past(claim.folder, number) for number in numbers]
+    return with_fades(videos, edges, Path(request["audio"]))
 
 
 def _check_inputs(request: Mapping[str, Any]) -> None:
@@ -179,11 +272,10 @@ def _is_whole(store: Store, claim: Claim, number: int) -> bool:
     return True
 
 
-def _make(store: Store, claim: Claim, maker: SegmentMaker, number: int, end: int) -> None:
-    folder, began_s = claim.folder, time.perf_counter()
-    video_to, past_to = folder / "making.mp4", folder / "making.safetensors"
-    past = _past(folder, number - 1) if number else None
-    report = maker.make(claim.job.request, Stretch(end, past, video_to, past_to))
+def _make(store: Store, claim: Claim, maker: SegmentMaker, stretch: Stretch) -> None:
+    folder, number, began_s = claim.folder, stretch.number, time.perf_counter()
+    video_to, past_to = stretch.video_to, stretch.past_to
+    report = maker.make(claim.job.request, stretch)
     hashes = file_sha256(video_to), file_sha256(past_to)
     try:
         for made, finished in (

@@ -61,10 +61,20 @@ def _loudness(power_F: NDArray[np.float64], block: int) -> float:
     return float(power_F[frame - 1 : frame + 1].mean())
 
 
-def split_audio(source: FileSource, folder: Path, *, segment_s: float, name: str) -> list[Piece]:
+def split_audio(
+    source: FileSource,
+    folder: Path,
+    *,
+    segment_s: float,
+    name: str,
+    least_blocks: int = 1,
+    overlap_blocks: int = 0,
+) -> list[Piece]:
     """Write the pieces as `folder`/`name`-000.wav ...; returns them in order.
 
-    segment_s: the wished length of a piece in seconds, at least one block.
+    segment_s: the wished length of a piece in seconds, at least one block. least_blocks: the last
+    piece is added to the one before it if it is shorter. overlap_blocks: so much of the next piece, no
+    longer than the shortest one, is also at the end of each.
     Raises UsageError, InputError for a sound that cannot be used, OutputError.
     """
     segment_blocks = round(segment_s * VIDEO_FPS / BLOCK_FRAMES)
@@ -74,12 +84,35 @@ def split_audio(source: FileSource, folder: Path, *, segment_s: float, name: str
     cuts = cut_blocks(_power_by_frame(open_audio(source)), segment_blocks)
     audio = open_audio(source)
     frames = -(-audio.num_samples * VIDEO_FPS // audio.sample_rate)
-    borders = [0, *(cut * BLOCK_FRAMES for cut in cuts), frames]
+    last = frames - least_blocks * BLOCK_FRAMES
+    borders = [0, *(c * BLOCK_FRAMES for c in cuts if c * BLOCK_FRAMES <= last), frames]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return _write(audio, folder, name, borders)
+        pieces = _write(audio, folder, name, borders)
+        return _overlapped(pieces, overlap_blocks * BLOCK_FRAMES) if overlap_blocks else pieces
     except OSError as error:
         raise explained(folder, error) from error
+
+
+def _overlapped(pieces: list[Piece], num_frames: int) -> list[Piece]:
+    """The pieces, each but the last with the first frames of the next at its end."""
+    longer = []
+    for piece, following in pairwise(pieces):
+        with wave.open(str(following.path), "rb") as file:
+            parameters = file.getparams()
+            count = parameters.framerate // VIDEO_FPS * num_frames
+            first = file.readframes(count)
+        with wave.open(str(piece.path), "rb") as file:
+            own = file.readframes(piece.num_samples)
+        temporary = piece.path.with_suffix(".part")
+        with wave.open(str(temporary), "wb") as file:
+            file.setparams(parameters._replace(nframes=0))
+            file.writeframes(own + first)
+        temporary.replace(piece.path)
+        longer.append(Piece(
+            piece.path, piece.first_frame, piece.num_frames + num_frames, piece.num_samples + count
+        ))  # fmt: skip
+    return [*longer, pieces[-1]]
 
 
 def _power_by_frame(audio: AudioFile) -> NDArray[np.float64]:

@@ -1,0 +1,41 @@
+"""How far a job is. Input: the job and its finished segments. Output: frames, speed, time that is left."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from lipcast.jobs.store import FINISHED, RUNNING, Job, Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Of one job; None where it cannot be known yet."""
+
+    num_done: int
+    num_segments: int | None
+    num_frames: int
+    frames_per_s: float | None
+    eta_s: float | None
+    """From the finished segments' mean; what the one in flight has done already is not counted."""
+
+
+def progress(job: Job, segments: Collection[Segment]) -> Progress:
+    """What the reports of the finished segments say."""
+    frames = sum(int(segment.report.get("frames", 0)) for segment in segments)
+    took_s = sum(float(segment.report.get("elapsed_s", 0)) for segment in segments)
+    return Progress(
+        num_done=len(segments),
+        num_segments=job.num_segments,
+        num_frames=frames,
+        frames_per_s=frames / took_s if took_s > 0 else None,
+        eta_s=_eta_s(job, len(segments), took_s),
+    )
+
+
+def _eta_s(job: Job, num_done: int, took_s: float) -> float | None:
+    if job.state == FINISHED:
+        return 0.0
+    if job.state != RUNNING or job.num_segments is None or not num_done:
+        return None
+    return (job.num_segments - num_done) * took_s / num_done

@@ -1,0 +1,181 @@
+"""Segments made by workers of a Ray cluster; the store and the order of work stay where `job run` is.
+
+Input: an address, a number of workers, what each may take. Output: a `SegmentMaker` that hands every segment
+to an idle worker. A worker is an actor: it loads its model once and keeps it. Ray starts one that died again,
+on another node if need be, and gives it its segment again. Files go by path: the workspace, the inputs and
+the outputs must be on a file system that all nodes share. SQLite and the locks of jobs are used on this
+machine only, since SQLite's log does not work over networks.
+"""
+
+from __future__ import annotations
+
+import queue
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+import ray
+
+from lipcast.errors import LipcastError, UsageError
+from lipcast.jobs.runner import Outlook, SegmentMaker, Stretch
+
+_TRIES_AGAIN = 3
+"""How often a call is made again whose worker died: a segment that kills every worker must fail once."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerShare:
+    """What one worker is given of a node."""
+
+    num_gpus: float = 0
+    memory_bytes: int | None = None
+    num_cpus: float = 1
+
+    def options(self) -> dict[str, Any]:
+        """As Ray calls it."""
+        memory = {} if self.memory_bytes is None else {"memory": self.memory_bytes}
+        return {"num_gpus": self.num_gpus, "num_cpus": self.num_cpus, **memory}
+
+
+class RayWorker:
+    """Runs as an actor, with a maker of its own."""
+
+    def __init__(self, new_maker: Callable[[], SegmentMaker]) -> None:
+        self._maker = new_maker()
+
+    def look(self, request: Mapping[str, Any]) -> Outlook:
+        return self._maker.look(request)
+
+    def make(self, request: Mapping[str, Any], stretch: Stretch) -> tuple[Stretch, dict[str, Any]]:
+        """Make a segment under names of this attempt's own; returns them too.
+
+        A node that is only taken for dead may go on to write while another makes the same segment.
+        """
+        own = secrets.token_hex(4)
+        attempt = replace(
+            stretch,
+            video_to=stretch.video_to.with_stem(f"{stretch.video_to.stem}-{own}"),
+            past_to=stretch.past_to.with_stem(f"{stretch.past_to.stem}-{own}"),
+        )
+        node = ray.get_runtime_context().get_node_id()
+        return attempt, {"node": node, **self._maker.make(request, attempt)}
+
+
+class RayMaker:
+    """A `SegmentMaker` for as many threads as there are workers. A context manager."""
+
+    def __init__(
+        self,
+        new_maker: Callable[[], SegmentMaker],
+        *,
+        address: str | None,
+        num_workers: int | None = None,
+        memory_bytes: int | None = None,
+        num_gpus: int = 1,
+    ) -> None:
+        """address: of a running cluster ("auto", "host:6379"); None starts one on this machine.
+
+        num_workers: None takes as many as the cluster has GPUs for, or one per node where there is none.
+        memory_bytes, num_gpus: what each worker is given of its node; GPUs only where there are any.
+        Raises UsageError where no cluster answers, or has no such worker to give.
+        """
+        self._began = _join(address)
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        each = num_gpus if gpus else 0
+        self.share = WorkerShare(num_gpus=each, memory_bytes=memory_bytes)
+        self.width = num_workers or gpus // num_gpus or len(ray.nodes())
+        self._check_room()
+        actor = ray.remote(RayWorker).options(
+            max_restarts=-1, max_task_retries=_TRIES_AGAIN, **self.share.options()
+        )
+        self._workers = [actor.remote(new_maker) for _ in range(self.width)]
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
+
+    def look(self, request: Mapping[str, Any]) -> Outlook:
+        with self._worker() as worker:
+            return cast("Outlook", _result(worker.look.remote(request)))
+
+    def make(self, request: Mapping[str, Any], stretch: Stretch) -> Mapping[str, Any]:
+        with self._worker() as worker:
+            made, report = _result(worker.make.remote(request, stretch))
+        for written, wanted in (
+            (made.past_to, stretch.past_to), (made.video_to, stretch.video_to)
+        ):  # fmt: skip
+            Path(written).replace(wanted)
+        return cast("Mapping[str, Any]", report)
+
+    @contextmanager
+    def _worker(self) -> Iterator[Any]:
+        """An idle worker; waits for one."""
+        worker = self._idle.get()
+        try:
+            yield worker
+        finally:
+            self._idle.put(worker)
+
+    def _check_room(self) -> None:
+        """Actors that fit no node would be waited for without end."""
+        have = ray.cluster_resources()
+        for name, each in (
+            ("GPU", self.share.num_gpus), ("CPU", self.share.num_cpus),
+            ("memory", self.share.memory_bytes or 0),
+        ):  # fmt: skip
+            if each * self.width > have.get(name, 0):
+                self.close()
+                raise UsageError(
+                    f"expected a Ray cluster with {name} {each * self.width:g} for {self.width} workers, "
+                    f"got {have.get(name, 0):g}; give fewer --workers, or add nodes"
+                )
+
+    def close(self) -> None:
+        """End the workers, and the cluster if it was begun here."""
+        for worker in getattr(self, "_workers", ()):
+            with suppress(ray.exceptions.RayError):
+                ray.kill(worker)
+        if self._began:
+            ray.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _join(address: str | None) -> bool:
+    """Connect; whether that was needed."""
+    if ray.is_initialized():
+        return False
+    here = {"include_dashboard": False} if address is None else {}
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level="error", **here)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"--address: expected a running Ray cluster at {address!r}, got: {error}; "
+            "start one with `ray start --head`, or leave --address out"
+        ) from error
+    return True
+
+
+def _result(reference: Any) -> Any:
+    """What a worker returns, or raises."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    except ray.exceptions.RayError as error:
+        raise LipcastError(
+            f"expected a worker to make the segment, got: it died {_TRIES_AGAIN + 1} times "
+            f"({type(error).__name__}); see Ray's logs, and give it more memory, then retry"
+        ) from error

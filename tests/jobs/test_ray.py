@@ -1,0 +1,104 @@
+"""Jobs on a Ray cluster of this machine; one worker is killed on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import psutil
+import pytest
+from cheap_worker import CheapMaker
+
+from lipcast.cli.main import main
+from lipcast.errors import OutputError, UsageError
+from lipcast.jobs.runner import Stretch, run_jobs
+from lipcast.jobs.store import Store
+
+# Ray's own modules warn about themselves when they are imported.
+pytestmark = pytest.mark.filterwarnings("ignore")
+ray = pytest.importorskip("ray")
+NUM_WORKERS, NUM_JOBS = 2, 12
+Submit = Callable[..., str]
+
+
+class Breaks(CheapMaker):
+    """Fails where the seed is that of the last job."""
+
+    def make(self, request: Mapping[str, Any], stretch: Stretch) -> Mapping[str, Any]:
+        if request["options"]["seed"] == NUM_JOBS:
+            raise OutputError("the disk is full; make room")
+        return super().make(request, stretch)
+
+
+@pytest.fixture
+def cluster() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        here = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        patch.setenv("PYTHONPATH", os.pathsep.join(here))
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray.init(
+            address="local", num_cpus=NUM_WORKERS, include_dashboard=False, log_to_driver=False,
+            logging_level="error", object_store_memory=80 << 20,
+        )  # fmt: skip
+        yield
+        ray.shutdown()
+
+
+def workers() -> list[psutil.Process]:
+    found = psutil.process_iter(["name", "cmdline"])
+    return [p for p in found if p.info["cmdline"] and "ray::RayWorker" in p.info["cmdline"][0]]
+
+
+def test_a_killed_worker_loses_nothing(
+    cluster: None, store: Store, submit: Submit, tmp_path: Path
+) -> None:
+    from lipcast.jobs.ray import RayMaker
+
+    with pytest.raises(UsageError, match=r"with memory .* give fewer --workers"):
+        RayMaker(Breaks, address=None, num_workers=1, memory_bytes=10**15)
+    with pytest.raises(UsageError, match="with GPU 1 for 1 workers, got 0; give fewer --workers"):
+        RayMaker(Breaks, address=None, num_workers=1, num_gpus=1)
+    outputs = [tmp_path / f"{number}.mp4" for number in range(NUM_JOBS + 1)]
+    *names, broken = [
+        submit(path, 3.0, segment_s=1.92, options={"seed": number})
+        for number, path in enumerate(outputs)
+    ]
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        while sum(job.state == "finished" for job in store.jobs()) < 3:
+            time.sleep(0.02)
+        killed.append(workers()[0].pid)
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = Thread(target=kill_one)
+    killer.start()
+    new_maker = partial(Breaks, 0.03)
+    with RayMaker(new_maker, address=None, num_workers=NUM_WORKERS) as maker:
+        assert run_jobs(store, maker, tell=lambda _: None) == 1
+    killer.join()
+    assert len(killed) == 1
+    assert store.job(broken).error == "the disk is full; make room"
+    assert [(store.job(n).state, store.job(n).claim) for n in names] == [("finished", 1)] * 12
+    assert all({path.name for path in store.folder(n).iterdir()} == {"lock", "log"} for n in names)
+    for number, ours in enumerate(outputs[:2]):
+        theirs = tmp_path / f"local-{number}.mp4"
+        submit(theirs, 3.0, segment_s=1.92, options={"seed": number})
+        assert run_jobs(store, CheapMaker(), tell=lambda _: None) == 0
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_flags_of_the_executor_are_judged(tmp_path: Path) -> None:
+    place = ("--workspace", str(tmp_path))
+    for words in (
+        ("--executor", "slurm"),
+        ("--workers", "2"),
+        ("--executor", "ray", "--workers", "0"),
+    ):
+        assert main(("job", "run", *words, *place)) == UsageError.exit_code
