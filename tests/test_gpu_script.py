@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_lowvram.py"
 
 
+@pytest.mark.slow
 def test_a_cell_streams_and_reports() -> None:
     cell = {
         "size": "64*64", "infer_frames": 48, "budget_gib": 0.0095, "precision": "fp8",

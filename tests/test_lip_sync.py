@@ -28,7 +28,7 @@ def model() -> lipcast.Lipcast:
 
 @pytest.mark.parametrize(
     ("portrait", "voice"),
-    [(0, "speech_d_female"), (4, "speech_b_male")],
+    [(0, "speech_d_female"), pytest.param(4, "speech_b_male", marks=pytest.mark.slow)],
 )
 def test_mouth_follows_the_voice(model, portrait, voice):
     drive = np.load(EXAMPLES / f"{voice}_mouth_open.npy")

@@ -70,7 +70,7 @@ def test_public_flags_make_a_video(folder: Path, capsys: pytest.CaptureFixture[s
     told = json.loads(capsys.readouterr().out)
     assert told["frames"] == 18
     assert told["steps"] == 2
-    assert len(told["accepted"]) == 8
+    assert len(told["accepted"]) == 6
     assert told["seed"] >= 0
     video = read_video("a.mp4")
     assert video.frames.shape == (18, 256, 256, 3)

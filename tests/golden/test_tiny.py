@@ -62,6 +62,7 @@ def test_latents(case, files, name, half):
         assert _relative(x, expected[:, 3 * b : 3 * b + 3]) < 1e-4, b
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_frames(case, files):
     _, config = read_configs(files)

@@ -39,6 +39,7 @@ def quiet(_: str) -> None:
     """Nobody listens."""
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_video_is_the_same(
     store: Store, submit: Submit, tmp_path: Path
 ) -> None:

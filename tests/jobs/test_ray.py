@@ -55,6 +55,7 @@ def workers() -> list[psutil.Process]:
     return [p for p in found if p.info["cmdline"] and "ray::RayWorker" in p.info["cmdline"][0]]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_loses_nothing(
     cluster: None, store: Store, submit: Submit, tmp_path: Path
 ) -> None:

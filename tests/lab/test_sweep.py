@@ -233,6 +233,7 @@ def test_what_cannot_be_asked_is_refused():
     assert "nonsense" in refusal({"nonsense": 1})
 
 
+@pytest.mark.slow
 def test_the_verb_sweeps(tmp_path, capsys):
     matrix = {
         "axes": {"sample_steps": [3, 0], "enable_online_decode": [True, False]},

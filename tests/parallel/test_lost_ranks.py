@@ -47,7 +47,9 @@ def num_playable(path: Path) -> int:
         return sum(1 for _ in file.decode(video=0))
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    "seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 20))]
+)
 def test_a_killed_rank_ends_all(
     single: lipcast.Lipcast, decoder: Path, portrait: Path, sound: Any, tmp_path: Path, seed: int
 ) -> None:

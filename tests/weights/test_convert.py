@@ -275,6 +275,7 @@ def run_worker(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
+@pytest.mark.slow
 def test_kill_at_random_moments_changes_nothing(tmp_path: Path) -> None:
     """SIGKILL, several times, then one whole run: the bytes of an undisturbed conversion."""
     source, whole, out = (tmp_path / name for name in ("source", "whole", "out"))
@@ -316,12 +317,14 @@ def sizes(source: Path) -> tuple[int, int]:
     return largest, quantised(tensors, "int4").num_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_converting_holds_a_few_tensors(middling: Path, tmp_path: Path) -> None:
     largest_bytes, _ = sizes(middling)
     assert growth_bytes(middling, tmp_path / "out") < 3 * largest_bytes + 16_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_loading_holds_the_result_and_a_few_tensors(middling: Path) -> None:
     largest_bytes, result_bytes = sizes(middling)

@@ -86,6 +86,12 @@ class Member:
         where = f", process {self.process.pid}" if self.process else ""
         return f"rank {self.role.rank} ({self.role}{where})"
 
+    @property
+    def is_well(self) -> bool:
+        """Whether it is there, as far as is known here."""
+        is_gone = self.process is not None and self.process.poll() is not None
+        return self.failure is None and not is_gone
+
     def explain(self) -> str:
         """What is known of its end."""
         if self.failure is not None:
@@ -251,21 +257,37 @@ def _is_cause(member: Member) -> bool:
 
 
 def _end(members: Sequence[Member]) -> None:
-    """Ask every rank to stop, then insist; returns when all are gone."""
+    """Ask every rank to stop, then insist; returns when all are gone.
+
+    After a failure nobody is asked: who waits for a lost rank does not hear.
+    """
+    is_whole = all(member.is_well for member in members)
     for member in members:
         with suppress(OSError):
             member.link.send_bytes(pickle.dumps(Stop()))
         member.link.close()
     processes = [member.process for member in members if member.process is not None]
-    for end in (lambda _process: None, lambda process: process.terminate(), lambda p: p.kill()):
-        for process in processes:
-            if process.poll() is None:
-                end(process)
-        deadline = time.monotonic() + _TERM_S
-        while any(process.poll() is None for process in processes):
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.01)
+    if is_whole and _are_gone(processes):
+        return
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    if _are_gone(processes):
+        return
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+    _are_gone(processes)
+
+
+def _are_gone(processes: Sequence[Process]) -> bool:
+    """Whether all have ended, within a time that they are given."""
+    deadline = time.monotonic() + _TERM_S
+    while any(process.poll() is None for process in processes):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 class MeetingPlace:
