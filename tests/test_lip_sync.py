@@ -26,9 +26,10 @@ def model() -> lipcast.Lipcast:
     return lipcast.load("tiny", device="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("portrait", "voice"),
-    [(0, "speech_d_female"), pytest.param(4, "speech_b_male", marks=pytest.mark.slow)],
+    [(0, "speech_d_female"), (4, "speech_b_male")],
 )
 def test_mouth_follows_the_voice(model, portrait, voice):
     drive = np.load(EXAMPLES / f"{voice}_mouth_open.npy")

@@ -28,7 +28,10 @@ def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     return float(10 * np.log10(255**2 / max(1e-9, error)))
 
 
-@pytest.mark.parametrize("precision", LEAST_DB)
+@pytest.mark.parametrize(
+    "precision",
+    [pytest.param(name, marks=() if name == "int8" else pytest.mark.slow) for name in LEAST_DB],
+)
 def test_quantised_weights_make_nearly_the_same_video(
     precision: str,
     tiny: lipcast.Lipcast,

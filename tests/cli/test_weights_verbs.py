@@ -183,6 +183,7 @@ def test_convert_leaves_another_folder_alone(folder: Path, capsys: Capture) -> N
 # encode-prompt
 
 
+@pytest.mark.slow
 def test_an_encoded_prompt_is_a_file_that_generate_takes(folder: Path, capsys: Capture) -> None:
     document = told(capsys, "encode-prompt", "a calm man", "-o", "calm.safetensors")
     embedding = read_embedding(folder / "calm.safetensors")

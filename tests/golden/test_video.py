@@ -46,6 +46,7 @@ def test_condition_latents(golden, vae):
     assert max_error(still, case["mid/prefill0/motion_latents"]) <= 2e-5
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_frames(golden, vae):
     """Primed with 7 motion latents, then block by block; the reference drops the first 3 frames."""

@@ -34,6 +34,7 @@ def test_last_line_is_one_document(capsys):
     assert "wavefront" in err
 
 
+@pytest.mark.slow
 def test_a_bounded_memory_is_what_is_measured(monkeypatch, capsys):
     """The flags of memory reach the model, and its plan decides: one schedule at a time."""
     asked = {}

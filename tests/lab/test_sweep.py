@@ -106,6 +106,7 @@ def test_resume_runs_what_is_missing(tmp_path):
     assert by_cell(read_results([results]))[2].status == "ok, 1 of 3 repeats lost"
 
 
+@pytest.mark.slow
 def test_an_ended_cell_leaves_no_children(tmp_path):
     note = tmp_path / "pid"
     body = (
