@@ -89,8 +89,9 @@ def load(
         here = replace(settings, device=torch.device("cpu"))
         listener: tuple[Network, ...] = ("speech",)
         bundle, _ = load_networks(here, networks=listener)
-        expected = expected or GenerateOptions()
-        return Lipcast(bundle, crew=CrewModel(settings, gpus, expected, launched=together))
+        crew = CrewModel(settings, gpus, expected or GenerateOptions(), launched=together)
+        bundle.speech.to(crew.speech_device)
+        return Lipcast(bundle, crew=crew)
     bundle, steward = load_networks(settings)
     return Lipcast(bundle, steward=steward)
 

@@ -19,6 +19,7 @@ from lipcast.core.plan_gpus import LayoutPlan, plan_layouts, stage_steps, with_e
 from lipcast.core.plan_table import layout_document
 from lipcast.core.plan_types import Budget, PlanRequest
 from lipcast.core.request import GenerateOptions
+from lipcast.core.sizes import speech_encoder_bytes
 from lipcast.core.video_spec import VideoSpec
 from lipcast.engine.loading import LoadSettings
 from lipcast.engine.opening import Subject
@@ -29,12 +30,14 @@ from lipcast.errors import CancelledError, RankError, UsageError
 from lipcast.parallel.crew import Crew, MeetingPlace, StartRank, start_process
 from lipcast.parallel.messages import Join, Told
 from lipcast.parallel.pipeline import CrewDecoder, CrewExecutor, CrewVideo
-from lipcast.parallel.roles import roles_of
+from lipcast.parallel.roles import decoder_rank, roles_of
 from lipcast.parallel.torchrun import Gathering
 from lipcast.runtime import Launched, logger
 from lipcast.weights.configs import models_in
 
 _log = logger("parallel.model")
+SECOND_CONTEXT_BYTES = 512 << 20
+"""What a second process on a GPU takes of it before it computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,8 @@ class CrewModel:
         joins = _joins(settings, self.plan, request.num_evaluations, meeting)
         self._crew = Crew(joins, start=start)
         self._crew.ready()
+        self.speech_device = speech_device(settings.device, self.plan, request)
+        """Where whoever makes the videos hears their sound."""
 
     def close(self) -> None:
         """End all ranks."""
@@ -170,6 +175,20 @@ def rank_document(name: str, told: Told) -> dict[str, Any]:
         "busy": busy_s / whole_s if whole_s else 0.0,
         "memory": told.memory,
     }
+
+
+def speech_device(device: torch.device, plan: LayoutPlan, request: PlanRequest) -> torch.device:
+    """The GPU that decodes, if it has room for the speech encoder and one more process; else the CPU.
+
+    The published encoder takes seconds of two cores for a block.
+    """
+    decoder = plan.ranks[-1]
+    is_counted = decoder.plan is not None and decoder.plan.speech_encoder == "device"
+    needed = SECOND_CONTEXT_BYTES
+    needed += 0 if is_counted else speech_encoder_bytes(request.models.speech)
+    if device.type == "cpu" or request.budget.vram_bytes - decoder.vram_bytes < needed:
+        return torch.device("cpu")
+    return _device(device, decoder_rank(plan.layout))
 
 
 def _joins(settings: LoadSettings, plan: LayoutPlan, num_steps: int, meeting: str) -> list[Join]:
