@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from crews import SMALL, alone, on_crew, settings, write_decoder
+from crews import SMALL, on_crew, settings
 
 import lipcast
 from lipcast.core.memory_options import MemoryOptions
@@ -23,11 +23,6 @@ BLOCKS = 5
 """More than a window of two, and a block after the new anchor has passed every stage."""
 
 
-@pytest.fixture(scope="module")
-def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_decoder(tmp_path_factory.mktemp("decoder") / "decoder.safetensors")
-
-
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """As the ranks: the number of threads decides the order of sums."""
@@ -35,11 +30,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def single(home: Path, decoder: Path) -> lipcast.Lipcast:
-    return alone(decoder)
 
 
 class Made:

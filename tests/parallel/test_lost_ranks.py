@@ -10,7 +10,7 @@ from typing import Any
 import av
 import psutil
 import pytest
-from crews import SMALL, alone, on_crew, settings, write_decoder
+from crews import SMALL, on_crew, settings
 
 import lipcast
 from lipcast.api import save_blocks
@@ -25,16 +25,6 @@ LAYOUTS = (
     {"num_gpus_dit": 2, "ulysses_size": 1, "dit_fsdp": True},
 )
 ENDS_WITHIN_S = 10
-
-
-@pytest.fixture(scope="module")
-def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_decoder(tmp_path_factory.mktemp("decoder") / "decoder.safetensors")
-
-
-@pytest.fixture(scope="module")
-def single(home: Path, decoder: Path) -> lipcast.Lipcast:
-    return alone(decoder)
 
 
 def processes_of(model: lipcast.Lipcast) -> list[psutil.Process]:

@@ -74,7 +74,7 @@ def load_networks(
     """
     steward, weights = None, settings.quantised
     if settings.is_planned and "dit" in networks and load_dit is None:
-        steward, load_dit, weights = _planned(settings, share or Share())
+        steward, load_dit, weights = _planned(settings, share)
     bundle = load_bundle(
         settings.directory,
         device=settings.device,
@@ -91,7 +91,7 @@ def load_networks(
 
 
 def _planned(
-    settings: LoadSettings, share: Share
+    settings: LoadSettings, share: Share | None
 ) -> tuple[Steward, Callable[[DiT, TensorSource], None], Precision | None]:
     """The steward, how it loads the transformer, and what weights are quantised to."""
     options, device, dtype = settings.memory, settings.device, settings.dtype

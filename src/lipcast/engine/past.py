@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 _REPLAYED_WINDOWS = 2
@@ -40,6 +41,18 @@ class Past:
     blocks: tuple[PastBlock, ...]
     first_C1HW: Tensor
     """The first clean latent of the video."""
+
+    def to(self, device: torch.device | str) -> Past:
+        """The same on a device."""
+        blocks = tuple(
+            PastBlock(
+                block.latent_CFHW.to(device),
+                block.voice_LCV.to(device),
+                tuple(latent.to(device) for latent in block.inputs),
+            )
+            for block in self.blocks
+        )
+        return Past(self.next_block, blocks, self.first_C1HW.to(device))
 
     def __post_init__(self) -> None:
         assert 1 <= len(self.blocks) <= self.next_block

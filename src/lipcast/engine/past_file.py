@@ -60,11 +60,10 @@ def read_past(path: Path, device: torch.device | str = "cpu") -> Past:
     next_block = int(source.metadata["next_block"])
     if source.metadata.get("sha256") != _hash(next_block, tensors):
         raise InputError(f"{path}: expected data with the hash in it, got others; start anew")
-    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     latents, inputs = tensors[_LATENTS], [tuple(steps) for steps in tensors.get(_INPUTS, ())]
     known = [()] * (len(latents) - len(inputs)) + inputs
     blocks = tuple(map(PastBlock, latents, tensors[_VOICES], known))
-    return Past(next_block, blocks, tensors[_FIRST])
+    return Past(next_block, blocks, tensors[_FIRST]).to(device)
 
 
 def _hash(next_block: int, tensors: dict[str, Tensor]) -> str:

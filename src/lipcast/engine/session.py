@@ -69,6 +69,17 @@ class Recovery(Protocol):
         """
 
 
+def insist(call: Callable[[], _Result], recovery: Recovery | None, block: int) -> _Result:
+    """Make a call again as long as room can be made for it."""
+    while True:
+        try:
+            return call()
+        except torch.OutOfMemoryError as error:
+            if recovery is None:
+                raise
+            recovery(error, block)
+
+
 class Session:
     """Iterate it; `cancel` it from any thread; `close` it, or use it as a context manager."""
 
@@ -235,14 +246,7 @@ class Session:
         self._collect(wait=False)
 
     def _insist(self, call: Callable[[], _Result]) -> _Result:
-        """Make a call again as long as room can be made for it."""
-        while True:
-            try:
-                return call()
-            except torch.OutOfMemoryError as error:
-                if self._recovery is None:
-                    raise
-                self._recovery(error, self._num_decoded)
+        return insist(call, self._recovery, self._num_decoded)
 
     def _restart(self, restart: Restart) -> None:
         """Go on from the last finished block."""

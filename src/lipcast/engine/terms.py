@@ -39,22 +39,28 @@ def plan_terms(
     *,
     precision: Precision | None,
     dtype: torch.dtype,
-    share: Share,
+    share: Share | None = None,
+    hardware: Hardware | None = None,
 ) -> Terms:
     """`precision` is the user's; None leaves it to the checkpoint, then to the planner.
 
+    `hardware`: of a device that is not to be touched from here, and whose memory is taken as free.
     Raises CheckpointError for a folder that is no checkpoint.
     """
     if precision is None:
         precision = _stored_precision(directory)
     if precision is None and device.type == "cpu":
         precision = "fp32" if dtype == torch.float32 else "bf16"
-    hardware = describe_gpu(device) if device.type == "cuda" else CPU
+    if hardware is None:
+        hardware = describe_gpu(device) if device.type == "cuda" else CPU
+        free_bytes = _free_bytes(device, hardware)
+    else:
+        free_bytes = hardware.memory_bytes
     budget = Budget(
-        options.budget_bytes("vram", _free_bytes(device, hardware)),
+        options.budget_bytes("vram", free_bytes),
         options.budget_bytes("ram", psutil.virtual_memory().available),
     )
-    return Terms(hardware, budget, options, models_in(directory), precision, share)
+    return Terms(hardware, budget, options, models_in(directory), precision, share or Share())
 
 
 def open_machine(device: torch.device, options: MemoryOptions) -> Machine:

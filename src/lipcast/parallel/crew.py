@@ -131,16 +131,11 @@ class Crew:
             self.members.append(member)
             self._send(member, join)
 
-    def ready(self) -> list[Ready]:
+    def ready(self) -> None:
         """Wait until every rank has loaded its networks."""
-        found: dict[int, Ready] = {}
-        while len(found) < len(self.members):
+        for _ in self.members:
             received = self.receive()
-            assert received is not None
-            rank, message = received
-            assert isinstance(message, Ready)
-            found[rank] = message
-        return [found[member.role.rank] for member in self.members]
+            assert received is not None and isinstance(received[1], Ready)
 
     def send(self, message: Any, where: Callable[[Role], bool] = lambda _role: True) -> None:
         """To all ranks, or to those with a role. Raises RankError."""

@@ -100,9 +100,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The networks are loaded; `memory` is the plan of this rank, if there is one."""
-
-    memory: dict[str, Any] | None
+    """The networks are loaded."""
 
 
 @dataclass(frozen=True, slots=True)

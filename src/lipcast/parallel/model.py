@@ -17,15 +17,14 @@ from lipcast.core.gpu_options import GpuOptions
 from lipcast.core.hardware import CPU, Hardware, gpu_described
 from lipcast.core.plan_gpus import LayoutPlan, plan_layouts, stage_steps, with_enough_steps
 from lipcast.core.plan_table import layout_document
-from lipcast.core.plan_types import Budget, PlanRequest
+from lipcast.core.plan_types import PlanRequest
 from lipcast.core.request import GenerateOptions
 from lipcast.core.sizes import speech_encoder_bytes
 from lipcast.core.video_spec import VideoSpec
 from lipcast.engine.loading import LoadSettings
 from lipcast.engine.opening import Subject
 from lipcast.engine.past import Past
-from lipcast.engine.steward import Terms
-from lipcast.engine.terms import default_geometry
+from lipcast.engine.terms import default_geometry, plan_terms
 from lipcast.errors import CancelledError, RankError, UsageError
 from lipcast.parallel.crew import Crew, MeetingPlace, StartRank, start_process
 from lipcast.parallel.messages import Join, Told
@@ -33,7 +32,6 @@ from lipcast.parallel.pipeline import CrewDecoder, CrewExecutor, CrewVideo
 from lipcast.parallel.roles import decoder_rank, roles_of
 from lipcast.parallel.torchrun import Gathering
 from lipcast.runtime import Launched, logger
-from lipcast.weights.configs import models_in
 
 _log = logger("parallel.model")
 SECOND_CONTEXT_BYTES = 512 << 20
@@ -59,7 +57,14 @@ def plan_crew(
     Where the number of stages that was asked for needs the last step, it is not folded.
     Raises UsageError, MemoryBudgetError.
     """
-    terms = _terms(settings)
+    terms = plan_terms(
+        settings.directory,
+        settings.device,
+        settings.memory,
+        precision=settings.precision,
+        dtype=settings.dtype,
+        hardware=_hardware(settings.device),
+    )
     request = terms.request(default_geometry(terms.models), expected)
     wishes = replace(options.wishes, uses_all=exactly)
     found = with_enough_steps(request, options.num_gpus, wishes)
@@ -233,20 +238,8 @@ def _check_devices(device: torch.device, num_gpus: int) -> None:
         )
 
 
-def _terms(settings: LoadSettings) -> Terms:
-    """What plans are made from, looked up without taking memory of a GPU."""
-    hardware, options = _hardware(settings.device), settings.memory
-    budget = Budget(
-        options.budget_bytes("vram", hardware.memory_bytes),
-        options.budget_bytes("ram", psutil.virtual_memory().available),
-    )
-    precision = settings.precision
-    if precision is None and settings.device.type == "cpu":
-        precision = "fp32" if settings.dtype == torch.float32 else "bf16"
-    return Terms(hardware, budget, options, models_in(settings.directory), precision)
-
-
 def _hardware(device: torch.device) -> Hardware:
+    """Looked up without taking memory of the device."""
     if device.type == "cpu":
         return CPU
     properties = torch.cuda.get_device_properties(device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from lipcast.core.schedule import Tick
 from lipcast.core.video_spec import VideoSpec
 from lipcast.engine.decode import PendingFrames
 from lipcast.engine.opening import Subject
-from lipcast.engine.past import Past, PastBlock
+from lipcast.engine.past import Past
 from lipcast.errors import CancelledError
 from lipcast.parallel.crew import Crew
 from lipcast.parallel.messages import (
@@ -58,7 +58,7 @@ class CrewVideo:
 
     def open(self, subject: Subject, past: Past | None) -> None:
         """Encode the portrait where the decoder is, then let every stage get ready."""
-        past = None if past is None else _on_host(past)
+        past = None if past is None else past.to("cpu")
         spec, geometry = self.spec, self.spec.geometry
         portrait = subject.fit(geometry.height, geometry.width)
         self.crew.send(Encode(self._number, spec, portrait, past), lambda role: role.decodes)
@@ -205,17 +205,6 @@ class _RemoteFrames:
 
     def collect(self) -> NDArray[np.uint8]:
         return self.video.take_frames(self.block)
-
-
-def _on_host(past: Past) -> Past:
-    """What other processes can be given."""
-    blocks = tuple(
-        PastBlock(
-            block.latent_CFHW.cpu(), block.voice_LCV.cpu(), tuple(x.cpu() for x in block.inputs)
-        )
-        for block in past.blocks
-    )
-    return replace(past, blocks=blocks, first_C1HW=past.first_C1HW.cpu())
 
 
 def _has_steps(role: Role) -> bool:

@@ -129,7 +129,7 @@ class Rank:
         self._decoder: DecoderVideo | None = None
         self._watch = Stopwatch(networks.device, RANK_PARTS)
         self._video = -1
-        self._say(Ready(self._memory()))
+        self._say(Ready())
 
     def run(self) -> None:
         """Until told to stop."""

@@ -24,7 +24,7 @@ from lipcast.engine.ladder import Ladder
 from lipcast.engine.opening import last_latents
 from lipcast.engine.past import Past
 from lipcast.engine.rollout import LaneExecutor, session_shape
-from lipcast.engine.session import Continuation
+from lipcast.engine.session import Continuation, insist
 from lipcast.engine.steward import Steward, session_plan
 from lipcast.engine.stopwatch import Stopwatch
 from lipcast.engine.tiled_decode import TiledDecoder
@@ -64,14 +64,15 @@ class StageVideo:
     def __init__(self, networks: Networks, opened: Open, watch: Stopwatch) -> None:
         """Raises torch.OutOfMemoryError, MemoryBudgetError where the rings do not fit."""
         self._networks, self._watch = networks, watch
-        role, spec = networks.role, opened.spec
-        self._spec, self._past = spec, _on(networks.device, opened.past)
+        role, spec, past = networks.role, opened.spec, opened.past
+        past = None if past is None else past.to(networks.device)
+        self._spec = spec
         self._steps = role.steps(spec.order.num_steps)
         self._voices: dict[int, Floats] = {}
         self.ladder: Ladder | None = None
         plan = self._plan()
-        dit, geometry = networks.bundle.dit, spec.geometry
-        shape = replace(session_shape(spec, self._past, self._steps), num_heads=networks.num_heads)
+        dit = networks.bundle.dit
+        shape = replace(session_shape(spec, past, self._steps), num_heads=networks.num_heads)
         machine = networks.steward.machine if networks.steward else Machine.of(networks.device)
         motion_CFHW = self._tensor(opened.motion_CFHW)
         anchor = Anchor(self._tensor(opened.ref_C1HW), motion_CFHW, still_CFHW=motion_CFHW)
@@ -81,15 +82,12 @@ class StageVideo:
             anchor,
             self._tensor(opened.context_TC),
             memory=SessionMemory(dit, shape, machine, plan),
-            past=self._past,
+            past=past,
             steps=self._steps,
             on_replayed=self._keep_pace_of_replay,
         )
-        size = geometry.latent_height, geometry.latent_width
-        latent = (geometry.latent_channels, geometry.frames_per_block, *size)
-        before, after = role.before, role.after
-        self._inlet = None if before is None else Inlet(before, latent, networks.device)
-        self._outlet = None if after is None else Outlet(after)
+        self._inlet = _inlet(networks, spec)
+        self._outlet = None if role.after is None else Outlet(role.after)
         self._insist(self._executor.prepare)
 
     def hear(self, block: int, features_LCV: Floats) -> None:
@@ -188,14 +186,7 @@ class StageVideo:
         self._executor.arrange(session_plan(plan))
 
     def _insist(self, call: Callable[[], _Result], block: int = 0) -> _Result:
-        """Make a call again as long as room can be made for it."""
-        while True:
-            try:
-                return call()
-            except torch.OutOfMemoryError as error:
-                if self.ladder is None:
-                    raise
-                self.ladder(error, block)
+        return insist(call, self.ladder, block)
 
     def _tensor(self, array: Floats) -> Tensor:
         return torch.from_numpy(array).to(self._networks.device)
@@ -217,17 +208,11 @@ class DecoderVideo:
             device=networks.device,
         )
         self.encoded = Encoded(asked.video, _array(anchor.ref_C1HW), _array(anchor.motion_CFHW))
-        past = _on(networks.device, asked.past)
+        past = None if asked.past is None else asked.past.to(networks.device)
         self._decoder = FrameDecoder(
             _tiled(networks, spec), anchor, past_CFHW=last_latents(past) if past else None
         )
-        self._inlet = None
-        if role.stage is None:
-            assert role.before is not None
-            geometry = spec.geometry
-            size = geometry.latent_height, geometry.latent_width
-            latent = (geometry.latent_channels, geometry.frames_per_block, *size)
-            self._inlet = Inlet(role.before, latent, networks.device)
+        self._inlet = _inlet(networks, spec) if role.stage is None else None
         self._pending: deque[tuple[int, PendingFrames]] = deque()
 
     @property
@@ -283,8 +268,12 @@ def _no_restart(plan: Plan, past: Past | None) -> Continuation:
     raise AssertionError(f"a rank takes no rung that changes the picture: {plan}, {past}")
 
 
-def _on(device: torch.device, past: Past | None) -> Past | None:
-    return None if past is None else replace(past, first_C1HW=past.first_C1HW.to(device))
+def _inlet(networks: Networks, spec: VideoSpec) -> Inlet | None:
+    """Where the blocks of the rank before come in; None for the first stage."""
+    before, geometry = networks.role.before, spec.geometry
+    size = geometry.latent_height, geometry.latent_width
+    shape = (geometry.latent_channels, geometry.frames_per_block, *size)
+    return None if before is None else Inlet(before, shape, networks.device)
 
 
 def _array(x: Tensor) -> Floats:
