@@ -4,9 +4,9 @@
 
 Mean change from frame to frame in grey levels, medians over all seams, made with the embedded model. Inside:
 within blocks. Borders: between two blocks that are no seam. Continued segments are compared as they leave the
-decoder; at_keyframes is what H.264 makes of any video where a key frame follows another picture (there is one
-every 2 s, and one at each seam). Independent ones are compared in the finished MP4; beside it stands what a
-hard cut would have been. Prints one JSON document.
+decoder, in the finished MP4, and in what it would be if key frames at seams were made like all others.
+Independent ones are compared in the finished MP4; beside it stands what a hard cut would have been. Prints
+one JSON document.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from lipcast.cli.main import main as lipcast
 from lipcast.jobs.local import LocalMaker
 from lipcast.jobs.runner import run_jobs
 from lipcast.jobs.store import Store
+from lipcast.media.concat import concat
 from lipcast.media.video import VideoWriter, read_video
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SEGMENT_BLOCKS = 4
 BLOCK = 12
-KEYFRAME = 50
 
 
 def main() -> None:
@@ -85,13 +85,31 @@ def changes_of(frames: np.ndarray) -> np.ndarray:
 
 def continued(folder: Path, voice: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     frames = in_stretches(voice, arguments)
-    path = folder / "continued.mp4"
-    with VideoWriter(
-        path, width=frames.shape[2], height=frames.shape[1], sample_rate=16_000, num_channels=1
-    ) as writer:
-        for block in np.split(frames, len(frames) // BLOCK):
-            writer.write(block, np.zeros((BLOCK * 640, 1), np.float32))
-    changes, encoded = changes_of(frames), changes_of(read_video(path).frames)
+    found = {"decoded": seams_of(frames)}
+    for name, goes_on in (("in_mp4", True), ("in_mp4_with_plain_key_frames", False)):
+        found[name] = seams_of(encoded(folder / name, frames, goes_on=goes_on))
+    return found
+
+
+def encoded(folder: Path, frames: np.ndarray, *, goes_on: bool) -> np.ndarray:
+    """What a player shows of the segments; `goes_on`: as jobs write them."""
+    folder.mkdir()
+    paths: list[Path] = []
+    for segment in np.split(frames, len(frames) // (BLOCK * SEGMENT_BLOCKS)):
+        after = paths[-1] if goes_on and paths else None
+        paths.append(folder / f"{len(paths):05d}.mp4")
+        with VideoWriter(
+            paths[-1], width=frames.shape[2], height=frames.shape[1], sample_rate=16_000,
+            num_channels=1, after=after,
+        ) as writer:  # fmt: skip
+            for block in np.split(segment, SEGMENT_BLOCKS):
+                writer.write(block, np.zeros((BLOCK * 640, 1), np.float32))
+    concat(paths, folder / "whole.mp4")
+    return read_video(folder / "whole.mp4").frames
+
+
+def seams_of(frames: np.ndarray) -> dict[str, Any]:
+    changes = changes_of(frames)
     after = np.arange(1, len(changes) + 1)
     seams = after % (BLOCK * SEGMENT_BLOCKS) == 0
     borders = (after % BLOCK == 0) & ~seams
@@ -101,9 +119,9 @@ def continued(folder: Path, voice: Path, arguments: argparse.Namespace) -> dict[
         "inside": median(changes[inside]),
         "borders": median(changes[borders]),
         "at_seams": median(changes[seams]),
+        "after_seams": median(changes[1:][seams[:-1]]),
         "at_seams_p90": round(float(np.percentile(changes[seams], 90)), 2),
         "borders_p90": round(float(np.percentile(changes[borders], 90)), 2),
-        "at_keyframes": median(encoded[after % KEYFRAME == 0]),
     }
 
 

@@ -125,16 +125,17 @@ class Video:
 
 
 def save_blocks(
-    blocks: Iterable[FrameBlock], path: str | Path
+    blocks: Iterable[FrameBlock], path: str | Path, *, after: Path | None = None
 ) -> Generator[FrameBlock, None, None]:
     """Write blocks to a video file as they come, and pass them on; the file is playable throughout.
 
-    What was written stays playable however the iteration ends. Raises OutputError.
+    What was written stays playable however the iteration ends. `after`: the file of the video that
+    the blocks go on from. Raises OutputError.
     """
     writer: VideoWriter | None = None
     try:
         for block in blocks:
-            writer = writer or open_writer(path, block)
+            writer = writer or open_writer(path, block, after=after)
             writer.write(block.frames, block.audio)
             yield block
     finally:
@@ -142,8 +143,8 @@ def save_blocks(
             writer.close()
 
 
-def open_writer(path: str | Path, block: FrameBlock) -> VideoWriter:
-    """A file for a video that begins with `block`."""
+def open_writer(path: str | Path, block: FrameBlock, *, after: Path | None = None) -> VideoWriter:
+    """A file for a video that begins with `block`; `after`: the file that it goes on from."""
     _, height, width, _ = block.frames.shape
     return VideoWriter(
         path,
@@ -151,6 +152,7 @@ def open_writer(path: str | Path, block: FrameBlock) -> VideoWriter:
         height=height,
         sample_rate=block.sample_rate,
         num_channels=block.audio.shape[1],
+        after=after,
     )
 
 

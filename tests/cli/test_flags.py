@@ -69,7 +69,7 @@ PUBLIC = (
 BY_NAME = {flag.name: flag for flag in FLAGS}
 ALL_NAMES = [spelling.split("/")[0].lstrip("-") for flag in FLAGS for spelling in flag.spellings]
 DRIVEN = {"image", "audio", "prompt", "prompt_embedding", "output", "save_dir", "model", "lora",
-          "device", "precision", "decoder", "json", "quiet", "verbose", "debug"}  # fmt: skip
+          "device", "precision", "decoder", "segment", "json", "quiet", "verbose", "debug"}  # fmt: skip
 
 
 def given(**values: Given) -> dict[str, Given]:

@@ -51,8 +51,9 @@ class CheapMaker:
         edges, num_frames = stretch.edges, 0
         blocks = self._blocks(first, states[1:])
         with VideoWriter(
-            stretch.video_to, width=SIDE, height=SIDE, sample_rate=16_000, num_channels=1
-        ) as writer:
+            stretch.video_to, width=SIDE, height=SIDE, sample_rate=16_000, num_channels=1,
+            after=stretch.before,
+        ) as writer:  # fmt: skip
             for block in blocks if edges is None else edges.body(blocks):
                 writer.write(block.frames, np.zeros((7680, 1), np.float32))
                 num_frames += len(block.frames)

@@ -268,7 +268,7 @@ def test_targets_that_cannot_be_written(name: str, words: list[str], tmp_path: P
 
 
 def test_a_library_without_the_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lipcast.media.video._H264", "libx000")
+    monkeypatch.setattr("lipcast.media.h264.CODEC", "libx000")
     with pytest.raises(OutputError, match=r"H\.264 encoder .* got none; install"):
         open_writer(tmp_path / "a.mp4")
 

@@ -17,51 +17,44 @@ _ANCHORS, _SCHEDULES = " or ".join(ANCHOR_ENCODINGS), " or ".join(SCHEDULES)
 _FILES = (
     Flag("image", Group.FILES, Kind.TEXT, "The portrait: any picture that Pillow reads."),
     Flag(
-        "audio",
-        Group.FILES,
-        Kind.TEXT,
+        "audio", Group.FILES, Kind.TEXT,
         "The voice: any sound (or video with sound) that FFmpeg reads.",
+    ),
+    Flag(
+        "segment", Group.FILES, Kind.TEXT,
+        "Make a long video in segments of this length (60s, 2min), so that the same command goes on "
+        "after whatever ended it; 0: in one piece.",
+        default="60s for sounds over 10 min, and for jobs",
     ),
     Flag("prompt", Group.FILES, Kind.TEXT, "What the picture shows and how the person behaves."),
     Flag(
-        "prompt_embedding",
-        Group.FILES,
-        Kind.TEXT,
+        "prompt_embedding", Group.FILES, Kind.TEXT,
         "Instead of --prompt: a file of `lipcast encode-prompt`, which needs no text encoder here.",
     ),
     Flag(
-        "output",
-        Group.FILES,
-        Kind.TEXT,
+        "output", Group.FILES, Kind.TEXT,
         "The video to write: .mp4, .mov or .mkv. An existing file is replaced.",
         default="out.mp4",
         also=("-o", "--save_file"),
     ),
     Flag(
-        "save_dir",
-        Group.FILES,
-        Kind.TEXT,
-        "Instead of --output: a folder for a file that is named after "
-        "the time, the steps and the prompt.",
+        "save_dir", Group.FILES, Kind.TEXT,
+        "Instead of --output: a folder for a file that is named after the time, the steps and the prompt.",
     ),
     Flag(
-        "model",
-        Group.FILES,
-        Kind.TEXT,
+        "model", Group.FILES, Kind.TEXT,
         "The embedded model `tiny`, a model that was pulled, or the folder of a checkpoint, published "
         "or converted.",
         default="tiny",
         also=("--ckpt_dir",),
     ),
     Flag(
-        "lora",
-        Group.FILES,
-        Kind.TEXTS,
+        "lora", Group.FILES, Kind.TEXTS,
         "An adapter, as path or path:weight, merged into the weights while they are read; may be "
         "given several times. The published one is merged where it lies beside the weights.",
         also=("--lora_path", "--lora_path_dmd"),
     ),
-)
+)  # fmt: skip
 
 _VIDEO = (
     Flag(

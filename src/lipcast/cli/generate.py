@@ -12,14 +12,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lipcast.cli.explain import explain
 from lipcast.cli.judge import Given
+from lipcast.cli.long_video import is_long, make_long
+from lipcast.cli.made import document, length, summary, unfinished
 from lipcast.cli.meter import Meter, ProgressBar
 from lipcast.cli.model_configs import EMBEDDED
 from lipcast.cli.request import GenerateRequest, read_request
 from lipcast.cli.talk import Talk, print_json
-from lipcast.core.config import VIDEO_FPS
-from lipcast.errors import LipcastError
 from lipcast.runtime import launched
 
 if TYPE_CHECKING:
@@ -32,20 +31,12 @@ _NOTICES = {
 """What to know of a model before looking at its videos."""
 
 
-class UnfinishedError(LipcastError):
-    """The video ended early, and its finished frames are kept. `document` is what was done."""
-
-    def __init__(self, sentence: str, *, exit_code: int, document: Mapping[str, Any]) -> None:
-        super().__init__(sentence)
-        self.exit_code = exit_code
-        self.document = document
-
-
 def generate(given: Mapping[str, Given]) -> None:
     """Make a video of a portrait that speaks.
 
     The picture decides the aspect, the sound decides the length. The file can be watched while it
-    is written; Ctrl-C keeps what is finished.
+    is written; Ctrl-C keeps what is finished. A sound over 10 min is made in segments of a minute: the
+    same command goes on after whatever ended it (`lipcast job watch` shows how far it is).
 
         lipcast generate --image me.png --audio hello.wav -o out.mp4
 
@@ -71,13 +62,15 @@ def generate(given: Mapping[str, Given]) -> None:
     talk = Talk.begin(given)
     meter = Meter()
     request = read_request(given)
+    _check(request, talk)
+    make = make_long if is_long(request) else _make
     with ProgressBar(meter, wanted=not talk.quiet) as bar:
-        document = _make(request, meter, bar, talk)
+        made = make(request, meter, bar, talk)
     if talk.as_json:
-        print_json(document)
-    talk.note(f"{request.output}: {_summary(meter)}")
-    if document["ranks"]:
-        talk.note(f"{document['layout']['layout']}; {document['bottleneck']}")
+        print_json(made)
+    talk.note(f"{request.output}: {summary(meter, made['frames'])}")
+    if made["ranks"]:
+        talk.note(f"{made['layout']['layout']}; {made['bottleneck']}")
 
 
 def _is_launched_rank() -> bool:
@@ -91,14 +84,24 @@ def _is_launched_rank() -> bool:
     return True
 
 
-def _make(request: GenerateRequest, meter: Meter, bar: ProgressBar, talk: Talk) -> dict[str, Any]:
-    """Load, generate, write; returns the document of what was done."""
+def _check(request: GenerateRequest, talk: Talk) -> None:
+    """Find out before minutes of loading what is not there or cannot be used."""
     from lipcast.media.image import load_portrait
+    from lipcast.weights.checkpoint import ALL_PARTS, MODEL_PARTS, checkpoint_dir, find_checkpoint
 
-    portrait = load_portrait(request.image)  # before the model, which may take minutes
-    _check_model(request)
+    load_portrait(request.image)
+    if isinstance(request.prompt, Path):
+        from lipcast.weights.prompts import read_embedding
+
+        read_embedding(request.prompt)
+    need = MODEL_PARTS if isinstance(request.prompt, Path) else ALL_PARTS
+    find_checkpoint(checkpoint_dir(request.model), need=need)
     if notice := _NOTICES.get(request.model):
         talk.warn(notice)
+
+
+def _make(request: GenerateRequest, meter: Meter, bar: ProgressBar, talk: Talk) -> dict[str, Any]:
+    """Load, generate, write; returns the document of what was done."""
     talk.detail(f"loading model {request.model}")
     from lipcast.api import load
 
@@ -112,13 +115,12 @@ def _make(request: GenerateRequest, meter: Meter, bar: ProgressBar, talk: Talk) 
         **asdict(request.memory),
         **asdict(request.gpus),
     )
-    options = asdict(request.options)
-    with (
-        closing(model),
-        model.stream(
-            image=portrait, audio=request.audio, prompt=request.prompt, **options
-        ) as session,
-    ):
+    files: dict[str, Any] = {
+        "image": request.image,
+        "audio": request.audio,
+        "prompt": request.prompt,
+    }
+    with closing(model), model.stream(**files, **asdict(request.options)) as session:
         talk.detail(f"making {session.num_frames} frames")
         meter.start(session.num_blocks)
         try:
@@ -126,21 +128,9 @@ def _make(request: GenerateRequest, meter: Meter, bar: ProgressBar, talk: Talk) 
         except (KeyboardInterrupt, Exception) as error:
             if not meter.frames_done:
                 raise
-            document = _document(request, meter, session, talk)
-            raise _unfinished(error, request, meter, document) from error
+            kept = f"kept in {request.output}: {length(meter.frames_done)}"
+            raise unfinished(error, kept, _document(request, meter, session, talk)) from error
         return {"status": "finished"} | _document(request, meter, session, talk)
-
-
-def _check_model(request: GenerateRequest) -> None:
-    """Find out before minutes of loading that a part of the model is not there."""
-    from lipcast.weights.checkpoint import ALL_PARTS, MODEL_PARTS, checkpoint_dir, find_checkpoint
-
-    if isinstance(request.prompt, Path):
-        from lipcast.weights.prompts import read_embedding
-
-        read_embedding(request.prompt)
-    need = MODEL_PARTS if isinstance(request.prompt, Path) else ALL_PARTS
-    find_checkpoint(checkpoint_dir(request.model), need=need)
 
 
 def _record(session: Session, output: Path, meter: Meter, bar: ProgressBar) -> None:
@@ -155,53 +145,15 @@ def _record(session: Session, output: Path, meter: Meter, bar: ProgressBar) -> N
     meter.stop()
 
 
-def _unfinished(
-    error: BaseException, request: GenerateRequest, meter: Meter, document: Mapping[str, Any]
-) -> UnfinishedError:
-    """What to say of a video that ended early because of `error`."""
-    explanation = explain(error)
-    return UnfinishedError(
-        f"{explanation.sentence}; kept in {request.output}: {_length(meter)}",
-        exit_code=explanation.exit_code,
-        document={
-            "status": "stopped" if explanation.was_interrupted else "failed",
-            "reason": explanation.sentence,
-            **document,
-        },
-    )
-
-
-def _length(meter: Meter) -> str:
-    return f"{meter.frames_done} frames, {meter.frames_done / VIDEO_FPS:.2f} s"
-
-
-def _summary(meter: Meter) -> str:
-    speed = f"{meter.frames_per_second:.1f} frames/s"
-    return f"{_length(meter)}, at {speed}, first frame after {meter.first_frame_s or 0.0:.1f} s"
-
-
 def _document(
     request: GenerateRequest, meter: Meter, session: Session, talk: Talk
 ) -> dict[str, Any]:
     """Everything that was done, as JSON values."""
-    geometry, report = session.spec.geometry, session.report()
-    return {
-        "output": str(request.output.resolve()),
-        "frames": meter.frames_done,
-        "duration_s": meter.frames_done / VIDEO_FPS,
-        "seed": request.options.seed,
-        "frames_per_second": meter.frames_per_second,
-        "time_to_first_frame_s": meter.first_frame_s,
-        "elapsed_s": meter.elapsed_s,
-        "seconds_by_part": {**report["seconds"], "mux_s": meter.mux_s},
-        "peak_rss_bytes": meter.peak_rss_bytes,
-        "peak_gpu_bytes": meter.peak_gpu_bytes,
-        "memory": report.get("memory"),
-        **{name: report.get(name) for name in ("layout", "ranks", "bottleneck")},
-        "request": {k: v for k, v in asdict(request).items() if k != "accepted"},
-        "infer_frames": session.spec.infer_frames,
-        "steps": session.spec.flow.num_steps,
-        "geometry": {**asdict(geometry), "tokens_per_frame": geometry.tokens_per_frame},
-        "accepted": dict(request.accepted),
-        "warnings": list(talk.warnings),
-    }
+    return document(
+        request,
+        meter,
+        talk,
+        num_frames=meter.frames_done,
+        described=session.spec.described(),
+        report=session.report(),
+    )

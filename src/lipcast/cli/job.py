@@ -10,7 +10,6 @@ import csv
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +17,12 @@ import typer
 
 from lipcast.cli.flag import Flag, Group, Kind
 from lipcast.cli.flag_table import FLAGS
+from lipcast.cli.job_request import as_job
 from lipcast.cli.judge import Given
+from lipcast.cli.long_video import MeteredMaker
+from lipcast.cli.meter import Meter, ProgressBar
 from lipcast.cli.options import Positional, either_spelling, with_flags
-from lipcast.cli.pieces import parse_seconds
+from lipcast.cli.pieces import HLS
 from lipcast.cli.request import read_request
 from lipcast.cli.talk import Talk, print_json
 from lipcast.core.gpu_options import GpuOptions
@@ -30,7 +32,7 @@ from lipcast.runtime import cache_dir
 
 if TYPE_CHECKING:
     from lipcast.jobs.runner import SegmentMaker
-    from lipcast.jobs.store import Job, Store
+    from lipcast.jobs.store import Job, Segment, Store
 
 _NAME = Positional("job", "The name of the job.")
 _WORKSPACE = Flag(
@@ -39,7 +41,6 @@ _WORKSPACE = Flag(
 _TALK = tuple(flag for flag in FLAGS if flag.name in {"json", "quiet", "debug"})
 _OWN = (
     _WORKSPACE,
-    Flag("segment", Group.FILES, Kind.TEXT, "Length of a segment: 60s, 2min.", default="60s"),
     Flag(
         "batch", Group.FILES, Kind.TEXT,
         "Many jobs: a CSV or JSON lines file, its columns named like flags.",
@@ -49,6 +50,7 @@ _OWN = (
         "independent_segments", Group.FILES, Kind.SWITCH,
         "Begin every segment with the portrait, so that they can be made side by side; fade between them.",
     ),
+    HLS,
     Flag("webhook", Group.FILES, Kind.TEXT, "URL that is told, as JSON, when a job ends."),
 )  # fmt: skip
 SUBMIT_FLAGS = (*_OWN, *FLAGS)
@@ -99,12 +101,12 @@ def submit(given: Mapping[str, Given]) -> None:
     shared = {name: value for name, value in given.items() if name not in own}
     rows = _rows(Path(str(given["batch"])).expanduser()) if "batch" in given else [{}]
     how = {
-        "segment_s": parse_seconds("segment", str(given.get("segment", "60s"))),
         "keep_segments": bool(given.get("keep_segments")),
         "independent": bool(given.get("independent_segments")),
+        "hls": bool(given.get("hls")),
         "webhook": check_url(str(given["webhook"])) if "webhook" in given else None,
     }
-    requests = [_request(shared | row) | how for row in rows]
+    requests = [as_job(read_request(shared | row), **how) for row in rows]
     names = _store(given).submit(requests)
     if talk.as_json:
         print_json({"status": "submitted", "jobs": names})
@@ -126,19 +128,23 @@ def run(given: Mapping[str, Given]) -> None:
     name = str(given["job"]) if "job" in given else None
     if name is not None:
         store.job(name)
-    with _maker(given, store) as maker:
+    meter = Meter()
+    with (
+        ProgressBar(meter, wanted=not talk.quiet) as bar,
+        _maker(given, store, meter, bar) as maker,
+    ):
         num_failed = run_jobs(store, maker, name=name, tell=talk.note)
     if talk.as_json:
-        print_json({"jobs": [_document(store, job) for job in store.jobs()]})
+        print_json({"jobs": _documents(store)})
     if num_failed:
         raise LipcastError(f"{num_failed} jobs failed; see `lipcast job list`")
 
 
 @contextmanager
-def _maker(given: Mapping[str, Given], store: Store) -> Iterator[SegmentMaker]:
+def _maker(
+    given: Mapping[str, Given], store: Store, meter: Meter, bar: ProgressBar
+) -> Iterator[SegmentMaker]:
     """What makes segments; raises UsageError."""
-    from lipcast.jobs.local import LocalMaker
-
     executor = str(given.get("executor", "local"))
     if executor not in EXECUTORS:
         raise UsageError(f"--executor: expected one of {', '.join(EXECUTORS)}, got {executor!r}")
@@ -146,13 +152,14 @@ def _maker(given: Mapping[str, Given], store: Store) -> Iterator[SegmentMaker]:
     if wrong:
         raise UsageError(f"--{wrong[0]}: expected --executor ray with it, got {executor}")
     if executor == "local":
-        with closing(LocalMaker()) as local:
+        with closing(MeteredMaker(meter, bar)) as local:
             yield local
         return
     workers = given.get("workers")
     if workers is not None and int(workers) < 1:
         raise UsageError(f"--workers: expected at least 1, got {workers}; leave it out for all")
     try:
+        from lipcast.jobs.local import LocalMaker
         from lipcast.jobs.ray import RayMaker
     except ImportError as error:
         raise UsageError(
@@ -185,7 +192,7 @@ def _most_gpus(store: Store) -> int:
 def listing(given: Mapping[str, Given]) -> None:
     """List the jobs: name, state, finished segments, output."""
     talk, store = Talk.begin(given), _store(given)
-    documents = [_document(store, job) for job in store.jobs()]
+    documents = _documents(store)
     if talk.as_json:
         print_json({"jobs": documents})
         return
@@ -210,7 +217,7 @@ def show(given: Mapping[str, Given]) -> None:
     Talk.begin(given)
     store = _store(given)
     job = store.job(str(given["job"]))
-    print_json(_document(store, job) | {"request": dict(job.request)})
+    print_json(_document(job, store.segments(job.id)) | {"request": dict(job.request)})
 
 
 def cancel(given: Mapping[str, Given]) -> None:
@@ -257,29 +264,6 @@ def _store(given: Mapping[str, Given]) -> Store:
     return Store(cache_dir() / "jobs" if where is None else Path(str(where)).expanduser())
 
 
-def _request(given: Mapping[str, Given]) -> dict[str, Any]:
-    """A checked request as plain data, with the hashes of its files."""
-    from lipcast.jobs.runner import file_sha256
-
-    request = read_request(given)
-    files = {"image": request.image.resolve(), "audio": request.audio.resolve()}
-    is_file = isinstance(request.prompt, Path)
-    return {
-        **{name: str(path) for name, path in files.items()},
-        "sha256": {name: file_sha256(path) for name, path in files.items()},
-        "prompt": str(Path(request.prompt).resolve()) if is_file else request.prompt,
-        "prompt_is_file": is_file,
-        "output": str(request.output.resolve()),
-        "model": request.model,
-        "device": request.device,
-        "precision": request.precision,
-        "loras": list(request.loras),
-        "memory": asdict(request.memory),
-        "gpus": asdict(request.gpus),
-        "options": asdict(request.options),
-    }
-
-
 def _rows(path: Path) -> list[dict[str, Given]]:
     """The given flags of every line of a batch; empty fields are not given."""
     try:
@@ -306,8 +290,12 @@ def _rows(path: Path) -> list[dict[str, Given]]:
     ]  # fmt: skip
 
 
-def _document(store: Store, job: Job) -> dict[str, Any]:
-    segments = store.segments(job.id)
+def _documents(store: Store) -> list[dict[str, Any]]:
+    segments = store.all_segments()
+    return [_document(job, segments.get(job.id, {})) for job in store.jobs()]
+
+
+def _document(job: Job, segments: Mapping[int, Segment]) -> dict[str, Any]:
     return {
         "job": job.id,
         "state": job.state,

@@ -19,6 +19,7 @@ from lipcast.errors import NotBuiltError, UsageError
 Given = str | bool
 Value = str | bool | int | float
 
+_UNITS = (("min", 60.0), ("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("", 1.0))
 _TRUE = frozenset({"true", "yes", "t", "y", "1"})
 _FALSE = frozenset({"false", "no", "f", "n", "0"})
 
@@ -102,3 +103,12 @@ _PARSERS: Mapping[Kind, Callable[[str], Value | None]] = MappingProxyType(
 _EXPECTED: Mapping[Kind, str] = MappingProxyType(
     {Kind.WHOLE: "a whole number", Kind.NUMBER: "a number", Kind.TRUTH: "True or False"}
 )
+
+
+def parse_seconds(name: str, text: str) -> float:
+    """A length of time as people write it, in seconds; raises UsageError."""
+    for unit, factor in _UNITS:
+        number = text.strip().lower().removesuffix(unit)
+        if text.strip().lower().endswith(unit) and number.replace(".", "", 1).isdigit():
+            return float(number) * factor
+    raise UsageError(f'--{name}: expected a length like 60s or 2min, got "{text}"')

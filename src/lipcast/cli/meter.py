@@ -34,8 +34,8 @@ class Meter:
     _waited_s: float = 0.0
 
     def start(self, num_blocks: int | None) -> None:
-        """The model is loaded; blocks follow."""
-        self.num_blocks = num_blocks
+        """The model is loaded; the blocks of a video follow."""
+        self.num_blocks, self.blocks_done, self.frames_done = num_blocks, 0, 0
         self._started = self._last = time.perf_counter()
 
     def watch(self, blocks: Iterable[_Block]) -> Iterator[_Block]:

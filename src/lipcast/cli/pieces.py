@@ -11,18 +11,21 @@ from pathlib import Path
 import typer
 
 from lipcast.cli.flag import Flag, Group, Kind
-from lipcast.cli.judge import Given
+from lipcast.cli.judge import Given, parse_seconds
 from lipcast.cli.options import Positional, either_spelling, with_flags
 from lipcast.cli.talk import Talk, print_json
-from lipcast.errors import InputError, UsageError
+from lipcast.errors import InputError
 
 _PARTS = Positional(
     "parts", "The videos in order, or a list.txt in FFmpeg's concat format.", many=True
 )
 _VOICE = Positional("voice", "The sound to cut: anything FFmpeg reads.")
 _LISTS = frozenset({".txt", ".ffconcat"})
-_UNITS = (("min", 60.0), ("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("", 1.0))
 
+HLS = Flag(
+    "hls", Group.FILES, Kind.SWITCH,
+    "Also write NAME-hls beside the video: HTTP Live Streaming, for players in browsers.",
+)  # fmt: skip
 _TALK_FLAGS = (
     Flag("json", Group.TALK, Kind.SWITCH, "Print one JSON document of what was done."),
     Flag("quiet", Group.TALK, Kind.SWITCH, "Print errors only."),
@@ -34,7 +37,7 @@ CONCAT_FLAGS: tuple[Flag, ...] = (
         "audio", Group.FILES, Kind.TEXT, "The whole voice, in place of the parts' own sound.",
         default="the parts' own, encoded a second time",
     ),
-    *_TALK_FLAGS,
+    HLS, *_TALK_FLAGS,
 )  # fmt: skip
 SPLIT_FLAGS: tuple[Flag, ...] = (
     Flag(
@@ -54,6 +57,7 @@ def concat(given: Mapping[str, Given]) -> None:
     """
     from lipcast.media.concat import concat as join
     from lipcast.media.concat import read_list
+    from lipcast.media.hls import write_hls
 
     talk = Talk.begin(given)
     paths: list[Path] = []
@@ -62,11 +66,12 @@ def concat(given: Mapping[str, Given]) -> None:
         paths += read_list(path) if path.suffix in _LISTS else [path]
     output = Path(str(given.get("output", "out.mp4"))).expanduser()
     joined = join(paths, output, sound=_file(given, "audio"))
+    playlist = write_hls(output) if given.get("hls") else None
     if talk.as_json:
         print_json({
             "status": "finished", "output": str(output.resolve()),
             "frames": joined.num_frames, "duration_s": joined.duration_s,
-            "samples": joined.num_samples,
+            "samples": joined.num_samples, "hls": playlist and str(playlist.resolve()),
             "parts": [{"path": str(p.path), "frames": p.num_frames} for p in joined.parts],
         })  # fmt: skip
     talk.note(f"{output}: {len(joined.parts)} parts, {joined.duration_s:.2f} s")
@@ -103,15 +108,6 @@ def register(app: typer.Typer) -> None:
         ("split-audio", with_flags(SPLIT_FLAGS, positional=_VOICE)(split_audio)),
     ):
         app.command(name, context_settings=context)(command)
-
-
-def parse_seconds(name: str, text: str) -> float:
-    """A length of time as people write it, in seconds; raises UsageError."""
-    for unit, factor in _UNITS:
-        number = text.strip().lower().removesuffix(unit)
-        if text.strip().lower().endswith(unit) and number.replace(".", "", 1).isdigit():
-            return float(number) * factor
-    raise UsageError(f'--{name}: expected a length like 60s or 2min, got "{text}"')
 
 
 def _file(given: Mapping[str, Given], name: str) -> Path | None:

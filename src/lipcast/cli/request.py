@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lipcast.cli.judge import Given, Judgement, judge
+from lipcast.cli.judge import Given, Judgement, judge, parse_seconds
 from lipcast.core.gpu_options import GPU_OPTION_NAMES, GpuOptions
 from lipcast.core.memory_options import (
     MEMORY_OPTION_NAMES,
@@ -46,6 +46,8 @@ class GenerateRequest:
     memory: MemoryOptions
     gpus: GpuOptions
     options: GenerateOptions
+    segment_s: float | None
+    """0: in one piece; None: as the sound's length asks for."""
     accepted: Mapping[str, str]
 
 
@@ -71,6 +73,9 @@ def read_request(given: Mapping[str, Given]) -> GenerateRequest:
         memory=_memory(judgement),
         gpus=_gpus(judgement),
         options=options,
+        segment_s=parse_seconds("segment", str(settings["segment"]))
+        if "segment" in settings
+        else None,
         accepted=dict(judgement.accepted),
     )
 

@@ -46,9 +46,10 @@ def watch(store: Store, given: Mapping[str, Given]) -> None:
 def _rows(store: Store) -> list[dict[str, Any]]:
     from lipcast.jobs.progress import progress
 
+    segments = store.all_segments()
     return [
         {"job": job.id, "state": job.state, "output": job.request["output"], "error": job.error}
-        | asdict(progress(job, store.segments(job.id).values()))
+        | asdict(progress(job, segments.get(job.id, {}).values()))
         for job in store.jobs()
     ]
 

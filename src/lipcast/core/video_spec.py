@@ -5,7 +5,8 @@ Input: `GenerateOptions`, configs, the portrait's size. Output: a frozen `VideoS
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from lipcast.core.config import DiTConfig, VAEConfig
 from lipcast.core.geometry import Geometry, fit_size
@@ -39,6 +40,15 @@ class VideoSpec:
         """Bound on the length in video frames; None where only the sound bounds it."""
         clips = self.options.num_clip
         return None if clips is None else clips * self.infer_frames
+
+    def described(self) -> dict[str, Any]:
+        """Sizes in plain data, for results."""
+        geometry = self.geometry
+        return {
+            "infer_frames": self.infer_frames,
+            "steps": self.flow.num_steps,
+            "geometry": {**asdict(geometry), "tokens_per_frame": geometry.tokens_per_frame},
+        }
 
     def first_frame(self, block: int) -> int:
         """Latent frame at which a block starts, counted from the beginning of all positions."""

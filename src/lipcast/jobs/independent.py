@@ -105,6 +105,7 @@ def with_fades(videos: Sequence[Path], edges: Sequence[Path], voice: Path) -> li
         with VideoWriter(
             path, width=width, height=height,
             sample_rate=audio.sample_rate, num_channels=audio.num_channels,
+            after=ordered[-1],
         ) as writer:  # fmt: skip
             writer.write(pictures, silence)
         ordered += [path, video]

@@ -5,8 +5,7 @@ Input: requests as `JobRequest` fields in plain data. Output: segments, as `jobs
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from lipcast.jobs.runner import Outlook, Stretch
 from lipcast.media.audio import open_audio
 from lipcast.media.image import load_portrait
 
-_MODEL_KEYS = ("model", "device", "precision", "loras", "memory", "gpus")
+_MODEL_KEYS = ("model", "device", "precision", "loras", "decoder", "memory", "gpus")
 
 
 class LocalMaker:
@@ -25,7 +24,9 @@ class LocalMaker:
 
     width = 1
 
-    def __init__(self) -> None:
+    def __init__(self, on_block: Callable[[int], None] | None = None) -> None:
+        """`on_block` is told the number of frames of every block that was written."""
+        self._on_block = on_block or (lambda _: None)
         self._key: list[Any] = []
         self._model: api.Lipcast | None = None
 
@@ -42,15 +43,17 @@ class LocalMaker:
         spec = model.spec(options, height=portrait.height, width=portrait.width)
         num_blocks = model.timeline(open_audio(request["audio"]), spec).num_blocks
         assert num_blocks is not None, "the length of a file is known"
-        geometry = spec.geometry
-        plan = {"geometry": asdict(geometry), "steps": spec.flow.num_steps}
-        return Outlook(num_blocks, geometry.height, geometry.width, plan)
+        return Outlook(num_blocks, spec.geometry.height, spec.geometry.width, spec.described())
 
     def make(self, request: Mapping[str, Any], stretch: Stretch) -> Mapping[str, Any]:
         with self._open(request, stretch) as session:
             edges = stretch.edges
             blocks = session if edges is None else edges.body(session)
-            num_frames = sum(len(b.frames) for b in api.save_blocks(blocks, stretch.video_to))
+            saved = api.save_blocks(blocks, stretch.video_to, after=stretch.before)
+            num_frames = 0
+            for block in saved:
+                num_frames += len(block.frames)
+                self._on_block(len(block.frames))
             if edges is not None:
                 edges.save(stretch.past_to)
             else:
@@ -79,6 +82,7 @@ class LocalMaker:
                 device=request["device"],
                 precision=request["precision"],
                 loras=request["loras"],
+                decoder=request["decoder"] and Path(request["decoder"]),
                 expected=api.make_options(dict(request["options"])),
                 **request["memory"],
                 **request["gpus"],

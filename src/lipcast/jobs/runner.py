@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +27,8 @@ from lipcast.errors import CancelledError, InputError, LipcastError, OutputError
 from lipcast.jobs.independent import Edges, pieces_of, with_fades
 from lipcast.jobs.store import FAILED, FINISHED, Claim, Job, Segment, Store
 from lipcast.jobs.webhook import post
-from lipcast.media.concat import concat
+from lipcast.media.concat import Joined, concat
+from lipcast.media.hls import check_hls_target, hls_playlist, write_hls
 from lipcast.media.mp4 import check_target, explained
 from lipcast.media.split import BLOCK_FRAMES
 from lipcast.runtime import logger
@@ -57,10 +59,13 @@ class Stretch:
     """One segment to be made: from `past` (None: the portrait) up to `end_block`, not included."""
 
     number: int
+    first_block: int
     end_block: int
     past: Path | None
     video_to: Path
     past_to: Path
+    before: Path | None = None
+    """The video of the segment that it goes on from."""
     audio: Path | None = None
     """The voice of an independent segment; None: the job's."""
     overlaps: tuple[bool, bool] | None = None
@@ -111,19 +116,46 @@ def _run_in_turn(
 ) -> int:
     num_failed = 0
     while (claim := store.claim(name)) is not None:
-        note = _noting(claim, tell)
         try:
-            run_job(store, claim, maker, tell=note)
-        except CancelledError as error:
-            note(str(error))
-        except LipcastError as error:
+            work(store, claim, maker, tell=tell)
+        except CancelledError:
+            continue
+        except LipcastError:  # told, and in the store
             num_failed += 1
-            store.fail(claim, str(error))
-            note(f"job {claim.job.id} failed: {error}")
-            _notify(claim, {"state": FAILED, "error": str(error)}, note)
-        finally:
-            claim.release()
     return num_failed
+
+
+def work(
+    store: Store, claim: Claim, maker: SegmentMaker, *, tell: Callable[[str], None] = _LOG.info
+) -> None:
+    """Work at one job and give it back. Raises what ended it early; a failure is in the store then."""
+    note = _noting(claim, tell)
+    try:
+        run_job(store, claim, maker, tell=note)
+    except CancelledError as error:
+        note(str(error))
+        raise
+    except LipcastError as error:
+        store.fail(claim, str(error))
+        note(f"job {claim.job.id} failed: {error}")
+        _notify(claim, {"state": FAILED, "error": str(error)}, note)
+        raise
+    finally:
+        claim.release()
+
+
+def join_finished(store: Store, job: Job) -> Joined | None:
+    """Write what is finished of a job that goes on from segment to segment; None if nothing is.
+
+    Raises OutputError.
+    """
+    assert not job.request.get("independent")
+    finished, folder = store.segments(job.id), store.folder(job.id)
+    numbers = range(next(n for n in count() if n not in finished))
+    if not numbers:
+        return None
+    output, voice = Path(job.request["output"]), Path(job.request["audio"])
+    return concat([_video(folder, number) for number in numbers], output, sound=voice)
 
 
 def _noting(claim: Claim, tell: Callable[[str], None]) -> Callable[[str], None]:
@@ -153,8 +185,10 @@ def run_job(
     request, output = claim.job.request, Path(claim.job.request["output"])
     _check_inputs(request)
     check_target(output)
+    if request.get("hls"):
+        check_hls_target(output)
     outlook = maker.look(request)
-    _check_space(claim.folder, output, outlook)
+    _check_space(claim.folder, output, outlook, hls=bool(request.get("hls")))
     stretches = _stretches(claim, outlook)
     store.plan(claim, len(stretches))
 
@@ -171,6 +205,8 @@ def run_job(
         deque(map(make, stretches), maxlen=0)
     store.check(claim)
     joined = concat(_parts(claim, len(stretches)), output, sound=Path(request["audio"]))
+    if request.get("hls"):
+        write_hls(output)
     result = _result(store, claim, outlook, output) | {"frames": joined.num_frames}
     _write(output.with_name(f"{output.name}.json"), result)
     store.finish(claim)
@@ -205,24 +241,27 @@ def _stretches(claim: Claim, outlook: Outlook) -> list[Stretch]:
     """All segments of a job, in order."""
     request, folder = claim.job.request, claim.folder
 
-    def stretch(number: int, end: int, past: Path | None, **more: Any) -> Stretch:
+    def stretch(number: int, first: int, end: int, past: Path | None, **more: Any) -> Stretch:
         making = folder / f"making-{number:05d}"
         to = making.with_suffix(".mp4"), making.with_suffix(".past")
-        return Stretch(number, end, past, *to, **more)
+        return Stretch(number, first, end, past, *to, **more)
 
     if request.get("independent"):
         pieces = pieces_of(Path(request["audio"]), folder / _VOICES, request["segment_s"])
         last = len(pieces) - 1
         return [
             stretch(
-                n, -(-piece.num_frames // BLOCK_FRAMES), None,
+                n, 0, -(-piece.num_frames // BLOCK_FRAMES), None,
                 audio=piece.path, overlaps=(n > 0, n < last),
             )
             for n, piece in enumerate(pieces)
         ]  # fmt: skip
     length, num_blocks = max(1, round(request["segment_s"] / _BLOCK_S)), outlook.num_blocks
     ends = [*range(length, num_blocks, length), num_blocks]
-    return [stretch(n, end, _past(folder, n - 1) if n else None) for n, end in enumerate(ends)]
+    return [stretch(0, 0, ends[0], None)] + [
+        stretch(n, first, end, _past(folder, n - 1), before=_video(folder, n - 1))
+        for n, (first, end) in enumerate(pairwise(ends), 1)
+    ]
 
 
 def _parts(claim: Claim, num_segments: int) -> list[Path]:
@@ -245,10 +284,10 @@ def _check_inputs(request: Mapping[str, Any]) -> None:
             )
 
 
-def _check_space(folder: Path, output: Path, outlook: Outlook) -> None:
+def _check_space(folder: Path, output: Path, outlook: Outlook, *, hls: bool) -> None:
     seconds = outlook.num_blocks * _BLOCK_S
     pictures = outlook.height * outlook.width * VIDEO_FPS * seconds * _BITS_PER_PIXEL / 8
-    needed = int(_COPIES * pictures) + _SPARE_BYTES
+    needed = int((_COPIES + hls) * pictures) + _SPARE_BYTES
     for place in (folder, output.parent):
         free = shutil.disk_usage(place).free
         if free < needed:
@@ -299,6 +338,7 @@ def _result(store: Store, claim: Claim, outlook: Outlook, output: Path) -> dict[
         "job": claim.job.id,
         "output": str(output),
         "sha256": file_sha256(output),
+        "hls": str(hls_playlist(output)) if claim.job.request.get("hls") else None,
         "request": dict(claim.job.request),
         "plan": dict(outlook.plan),
         "segments": [

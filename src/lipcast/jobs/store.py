@@ -14,6 +14,7 @@ import secrets
 import shutil
 import sqlite3
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -95,9 +96,11 @@ class Store:
         with self._connected() as base:
             base.executescript(_TABLES)
 
-    def submit(self, requests: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Add jobs, all or none; returns their names."""
-        names = [secrets.token_hex(4) for _ in requests]
+    def submit(
+        self, requests: Sequence[Mapping[str, Any]], *, names: Sequence[str] = ()
+    ) -> list[str]:
+        """Add jobs, all or none; returns their names, which are drawn where none are given."""
+        names = list(names) or [secrets.token_hex(4) for _ in requests]
         with self._writing() as base:
             for name, request in zip(names, requests, strict=True):
                 base.execute(
@@ -127,7 +130,16 @@ class Store:
         query = "SELECT number, sha256, past_sha256, report FROM segments WHERE job = ?"
         with self._connected() as base:
             rows = base.execute(query, (name,)).fetchall()
-        return {row[0]: Segment(row[0], row[1], row[2], json.loads(row[3])) for row in rows}
+        return {row[0]: _segment(row) for row in rows}
+
+    def all_segments(self) -> dict[str, dict[int, Segment]]:
+        """The finished segments of all jobs, by the job's name and by number, in one query."""
+        query = "SELECT job, number, sha256, past_sha256, report FROM segments ORDER BY job, number"
+        found: dict[str, dict[int, Segment]] = defaultdict(dict)
+        with self._connected() as base:
+            for job, *row in base.execute(query):
+                found[job][row[0]] = _segment(row)
+        return found
 
     def folder(self, name: str) -> Path:
         """Where the files of a job are."""
@@ -269,6 +281,11 @@ class Store:
 def _job(row: tuple[Any, ...]) -> Job:
     name, state, request, num_segments, error, submitted_s, claim = row
     return Job(name, state, json.loads(request), num_segments, error, submitted_s, claim)
+
+
+def _segment(row: Sequence[Any]) -> Segment:
+    number, sha256, past_sha256, report = row
+    return Segment(number, sha256, past_sha256, json.loads(report))
 
 
 def _check(base: sqlite3.Connection, claim: Claim) -> None:

@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +22,19 @@ from numpy.typing import NDArray
 from lipcast.core.config import SAMPLE_RATE, VIDEO_FPS
 from lipcast.errors import InputError, OutputError
 from lipcast.media.decode import open_container, read_sound
+from lipcast.media.h264 import (
+    BT709,
+    CODEC,
+    FULL_RANGE,
+    LIMITED_RANGE,
+    SWS_FLAGS,
+    ToYuv,
+    check_encoder,
+    going_on,
+    last_picture,
+    options,
+    set_up,
+)
 from lipcast.media.mp4 import check_target, container_of, explained, keep_complete, make_plain
 from lipcast.media.resample import Fifo, Samples
 from lipcast.media.sound_track import SoundTrack
@@ -32,18 +44,10 @@ Frames = NDArray[np.uint8]
 
 _LOG = logger("media.video")
 _FRAGMENT_S = 0.48
-_KEYFRAME_S = 2
-# Frames in order (no B-frames) cost no bytes here, a quarter less time, and leave no gap at the
-# end of a killed file. Looking 5 frames ahead instead of 0 makes the file 4 times smaller.
-_X264 = {"preset": "veryfast", "crf": "18", "bf": "0", "rc-lookahead": "5"}
-_H264 = "libx264"
-_BT709, _BT601 = 1, 5
-_KNOWN_MATRICES = {_BT709, 4, _BT601, 6, 7, 9}
+_BT601 = 5
+_KNOWN_MATRICES = {BT709, 4, _BT601, 6, 7, 9}
 """Colour matrices that have one number as a tag and for the converter."""
 _HD_HEIGHT = 720
-_LIMITED_RANGE, _FULL_RANGE = 1, 2
-# Bicubic, full chroma on both sides, exact rounding: +2 dB over the default for 0.1 ms (256x256).
-_SWS_FLAGS = 0x4 | 0x2000 | 0x4000 | 0x40000
 
 
 class VideoWriter:
@@ -59,21 +63,23 @@ class VideoWriter:
         num_channels: int,
         fps: int = VIDEO_FPS,
         num_threads: int = 1,
+        after: Path | None = None,
     ) -> None:
         """Check that the file can be written; it is created (or replaced) by the first frame.
 
         `width` and `height` in pixels, even; `sample_rate` in Hz, one that AAC has;
-        `num_channels` 1 or 2; `num_threads` for the encoder (1: none but the caller's).
+        `num_channels` 1 or 2; `num_threads` for the encoder (1: none but the caller's);
+        `after`: the video of the same size that this one goes on from, so that no seam is seen.
         Raises OutputError: unknown suffix, no such folder, no right to write, no encoder.
         """
         assert width % 2 == height % 2 == 0 and num_channels in (1, 2)
         self.path = Path(path)
         self.num_frames = 0
         check_target(self.path)
-        _check_encoder()
+        check_encoder()
         self._size = height, width
         self._sample_rate, self._num_channels = sample_rate, num_channels
-        self._fps, self._num_threads = fps, num_threads
+        self._fps, self._num_threads, self._after = fps, num_threads, after
         self._waiting = Fifo(num_channels)
         self._num_samples = 0
         self._mux: _Muxer | None = None
@@ -151,6 +157,7 @@ class VideoWriter:
                 num_channels=self._num_channels,
                 fps=self._fps,
                 num_threads=self._num_threads,
+                after=self._after,
             )
         return self._mux
 
@@ -182,9 +189,9 @@ class _Muxer:
         num_channels: int,
         fps: int,
         num_threads: int,
+        after: Path | None,
     ) -> None:
         import av
-        from av.video.reformatter import VideoReformatter
 
         # By name: the library then writes by itself, without a way back into the interpreter
         # where Ctrl-C would be lost. "file:" keeps a colon in the name from being a protocol.
@@ -193,25 +200,19 @@ class _Muxer:
         )
         self.num_pictures = 0
         """That left the encoder so far."""
-        self._to_yuv = VideoReformatter()
-        self._fps = fps
-        self._video = self._add_video(size, num_threads)
+        self._fps, self._before = fps, after and last_picture(after)
+        self._to_yuv = ToYuv(fps)
+        self._video = self._container.add_stream(CODEC, rate=fps)
+        self._video.options = options(at_seam=after is not None)
+        set_up(self._video.codec_context, size=size, fps=fps, num_threads=num_threads)
         self.sound = SoundTrack(self._container, sample_rate=sample_rate, num_channels=num_channels)
 
     def encode_frame(self, frame: Frames, index: int) -> None:
         """[H, W, 3] as the picture number `index`."""
-        import av
-
-        rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        picture = self._to_yuv.reformat(
-            rgb,
-            format="yuv420p",
-            dst_colorspace=_BT709,
-            src_color_range=_FULL_RANGE,
-            dst_color_range=_LIMITED_RANGE,
-            interpolation=_SWS_FLAGS,
-        )
-        picture.pts, picture.time_base = index, Fraction(1, self._fps)
+        picture = self._to_yuv(frame, index)
+        if self._before is not None:
+            picture = going_on(self._before, picture, fps=self._fps)
+            self._before = None
         self._mux_pictures(self._video.encode(picture))
 
     def finish(self) -> None:
@@ -231,33 +232,6 @@ class _Muxer:
 
         with suppress(OSError, av.FFmpegError):
             self._container.close()
-
-    def _add_video(self, size: tuple[int, int], num_threads: int) -> Any:
-        stream = self._container.add_stream(_H264, rate=self._fps)
-        stream.height, stream.width = size
-        stream.pix_fmt = "yuv420p"
-        stream.options = dict(_X264)
-        context = stream.codec_context
-        context.time_base = Fraction(1, self._fps)
-        context.gop_size = _KEYFRAME_S * self._fps
-        context.thread_count = num_threads
-        # Untagged video is shown in other colours by browsers, so all four tags are set.
-        context.colorspace = context.color_primaries = context.color_trc = _BT709
-        context.color_range = _LIMITED_RANGE
-        return stream
-
-
-def _check_encoder() -> None:
-    """Raise OutputError where FFmpeg was built without x264 (distributions do so)."""
-    import av
-
-    try:
-        av.Codec(_H264, "w")
-    except ValueError as error:
-        raise OutputError(
-            f"expected an H.264 encoder ({_H264}) in PyAV {av.__version__}, got none; "
-            "install the wheel: pip install --force-reinstall --only-binary :all: av"
-        ) from error
 
 
 def _muxing(path: Path) -> dict[str, str]:
@@ -325,9 +299,9 @@ def iter_frames(path: str | os.PathLike[str]) -> Iterator[Frames]:
                     picture,
                     format="rgb24",
                     src_colorspace=_matrix_of(picture),
-                    src_color_range=picture.color_range or _LIMITED_RANGE,
-                    dst_color_range=_FULL_RANGE,
-                    interpolation=_SWS_FLAGS,
+                    src_color_range=picture.color_range or LIMITED_RANGE,
+                    dst_color_range=FULL_RANGE,
+                    interpolation=SWS_FLAGS,
                 )
                 yield rgb.to_ndarray()
         except av.FFmpegError as error:
@@ -338,7 +312,7 @@ def _matrix_of(picture: Any) -> int:
     """The picture's colour matrix; where it is not tagged, what players assume for its size."""
     if picture.colorspace in _KNOWN_MATRICES:
         return int(picture.colorspace)
-    return _BT709 if picture.height >= _HD_HEIGHT else _BT601
+    return BT709 if picture.height >= _HD_HEIGHT else _BT601
 
 
 def _open_video(path: str | os.PathLike[str]) -> Any:

@@ -1,0 +1,101 @@
+"""A finished video as HTTP Live Streaming (RFC 8216): a playlist, and pieces of some seconds.
+
+Input: a video file. Output: beside it a folder, complete or not there at all. No picture and no sound is
+encoded again; pieces begin with the video's key frames. Memory does not grow with the length.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from lipcast.errors import OutputError
+from lipcast.media.decode import open_container
+from lipcast.media.mp4 import explained
+
+PLAYLIST = "index.m3u8"
+_PIECE_S = 4
+_EXPECTED = "expected a video file"
+
+
+def hls_playlist(video: Path) -> Path:
+    """The playlist of a video's stream."""
+    return video.with_name(f"{video.stem}-hls") / PLAYLIST
+
+
+def check_hls_target(video: Path) -> None:
+    """Raise OutputError where something else lies in the stream's place."""
+    folder = hls_playlist(video).parent
+    if folder.exists() and not (folder / PLAYLIST).is_file():
+        raise OutputError(
+            f"{folder}: expected nothing there, or an earlier stream, got something else; move it away"
+        )
+
+
+def write_hls(video: Path) -> Path:
+    """Write the stream of a video, in place of an earlier one; returns the playlist.
+
+    Raises OutputError: no room, no right to write, or something else lies there.
+    """
+    import av
+
+    check_hls_target(video)
+    folder = hls_playlist(video).parent
+    making, earlier = (folder.with_name(f".{folder.name}.{name}") for name in ("part", "earlier"))
+    _clear(making, earlier)
+    try:
+        making.mkdir()
+        with tempfile.TemporaryDirectory() as plain:
+            # The muxer takes a % in a folder's name for a number to fill in.
+            link = Path(plain, "to")
+            link.symlink_to(making.resolve())
+            num_pictures = _copy(video, link)
+        _check(making / PLAYLIST, num_pictures)
+        if folder.exists():
+            folder.rename(earlier)
+        making.rename(folder)
+    except (OSError, av.FFmpegError) as error:
+        raise explained(folder, error) from error
+    finally:
+        _clear(making, earlier)
+    return folder / PLAYLIST
+
+
+def _clear(*folders: Path) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _copy(video: Path, folder: Path) -> int:
+    """Every packet, into pieces; returns the number of pictures."""
+    import av
+
+    num_pictures = 0
+    settings = {
+        "hls_time": str(_PIECE_S), "hls_playlist_type": "vod", "hls_segment_type": "fmp4",
+        "hls_flags": "independent_segments", "hls_fmp4_init_filename": "init.mp4",
+        "hls_segment_filename": f"{folder}/%06d.m4s",
+    }  # fmt: skip
+    with (
+        open_container(video, expected=_EXPECTED) as whole,
+        av.open(f"{folder / PLAYLIST}", "w", format="hls", options=settings) as pieces,
+    ):
+        streams = [pieces.add_stream_from_template(stream) for stream in whole.streams]
+        for packet in whole.demux():
+            if packet.size:
+                num_pictures += packet.stream.type == "video"
+                packet.stream = streams[packet.stream.index]
+                pieces.mux(packet)
+    return num_pictures
+
+
+def _check(playlist: Path, num_pictures: int) -> None:
+    """Demux what was written; raises OutputError where a picture is missing."""
+    with open_container(playlist, expected=_EXPECTED) as stream:
+        found = sum(packet.size > 0 for packet in stream.demux(stream.streams.video[0]))
+    if found != num_pictures:
+        raise OutputError(
+            f"{playlist.parent}: expected {num_pictures} pictures, got {found}; "
+            "the disk may be failing, write elsewhere"
+        )

@@ -1,0 +1,154 @@
+"""`lipcast generate` with a long sound: segments, an early end at any moment, and the same command again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lipcast
+from lipcast.cli.judge import Given
+from lipcast.cli.long_video import MeteredMaker, is_long
+from lipcast.cli.main import main
+from lipcast.cli.request import read_request
+from lipcast.errors import OutputError
+from lipcast.jobs.store import Store
+from lipcast.media.video import read_video
+from lipcast.runtime import cache_dir
+from sounds import EXAMPLES, write_wav
+
+NUM_BLOCKS, SEGMENT_BLOCKS = 7, 2
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: lipcast.Lipcast) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIPCAST_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("lipcast.api.load", lambda *_model, **_how: tiny)
+    write_wav(tmp_path / "voice.wav", NUM_BLOCKS * 0.48 - 0.1, 16_000)
+    return tmp_path
+
+
+def generate(*more: str, output: str = "a.mp4", segment: str = "1s") -> int:
+    words = ["--image", str(EXAMPLES / "portrait_0.png"), "--audio", "voice.wav", "--size", "64*64"]
+    words += ["--infer_frames", "16", "--device", "cpu", "--segment", segment, "-o", output]
+    return main(["generate", *words, "--json", *more])
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    return dict(json.loads(capsys.readouterr().out))
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, num_blocks: int, error: BaseException) -> None:
+    """The first run ends with `error` when so many blocks are made; the second does not."""
+    count, left = MeteredMaker._count, [num_blocks]
+
+    def counted(self: MeteredMaker, num_frames: int) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise error
+        count(self, num_frames)
+
+    monkeypatch.setattr(MeteredMaker, "_count", counted)
+
+
+def test_the_video_is_that_of_one_piece(capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(output="whole.mp4", segment="0") == 0
+    whole = told(capsys)
+    assert generate() == 0
+    long = told(capsys)
+    of_run = {"output", "frames_per_second", "time_to_first_frame_s", "elapsed_s", "seconds_by_part",
+              "peak_rss_bytes", "job", "request"}  # fmt: skip
+    assert {k: v for k, v in long.items() if k not in of_run} == {
+        k: v for k, v in whole.items() if k not in of_run
+    }
+    assert long["frames"] == 82
+    ours, theirs = read_video("a.mp4"), read_video("whole.mp4")
+    assert np.array_equal(ours.audio, theirs.audio)
+    difference = np.abs(ours.frames.astype(np.int16) - theirs.frames).mean(axis=(1, 2, 3))
+    assert difference.max() < 3, "key frames lie elsewhere, and nothing else differs"
+    assert Store(cache_dir() / "jobs").jobs() == []
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "error", "exit_code"),
+    [(3, KeyboardInterrupt(), 130), (5, OutputError("disk full"), 6)],
+)
+def test_the_same_command_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    num_blocks: int,
+    error: BaseException,
+    exit_code: int,
+) -> None:
+    assert generate(output="whole.mp4") == 0
+    whole = told(capsys)
+    with monkeypatch.context() as patch:
+        stop_after(patch, num_blocks, error)
+        assert generate() == exit_code
+    stopped = told(capsys)
+    finished = num_blocks // SEGMENT_BLOCKS * SEGMENT_BLOCKS * 12
+    assert stopped["frames"] == finished == len(read_video("a.mp4").frames)
+    made: list[int] = []
+    count = MeteredMaker._count
+    monkeypatch.setattr(MeteredMaker, "_count", lambda self, n: (made.append(n), count(self, n))[1])
+    assert generate() == 0
+    assert sum(made) == whole["frames"] - finished  # type: ignore[operator]
+    assert told(capsys)["frames"] == whole["frames"]
+    assert Path("a.mp4").read_bytes() == Path("whole.mp4").read_bytes()
+
+
+def test_an_end_before_the_first_segment_says_what_it_always_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop_after(monkeypatch, 1, KeyboardInterrupt())
+    assert generate() == 130
+    assert not Path("a.mp4").exists()
+    assert told(capsys)["status"] == "stopped"
+
+
+def test_two_at_once_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    stop = pytest.MonkeyPatch()
+    with stop.context() as patch:
+        stop_after(patch, 3, KeyboardInterrupt())
+        generate()
+    told(capsys)
+    store = Store(cache_dir() / "jobs")
+    claim = store.claim()
+    assert claim is not None
+    assert generate() == 2
+    assert "another process" in capsys.readouterr().err
+    claim.release()
+    assert generate() == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "more", "long"),
+    [
+        (601, {}, True),
+        (599, {}, False),
+        (601, {"segment": "0"}, False),
+        (1, {"segment": "60s"}, True),
+        (601, {"num_clip": "2"}, False),
+    ],
+)
+def test_what_is_long(folder: Path, seconds: float, more: dict[str, Given], long: bool) -> None:
+    voice = write_wav(folder / "long.wav", seconds, 16_000)
+    given: dict[str, Given] = {
+        "image": str(EXAMPLES / "portrait_0.png"),
+        "audio": str(voice),
+        **more,
+    }
+    assert is_long(read_request(given)) is long
+
+
+def test_one_torchrun_makes_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = read_request({
+        "image": str(EXAMPLES / "portrait_0.png"), "audio": "voice.wav", "segment": "1s"
+    })  # fmt: skip
+    assert is_long(request)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "here"}.items():
+        monkeypatch.setenv(name, value)
+    assert not is_long(request)
