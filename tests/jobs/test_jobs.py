@@ -245,3 +245,18 @@ def test_cancelled_jobs_stop_and_can_be_removed(
     assert store.jobs() == [] and not store.folder(name).exists()
     with pytest.raises(LipcastError, match="job list"):
         store.job(name)
+
+
+def test_a_stream_is_written_if_asked(store: Store, submit: Submit, tmp_path: Path) -> None:
+    name = submit(tmp_path / "a.mp4", 4.0, hls=True)
+    assert run_jobs(store, CheapMaker(), tell=quiet) == 0
+    playlist = Path(json.loads((tmp_path / "a.mp4.json").read_text())["hls"])
+    assert len(read_video(playlist).frames) == len(read_video(tmp_path / "a.mp4").frames) == 108
+    # Found to be impossible before any work is done.
+    shutil.rmtree(playlist.parent)
+    playlist.parent.write_text("something else")
+    again = submit(tmp_path / "a.mp4", 4.0, hls=True)
+    maker = CheapMaker()
+    assert run_jobs(store, maker, tell=quiet) == 1
+    assert "move it away" in store.job(again).error
+    assert maker.made == [] and store.job(name).state == "finished"

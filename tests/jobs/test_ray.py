@@ -105,3 +105,34 @@ def test_flags_of_the_executor_are_judged(tmp_path: Path) -> None:
         ("--executor", "ray", "--workers", "0"),
     ):
         assert main(("job", "run", *words, *place)) == UsageError.exit_code
+
+
+def test_gpus_of_a_node_share_its_memory() -> None:
+    from lipcast.jobs.ray import WorkerShare, worker_share
+
+    def node(gpus: int, memory: int, *, alive: bool = True) -> dict[str, Any]:
+        return {
+            "Alive": alive,
+            "Resources": {"CPU": 8.0, "GPU": float(gpus), "memory": float(memory)},
+        }
+
+    head = {"Alive": True, "Resources": {"CPU": 8.0, "memory": 10.0}}
+    nodes = [head, node(8, 800), node(2, 120), node(1, 1, alive=False)]
+    assert worker_share(nodes, num_gpus=1, memory_bytes=None) == WorkerShare(1, 60)
+    assert worker_share(nodes, num_gpus=4, memory_bytes=None) == WorkerShare(4, 400)
+    assert worker_share(nodes, num_gpus=1, memory_bytes=7) == WorkerShare(1, 7)
+    assert worker_share([head], num_gpus=1, memory_bytes=None) == WorkerShare()
+
+
+def test_a_worker_plans_with_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lipcast.jobs.local import LocalMaker
+
+    asked: list[Any] = []
+    monkeypatch.setattr("lipcast.api.load", lambda *_model, **how: asked.append(how["ram"]))
+    for ram in (None, "3GB"):
+        request: dict[str, Any] = {
+            "model": "tiny", "device": None, "precision": None, "loras": (), "decoder": None,
+            "options": {}, "memory": {"ram": ram}, "gpus": {},
+        }  # fmt: skip
+        LocalMaker(ram_bytes=70)._load(request)
+    assert asked == ["70", "3GB"]

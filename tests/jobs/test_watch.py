@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -113,3 +114,28 @@ def test_a_webhook_must_be_a_url(portrait: Path, sound: Any, tmp_path: Path) -> 
     for url in ("file:///etc/passwd", "example", "http://"):
         words = ("job", "submit", *files, "--webhook", url, "--workspace", str(tmp_path))
         assert main(words) == UsageError.exit_code
+
+
+@pytest.mark.parametrize("verb", [["list"], ["watch", "--once"]])
+def test_many_jobs_are_asked_for_at_once(
+    store: Store, submit: Submit, tmp_path: Path, verb: list[str],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    done = submit(tmp_path / "a.mp4", 2.0)
+    run_jobs(store, CheapMaker(), tell=quiet)
+    request = dict(store.job(done).request)
+    names = store.submit([request] * 300)
+    queries: list[str] = []
+    connect = sqlite3.connect
+
+    def counted(path: Any, **how: Any) -> sqlite3.Connection:
+        base = connect(path, **how)
+        base.set_trace_callback(queries.append)
+        return base
+
+    monkeypatch.setattr(sqlite3, "connect", counted)
+    assert main(["job", *verb, "--workspace", str(store.workspace), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["jobs"]
+    assert [job["job"] for job in told] == [done, *names]
+    assert (told[0].get("num_done") or len(told[0]["segments"])) == 3
+    assert sum(query.startswith("SELECT") for query in queries) == 2

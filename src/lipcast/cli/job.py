@@ -179,14 +179,22 @@ def _maker(
 
 def _largest_budget(store: Store) -> int | None:
     """The most host memory that a job may take by its --ram, in bytes; None where no job says so."""
-    budgets = [job.request["memory"]["ram"] for job in store.jobs() if job.state == "waiting"]
+    budgets = [job.request["memory"]["ram"] for job in _unfinished(store)]
     return max((parse_bytes(budget) for budget in budgets if budget), default=None)
 
 
 def _most_gpus(store: Store) -> int:
     """The most GPUs that a job asks for."""
-    waiting = (job for job in store.jobs() if job.state == "waiting")
-    return max((GpuOptions(**job.request["gpus"]).num_gpus for job in waiting), default=1)
+    return max(
+        (GpuOptions(**job.request["gpus"]).num_gpus for job in _unfinished(store)), default=1
+    )
+
+
+def _unfinished(store: Store) -> list[Job]:
+    """The jobs that a worker may come to make."""
+    from lipcast.jobs.store import RUNNING, WAITING
+
+    return store.jobs((WAITING, RUNNING))
 
 
 def listing(given: Mapping[str, Given]) -> None:

@@ -24,8 +24,14 @@ class LocalMaker:
 
     width = 1
 
-    def __init__(self, on_block: Callable[[int], None] | None = None) -> None:
-        """`on_block` is told the number of frames of every block that was written."""
+    def __init__(
+        self, on_block: Callable[[int], None] | None = None, *, ram_bytes: int | None = None
+    ) -> None:
+        """`on_block` is told the number of frames of every block that was written.
+
+        ram_bytes: host memory that plans keep to, where a job says nothing of it.
+        """
+        self._ram_bytes = ram_bytes
         self._on_block = on_block or (lambda _: None)
         self._key: list[Any] = []
         self._model: api.Lipcast | None = None
@@ -77,6 +83,9 @@ class LocalMaker:
         key = [request[name] for name in _MODEL_KEYS]
         if self._model is None or self._key != key:
             self.close()  # before the next one is loaded
+            memory = dict(request["memory"])
+            if memory["ram"] is None and self._ram_bytes is not None:
+                memory["ram"] = str(self._ram_bytes)
             self._model = api.load(
                 request["model"],
                 device=request["device"],
@@ -84,7 +93,7 @@ class LocalMaker:
                 loras=request["loras"],
                 decoder=request["decoder"] and Path(request["decoder"]),
                 expected=api.make_options(dict(request["options"])),
-                **request["memory"],
+                **memory,
                 **request["gpus"],
             )
             self._key = key

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import queue
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -38,6 +39,22 @@ class WorkerShare:
         """As Ray calls it."""
         memory = {} if self.memory_bytes is None else {"memory": self.memory_bytes}
         return {"num_gpus": self.num_gpus, "num_cpus": self.num_cpus, **memory}
+
+
+def worker_share(
+    nodes: Sequence[Mapping[str, Any]], *, num_gpus: int, memory_bytes: int | None
+) -> WorkerShare:
+    """What each worker takes of a node, of `ray.nodes()`.
+
+    Without a wish, a node's memory is shared out evenly among its GPUs: plans of two workers must not count
+    on the same memory.
+    """
+    hosts = [node["Resources"] for node in nodes if node["Alive"]]
+    hosts = [host for host in hosts if host.get("GPU", 0) >= num_gpus > 0]
+    if not hosts:
+        return WorkerShare(memory_bytes=memory_bytes)
+    evenly = min(int(host["memory"] * num_gpus / host["GPU"]) for host in hosts)
+    return WorkerShare(num_gpus, evenly if memory_bytes is None else memory_bytes)
 
 
 class RayWorker:
@@ -69,7 +86,7 @@ class RayMaker:
 
     def __init__(
         self,
-        new_maker: Callable[[], SegmentMaker],
+        new_maker: Callable[..., SegmentMaker],
         *,
         address: str | None,
         num_workers: int | None = None,
@@ -79,13 +96,16 @@ class RayMaker:
         """address: of a running cluster ("auto", "host:6379"); None starts one on this machine.
 
         num_workers: None takes as many as the cluster has GPUs for, or one per node where there is none.
-        memory_bytes, num_gpus: what each worker is given of its node; GPUs only where there are any.
+        memory_bytes, num_gpus: what each worker is given of its node; GPUs only where there are any, and with
+        them an even share of memory if nothing is said. That is then what `new_maker` is called with, as
+        `ram_bytes`, so that its plans keep to it.
         Raises UsageError where no cluster answers, or has no such worker to give.
         """
         self._began = _join(address)
         gpus = int(ray.cluster_resources().get("GPU", 0))
-        each = num_gpus if gpus else 0
-        self.share = WorkerShare(num_gpus=each, memory_bytes=memory_bytes)
+        self.share = worker_share(ray.nodes(), num_gpus=num_gpus, memory_bytes=memory_bytes)
+        if self.share.num_gpus:
+            new_maker = partial(new_maker, ram_bytes=self.share.memory_bytes)
         self.width = num_workers or gpus // num_gpus or len(ray.nodes())
         self._check_room()
         actor = ray.remote(RayWorker).options(

@@ -101,9 +101,8 @@ def run_jobs(
 
     As many jobs are under way as the maker is wide.
     """
-    for job in store.jobs():
-        if job.state == FINISHED:  # its worker may have been killed before it tidied up
-            _prune(store, job)
+    for job in store.jobs((FINISHED,)):  # a worker may have been killed before it tidied up
+        _prune(store, job)
     if maker.width == 1:
         return _run_in_turn(store, maker, name, tell)
     with ThreadPoolExecutor(maker.width) as threads:

@@ -15,7 +15,7 @@ import shutil
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,10 +109,11 @@ class Store:
                 )
         return names
 
-    def jobs(self) -> list[Job]:
-        """All jobs, in the order in which they came."""
+    def jobs(self, states: Collection[str] = STATES) -> list[Job]:
+        """The jobs in any of `states`, in the order in which they came."""
+        query = f"{_JOB} WHERE state IN ({', '.join('?' * len(states))}) ORDER BY place"
         with self._connected() as base:
-            return [_job(row) for row in base.execute(f"{_JOB} ORDER BY place")]
+            return [_job(row) for row in base.execute(query, tuple(states))]
 
     def job(self, name: str) -> Job:
         """One job; raises InputError for an unknown name."""
@@ -147,8 +148,8 @@ class Store:
 
     def claim(self, name: str | None = None) -> Claim | None:
         """Take the first job that waits, or whose worker is gone; None where there is none."""
-        for job in self.jobs():
-            if job.state in (WAITING, RUNNING) and name in (None, job.id):
+        for job in self.jobs((WAITING, RUNNING)):
+            if name in (None, job.id):
                 claim = self._claim(job.id)
                 if claim is not None:
                     return claim
