@@ -24,7 +24,7 @@ from lipcast.cli.main import main as lipcast
 from lipcast.engine.past_file import read_past, write_past
 from lipcast.jobs.independent import pieces_of
 from lipcast.jobs.local import LocalMaker
-from lipcast.jobs.runner import Outlook, Stretch
+from lipcast.jobs.runner import Outlook, SegmentTask
 from lipcast.jobs.store import Segment, Store
 
 SEGMENT_S = 60
@@ -96,16 +96,16 @@ def submit(folder: Path, voice: Path) -> None:
     assert lipcast([str(word) for word in words]) == 0
 
 
-def first(folder: Path) -> Stretch:
-    return Stretch(0, SEGMENT_BLOCKS, None, folder / "first.mp4", folder / "first.past")
+def first(folder: Path) -> SegmentTask:
+    return SegmentTask(0, 0, SEGMENT_BLOCKS, None, folder / "first.mp4", folder / "first.past")
 
 
-def last(folder: Path, outlook: Outlook, num_segments: int) -> Stretch:
+def last(folder: Path, outlook: Outlook, num_segments: int) -> SegmentTask:
     begin = (num_segments - 1) * SEGMENT_BLOCKS
     past = replace(read_past(folder / "first.past"), next_block=begin)
     write_past(folder / "before.past", past)
-    return Stretch(
-        num_segments - 1, outlook.num_blocks, folder / "before.past",
+    return SegmentTask(
+        num_segments - 1, begin, outlook.num_blocks, folder / "before.past",
         folder / "last.mp4", folder / "last.past",
     )  # fmt: skip
 

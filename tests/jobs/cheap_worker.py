@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lipcast.jobs.runner import Outlook, Stretch, run_jobs
+from lipcast.jobs.runner import Outlook, SegmentTask, run_jobs
 from lipcast.jobs.store import Store
 from lipcast.media.audio import open_audio
 from lipcast.media.video import VideoWriter
@@ -41,26 +41,26 @@ class CheapMaker:
         num_blocks = -(-audio.num_samples // (audio.sample_rate * 12 // 25))
         return Outlook(num_blocks, SIDE, SIDE, {"maker": "cheap"})
 
-    def make(self, request: Mapping[str, Any], stretch: Stretch) -> Mapping[str, Any]:
-        first, state = 0, b"portrait" + (stretch.audio or Path()).name.encode()
-        if stretch.past is not None:
-            first, state = int(stretch.past.read_bytes()[:8]), stretch.past.read_bytes()[8:]
+    def make(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
+        first, state = 0, b"portrait" + (task.audio or Path()).name.encode()
+        if task.past is not None:
+            first, state = int(task.past.read_bytes()[:8]), task.past.read_bytes()[8:]
         states = [state]
-        for _ in range(first, stretch.end_block):
+        for _ in range(first, task.end_block):
             states.append(hashlib.sha256(states[-1] + str(request["options"]).encode()).digest())
-        edges, num_frames = stretch.edges, 0
+        edges, num_frames = task.edges, 0
         blocks = self._blocks(first, states[1:])
         with VideoWriter(
-            stretch.video_to, width=SIDE, height=SIDE, sample_rate=16_000, num_channels=1,
-            after=stretch.before,
+            task.video_to, width=SIDE, height=SIDE, sample_rate=16_000, num_channels=1,
+            after=task.before,
         ) as writer:  # fmt: skip
             for block in blocks if edges is None else edges.body(blocks):
                 writer.write(block.frames, np.zeros((7680, 1), np.float32))
                 num_frames += len(block.frames)
         if edges is None:
-            stretch.past_to.write_bytes(b"%08d" % stretch.end_block + states[-1])
+            task.past_to.write_bytes(b"%08d" % task.end_block + states[-1])
         else:
-            edges.save(stretch.past_to)
+            edges.save(task.past_to)
         return {"frames": num_frames}
 
     def _blocks(self, first: int, states: list[bytes]) -> Iterator[Drawn]:

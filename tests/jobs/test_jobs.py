@@ -21,7 +21,7 @@ import lipcast
 from lipcast.cli.main import main
 from lipcast.errors import CancelledError, LipcastError, OutputError, UsageError
 from lipcast.jobs.local import LocalMaker
-from lipcast.jobs.runner import Stretch, file_sha256, run_job, run_jobs
+from lipcast.jobs.runner import SegmentTask, file_sha256, run_job, run_jobs
 from lipcast.jobs.store import Segment, Store
 from lipcast.media.video import read_video
 
@@ -105,10 +105,10 @@ def test_the_clock_does_not_decide(
 
 def test_a_failed_job_says_why_and_goes_on(store: Store, submit: Submit, tmp_path: Path) -> None:
     class Fails(CheapMaker):
-        def make(self, request: Mapping[str, Any], stretch: Stretch) -> Mapping[str, Any]:
-            if stretch.end_block > 6:
+        def make(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
+            if task.end_block > 6:
                 raise OutputError("the disk is full; make room")
-            return super().make(request, stretch)
+            return super().make(request, task)
 
     name = submit(tmp_path / "a.mp4")
     assert run_jobs(store, Fails(), tell=quiet) == 1
@@ -230,12 +230,12 @@ def test_cancelled_jobs_stop_and_can_be_removed(
     store: Store, submit: Submit, tmp_path: Path
 ) -> None:
     class Cancels(CheapMaker):
-        def make(self, request: Mapping[str, Any], stretch: Stretch) -> Mapping[str, Any]:
-            if stretch.end_block == 4:
+        def make(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
+            if task.end_block == 4:
                 with pytest.raises(UsageError, match="cancel it first"):
                     store.remove(name)
                 store.cancel(name)
-            return super().make(request, stretch)
+            return super().make(request, task)
 
     name = submit(tmp_path / "a.mp4")
     assert run_jobs(store, Cancels(), tell=quiet) == 0

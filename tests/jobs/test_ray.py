@@ -17,7 +17,7 @@ from cheap_worker import CheapMaker
 
 from lipcast.cli.main import main
 from lipcast.errors import OutputError, UsageError
-from lipcast.jobs.runner import Stretch, run_jobs
+from lipcast.jobs.runner import SegmentTask, run_jobs
 from lipcast.jobs.store import Store
 
 # Ray's own modules warn about themselves when they are imported.
@@ -30,10 +30,10 @@ Submit = Callable[..., str]
 class Breaks(CheapMaker):
     """Fails where the seed is that of the last job."""
 
-    def make(self, request: Mapping[str, Any], stretch: Stretch) -> Mapping[str, Any]:
+    def make(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
         if request["options"]["seed"] == NUM_JOBS:
             raise OutputError("the disk is full; make room")
-        return super().make(request, stretch)
+        return super().make(request, task)
 
 
 @pytest.fixture

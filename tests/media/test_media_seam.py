@@ -80,7 +80,7 @@ def test_last_picture(tmp_path: Path, num_frames: int) -> None:
         writer.write(frames, np.zeros((0, 1), np.float32))
     with av.open(str(path)) as container:
         *_, last = container.decode(video=0)
-    assert np.array_equal(last_picture(path).to_ndarray(), last.to_ndarray())
+    assert np.array_equal(last_picture(path, (SIDE, SIDE)).to_ndarray(), last.to_ndarray())
 
 
 def test_what_it_goes_on_from_must_be_a_video(tmp_path: Path) -> None:
@@ -93,3 +93,6 @@ def test_what_it_goes_on_from_must_be_a_video(tmp_path: Path) -> None:
         ) as writer,
     ):  # fmt: skip
         writer.write(moving()[:1], np.zeros((640, 1), np.float32))
+    small = segments(tmp_path, moving(), goes_on=False)[0]
+    with pytest.raises(InputError, match="expected a video of 64x32 to go on from, got 96x96"):
+        last_picture(small, (32, 64))

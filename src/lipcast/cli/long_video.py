@@ -23,7 +23,7 @@ from lipcast.errors import OutputError, UsageError
 from lipcast.runtime import cache_dir, launched
 
 if TYPE_CHECKING:
-    from lipcast.jobs.runner import Outlook, Stretch
+    from lipcast.jobs.runner import Outlook, SegmentTask
     from lipcast.jobs.store import Store
 
 LONG_S = 600
@@ -52,11 +52,11 @@ class MeteredMaker:
         self.described = outlook.plan
         return outlook
 
-    def make(self, request: Mapping[str, Any], stretch: Stretch) -> Mapping[str, Any]:
+    def make(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
         """One segment. What was finished before the first one is not counted."""
         if not self._meter.blocks_done and self._meter.num_blocks is not None:
-            self._meter.num_blocks -= stretch.first_block
-        return self._maker.make(request, stretch)
+            self._meter.num_blocks -= task.first_block
+        return self._maker.make(request, task)
 
     def close(self) -> None:
         self._maker.close()

@@ -12,7 +12,7 @@ from typing import Any
 from lipcast import api
 from lipcast.engine.past_file import read_past, write_past
 from lipcast.engine.session import Session
-from lipcast.jobs.runner import Outlook, Stretch
+from lipcast.jobs.runner import Outlook, SegmentTask
 from lipcast.media.audio import open_audio
 from lipcast.media.image import load_portrait
 
@@ -51,31 +51,31 @@ class LocalMaker:
         assert num_blocks is not None, "the length of a file is known"
         return Outlook(num_blocks, spec.geometry.height, spec.geometry.width, spec.described())
 
-    def make(self, request: Mapping[str, Any], stretch: Stretch) -> Mapping[str, Any]:
-        with self._open(request, stretch) as session:
-            edges = stretch.edges
+    def make(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
+        with self._open(request, task) as session:
+            edges = task.edges
             blocks = session if edges is None else edges.body(session)
-            saved = api.save_blocks(blocks, stretch.video_to, after=stretch.before)
+            saved = api.save_blocks(blocks, task.video_to, after=task.before)
             num_frames = 0
             for block in saved:
                 num_frames += len(block.frames)
                 self._on_block(len(block.frames))
             if edges is not None:
-                edges.save(stretch.past_to)
+                edges.save(task.past_to)
             else:
-                assert session.past is not None, "a stretch has at least one block"
-                write_past(stretch.past_to, session.past)
+                assert session.past is not None, "a segment has at least one block"
+                write_past(task.past_to, session.past)
             return {"frames": num_frames, **session.report()}
 
-    def _open(self, request: Mapping[str, Any], stretch: Stretch) -> Session:
+    def _open(self, request: Mapping[str, Any], task: SegmentTask) -> Session:
         model, prompt = self._load(request), request["prompt"]
         device = model.bundle.device
         return model.stream(
             image=request["image"],
-            audio=stretch.audio or request["audio"],
+            audio=task.audio or request["audio"],
             prompt=Path(prompt) if request["prompt_is_file"] else prompt,
-            past=None if stretch.past is None else read_past(stretch.past, device),
-            end_block=stretch.end_block,
+            past=None if task.past is None else read_past(task.past, device),
+            end_block=task.end_block,
             **request["options"],
         )
 

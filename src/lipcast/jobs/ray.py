@@ -21,7 +21,7 @@ from typing import Any, Self, cast
 import ray
 
 from lipcast.errors import LipcastError, UsageError
-from lipcast.jobs.runner import Outlook, SegmentMaker, Stretch
+from lipcast.jobs.runner import Outlook, SegmentMaker, SegmentTask
 
 _TRIES_AGAIN = 3
 """How often a call is made again whose worker died: a segment that kills every worker must fail once."""
@@ -66,16 +66,18 @@ class RayWorker:
     def look(self, request: Mapping[str, Any]) -> Outlook:
         return self._maker.look(request)
 
-    def make(self, request: Mapping[str, Any], stretch: Stretch) -> tuple[Stretch, dict[str, Any]]:
+    def make(
+        self, request: Mapping[str, Any], task: SegmentTask
+    ) -> tuple[SegmentTask, dict[str, Any]]:
         """Make a segment under names of this attempt's own; returns them too.
 
         A node that is only taken for dead may go on to write while another makes the same segment.
         """
         own = secrets.token_hex(4)
         attempt = replace(
-            stretch,
-            video_to=stretch.video_to.with_stem(f"{stretch.video_to.stem}-{own}"),
-            past_to=stretch.past_to.with_stem(f"{stretch.past_to.stem}-{own}"),
+            task,
+            video_to=task.video_to.with_stem(f"{task.video_to.stem}-{own}"),
+            past_to=task.past_to.with_stem(f"{task.past_to.stem}-{own}"),
         )
         node = ray.get_runtime_context().get_node_id()
         return attempt, {"node": node, **self._maker.make(request, attempt)}
@@ -120,11 +122,11 @@ class RayMaker:
         with self._worker() as worker:
             return cast("Outlook", _result(worker.look.remote(request)))
 
-    def make(self, request: Mapping[str, Any], stretch: Stretch) -> Mapping[str, Any]:
+    def make(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
         with self._worker() as worker:
-            made, report = _result(worker.make.remote(request, stretch))
+            made, report = _result(worker.make.remote(request, task))
         for written, wanted in (
-            (made.past_to, stretch.past_to), (made.video_to, stretch.video_to)
+            (made.past_to, task.past_to), (made.video_to, task.video_to)
         ):  # fmt: skip
             Path(written).replace(wanted)
         return cast("Mapping[str, Any]", report)

@@ -55,7 +55,7 @@ class Outlook:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class SegmentTask:
     """One segment to be made: from `past` (None: the portrait) up to `end_block`, not included."""
 
     number: int
@@ -86,7 +86,7 @@ class SegmentMaker(Protocol):
     def look(self, request: Mapping[str, Any]) -> Outlook:
         """Judge a request. Raises what makes it impossible."""
 
-    def make(self, request: Mapping[str, Any], stretch: Stretch) -> Mapping[str, Any]:
+    def make(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
         """Write one segment's video and past; returns what to tell of it."""
 
 
@@ -188,22 +188,22 @@ def run_job(
         check_hls_target(output)
     outlook = maker.look(request)
     _check_space(claim.folder, output, outlook, hls=bool(request.get("hls")))
-    stretches = _stretches(claim, outlook)
-    store.plan(claim, len(stretches))
+    tasks = _tasks(claim, outlook)
+    store.plan(claim, len(tasks))
 
-    def make(stretch: Stretch) -> None:
-        if not _is_whole(store, claim, stretch.number):
+    def make(task: SegmentTask) -> None:
+        if not _is_whole(store, claim, task.number):
             store.check(claim)
-            _make(store, claim, maker, stretch)
-            tell(f"job {claim.job.id}: segment {stretch.number + 1} of {len(stretches)}")
+            _make(store, claim, maker, task)
+            tell(f"job {claim.job.id}: segment {task.number + 1} of {len(tasks)}")
 
     if request.get("independent"):
         with ThreadPoolExecutor(maker.width) as threads:
-            deque(threads.map(make, stretches), maxlen=0)  # raises what went wrong
+            deque(threads.map(make, tasks), maxlen=0)  # raises what went wrong
     else:
-        deque(map(make, stretches), maxlen=0)
+        deque(map(make, tasks), maxlen=0)
     store.check(claim)
-    joined = concat(_parts(claim, len(stretches)), output, sound=Path(request["audio"]))
+    joined = concat(_parts(claim, len(tasks)), output, sound=Path(request["audio"]))
     if request.get("hls"):
         write_hls(output)
     result = _result(store, claim, outlook, output) | {"frames": joined.num_frames}
@@ -236,20 +236,20 @@ def file_sha256(path: Path) -> str:
         ) from error
 
 
-def _stretches(claim: Claim, outlook: Outlook) -> list[Stretch]:
+def _tasks(claim: Claim, outlook: Outlook) -> list[SegmentTask]:
     """All segments of a job, in order."""
     request, folder = claim.job.request, claim.folder
 
-    def stretch(number: int, first: int, end: int, past: Path | None, **more: Any) -> Stretch:
+    def task(number: int, first: int, end: int, past: Path | None, **more: Any) -> SegmentTask:
         making = folder / f"making-{number:05d}"
         to = making.with_suffix(".mp4"), making.with_suffix(".past")
-        return Stretch(number, first, end, past, *to, **more)
+        return SegmentTask(number, first, end, past, *to, **more)
 
     if request.get("independent"):
         pieces = pieces_of(Path(request["audio"]), folder / _VOICES, request["segment_s"])
         last = len(pieces) - 1
         return [
-            stretch(
+            task(
                 n, 0, -(-piece.num_frames // BLOCK_FRAMES), None,
                 audio=piece.path, overlaps=(n > 0, n < last),
             )
@@ -257,8 +257,8 @@ def _stretches(claim: Claim, outlook: Outlook) -> list[Stretch]:
         ]  # fmt: skip
     length, num_blocks = max(1, round(request["segment_s"] / _BLOCK_S)), outlook.num_blocks
     ends = [*range(length, num_blocks, length), num_blocks]
-    return [stretch(0, 0, ends[0], None)] + [
-        stretch(n, first, end, _past(folder, n - 1), before=_video(folder, n - 1))
+    return [task(0, 0, ends[0], None)] + [
+        task(n, first, end, _past(folder, n - 1), before=_video(folder, n - 1))
         for n, (first, end) in enumerate(pairwise(ends), 1)
     ]
 
@@ -310,10 +310,10 @@ def _is_whole(store: Store, claim: Claim, number: int) -> bool:
     return True
 
 
-def _make(store: Store, claim: Claim, maker: SegmentMaker, stretch: Stretch) -> None:
-    folder, number, began_s = claim.folder, stretch.number, time.perf_counter()
-    video_to, past_to = stretch.video_to, stretch.past_to
-    report = maker.make(claim.job.request, stretch)
+def _make(store: Store, claim: Claim, maker: SegmentMaker, task: SegmentTask) -> None:
+    folder, number, began_s = claim.folder, task.number, time.perf_counter()
+    video_to, past_to = task.video_to, task.past_to
+    report = maker.make(claim.job.request, task)
     hashes = file_sha256(video_to), file_sha256(past_to)
     try:
         for made, finished in (

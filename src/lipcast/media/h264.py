@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lipcast.errors import OutputError
+from lipcast.errors import InputError, OutputError
 from lipcast.media.decode import open_container
 
 CODEC = "libx264"
@@ -88,16 +88,21 @@ class ToYuv:
         return picture
 
 
-def last_picture(path: Path) -> Any:
-    """The last picture of a video file, as it is decoded. Raises InputError."""
-    last = None
+def last_picture(path: Path, size: tuple[int, int]) -> Any:
+    """The last picture of a video file of `size` (height, width), as it is decoded. Raises InputError."""
+    last, (height, width) = None, size
     with open_container(path, expected="a video file to go on from") as container:
-        stream = container.streams.video[0]
-        if stream.duration is not None:
-            container.seek((stream.start_time or 0) + stream.duration, stream=stream)
-        for picture in container.decode(stream):
-            last = picture
-    assert last is not None, f"{path} has pictures"
+        for stream in container.streams.video[:1]:
+            if stream.duration is not None:
+                container.seek((stream.start_time or 0) + stream.duration, stream=stream)
+            for picture in container.decode(stream):
+                last = picture
+    got = "no picture" if last is None else f"{last.width}x{last.height}"
+    if got != f"{width}x{height}":
+        raise InputError(
+            f"{path}: expected a video of {width}x{height} to go on from, got {got}; "
+            "leave `after` out"
+        )
     return last
 
 

@@ -200,7 +200,7 @@ class _Muxer:
         )
         self.num_pictures = 0
         """That left the encoder so far."""
-        self._fps, self._before = fps, after and last_picture(after)
+        self._fps, self._before = fps, after and last_picture(after, size)
         self._to_yuv = ToYuv(fps)
         self._video = self._container.add_stream(CODEC, rate=fps)
         self._video.options = options(at_seam=after is not None)
