@@ -13,7 +13,7 @@ from lipcast.cli.judge import Given
 from lipcast.cli.long_video import MeteredMaker, is_long
 from lipcast.cli.main import main
 from lipcast.cli.request import read_request
-from lipcast.errors import OutputError
+from lipcast.errors import OutputError, UsageError
 from lipcast.jobs.store import Store
 from lipcast.media.video import read_video
 from lipcast.runtime import cache_dir
@@ -144,11 +144,13 @@ def test_what_is_long(folder: Path, seconds: float, more: dict[str, Given], long
     assert is_long(read_request(given)) is long
 
 
-def test_one_torchrun_makes_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    request = read_request({
-        "image": str(EXAMPLES / "portrait_0.png"), "audio": "voice.wav", "segment": "1s"
-    })  # fmt: skip
-    assert is_long(request)
+def test_processes_of_a_launcher_make_one_piece(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    voice = write_wav(folder / "long.wav", 601, 16_000)
+    given: dict[str, Given] = {"image": str(EXAMPLES / "portrait_0.png"), "audio": str(voice)}
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "here"}.items():
         monkeypatch.setenv(name, value)
-    assert not is_long(request)
+    assert not is_long(read_request(given))
+    with pytest.raises(UsageError, match=r"--segment: .* use --gpus"):
+        is_long(read_request(given | {"segment": "30s"}))

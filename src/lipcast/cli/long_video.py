@@ -67,11 +67,20 @@ class MeteredMaker:
 
 
 def is_long(request: GenerateRequest) -> bool:
-    """Whether the video is made in segments. Raises InputError for a sound that cannot be used."""
+    """Whether the video is made in segments.
+
+    Raises InputError for a sound that cannot be used, UsageError for segments under torchrun.
+    """
     from lipcast.media.audio import open_audio
 
-    if request.segment_s is not None or launched() is not None:
-        return bool(request.segment_s) and launched() is None
+    if launched() is not None:
+        if request.segment_s:
+            raise UsageError(
+                "--segment: expected one process, got several of a launcher; use --gpus in its place"
+            )
+        return False
+    if request.segment_s is not None:
+        return request.segment_s > 0
     if request.audio.stat().st_size < LONG_S * _LEAST_BYTES_PER_S:
         return False
     options, seconds = request.options, open_audio(request.audio).duration_s

@@ -6,6 +6,7 @@ Input: requests as `JobRequest` fields in plain data. Output: segments, as `jobs
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,11 @@ class LocalMaker:
         with self._open(request, task) as session:
             edges = task.edges
             blocks = session if edges is None else edges.body(session)
-            saved = api.save_blocks(blocks, task.video_to, after=task.before)
             num_frames = 0
-            for block in saved:
-                num_frames += len(block.frames)
-                self._on_block(len(block.frames))
+            with closing(api.save_blocks(blocks, task.video_to, after=task.before)) as saved:
+                for block in saved:
+                    num_frames += len(block.frames)
+                    self._on_block(len(block.frames))
             if edges is not None:
                 edges.save(task.past_to)
             else:
