@@ -24,8 +24,8 @@ from lipcast.cli.main import main as lipcast
 from lipcast.engine.past_file import read_past, write_past
 from lipcast.jobs.independent import pieces_of
 from lipcast.jobs.local import LocalMaker
-from lipcast.jobs.runner import Outlook, SegmentTask
 from lipcast.jobs.store import Segment, Store
+from lipcast.jobs.tasks import Outlook, SegmentTask
 
 SEGMENT_S = 60
 SEGMENT_BLOCKS = 125

@@ -26,8 +26,9 @@ import torch
 from lipcast.cli.main import main as lipcast
 from lipcast.jobs.local import LocalMaker
 from lipcast.jobs.ray import RayMaker
-from lipcast.jobs.runner import SegmentMaker, run_jobs
+from lipcast.jobs.runner import run_jobs
 from lipcast.jobs.store import Store
+from lipcast.jobs.tasks import SegmentMaker
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from lipcast.jobs.runner import Outlook, SegmentTask, run_jobs
+from lipcast.jobs.runner import run_jobs
 from lipcast.jobs.store import Store
+from lipcast.jobs.tasks import Outlook, SegmentTask
 from lipcast.media.audio import open_audio
 from lipcast.media.video import VideoWriter
 

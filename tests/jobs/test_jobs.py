@@ -21,8 +21,9 @@ import lipcast
 from lipcast.cli.main import main
 from lipcast.errors import CancelledError, LipcastError, OutputError, UsageError
 from lipcast.jobs.local import LocalMaker
-from lipcast.jobs.runner import SegmentTask, file_sha256, run_job, run_jobs
+from lipcast.jobs.runner import file_sha256, run_job, run_jobs
 from lipcast.jobs.store import Segment, Store
+from lipcast.jobs.tasks import SegmentTask
 from lipcast.media.video import read_video
 
 KILLS = 12

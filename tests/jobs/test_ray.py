@@ -17,8 +17,9 @@ from cheap_worker import CheapMaker
 
 from lipcast.cli.main import main
 from lipcast.errors import OutputError, UsageError
-from lipcast.jobs.runner import SegmentTask, run_jobs
+from lipcast.jobs.runner import run_jobs
 from lipcast.jobs.store import Store
+from lipcast.jobs.tasks import SegmentTask
 
 # Ray's own modules warn about themselves when they are imported.
 pytestmark = pytest.mark.filterwarnings("ignore")

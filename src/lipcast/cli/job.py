@@ -31,8 +31,8 @@ from lipcast.errors import InputError, LipcastError, UsageError
 from lipcast.runtime import cache_dir
 
 if TYPE_CHECKING:
-    from lipcast.jobs.runner import SegmentMaker
     from lipcast.jobs.store import Job, Segment, Store
+    from lipcast.jobs.tasks import SegmentMaker
 
 _NAME = Positional("job", "The name of the job.")
 _WORKSPACE = Flag(

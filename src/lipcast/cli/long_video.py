@@ -23,8 +23,8 @@ from lipcast.errors import OutputError, UsageError
 from lipcast.runtime import cache_dir, launched
 
 if TYPE_CHECKING:
-    from lipcast.jobs.runner import Outlook, SegmentTask
     from lipcast.jobs.store import Store
+    from lipcast.jobs.tasks import Outlook, SegmentTask
 
 LONG_S = 600
 _DEFAULT_CLIP_FRAMES = 48

@@ -1,6 +1,6 @@
 """Segments made by a model on this machine, which is loaded once and kept.
 
-Input: requests as `JobRequest` fields in plain data. Output: segments, as `jobs.runner` asks for them.
+Input: requests as `cli.job_request` makes them, in plain data. Output: segments, as `jobs.tasks` asks for them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from lipcast import api
 from lipcast.engine.past_file import read_past, write_past
 from lipcast.engine.session import Session
-from lipcast.jobs.runner import Outlook, SegmentTask
+from lipcast.jobs.tasks import Outlook, SegmentTask
 from lipcast.media.audio import open_audio
 from lipcast.media.image import load_portrait
 

@@ -21,7 +21,7 @@ from typing import Any, Self, cast
 import ray
 
 from lipcast.errors import LipcastError, UsageError
-from lipcast.jobs.runner import Outlook, SegmentMaker, SegmentTask
+from lipcast.jobs.tasks import Outlook, SegmentMaker, SegmentTask
 
 _TRIES_AGAIN = 3
 """How often a call is made again whose worker died: a segment that kills every worker must fail once."""

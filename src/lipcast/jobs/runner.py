@@ -17,20 +17,28 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import count, pairwise
+from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lipcast.core.config import VIDEO_FPS
 from lipcast.errors import CancelledError, InputError, LipcastError, OutputError
-from lipcast.jobs.independent import Edges, pieces_of, with_fades
 from lipcast.jobs.store import FAILED, FINISHED, Claim, Job, Segment, Store
+from lipcast.jobs.tasks import (
+    BLOCK_S,
+    VOICES,
+    Outlook,
+    SegmentMaker,
+    SegmentTask,
+    parts_of,
+    past_path,
+    tasks_of,
+    video_path,
+)
 from lipcast.jobs.webhook import post
 from lipcast.media.concat import Joined, concat
 from lipcast.media.hls import check_hls_target, hls_playlist, write_hls
 from lipcast.media.mp4 import check_target, explained
-from lipcast.media.split import BLOCK_FRAMES
 from lipcast.runtime import logger
 
 _LOG = logger("jobs.runner")
@@ -39,55 +47,6 @@ _BITS_PER_PIXEL = 0.5
 _COPIES = 3
 """The segments, the video, and its second form while its index is moved to the front."""
 _SPARE_BYTES = 16 << 20
-_BLOCK_S = BLOCK_FRAMES / VIDEO_FPS
-_VOICES = "voices"
-"""Folder of the pieces of a voice, for independent segments."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outlook:
-    """What a job will be; sizes in pixels. `plan` is for the result."""
-
-    num_blocks: int
-    height: int
-    width: int
-    plan: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentTask:
-    """One segment to be made: from `past` (None: the portrait) up to `end_block`, not included."""
-
-    number: int
-    first_block: int
-    end_block: int
-    past: Path | None
-    video_to: Path
-    past_to: Path
-    before: Path | None = None
-    """The video of the segment that it goes on from."""
-    audio: Path | None = None
-    """The voice of an independent segment; None: the job's."""
-    overlaps: tuple[bool, bool] | None = None
-    """Of an independent segment: whether one comes before it, and after it."""
-
-    @property
-    def edges(self) -> Edges | None:
-        """What an independent segment writes to `past_to`."""
-        return self.overlaps and Edges(head=self.overlaps[0], tail=self.overlaps[1])
-
-
-class SegmentMaker(Protocol):
-    """Makes the segments of jobs: a model on this machine, workers of a cluster, or a stand-in."""
-
-    width: int
-    """How many threads may use it at a time."""
-
-    def look(self, request: Mapping[str, Any]) -> Outlook:
-        """Judge a request. Raises what makes it impossible."""
-
-    def make(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
-        """Write one segment's video and past; returns what to tell of it."""
 
 
 def run_jobs(
@@ -154,7 +113,7 @@ def join_finished(store: Store, job: Job) -> Joined | None:
     if not numbers:
         return None
     output, voice = Path(job.request["output"]), Path(job.request["audio"])
-    return concat([_video(folder, number) for number in numbers], output, sound=voice)
+    return concat([video_path(folder, number) for number in numbers], output, sound=voice)
 
 
 def _noting(claim: Claim, tell: Callable[[str], None]) -> Callable[[str], None]:
@@ -188,7 +147,7 @@ def run_job(
         check_hls_target(output)
     outlook = maker.look(request)
     _check_space(claim.folder, output, outlook, hls=bool(request.get("hls")))
-    tasks = _tasks(claim, outlook)
+    tasks = tasks_of(claim, outlook)
     store.plan(claim, len(tasks))
 
     def make(task: SegmentTask) -> None:
@@ -203,7 +162,7 @@ def run_job(
     else:
         deque(map(make, tasks), maxlen=0)
     store.check(claim)
-    joined = concat(_parts(claim, len(tasks)), output, sound=Path(request["audio"]))
+    joined = concat(parts_of(claim, len(tasks)), output, sound=Path(request["audio"]))
     if request.get("hls"):
         write_hls(output)
     result = _result(store, claim, outlook, output) | {"frames": joined.num_frames}
@@ -222,7 +181,7 @@ def _prune(store: Store, job: Job) -> None:
     for pattern in ("segment-*", "past-*", "making*", "fade-*"):
         for path in store.folder(job.id).glob(pattern):
             path.unlink(missing_ok=True)
-    shutil.rmtree(store.folder(job.id) / _VOICES, ignore_errors=True)
+    shutil.rmtree(store.folder(job.id) / VOICES, ignore_errors=True)
 
 
 def file_sha256(path: Path) -> str:
@@ -236,43 +195,6 @@ def file_sha256(path: Path) -> str:
         ) from error
 
 
-def _tasks(claim: Claim, outlook: Outlook) -> list[SegmentTask]:
-    """All segments of a job, in order."""
-    request, folder = claim.job.request, claim.folder
-
-    def task(number: int, first: int, end: int, past: Path | None, **more: Any) -> SegmentTask:
-        making = folder / f"making-{number:05d}"
-        to = making.with_suffix(".mp4"), making.with_suffix(".past")
-        return SegmentTask(number, first, end, past, *to, **more)
-
-    if request.get("independent"):
-        pieces = pieces_of(Path(request["audio"]), folder / _VOICES, request["segment_s"])
-        last = len(pieces) - 1
-        return [
-            task(
-                n, 0, -(-piece.num_frames // BLOCK_FRAMES), None,
-                audio=piece.path, overlaps=(n > 0, n < last),
-            )
-            for n, piece in enumerate(pieces)
-        ]  # fmt: skip
-    length, num_blocks = max(1, round(request["segment_s"] / _BLOCK_S)), outlook.num_blocks
-    ends = [*range(length, num_blocks, length), num_blocks]
-    return [task(0, 0, ends[0], None)] + [
-        task(n, first, end, _past(folder, n - 1), before=_video(folder, n - 1))
-        for n, (first, end) in enumerate(pairwise(ends), 1)
-    ]
-
-
-def _parts(claim: Claim, num_segments: int) -> list[Path]:
-    """The videos that the whole one is joined of."""
-    request, numbers = claim.job.request, range(num_segments)
-    videos = [_video(claim.folder, number) for number in numbers]
-    if not request.get("independent"):
-        return videos
-    edges = [_past(claim.folder, number) for number in numbers]
-    return with_fades(videos, edges, Path(request["audio"]))
-
-
 def _check_inputs(request: Mapping[str, Any]) -> None:
     """A job goes on with the very files that it began with."""
     for name, sha256 in request["sha256"].items():
@@ -284,7 +206,7 @@ def _check_inputs(request: Mapping[str, Any]) -> None:
 
 
 def _check_space(folder: Path, output: Path, outlook: Outlook, *, hls: bool) -> None:
-    seconds = outlook.num_blocks * _BLOCK_S
+    seconds = outlook.num_blocks * BLOCK_S
     pictures = outlook.height * outlook.width * VIDEO_FPS * seconds * _BITS_PER_PIXEL / 8
     needed = int((_COPIES + hls) * pictures) + _SPARE_BYTES
     for place in (folder, output.parent):
@@ -301,8 +223,8 @@ def _is_whole(store: Store, claim: Claim, number: int) -> bool:
     segment = store.segments(claim.job.id).get(number)
     if segment is None:
         return False
-    files = ((_video(claim.folder, number), segment.sha256),
-             (_past(claim.folder, number), segment.past_sha256))  # fmt: skip
+    files = ((video_path(claim.folder, number), segment.sha256),
+             (past_path(claim.folder, number), segment.past_sha256))  # fmt: skip
     for path, sha256 in files:
         if not path.is_file() or file_sha256(path) != sha256:
             _LOG.warning("%s: damaged or gone; it is made again", path)
@@ -317,8 +239,8 @@ def _make(store: Store, claim: Claim, maker: SegmentMaker, task: SegmentTask) ->
     hashes = file_sha256(video_to), file_sha256(past_to)
     try:
         for made, finished in (
-            (past_to, _past(folder, number)),
-            (video_to, _video(folder, number)),
+            (past_to, past_path(folder, number)),
+            (video_to, video_path(folder, number)),
         ):
             _sync(made)
             made.replace(finished)
@@ -363,11 +285,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _video(folder: Path, number: int) -> Path:
-    return folder / f"segment-{number:05d}.mp4"
-
-
-def _past(folder: Path, number: int) -> Path:
-    return folder / f"past-{number:05d}.safetensors"

@@ -1,0 +1,112 @@
+"""What is to be made of a job: its segments, their files, and who makes them.
+
+Input: a claim, and what the job will be. Output: tasks in order; the files that the whole video is joined of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+from lipcast.core.config import VIDEO_FPS
+from lipcast.jobs.independent import Edges, pieces_of, with_fades
+from lipcast.jobs.store import Claim
+from lipcast.media.split import BLOCK_FRAMES
+
+BLOCK_S = BLOCK_FRAMES / VIDEO_FPS
+VOICES = "voices"
+"""Folder of the pieces of a voice, for independent segments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a job will be; sizes in pixels. `plan` is for the result."""
+
+    num_blocks: int
+    height: int
+    width: int
+    plan: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentTask:
+    """One segment to be made: from `past` (None: the portrait) up to `end_block`, not included."""
+
+    number: int
+    first_block: int
+    end_block: int
+    past: Path | None
+    video_to: Path
+    past_to: Path
+    before: Path | None = None
+    """The video of the segment that it goes on from."""
+    audio: Path | None = None
+    """The voice of an independent segment; None: the job's."""
+    overlaps: tuple[bool, bool] | None = None
+    """Of an independent segment: whether one comes before it, and after it."""
+
+    @property
+    def edges(self) -> Edges | None:
+        """What an independent segment writes to `past_to`."""
+        return self.overlaps and Edges(head=self.overlaps[0], tail=self.overlaps[1])
+
+
+class SegmentMaker(Protocol):
+    """Makes the segments of jobs: a model on this machine, workers of a cluster, or a stand-in."""
+
+    width: int
+    """How many threads may use it at a time."""
+
+    def look(self, request: Mapping[str, Any]) -> Outlook:
+        """Judge a request. Raises what makes it impossible."""
+
+    def make(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
+        """Write one segment's video and past; returns what to tell of it."""
+
+
+def tasks_of(claim: Claim, outlook: Outlook) -> list[SegmentTask]:
+    """All segments of a job, in order."""
+    request, folder = claim.job.request, claim.folder
+
+    def task(number: int, first: int, end: int, past: Path | None, **more: Any) -> SegmentTask:
+        making = folder / f"making-{number:05d}"
+        to = making.with_suffix(".mp4"), making.with_suffix(".past")
+        return SegmentTask(number, first, end, past, *to, **more)
+
+    if request.get("independent"):
+        pieces = pieces_of(Path(request["audio"]), folder / VOICES, request["segment_s"])
+        last = len(pieces) - 1
+        return [
+            task(
+                n, 0, -(-piece.num_frames // BLOCK_FRAMES), None,
+                audio=piece.path, overlaps=(n > 0, n < last),
+            )
+            for n, piece in enumerate(pieces)
+        ]  # fmt: skip
+    length, num_blocks = max(1, round(request["segment_s"] / BLOCK_S)), outlook.num_blocks
+    ends = [*range(length, num_blocks, length), num_blocks]
+    return [task(0, 0, ends[0], None)] + [
+        task(n, first, end, past_path(folder, n - 1), before=video_path(folder, n - 1))
+        for n, (first, end) in enumerate(pairwise(ends), 1)
+    ]
+
+
+def parts_of(claim: Claim, num_segments: int) -> list[Path]:
+    """The videos that the whole one is joined of."""
+    request, numbers = claim.job.request, range(num_segments)
+    videos = [video_path(claim.folder, number) for number in numbers]
+    if not request.get("independent"):
+        return videos
+    edges = [past_path(claim.folder, number) for number in numbers]
+    return with_fades(videos, edges, Path(request["audio"]))
+
+
+def video_path(folder: Path, number: int) -> Path:
+    return folder / f"segment-{number:05d}.mp4"
+
+
+def past_path(folder: Path, number: int) -> Path:
+    return folder / f"past-{number:05d}.safetensors"
