@@ -91,6 +91,8 @@ def test_the_same_command_goes_on(
     stopped = told(capsys)
     finished = num_blocks // SEGMENT_BLOCKS * SEGMENT_BLOCKS * 12
     assert stopped["frames"] == finished == len(read_video("a.mp4").frames)
+    (job,) = Store(cache_dir() / "jobs").jobs()
+    assert job.state == ("waiting" if exit_code == 130 else "failed")
     made: list[int] = []
     count = MeteredMaker._count
     monkeypatch.setattr(MeteredMaker, "_count", lambda self, n: (made.append(n), count(self, n))[1])

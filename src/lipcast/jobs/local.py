@@ -1,6 +1,6 @@
 """Segments made by a model on this machine, which is loaded once and kept.
 
-Input: requests as `cli.job_request` makes them, in plain data. Output: segments, as `jobs.tasks` asks for them.
+Input: requests in plain data, as `job submit` makes them. Output: segments, as `jobs.tasks` asks for them.
 """
 
 from __future__ import annotations

@@ -98,6 +98,10 @@ def work(
         note(f"job {claim.job.id} failed: {error}")
         _notify(claim, {"state": FAILED, "error": str(error)}, note)
         raise
+    except KeyboardInterrupt:
+        with suppress(LipcastError):  # cancelled meanwhile, or a store that cannot be written
+            store.put_back(claim)
+        raise
     finally:
         claim.release()
 

@@ -211,6 +211,10 @@ class Store:
         """The job is done."""
         self._update(claim, "error = '', state = ?", FINISHED)
 
+    def put_back(self, claim: Claim) -> None:
+        """The job waits again, for whoever comes next."""
+        self._update(claim, "state = ?", WAITING)
+
     def fail(self, claim: Claim, error: str) -> None:
         """The job cannot go on; `retry` lets it try again."""
         self._update(claim, "state = ?, error = ?", FAILED, error)
