@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,9 @@ def test_the_video_is_that_of_one_piece(capsys: pytest.CaptureFixture[str]) -> N
         k: v for k, v in whole.items() if k not in of_run
     }
     assert long["frames"] == 82
+    parts = long["seconds_by_part"]
+    assert set(parts) == set(whole["seconds_by_part"])  # type: ignore[call-overload]
+    assert parts["mux_s"] < parts["dit_s"]  # type: ignore[index]
     ours, theirs = read_video("a.mp4"), read_video("whole.mp4")
     assert np.array_equal(ours.audio, theirs.audio)
     difference = np.abs(ours.frames.astype(np.int16) - theirs.frames).mean(axis=(1, 2, 3))
@@ -100,6 +104,109 @@ def test_the_same_command_goes_on(
     assert sum(made) == whole["frames"] - finished  # type: ignore[operator]
     assert told(capsys)["frames"] == whole["frames"]
     assert Path("a.mp4").read_bytes() == Path("whole.mp4").read_bytes()
+    assert {path.name for path in Path().glob("*.mp4*")} == {"a.mp4", "whole.mp4"}
+
+
+def test_what_is_drawn_anew_is_no_other_video(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--save_dir names a file after the time, and a negative seed is another one each time."""
+    words = ["--image", str(EXAMPLES / "portrait_0.png"), "--audio", "voice.wav", "--size", "64*64",
+             "--infer_frames", "16", "--segment", "1s", "--save_dir", "videos", "--base_seed", "-1",
+             "--json"]  # fmt: skip
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3, KeyboardInterrupt())
+        assert main(["generate", *words]) == 130
+    stopped = told(capsys)
+    assert main(["generate", *words]) == 0
+    done = told(capsys)
+    assert [done[key] for key in ("output", "seed", "job")] == [
+        stopped[key] for key in ("output", "seed", "job")
+    ]
+    assert len(list(Path("videos").iterdir())) == 1
+
+
+def test_other_files_are_another_video(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 3, KeyboardInterrupt())
+        assert generate() == 130
+        first = told(capsys)["job"]
+        write_wav(Path("voice.wav"), 3.0, 16_000)
+        stop_after(patch, 3, KeyboardInterrupt())
+        assert generate() == 130
+    assert told(capsys)["job"] != first
+
+
+@pytest.mark.parametrize("method", ["fail", "job", "segments"])
+def test_what_is_finished_is_kept_without_the_store(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    """The disk of the store is full: not even a failure can be noted in it."""
+
+    def broken(*_given: object) -> None:
+        raise OutputError("jobs.sqlite: disk I/O error")
+
+    def stop(*_given: object) -> None:
+        monkeypatch.setattr(Store, method, broken)
+        raise OutputError("no room")
+
+    monkeypatch.setattr(MeteredMaker, "_count", once_full(stop))
+    assert generate() == 6
+    stopped = told(capsys)
+    assert str(stopped["reason"]).startswith("no room")
+    assert stopped["frames"] == len(read_video("a.mp4").frames) == 2 * SEGMENT_BLOCKS * 12
+
+
+def once_full(stop: Callable[[], None]) -> Callable[[MeteredMaker, int], None]:
+    """Counts five blocks, then stops."""
+    counted: list[int] = []
+
+    def count(_self: MeteredMaker, num_frames: int) -> None:
+        counted.append(num_frames)
+        if len(counted) == 2 * SEGMENT_BLOCKS + 1:
+            stop()
+
+    return count
+
+
+def test_a_voice_that_is_gone_is_no_reason_to_lose_segments(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop() -> None:
+        Path("voice.wav").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MeteredMaker, "_count", once_full(stop))
+    assert generate() == 130
+    said = capsys.readouterr().err
+    assert "finished segments are kept in" in said and "voice.wav" in said
+
+
+def test_an_interrupt_while_tidying_up_is_too_late(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_given: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lipcast.jobs.runner._prune", interrupted)
+        assert generate() == 0
+    assert told(capsys)["status"] == "finished"
+    assert Store(cache_dir() / "jobs").jobs() == []
+
+
+def test_what_another_worker_has_finished_is_not_made_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3, KeyboardInterrupt())
+        generate()
+    told(capsys)
+    assert main(["job", "run", "--quiet"]) == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1, AssertionError("made again"))
+        assert generate() == 0
+    assert told(capsys)["frames"] == 82
 
 
 def test_an_end_before_the_first_segment_says_what_it_always_says(

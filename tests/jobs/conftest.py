@@ -27,8 +27,8 @@ def submit(store: Store, portrait: Path, sound: Any) -> Submit:
         audio = sound(seconds)
         return store.submit([{
             "image": str(portrait), "audio": str(audio), "output": str(output), "segment_s": 0.96,
-            "sha256": {"image": file_sha256(portrait), "audio": file_sha256(audio)},
-            "options": {"seed": 1}, "keep_segments": False, **more,
+            "sha256": {str(path): file_sha256(path) for path in (portrait, audio)},
+            "options": {"seed": 1}, "keep_segments": False, "independent": False, **more,
         }])[0]  # fmt: skip
 
     return submit

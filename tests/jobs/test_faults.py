@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cheap_worker import CheapMaker
@@ -16,6 +19,7 @@ from cheap_worker import CheapMaker
 from lipcast.errors import OutputError, UsageError
 from lipcast.jobs.runner import run_jobs
 from lipcast.jobs.store import Store
+from lipcast.jobs.tasks import SegmentTask
 
 Submit = Callable[..., str]
 WORKER = Path(__file__).with_name("cheap_worker.py")
@@ -134,3 +138,27 @@ def test_a_clock_that_goes_back(
     assert [job.claim for job in store.jobs()] == [1, 1, 1]
     videos = {(tmp_path / f"{number}.mp4").read_bytes() for number in range(3)}
     assert len(videos) == 1
+
+
+class Interrupted(CheapMaker):
+    """Two at a time; the fourth segment is when somebody presses Ctrl-C."""
+
+    width = 2
+    pressed = False
+
+    def make(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
+        if len(self.made) >= 6 and not self.pressed:
+            self.pressed = True
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # type: ignore[arg-type]
+        return super().make(request, task)
+
+
+def test_ctrl_c_puts_all_jobs_back(store: Store, submit: Submit, tmp_path: Path) -> None:
+    names = [submit(tmp_path / f"{number}.mp4") for number in range(3)]
+    maker = Interrupted(0.01)
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(store, maker, tell=lambda _: None)
+    assert {store.job(name).state for name in names} == {"waiting"}
+    assert len(maker.made) < 3 * 19, "it did not wait for the end of all"
+    assert run_jobs(store, CheapMaker(), tell=lambda _: None) == 0
+    assert {store.job(name).state for name in names} == {"finished"}

@@ -85,7 +85,7 @@ def test_a_job_of_independent_segments(store: Store, submit: Submit, tmp_path: P
     video = read_video(output)
     assert len(video.frames) == 228  # 19 whole blocks of the stand-in
     assert maker.made.count(0) == len(store.segments(name)) >= 4
-    assert {path.name for path in store.folder(name).iterdir()} == {"lock", "log"}
+    assert {path.name for path in store.folder(name).iterdir()} == {"lock", "log", "result.json"}
     wide = tmp_path / "b.mp4"
     submit(wide, 9.0, segment_s=1.92, independent=True)
     side_by_side = CheapMaker(0.01)

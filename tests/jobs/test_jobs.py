@@ -73,7 +73,11 @@ def test_killed_at_any_moment_the_video_is_the_same(
         assert [segment["number"] for segment in result["segments"]] == list(range(10))
         assert result["sha256"] == file_sha256(output)
         run_jobs(store, CheapMaker(), tell=quiet)  # tidies up where the end of a job was cut off
-        assert {path.name for path in store.folder(name).iterdir()} == {"lock", "log"}
+        assert {path.name for path in store.folder(name).iterdir()} == {
+            "lock",
+            "log",
+            "result.json",
+        }
 
 
 def test_each_job_goes_to_one_worker(store: Store, submit: Submit, tmp_path: Path) -> None:
@@ -148,7 +152,7 @@ def test_damaged_segments_and_changed_inputs_are_noticed(
     run_job(store, claim, maker, tell=quiet)
     claim.release()
     assert maker.made == [8, 9] and (tmp_path / "b.mp4").read_bytes() == whole
-    changed = submit(tmp_path / "c.mp4", image=str(image))
+    changed = submit(tmp_path / "c.mp4", sha256={str(image): file_sha256(Path(image))})
     Path(image).write_bytes(b"another picture")
     assert run_jobs(store, CheapMaker(), tell=quiet) == 1
     assert "was submitted" in store.job(changed).error

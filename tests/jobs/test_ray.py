@@ -29,12 +29,16 @@ Submit = Callable[..., str]
 
 
 class Breaks(CheapMaker):
-    """Fails where the seed is that of the last job."""
+    """Fails where the seed is that of the last job; says what its plans may take."""
+
+    def __init__(self, block_s: float = 0.0, *, ram_bytes: int | None = None) -> None:
+        super().__init__(block_s)
+        self._ram_bytes = ram_bytes
 
     def make(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
         if request["options"]["seed"] == NUM_JOBS:
             raise OutputError("the disk is full; make room")
-        return super().make(request, task)
+        return {**super().make(request, task), "ram_bytes": self._ram_bytes}
 
 
 @pytest.fixture
@@ -43,9 +47,10 @@ def cluster() -> Iterator[None]:
         here = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         patch.setenv("PYTHONPATH", os.pathsep.join(here))
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        patch.setenv("RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES", "1")
         ray.init(
-            address="local", num_cpus=NUM_WORKERS, include_dashboard=False, log_to_driver=False,
-            logging_level="error", object_store_memory=80 << 20,
+            address="local", num_cpus=NUM_WORKERS, num_gpus=NUM_WORKERS, include_dashboard=False,
+            log_to_driver=False, logging_level="error", object_store_memory=80 << 20,
         )  # fmt: skip
         yield
         ray.shutdown()
@@ -90,7 +95,10 @@ def test_a_killed_worker_loses_nothing(
     assert len(killed) == 1
     assert store.job(broken).error == "the disk is full; make room"
     assert [(store.job(n).state, store.job(n).claim) for n in names] == [("finished", 1)] * 12
-    assert all({path.name for path in store.folder(n).iterdir()} == {"lock", "log"} for n in names)
+    left = {"lock", "log", "result.json"}
+    assert all({path.name for path in store.folder(name).iterdir()} == left for name in names)
+    share = int(ray.cluster_resources()["memory"] / NUM_WORKERS)
+    assert store.segments(names[0])[0].report["ram_bytes"] == share
     for number, ours in enumerate(outputs[:2]):
         theirs = tmp_path / f"local-{number}.mp4"
         submit(theirs, 3.0, segment_s=1.92, options={"seed": number})
@@ -109,7 +117,7 @@ def test_flags_of_the_executor_are_judged(tmp_path: Path) -> None:
 
 
 def test_gpus_of_a_node_share_its_memory() -> None:
-    from lipcast.jobs.ray import WorkerShare, worker_share
+    from lipcast.jobs.ray import WorkerShare, most_workers, worker_share
 
     def node(gpus: int, memory: int, *, alive: bool = True) -> dict[str, Any]:
         return {
@@ -123,6 +131,11 @@ def test_gpus_of_a_node_share_its_memory() -> None:
     assert worker_share(nodes, num_gpus=4, memory_bytes=None) == WorkerShare(4, 400)
     assert worker_share(nodes, num_gpus=1, memory_bytes=7) == WorkerShare(1, 7)
     assert worker_share([head], num_gpus=1, memory_bytes=None) == WorkerShare()
+    assert most_workers([head], num_gpus=1) == 1
+    three = [head, node(3, 30), node(3, 30)]
+    assert [most_workers(three, num_gpus=n) for n in (1, 2, 3)] == [6, 2, 2]
+    with pytest.raises(UsageError, match="with 4 GPUs, got 3 at most"):
+        worker_share(three, num_gpus=4, memory_bytes=None)
 
 
 def test_a_worker_plans_with_its_share(monkeypatch: pytest.MonkeyPatch) -> None:

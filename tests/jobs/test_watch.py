@@ -55,7 +55,7 @@ def test_a_webhook_is_told_how_a_job_ended(
     url, posted = server
     output = tmp_path / "a.mp4"
     done = submit(output, 2.0, webhook=f"{url}/done")
-    lost = submit(tmp_path / "b.mp4", 2.0, webhook=f"{url}/bad", sha256={"image": "another"})
+    lost = submit(tmp_path / "b.mp4", 2.0, webhook=f"{url}/bad", sha256={__file__: "another"})
     unheard = submit(tmp_path / "c.mp4", 2.0, webhook="http://127.0.0.1:9/")
     assert run_jobs(store, CheapMaker(), tell=quiet) == 1
     (path, document), (bad_path, failed) = posted
@@ -91,7 +91,7 @@ def test_watch_draws_a_table(
     assert main(("job", "watch", *place)) == 0  # nothing is left to watch
     table = capsys.readouterr().out
     assert all(word in table for word in (name, "finished", "3/3", "0:00:00"))
-    submit(tmp_path / "b.mp4", 2.0, sha256={"image": "another"})
+    submit(tmp_path / "b.mp4", 2.0, sha256={__file__: "another"})
     run_jobs(store, CheapMaker(), tell=quiet)
     assert main(("job", "watch", *place)) == 1
     capsys.readouterr()

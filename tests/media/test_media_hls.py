@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import tempfile
 from pathlib import Path
 
 import av
@@ -20,9 +21,9 @@ from lipcast.media.video import VideoWriter
 NUM_FRAMES = 25 * 9
 
 
-@pytest.fixture(params=["plain", "it's 100% a: b", "ten%d"])
+@pytest.fixture(params=["plain", "it's 100% a: b", "ten%d", "what? a#b"])
 def video(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    path = tmp_path / request.param / "a talk.mp4"
+    path = tmp_path / request.param / f"{request.param}.mp4"
     path.parent.mkdir()
     return written(path)
 
@@ -36,9 +37,13 @@ def written(path: Path) -> Path:
 
 
 def packets(path: Path, kind: str) -> list[bytes]:
-    with open_container(path, expected="a video") as container:
-        stream = next(s for s in container.streams if s.type == kind)
-        return [bytes(packet) for packet in container.demux(stream) if packet.size]
+    # FFmpeg reads playlists as addresses, in which ? and # mean something.
+    with tempfile.TemporaryDirectory() as plain:
+        link = Path(plain, "to")
+        link.symlink_to(path.parent)
+        with open_container(link / path.name, expected="a video") as container:
+            stream = next(s for s in container.streams if s.type == kind)
+            return [bytes(packet) for packet in container.demux(stream) if packet.size]
 
 
 def test_the_stream_holds_the_video(video: Path) -> None:
@@ -89,6 +94,28 @@ def test_a_full_disk_leaves_the_earlier_stream(
     with pytest.raises(OutputError, match="room for the video"):
         write_hls(video)
     assert hls_playlist(video).read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "a-hls"}
+
+
+def test_an_exchange_cut_short_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the worst moment: the earlier stream is out of the way, the new one not in its place."""
+    video = written(tmp_path / "a.mp4")
+    playlist = write_hls(video)
+    (playlist.parent / "mark").touch()
+    rename = Path.rename
+
+    def interrupted(self: Path, to: Path) -> Path:
+        if self.suffix == ".part":
+            raise KeyboardInterrupt
+        return rename(self, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_hls(video)
+    assert (playlist.parent / "mark").exists()
+    playlist.parent.rename(tmp_path / ".a-hls.earlier")  # what a kill would leave
+    write_hls(video)
     assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "a-hls"}
 
 

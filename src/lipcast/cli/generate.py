@@ -1,7 +1,8 @@
 """`lipcast generate`: one portrait, one voice, one video file.
 
-Input: the given flags. Output: an MP4 that grows block by block, and what was done as a line or as
-one JSON document. Whatever ends the work early, the finished frames stay in the file.
+Input: the given flags. Output: an MP4 that grows block by block (`long_video` makes long ones), and what
+was done as a line or as one JSON document. Whatever ends the work early, the finished frames stay in the
+file.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ def generate(given: Mapping[str, Given]) -> None:
     """Make a video of a portrait that speaks.
 
     The picture decides the aspect, the sound decides the length. The file can be watched while it
-    is written; Ctrl-C keeps what is finished. A sound over 10 min is made in segments of a minute: the
-    same command goes on after whatever ended it (`lipcast job watch` shows how far it is).
+    is written; Ctrl-C keeps what is finished. A sound over 10 min is made in segments of a minute, and
+    the file is there in the end: the same command goes on after whatever ended it, and
+    `lipcast job watch` shows how far it is.
 
         lipcast generate --image me.png --audio hello.wav -o out.mp4
 

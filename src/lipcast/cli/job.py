@@ -294,7 +294,7 @@ def _rows(path: Path) -> list[dict[str, Given]]:
             )
     return [
         {key: value if value is True else str(value) for key, value in row.items()
-         if value not in (None, "", False)} for row in rows
+         if value is not None and value is not False and value != ""} for row in rows
     ]  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lipcast.cli.model_configs import EMBEDDED
 from lipcast.cli.request import GenerateRequest
 from lipcast.errors import UsageError
 
@@ -15,22 +16,30 @@ SEGMENT_S = 60.0
 def as_job(request: GenerateRequest, **how: Any) -> dict[str, Any]:
     """The request of a job; `how` says more of it. Raises UsageError, InputError."""
     from lipcast.jobs.runner import file_sha256
+    from lipcast.weights.lora import parse_lora
 
     segment_s = SEGMENT_S if request.segment_s is None else request.segment_s
     if segment_s <= 0:
         raise UsageError("--segment: expected a length above 0 for a job, got 0; give 60s")
-    files = {"image": request.image.resolve(), "audio": request.audio.resolve()}
     is_file = isinstance(request.prompt, Path)
+    loras = [parse_lora(text).path for text in request.loras]
+    decoder = [] if request.decoder is None else [request.decoder]
+    prompt = [Path(request.prompt)] if is_file else []
+    files = [request.image, request.audio, *prompt, *decoder, *loras]
     return {
-        **{name: str(path) for name, path in files.items()},
-        "sha256": {name: file_sha256(path) for name, path in files.items()},
+        "image": str(request.image.resolve()),
+        "audio": str(request.audio.resolve()),
+        "sha256": {str(path.resolve()): file_sha256(path) for path in files},
         "prompt": str(Path(request.prompt).resolve()) if is_file else request.prompt,
         "prompt_is_file": is_file,
         "output": str(request.output.resolve()),
-        "model": request.model,
+        "model": _from_anywhere(request.model),
         "device": request.device,
         "precision": request.precision,
-        "loras": list(request.loras),
+        "loras": [
+            text.replace(str(path), str(path.resolve()), 1)
+            for text, path in zip(request.loras, loras, strict=True)
+        ],
         "decoder": None if request.decoder is None else str(request.decoder.resolve()),
         "memory": asdict(request.memory),
         "gpus": asdict(request.gpus),
@@ -38,7 +47,14 @@ def as_job(request: GenerateRequest, **how: Any) -> dict[str, Any]:
         "segment_s": segment_s,
         "keep_segments": False,
         "independent": False,
+        "anonymous": False,
         "webhook": None,
         "hls": False,
         **how,
     }
+
+
+def _from_anywhere(model: str) -> str:
+    """A model's name as it is, a folder in full."""
+    folder = Path(model).expanduser()
+    return model if model == EMBEDDED or not folder.is_dir() else str(folder.resolve())

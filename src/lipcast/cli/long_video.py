@@ -1,7 +1,8 @@
 """`lipcast generate` with a long sound: a job under a name of its own, which is run at once.
 
 Input: a checked request. Output: the same video and the same document as from one piece. The name follows
-from the request and the content of its files, so that the same command finds what was finished before.
+from the request and the content of the files it names (not of the model's), so that the same command finds
+what was finished before.
 """
 
 from __future__ import annotations
@@ -10,24 +11,26 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lipcast.cli.job_request import as_job
 from lipcast.cli.made import document, length, unfinished
 from lipcast.cli.meter import Meter, ProgressBar
+from lipcast.cli.model_configs import read_configs
 from lipcast.cli.request import GenerateRequest
 from lipcast.cli.talk import Talk
 from lipcast.core.config import VIDEO_FPS
-from lipcast.errors import OutputError, UsageError
+from lipcast.errors import InputError, LipcastError, UsageError
 from lipcast.runtime import cache_dir, launched
 
 if TYPE_CHECKING:
-    from lipcast.jobs.store import Store
+    from lipcast.jobs.store import Claim, Job, Store
     from lipcast.jobs.tasks import Outlook, SegmentTask
 
 LONG_S = 600
-_DEFAULT_CLIP_FRAMES = 48
 _LEAST_BYTES_PER_S = 300
 """Of the sparsest codecs for speech (2.4 kbit/s): a smaller file need not be scanned."""
 
@@ -42,14 +45,11 @@ class MeteredMaker:
 
         self._meter, self._bar = meter, bar
         self._maker = LocalMaker(on_block=self._count)
-        self.described: Mapping[str, Any] = {}
-        """The sizes of the last video."""
 
     def look(self, request: Mapping[str, Any]) -> Outlook:
         """What a job will be; the meter counts from here."""
         outlook = self._maker.look(request)
         self._meter.start(outlook.num_blocks)
-        self.described = outlook.plan
         return outlook
 
     def make(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
@@ -85,7 +85,8 @@ def is_long(request: GenerateRequest) -> bool:
         return False
     options, seconds = request.options, open_audio(request.audio).duration_s
     if options.num_clip is not None:
-        frames = options.num_clip * (options.infer_frames or _DEFAULT_CLIP_FRAMES)
+        clip = options.infer_frames or read_configs(request.model).dit.infer_frames
+        frames = options.num_clip * clip
         seconds = min(seconds, frames / VIDEO_FPS)
     return seconds > LONG_S
 
@@ -97,62 +98,97 @@ def make_long(
 
     Raises UsageError where another process makes this video.
     """
-    from lipcast.jobs.runner import work
-    from lipcast.jobs.store import Store
+    from lipcast.jobs.store import FINISHED, Store
 
     store: Store = Store(cache_dir() / "jobs")
-    name = _enter(store, as_job(request))
-    claim = store.claim(name)
+    job = store.job(_enter(store, request))
+    request = _as_entered(request, job)
+    if job.state != FINISHED:
+        _make_missing(store, job, request, (meter, bar, talk))
+        meter.stop()
+    report = _report(store, job.id)
+    store.remove(job.id)
+    return {"status": "finished"} | _document(request, meter, talk, report["frames"], report)
+
+
+def _enter(store: Store, request: GenerateRequest) -> str:
+    """The name of the video's job, which is in the store when this returns.
+
+    What is drawn anew each time is no part of the name: the same command must find its job.
+    """
+    from lipcast.jobs.store import CANCELLED, FAILED, FINISHED
+
+    job = as_job(request, anonymous=True)
+    key = job | {
+        "output": None if "output" in request.drawn else job["output"],
+        "options": job["options"] | ({"seed": None} if "seed" in request.drawn else {}),
+    }
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
+    state = next((known.state for known in store.jobs() if known.id == name), None)
+    if state == FINISHED and not _is_there(store, name):
+        store.remove(name)
+    if state in (FAILED, CANCELLED):
+        store.retry(name)
+    store.submit([job], names=[name])
+    return name
+
+
+def _is_there(store: Store, name: str) -> bool:
+    """Whether a finished job's video is what was written. Another worker may have finished it."""
+    from lipcast.jobs.runner import RESULT, file_sha256
+
+    with suppress(OSError, ValueError, InputError):
+        result = json.loads((store.folder(name) / RESULT).read_text("utf-8"))
+        return bool(file_sha256(Path(result["output"])) == result["sha256"])
+    return False
+
+
+def _as_entered(request: GenerateRequest, job: Job) -> GenerateRequest:
+    """With the output and the seed that were drawn at first."""
+    options = replace(request.options, seed=job.request["options"]["seed"])
+    return replace(request, output=Path(job.request["output"]), options=options)
+
+
+def _make_missing(
+    store: Store, job: Job, request: GenerateRequest, tellers: tuple[Meter, ProgressBar, Talk]
+) -> None:
+    """Work at the job; ended early, raises UnfinishedError with what could be kept."""
+    from lipcast.jobs.runner import work
+
+    meter, bar, talk = tellers
+    claim = store.claim(job.id)
     if claim is None:
         raise UsageError(
             f"{request.output}: expected nobody to make this video already, got another process; "
             "see `lipcast job watch`"
         )
-    with closing(MeteredMaker(meter, bar)) as maker:
-        try:
+    try:
+        with closing(MeteredMaker(meter, bar)) as maker:
             work(store, claim, maker, tell=talk.detail)
-        except (KeyboardInterrupt, Exception) as error:
-            num_frames, kept = _keep(store, name)
-            if not kept:
-                raise
-            report, described = _report(store, name), maker.described
-            told = document(
-                request, meter, talk, num_frames=num_frames, described=described, report=report
-            )
-            raise unfinished(error, kept, told) from error
-        meter.stop()
-        report, described = _report(store, name), maker.described
-    store.remove(name)
-    return {"status": "finished"} | document(
-        request, meter, talk, num_frames=report["frames"], described=described, report=report
-    )
+    except (KeyboardInterrupt, Exception) as error:
+        if _is_there(store, job.id):  # it was over, but for the tidying up
+            return
+        num_frames, kept = _keep(claim)
+        if not kept:
+            raise
+        report: dict[str, Any] = {"job": job.id}
+        with suppress(LipcastError):  # the store's disk may be the full one
+            report = _report(store, job.id)
+        told = _document(request, meter, talk, num_frames, report)
+        raise unfinished(error, kept, told) from error
+    finally:
+        claim.release()
 
 
-def _enter(store: Store, job: Mapping[str, Any]) -> str:
-    """The name of the job, which waits in the store when this returns."""
-    from lipcast.jobs.store import CANCELLED, FAILED, FINISHED
-
-    name = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:8]
-    state = next((known.state for known in store.jobs() if known.id == name), None)
-    if state == FINISHED:  # a kill came before it was forgotten
-        store.remove(name)
-    if state in (None, FINISHED):
-        store.submit([job], names=[name])
-    elif state in (FAILED, CANCELLED):
-        store.retry(name)
-    return name
-
-
-def _keep(store: Store, name: str) -> tuple[int, str]:
+def _keep(claim: Claim) -> tuple[int, str]:
     """Write the finished segments as the video: its length, and what to say; nothing for none."""
     from lipcast.jobs.runner import join_finished
 
     again = "the same command goes on from there"
-    job = store.job(name)
     try:
-        joined = join_finished(store, job)
-    except OutputError as error:
-        return 0, f"finished segments are kept in {store.folder(name)} ({error}); {again}"
+        joined = join_finished(claim)
+    except LipcastError as error:
+        return 0, f"finished segments are kept in {claim.folder} ({error}); {again}"
     if joined is None:
         return 0, ""
     return joined.num_frames, f"kept in {joined.path}: {length(joined.num_frames)}; {again}"
@@ -162,8 +198,21 @@ def _report(store: Store, name: str) -> dict[str, Any]:
     """What the finished segments tell together, as one session would."""
     segments = store.segments(name)
     reports = [segments[number].report for number in sorted(segments)]
+    if not reports:
+        return {"job": name, "frames": 0}
     seconds: Counter[str] = Counter()
     for report in reports:
         seconds.update(report["seconds"])
-    own = {"job": name, "frames": sum(report["frames"] for report in reports)}
-    return {**(reports[-1] if reports else {}), **own, "seconds": dict(seconds)}
+    last = reports[-1]
+    found = {"job": name, "frames": sum(report["frames"] for report in reports)}
+    if memory := last.get("memory"):
+        taken = [rung for report in reports for rung in report["memory"]["fallbacks"]["taken"]]
+        found["memory"] = memory | {"fallbacks": memory["fallbacks"] | {"taken": taken}}
+    return {**last, **found, "seconds": dict(seconds)}
+
+
+def _document(
+    request: GenerateRequest, meter: Meter, talk: Talk, num_frames: int, report: Mapping[str, Any]
+) -> dict[str, Any]:
+    described = report.get("video", {})
+    return document(request, meter, talk, num_frames=num_frames, described=described, report=report)

@@ -44,8 +44,10 @@ def length(num_frames: int) -> str:
 
 def summary(meter: Meter, num_frames: int) -> str:
     """Of a finished video: length, speed, time to the first frame."""
+    if meter.first_frame_s is None:  # all was finished before
+        return length(num_frames)
     speed = f"{meter.frames_per_second:.1f} frames/s"
-    return f"{length(num_frames)}, at {speed}, first frame after {meter.first_frame_s or 0.0:.1f} s"
+    return f"{length(num_frames)}, at {speed}, first frame after {meter.first_frame_s:.1f} s"
 
 
 def document(
@@ -66,11 +68,11 @@ def document(
         "frames_per_second": meter.frames_per_second,
         "time_to_first_frame_s": meter.first_frame_s,
         "elapsed_s": meter.elapsed_s,
-        "seconds_by_part": {**report.get("seconds", {}), "mux_s": meter.mux_s},
+        "seconds_by_part": {"mux_s": meter.mux_s, **report.get("seconds", {})},
         "peak_rss_bytes": meter.peak_rss_bytes,
         "peak_gpu_bytes": meter.peak_gpu_bytes,
         **{name: report.get(name) for name in ("memory", "layout", "ranks", "bottleneck", "job")},
-        "request": {k: v for k, v in asdict(request).items() if k != "accepted"},
+        "request": {k: v for k, v in asdict(request).items() if k not in ("accepted", "drawn")},
         **described,
         "accepted": dict(request.accepted),
         "warnings": list(talk.warnings),

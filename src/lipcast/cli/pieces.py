@@ -57,7 +57,7 @@ def concat(given: Mapping[str, Given]) -> None:
     """
     from lipcast.media.concat import concat as join
     from lipcast.media.concat import read_list
-    from lipcast.media.hls import write_hls
+    from lipcast.media.hls import check_hls_target, write_hls
 
     talk = Talk.begin(given)
     paths: list[Path] = []
@@ -65,6 +65,8 @@ def concat(given: Mapping[str, Given]) -> None:
         path = Path(word).expanduser()
         paths += read_list(path) if path.suffix in _LISTS else [path]
     output = Path(str(given.get("output", "out.mp4"))).expanduser()
+    if given.get("hls"):
+        check_hls_target(output)
     joined = join(paths, output, sound=_file(given, "audio"))
     playlist = write_hls(output) if given.get("hls") else None
     if talk.as_json:

@@ -48,6 +48,8 @@ class GenerateRequest:
     options: GenerateOptions
     segment_s: float | None
     """0: in one piece; None: as the sound's length asks for."""
+    drawn: frozenset[str]
+    """Of "seed" and "output", what is another one each time."""
     accepted: Mapping[str, str]
 
 
@@ -76,8 +78,14 @@ def read_request(given: Mapping[str, Given]) -> GenerateRequest:
         segment_s=parse_seconds("segment", str(settings["segment"]))
         if "segment" in settings
         else None,
+        drawn=_drawn(settings),
         accepted=dict(judgement.accepted),
     )
+
+
+def _drawn(settings: Mapping[str, Any]) -> frozenset[str]:
+    found = {"seed"} if settings.get("seed", 0) < 0 else set()
+    return frozenset(found | ({"output"} if "save_dir" in settings else set()))
 
 
 def _prompt(settings: Mapping[str, object]) -> str | Path:

@@ -5,12 +5,14 @@ Input: requests in plain data, as `job submit` makes them. Output: segments, as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from lipcast import api
+from lipcast.engine.frames import FrameBlock
 from lipcast.engine.past_file import read_past, write_past
 from lipcast.engine.session import Session
 from lipcast.jobs.tasks import Outlook, SegmentTask
@@ -18,6 +20,21 @@ from lipcast.media.audio import open_audio
 from lipcast.media.image import load_portrait
 
 _MODEL_KEYS = ("model", "device", "precision", "loras", "decoder", "memory", "gpus")
+
+
+class _WaitingClock:
+    """How long a writer waited for blocks."""
+
+    def __init__(self) -> None:
+        self.waited_s = 0.0
+
+    def watch(self, blocks: Iterable[FrameBlock]) -> Iterator[FrameBlock]:
+        """Pass blocks on."""
+        began_s = time.perf_counter()
+        for block in blocks:
+            self.waited_s += time.perf_counter() - began_s
+            yield block
+            began_s = time.perf_counter()
 
 
 class LocalMaker:
@@ -56,17 +73,22 @@ class LocalMaker:
         with self._open(request, task) as session:
             edges = task.edges
             blocks = session if edges is None else edges.body(session)
-            num_frames = 0
-            with closing(api.save_blocks(blocks, task.video_to, after=task.before)) as saved:
+            num_frames, clock = 0, _WaitingClock()
+            began_s = time.perf_counter()
+            watched = clock.watch(blocks)
+            with closing(api.save_blocks(watched, task.video_to, after=task.before)) as saved:
                 for block in saved:
                     num_frames += len(block.frames)
                     self._on_block(len(block.frames))
+            mux_s = time.perf_counter() - began_s - clock.waited_s
             if edges is not None:
                 edges.save(task.past_to)
             else:
                 assert session.past is not None, "a segment has at least one block"
                 write_past(task.past_to, session.past)
-            return {"frames": num_frames, **session.report()}
+            report = session.report()
+            report["seconds"] = {**report["seconds"], "mux_s": mux_s}
+            return {"frames": num_frames, "video": session.spec.described(), **report}
 
     def _open(self, request: Mapping[str, Any], task: SegmentTask) -> Session:
         model, prompt = self._load(request), request["prompt"]

@@ -49,12 +49,29 @@ def worker_share(
     Without a wish, a node's memory is shared out evenly among its GPUs: plans of two workers must not count
     on the same memory.
     """
-    hosts = [node["Resources"] for node in nodes if node["Alive"]]
-    hosts = [host for host in hosts if host.get("GPU", 0) >= num_gpus > 0]
+    hosts = _hosts(nodes, num_gpus)
     if not hosts:
         return WorkerShare(memory_bytes=memory_bytes)
     evenly = min(int(host["memory"] * num_gpus / host["GPU"]) for host in hosts)
     return WorkerShare(num_gpus, evenly if memory_bytes is None else memory_bytes)
+
+
+def most_workers(nodes: Sequence[Mapping[str, Any]], *, num_gpus: int) -> int:
+    """How many workers there is room for: by the GPUs of each node, or one per node without any."""
+    hosts = _hosts(nodes, num_gpus)
+    return sum(int(host["GPU"]) // num_gpus for host in hosts) if hosts else len(nodes)
+
+
+def _hosts(nodes: Sequence[Mapping[str, Any]], num_gpus: int) -> list[Mapping[str, Any]]:
+    """What the nodes have that a worker may be on; none where no node has a GPU. Raises UsageError."""
+    have = [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("GPU")]
+    fit = [host for host in have if host["GPU"] >= num_gpus]
+    if have and not fit:
+        most = max(host["GPU"] for host in have)
+        raise UsageError(
+            f"expected a node with {num_gpus} GPUs, got {most:g} at most; submit with fewer --gpus"
+        )
+    return fit
 
 
 class RayWorker:
@@ -104,12 +121,16 @@ class RayMaker:
         Raises UsageError where no cluster answers, or has no such worker to give.
         """
         self._began = _join(address)
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        self.share = worker_share(ray.nodes(), num_gpus=num_gpus, memory_bytes=memory_bytes)
+        try:
+            self.share = worker_share(ray.nodes(), num_gpus=num_gpus, memory_bytes=memory_bytes)
+            room = most_workers(ray.nodes(), num_gpus=num_gpus)
+            self.width = num_workers or room
+            self._check_room(room)
+        except UsageError:
+            self.close()
+            raise
         if self.share.num_gpus:
             new_maker = partial(new_maker, ram_bytes=self.share.memory_bytes)
-        self.width = num_workers or gpus // num_gpus or len(ray.nodes())
-        self._check_room()
         actor = ray.remote(RayWorker).options(
             max_restarts=-1, max_task_retries=_TRIES_AGAIN, **self.share.options()
         )
@@ -140,17 +161,17 @@ class RayMaker:
         finally:
             self._idle.put(worker)
 
-    def _check_room(self) -> None:
-        """Actors that fit no node would be waited for without end."""
-        have = ray.cluster_resources()
-        for name, each in (
-            ("GPU", self.share.num_gpus), ("CPU", self.share.num_cpus),
-            ("memory", self.share.memory_bytes or 0),
-        ):  # fmt: skip
-            if each * self.width > have.get(name, 0):
-                self.close()
+    def _check_room(self, room: int) -> None:
+        """Actors that fit no node would be waited for without end. `room`: for so many there are GPUs."""
+        have, num = ray.cluster_resources(), self.width
+        wanted = {"CPU": self.share.num_cpus * num, "memory": (self.share.memory_bytes or 0) * num}
+        if self.share.num_gpus and num > room:
+            wanted["GPU"] = self.share.num_gpus * num
+            have["GPU"] = self.share.num_gpus * room
+        for name, amount in wanted.items():
+            if amount > have.get(name, 0):
                 raise UsageError(
-                    f"expected a Ray cluster with {name} {each * self.width:g} for {self.width} workers, "
+                    f"expected a Ray cluster with {name} {amount:g} for {num} workers, "
                     f"got {have.get(name, 0):g}; give fewer --workers, or add nodes"
                 )
 

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from lipcast.core.config import VIDEO_FPS
@@ -47,6 +48,8 @@ _BITS_PER_PIXEL = 0.5
 _COPIES = 3
 """The segments, the video, and its second form while its index is moved to the front."""
 _SPARE_BYTES = 16 << 20
+RESULT = "result.json"
+"""In a job's folder, and beside the video."""
 
 
 def run_jobs(
@@ -58,43 +61,62 @@ def run_jobs(
 ) -> int:
     """Work until no job waits (or at one, by name); returns how many of them failed.
 
-    As many jobs are under way as the maker is wide.
+    As many jobs are under way as the maker is wide. Ctrl-C puts them back, after the segments in flight
+    where there are several.
     """
     for job in store.jobs((FINISHED,)):  # a worker may have been killed before it tidied up
         _prune(store, job)
     if maker.width == 1:
-        return _run_in_turn(store, maker, name, tell)
+        return _run_in_turn(store, maker, name, tell, Event())
+    stop = Event()
     with ThreadPoolExecutor(maker.width) as threads:
-        turns = [threads.submit(_run_in_turn, store, maker, name, tell) for _ in range(maker.width)]
-        return sum(turn.result() for turn in turns)
+        turns = [
+            threads.submit(_run_in_turn, store, maker, name, tell, stop) for _ in range(maker.width)
+        ]
+        try:
+            return sum(turn.result() for turn in turns)
+        except BaseException:
+            stop.set()  # threads are not told of Ctrl-C
+            raise
 
 
 def _run_in_turn(
-    store: Store, maker: SegmentMaker, name: str | None, tell: Callable[[str], None]
+    store: Store, maker: SegmentMaker, name: str | None, tell: Callable[[str], None], stop: Event
 ) -> int:
     num_failed = 0
-    while (claim := store.claim(name)) is not None:
+    while not stop.is_set() and (claim := store.claim(name)) is not None:
         try:
-            work(store, claim, maker, tell=tell)
+            work(store, claim, maker, tell=tell, stop=stop)
         except CancelledError:
             continue
         except LipcastError:  # told, and in the store
             num_failed += 1
+        finally:
+            claim.release()
     return num_failed
 
 
 def work(
-    store: Store, claim: Claim, maker: SegmentMaker, *, tell: Callable[[str], None] = _LOG.info
+    store: Store,
+    claim: Claim,
+    maker: SegmentMaker,
+    *,
+    tell: Callable[[str], None] = _LOG.info,
+    stop: Event | None = None,
 ) -> None:
-    """Work at one job and give it back. Raises what ended it early; a failure is in the store then."""
+    """Work at one job until it is done, or until `stop` is set, which is as Ctrl-C.
+
+    Raises what ended it early; the store then knows of a failure, and a job that was stopped waits again.
+    """
     note = _noting(claim, tell)
     try:
-        run_job(store, claim, maker, tell=note)
+        run_job(store, claim, maker, tell=note, stop=stop)
     except CancelledError as error:
         note(str(error))
         raise
     except LipcastError as error:
-        store.fail(claim, str(error))
+        with suppress(OutputError):  # the store's disk may be the full one; the first error is told
+            store.fail(claim, str(error))
         note(f"job {claim.job.id} failed: {error}")
         _notify(claim, {"state": FAILED, "error": str(error)}, note)
         raise
@@ -102,18 +124,16 @@ def work(
         with suppress(LipcastError):  # cancelled meanwhile, or a store that cannot be written
             store.put_back(claim)
         raise
-    finally:
-        claim.release()
 
 
-def join_finished(store: Store, job: Job) -> Joined | None:
+def join_finished(claim: Claim) -> Joined | None:
     """Write what is finished of a job that goes on from segment to segment; None if nothing is.
 
-    Raises OutputError.
+    Does not need the store. Raises LipcastError.
     """
-    assert not job.request.get("independent")
-    finished, folder = store.segments(job.id), store.folder(job.id)
-    numbers = range(next(n for n in count() if n not in finished))
+    job, folder = claim.job, claim.folder
+    assert not job.request["independent"]
+    numbers = range(next(n for n in count() if not video_path(folder, n).is_file()))
     if not numbers:
         return None
     output, voice = Path(job.request["output"]), Path(job.request["audio"])
@@ -140,9 +160,14 @@ def _notify(claim: Claim, what: Mapping[str, Any], tell: Callable[[str], None]) 
 
 
 def run_job(
-    store: Store, claim: Claim, maker: SegmentMaker, *, tell: Callable[[str], None]
+    store: Store,
+    claim: Claim,
+    maker: SegmentMaker,
+    *,
+    tell: Callable[[str], None],
+    stop: Event | None = None,
 ) -> None:
-    """Make what is missing of one job."""
+    """Make what is missing of one job. Raises KeyboardInterrupt once `stop` is set."""
     tell(f"job {claim.job.id}: begun, claim {claim.job.claim}")
     request, output = claim.job.request, Path(claim.job.request["output"])
     _check_inputs(request)
@@ -156,6 +181,8 @@ def run_job(
 
     def make(task: SegmentTask) -> None:
         if not _is_whole(store, claim, task.number):
+            if stop is not None and stop.is_set():
+                raise KeyboardInterrupt
             store.check(claim)
             _make(store, claim, maker, task)
             tell(f"job {claim.job.id}: segment {task.number + 1} of {len(tasks)}")
@@ -170,7 +197,9 @@ def run_job(
     if request.get("hls"):
         write_hls(output)
     result = _result(store, claim, outlook, output) | {"frames": joined.num_frames}
-    _write(output.with_name(f"{output.name}.json"), result)
+    _write(claim.folder / RESULT, result)
+    if not request.get("anonymous"):
+        _write(output.with_name(f"{output.name}.json"), result)
     store.finish(claim)
     _prune(store, claim.job)
     tell(f"job {claim.job.id}: {output}, {joined.duration_s:.2f} s")
@@ -201,10 +230,10 @@ def file_sha256(path: Path) -> str:
 
 def _check_inputs(request: Mapping[str, Any]) -> None:
     """A job goes on with the very files that it began with."""
-    for name, sha256 in request["sha256"].items():
-        if file_sha256(Path(request[name])) != sha256:
+    for path, sha256 in request["sha256"].items():
+        if file_sha256(Path(path)) != sha256:
             raise InputError(
-                f"{request[name]}: expected the {name} that was submitted, got another content; "
+                f"{path}: expected the file that was submitted, got another content; "
                 "put it back and retry, or submit a new job"
             )
 
@@ -212,7 +241,8 @@ def _check_inputs(request: Mapping[str, Any]) -> None:
 def _check_space(folder: Path, output: Path, outlook: Outlook, *, hls: bool) -> None:
     seconds = outlook.num_blocks * BLOCK_S
     pictures = outlook.height * outlook.width * VIDEO_FPS * seconds * _BITS_PER_PIXEL / 8
-    needed = int((_COPIES + hls) * pictures) + _SPARE_BYTES
+    made = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    needed = max(0, int((_COPIES + hls) * pictures) - made) + _SPARE_BYTES
     for place in (folder, output.parent):
         free = shutil.disk_usage(place).free
         if free < needed:

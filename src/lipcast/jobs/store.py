@@ -90,8 +90,8 @@ class Store:
             workspace.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(
-                f"{workspace}: expected a folder to keep jobs in, got: {error.strerror}; "
-                "choose another --workspace"
+                f"{workspace}: expected a folder to keep jobs in, got: {error.strerror}; choose another "
+                "(--workspace for jobs, LIPCAST_HOME for all), or make the video with --segment 0"
             ) from error
         with self._connected() as base:
             base.executescript(_TABLES)
@@ -99,12 +99,15 @@ class Store:
     def submit(
         self, requests: Sequence[Mapping[str, Any]], *, names: Sequence[str] = ()
     ) -> list[str]:
-        """Add jobs, all or none; returns their names, which are drawn where none are given."""
+        """Add jobs, all or none; returns their names, which are drawn where none are given.
+
+        A job whose given name is known already stays as it is.
+        """
         names = list(names) or [secrets.token_hex(4) for _ in requests]
         with self._writing() as base:
             for name, request in zip(names, requests, strict=True):
                 base.execute(
-                    "INSERT INTO jobs (id, state, request, submitted_s) VALUES (?, ?, ?, ?)",
+                    "INSERT OR IGNORE INTO jobs (id, state, request, submitted_s) VALUES (?, ?, ?, ?)",
                     (name, WAITING, json.dumps(dict(request)), time.time()),
                 )
         return names

@@ -101,7 +101,7 @@ def last_picture(path: Path, size: tuple[int, int]) -> Any:
     if got != f"{width}x{height}":
         raise InputError(
             f"{path}: expected a video of {width}x{height} to go on from, got {got}; "
-            "leave `after` out"
+            "name one of this size, or none"
         )
     return last
 

@@ -43,23 +43,30 @@ def write_hls(video: Path) -> Path:
     check_hls_target(video)
     folder = hls_playlist(video).parent
     making, earlier = (folder.with_name(f".{folder.name}.{name}") for name in ("part", "earlier"))
+    _restore(folder, earlier)
     _clear(making, earlier)
     try:
         making.mkdir()
         with tempfile.TemporaryDirectory() as plain:
-            # The muxer takes a % in a folder's name for a number to fill in.
+            # The muxer takes a % in a folder's name for a number to fill in, and ? and # as in addresses.
             link = Path(plain, "to")
             link.symlink_to(making.resolve())
-            num_pictures = _copy(video, link)
-        _check(making / PLAYLIST, num_pictures)
+            _check(link / PLAYLIST, _copy(video, link))
         if folder.exists():
             folder.rename(earlier)
         making.rename(folder)
     except (OSError, av.FFmpegError) as error:
         raise explained(folder, error) from error
     finally:
+        _restore(folder, earlier)
         _clear(making, earlier)
     return folder / PLAYLIST
+
+
+def _restore(folder: Path, earlier: Path) -> None:
+    """An exchange that was cut short is undone."""
+    if earlier.exists() and not folder.exists():
+        earlier.rename(folder)
 
 
 def _clear(*folders: Path) -> None:

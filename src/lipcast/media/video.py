@@ -193,6 +193,7 @@ class _Muxer:
     ) -> None:
         import av
 
+        self._fps, self._before = fps, after and last_picture(after, size)
         # By name: the library then writes by itself, without a way back into the interpreter
         # where Ctrl-C would be lost. "file:" keeps a colon in the name from being a protocol.
         self._container: Any = av.open(
@@ -200,7 +201,6 @@ class _Muxer:
         )
         self.num_pictures = 0
         """That left the encoder so far."""
-        self._fps, self._before = fps, after and last_picture(after, size)
         self._to_yuv = ToYuv(fps)
         self._video = self._container.add_stream(CODEC, rate=fps)
         self._video.options = options(at_seam=after is not None)
