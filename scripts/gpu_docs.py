@@ -40,7 +40,8 @@ lipcast generate --image me.png --audio hello.wav --ckpt_dir ckpt/Wan2.2-S2V-14B
 torchrun --nproc_per_node 4 --no-python lipcast generate --image me.png --audio hello.wav --ckpt_dir ...
 ```
 
-Under torchrun its processes are joined, also on several machines. On a CPU several processes do the same
+Under torchrun its processes are joined, also on several machines; a long sound is made in one piece there,
+not in [segments](long-videos.md). On a CPU several processes do the same
 with the embedded model, for trying it out:
 
 ```bash

@@ -20,7 +20,8 @@ from lipcast.media.video import read_video
 from lipcast.runtime import cache_dir
 from sounds import EXAMPLES, write_wav
 
-NUM_BLOCKS, SEGMENT_BLOCKS = 7, 2
+NUM_BLOCKS, SEGMENT_BLOCKS = 5, 2
+NUM_FRAMES = 58
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +66,7 @@ def test_the_video_is_that_of_one_piece(capsys: pytest.CaptureFixture[str]) -> N
     assert {k: v for k, v in long.items() if k not in of_run} == {
         k: v for k, v in whole.items() if k not in of_run
     }
-    assert long["frames"] == 82
+    assert long["frames"] == NUM_FRAMES
     parts = long["seconds_by_part"]
     assert set(parts) == set(whole["seconds_by_part"])  # type: ignore[call-overload]
     assert parts["mux_s"] < parts["dit_s"]  # type: ignore[index]
@@ -78,7 +79,10 @@ def test_the_video_is_that_of_one_piece(capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.parametrize(
     ("num_blocks", "error", "exit_code"),
-    [(3, KeyboardInterrupt(), 130), (5, OutputError("disk full"), 6)],
+    [
+        (3, KeyboardInterrupt(), 130),
+        pytest.param(5, OutputError("disk full"), 6, marks=pytest.mark.slow),
+    ],
 )
 def test_the_same_command_goes_on(
     monkeypatch: pytest.MonkeyPatch,
@@ -107,6 +111,7 @@ def test_the_same_command_goes_on(
     assert {path.name for path in Path().glob("*.mp4*")} == {"a.mp4", "whole.mp4"}
 
 
+@pytest.mark.slow
 def test_what_is_drawn_anew_is_no_other_video(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,6 +200,7 @@ def test_an_interrupt_while_tidying_up_is_too_late(
     assert Store(cache_dir() / "jobs").jobs() == []
 
 
+@pytest.mark.slow
 def test_what_another_worker_has_finished_is_not_made_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,7 +212,7 @@ def test_what_another_worker_has_finished_is_not_made_again(
     with monkeypatch.context() as patch:
         stop_after(patch, 1, AssertionError("made again"))
         assert generate() == 0
-    assert told(capsys)["frames"] == 82
+    assert told(capsys)["frames"] == NUM_FRAMES
 
 
 def test_an_end_before_the_first_segment_says_what_it_always_says(
@@ -218,6 +224,7 @@ def test_an_end_before_the_first_segment_says_what_it_always_says(
     assert told(capsys)["status"] == "stopped"
 
 
+@pytest.mark.slow
 def test_two_at_once_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     stop = pytest.MonkeyPatch()
     with stop.context() as patch:
@@ -236,14 +243,22 @@ def test_two_at_once_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("seconds", "more", "long"),
     [
-        (601, {}, True),
-        (599, {}, False),
-        (601, {"segment": "0"}, False),
+        (13, {}, True),
+        (11, {}, False),
+        (13, {"segment": "0"}, False),
         (1, {"segment": "60s"}, True),
-        (601, {"num_clip": "2"}, False),
+        (13, {"num_clip": "2"}, False),
+        (13, {"num_clip": "9"}, True),
     ],
 )
-def test_what_is_long(folder: Path, seconds: float, more: dict[str, Given], long: bool) -> None:
+def test_what_is_long(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    more: dict[str, Given],
+    long: bool,
+) -> None:
+    monkeypatch.setattr("lipcast.cli.long_video.LONG_S", 12)
     voice = write_wav(folder / "long.wav", seconds, 16_000)
     given: dict[str, Given] = {
         "image": str(EXAMPLES / "portrait_0.png"),
@@ -256,8 +271,11 @@ def test_what_is_long(folder: Path, seconds: float, more: dict[str, Given], long
 def test_processes_of_a_launcher_make_one_piece(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    voice = write_wav(folder / "long.wav", 601, 16_000)
-    given: dict[str, Given] = {"image": str(EXAMPLES / "portrait_0.png"), "audio": str(voice)}
+    monkeypatch.setattr("lipcast.cli.long_video.LONG_S", 1)
+    given: dict[str, Given] = {
+        "image": str(EXAMPLES / "portrait_0.png"), "audio": str(folder / "voice.wav")
+    }  # fmt: skip
+    assert is_long(read_request(given))
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "here"}.items():
         monkeypatch.setenv(name, value)
     assert not is_long(read_request(given))
