@@ -131,6 +131,7 @@ def test_what_is_drawn_anew_is_no_other_video(
     assert len(list(Path("videos").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_other_files_are_another_video(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 3, KeyboardInterrupt())
@@ -142,7 +143,10 @@ def test_other_files_are_another_video(capsys: pytest.CaptureFixture[str]) -> No
     assert told(capsys)["job"] != first
 
 
-@pytest.mark.parametrize("method", ["fail", "job", "segments"])
+@pytest.mark.parametrize(
+    "method",
+    ["fail", *(pytest.param(name, marks=pytest.mark.slow) for name in ("job", "segments"))],
+)
 def test_what_is_finished_is_kept_without_the_store(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], method: str
 ) -> None:
@@ -174,6 +178,7 @@ def once_full(stop: Callable[[], None]) -> Callable[[MeteredMaker, int], None]:
     return count
 
 
+@pytest.mark.slow
 def test_a_voice_that_is_gone_is_no_reason_to_lose_segments(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -187,6 +192,7 @@ def test_a_voice_that_is_gone_is_no_reason_to_lose_segments(
     assert "finished segments are kept in" in said and "voice.wav" in said
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_tidying_up_is_too_late(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
