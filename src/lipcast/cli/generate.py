@@ -23,6 +23,8 @@ from lipcast.cli.talk import Talk, print_json
 from lipcast.runtime import launched
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from lipcast.engine.session import Session
 
 
@@ -64,10 +66,14 @@ def generate(given: Mapping[str, Given]) -> None:
     talk = Talk.begin(given)
     meter = Meter()
     request = read_request(given)
-    _check(request, talk)
-    make = make_long if is_long(request) else _make
+    portrait = _check(request, talk)
+    long = is_long(request)
     with ProgressBar(meter, wanted=not talk.quiet) as bar:
-        made = make(request, meter, bar, talk)
+        made = (
+            make_long(request, meter, bar, talk)
+            if long
+            else _make(request, portrait, meter, bar, talk)
+        )
     if talk.as_json:
         print_json(made)
     talk.note(f"{request.output}: {summary(meter, made['frames'])}")
@@ -86,12 +92,12 @@ def _is_launched_rank() -> bool:
     return True
 
 
-def _check(request: GenerateRequest, talk: Talk) -> None:
-    """Find out before minutes of loading what is not there or cannot be used."""
+def _check(request: GenerateRequest, talk: Talk) -> Image:
+    """Find out before minutes of loading what is not there or cannot be used; returns the portrait."""
     from lipcast.media.image import load_portrait
     from lipcast.weights.checkpoint import ALL_PARTS, MODEL_PARTS, checkpoint_dir, find_checkpoint
 
-    load_portrait(request.image)
+    portrait = load_portrait(request.image)
     if isinstance(request.prompt, Path):
         from lipcast.weights.prompts import read_embedding
 
@@ -100,9 +106,12 @@ def _check(request: GenerateRequest, talk: Talk) -> None:
     find_checkpoint(checkpoint_dir(request.model), need=need)
     if notice := _NOTICES.get(request.model):
         talk.warn(notice)
+    return portrait
 
 
-def _make(request: GenerateRequest, meter: Meter, bar: ProgressBar, talk: Talk) -> dict[str, Any]:
+def _make(
+    request: GenerateRequest, portrait: Image, meter: Meter, bar: ProgressBar, talk: Talk
+) -> dict[str, Any]:
     """Load, generate, write; returns the document of what was done."""
     talk.detail(f"loading model {request.model}")
     from lipcast.api import load
@@ -117,12 +126,13 @@ def _make(request: GenerateRequest, meter: Meter, bar: ProgressBar, talk: Talk) 
         **asdict(request.memory),
         **asdict(request.gpus),
     )
-    files: dict[str, Any] = {
-        "image": request.image,
-        "audio": request.audio,
-        "prompt": request.prompt,
-    }
-    with closing(model), model.stream(**files, **asdict(request.options)) as session:
+    options = asdict(request.options)
+    with (
+        closing(model),
+        model.stream(
+            image=portrait, audio=request.audio, prompt=request.prompt, **options
+        ) as session,
+    ):
         talk.detail(f"making {session.num_frames} frames")
         meter.start(session.num_blocks)
         try:

@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from lipcast.core.waiting import WaitingClock
+
 _MIB = 2**20
 _Block = TypeVar("_Block")
 
@@ -31,7 +33,7 @@ class Meter:
     """Reserved by torch on all GPUs; 0 where there is none."""
     _started: float = 0.0
     _last: float = 0.0
-    _waited_s: float = 0.0
+    _clock: WaitingClock = field(default_factory=WaitingClock)
 
     def start(self, num_blocks: int | None) -> None:
         """The model is loaded; the blocks of a video follow."""
@@ -40,11 +42,7 @@ class Meter:
 
     def watch(self, blocks: Iterable[_Block]) -> Iterator[_Block]:
         """Pass blocks on; the time spent waiting for them is not the writer's."""
-        began = time.perf_counter()
-        for block in blocks:
-            self._waited_s += time.perf_counter() - began
-            yield block
-            began = time.perf_counter()
+        return self._clock.watch(blocks)
 
     def count(self, num_frames: int) -> None:
         """One block of `num_frames` has been written."""
@@ -72,7 +70,7 @@ class Meter:
     @property
     def mux_s(self) -> float:
         """Of that, spent on writing."""
-        return max(self.generating_s - self._waited_s, 0.0)
+        return max(self.generating_s - self._clock.waited_s, 0.0)
 
     @property
     def frames_per_second(self) -> float:

@@ -6,13 +6,13 @@ Input: requests in plain data, as `job submit` makes them. Output: segments, as 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from lipcast import api
-from lipcast.engine.frames import FrameBlock
+from lipcast.core.waiting import WaitingClock
 from lipcast.engine.past_file import read_past, write_past
 from lipcast.engine.session import Session
 from lipcast.jobs.tasks import Outlook, SegmentTask
@@ -20,21 +20,6 @@ from lipcast.media.audio import open_audio
 from lipcast.media.image import load_portrait
 
 _MODEL_KEYS = ("model", "device", "precision", "loras", "decoder", "memory", "gpus")
-
-
-class _WaitingClock:
-    """How long a writer waited for blocks."""
-
-    def __init__(self) -> None:
-        self.waited_s = 0.0
-
-    def watch(self, blocks: Iterable[FrameBlock]) -> Iterator[FrameBlock]:
-        """Pass blocks on."""
-        began_s = time.perf_counter()
-        for block in blocks:
-            self.waited_s += time.perf_counter() - began_s
-            yield block
-            began_s = time.perf_counter()
 
 
 class LocalMaker:
@@ -73,7 +58,7 @@ class LocalMaker:
         with self._open(request, task) as session:
             edges = task.edges
             blocks = session if edges is None else edges.body(session)
-            num_frames, clock = 0, _WaitingClock()
+            num_frames, clock = 0, WaitingClock()
             began_s = time.perf_counter()
             watched = clock.watch(blocks)
             with closing(api.save_blocks(watched, task.video_to, after=task.before)) as saved:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lipcast.errors import OutputError
 from lipcast.media.decode import open_container
-from lipcast.media.mp4 import explained
+from lipcast.media.mp4 import copy_streams, explained
 
 PLAYLIST = "index.m3u8"
 _PIECE_S = 4
@@ -78,7 +78,6 @@ def _copy(video: Path, folder: Path) -> int:
     """Every packet, into pieces; returns the number of pictures."""
     import av
 
-    num_pictures = 0
     settings = {
         "hls_time": str(_PIECE_S), "hls_playlist_type": "vod", "hls_segment_type": "fmp4",
         "hls_flags": "independent_segments", "hls_fmp4_init_filename": "init.mp4",
@@ -88,13 +87,7 @@ def _copy(video: Path, folder: Path) -> int:
         open_container(video, expected=_EXPECTED) as whole,
         av.open(f"{folder / PLAYLIST}", "w", format="hls", options=settings) as pieces,
     ):
-        streams = [pieces.add_stream_from_template(stream) for stream in whole.streams]
-        for packet in whole.demux():
-            if packet.size:
-                num_pictures += packet.stream.type == "video"
-                packet.stream = streams[packet.stream.index]
-                pieces.mux(packet)
-    return num_pictures
+        return copy_streams(whole, pieces)
 
 
 def _check(playlist: Path, num_pictures: int) -> None:

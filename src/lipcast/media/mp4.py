@@ -10,6 +10,7 @@ import errno
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from lipcast.errors import OutputError
 from lipcast.runtime import logger
@@ -116,16 +117,21 @@ def _copy_packets(source: Path, target: Path, container: str) -> int:
     """Copy every packet; returns the number of pictures."""
     import av
 
-    num_pictures = 0
     options = {"movflags": "faststart"}
     with (
         av.open(f"file:{source}") as fragmented,
         av.open(f"file:{target}", "w", format=container, container_options=options) as plain,
     ):
-        streams = [plain.add_stream_from_template(stream) for stream in fragmented.streams]
-        for packet in fragmented.demux():
-            if packet.size:
-                num_pictures += packet.stream.type == "video"
-                packet.stream = streams[packet.stream.index]
-                plain.mux(packet)
+        return copy_streams(fragmented, plain)
+
+
+def copy_streams(source: Any, target: Any) -> int:
+    """Copy every packet of an open container into another; returns the number of pictures."""
+    num_pictures = 0
+    streams = [target.add_stream_from_template(stream) for stream in source.streams]
+    for packet in source.demux():
+        if packet.size:
+            num_pictures += packet.stream.type == "video"
+            packet.stream = streams[packet.stream.index]
+            target.mux(packet)
     return num_pictures
