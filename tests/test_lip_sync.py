@@ -1,8 +1,8 @@
 """The mouth follows voices that the model has never heard, on faces it has never seen.
 
 Beardless portraits only: a beard hides the mouth. The pixel count loses mouths that are half open, which this
-model draws softly, and is a matter of the face: portrait 5 has .82 to .85 with every seed and in the public
-implementation's arithmetic too (scripts/soak/lip_sync.py). Skin of portrait 2 has the colours it looks for.
+model draws softly, and is a matter of the face: portrait 5 has .82 to .85 with three seeds
+(scripts/soak/lip_sync.py). Skin of portrait 2 has the colours it looks for.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ def model() -> lipcast.Lipcast:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("portrait", "voice", "least_count"),
+    ("portrait", "voice", "least_count", "least_lab"),
     [
-        (0, "speech_d_female", 0.85),
-        (4, "speech_b_male", 0.85),
-        (3, "speech_b_male", 0.82),
-        (5, "speech_d_female", 0.78),
+        (0, "speech_d_female", 0.85, 0.9),
+        (4, "speech_b_male", 0.85, 0.9),
+        (3, "speech_b_male", 0.82, 0.85),
+        (5, "speech_d_female", 0.78, 0.85),
     ],
 )
-def test_mouth_follows_the_voice(model, portrait, voice, least_count):
+def test_mouth_follows_the_voice(model, portrait, voice, least_count, least_lab):
     drive = np.load(EXAMPLES / f"{voice}_mouth_open.npy")
     video = model.generate(
         image=EXAMPLES / f"portrait_{portrait}.png",
@@ -55,15 +55,15 @@ def test_mouth_follows_the_voice(model, portrait, voice, least_count):
         for lag in (-2, -1, 0, 1, 2)
     }
     assert max(lags, key=lags.__getitem__) in (-1, 0, 1), lags
-    check_the_lab(video.frames, EXAMPLES / f"{voice}.wav", drive)
+    check_the_lab(video.frames, EXAMPLES / f"{voice}.wav", drive, least_lab)
 
 
-def check_the_lab(frames: np.ndarray, sound: Path, drive: np.ndarray) -> None:
+def check_the_lab(frames: np.ndarray, sound: Path, drive: np.ndarray, least: float) -> None:
     """The lab sees the mouth better than a count of its pixels, and a shifted sound for what it is."""
     found = mouth_of_drawing(Footage.of_frames(frames))
     assert found.opening is not None, found.reason
     by_the_lab = correlation(found.opening, drive)
-    assert by_the_lab > max(0.85, correlation(mouth_opening(frames), drive))
+    assert by_the_lab > max(least, correlation(mouth_opening(frames), drive))
     loud = loudness(sound, fps=25, num_frames=len(frames))
     by_lag = lagged(found.opening, loud)
     assert max(by_lag, key=by_lag.__getitem__) in (-1, 0, 1), by_lag
