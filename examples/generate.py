@@ -24,13 +24,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("audio", nargs="?", default=HERE / "speech_b_male.wav")
     parser.add_argument("--prompt", default="a cheerful smile, lively")
     parser.add_argument("--model", default="tiny", help="a name, or the folder of a checkpoint")
-    parser.add_argument("--num_clip", type=int, help="at most so many clips of 48 frames")
+    parser.add_argument("--size", default="256*256", help="width*height, fitted to the portrait")
     parser.add_argument("--output", default="talk.mp4")
     args = parser.parse_args(arguments)
 
-    options = {} if args.num_clip is None else {"num_clip": args.num_clip}
     with lipcast.load(args.model) as model:
-        video = model.generate(image=args.image, audio=args.audio, prompt=args.prompt, **options)
+        video = model.generate(
+            image=args.image, audio=args.audio, prompt=args.prompt, size=args.size
+        )
     video.save(args.output)
 
     # RGB frames [num_frames, height, width, 3] at 25 a second, and exactly their sound.

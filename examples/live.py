@@ -50,13 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--pace", type=float, default=0, help="1: the speed of speech; 0: no waiting"
     )
+    parser.add_argument("--size", default="256*256", help="width*height, fitted to the portrait")
     parser.add_argument("--output", default="live.mp4")
     args = parser.parse_args(arguments)
 
     with (
         wave.open(str(args.audio), "rb") as file,
         lipcast.load(args.model) as model,
-        model.session(image=args.image, sample_rate=file.getframerate()) as live,
+        model.session(image=args.image, size=args.size, sample_rate=file.getframerate()) as live,
     ):
         speaker = threading.Thread(target=speak, args=(live, file, args.pace), daemon=True)
         speaker.start()

@@ -25,14 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("audio", nargs="?", default=HERE / "speech_d_female.wav")
     parser.add_argument("--prompt", default="calm")
     parser.add_argument("--model", default="tiny", help="a name, or the folder of a checkpoint")
-    parser.add_argument("--num_clip", type=int, help="at most so many clips of 48 frames")
+    parser.add_argument("--size", default="256*256", help="width*height, fitted to the portrait")
     parser.add_argument("--output", default="talk.mp4")
     args = parser.parse_args(arguments)
 
-    options = {} if args.num_clip is None else {"num_clip": args.num_clip}
     with (
         lipcast.load(args.model) as model,
-        model.stream(image=args.image, audio=args.audio, prompt=args.prompt, **options) as session,
+        model.stream(
+            image=args.image, audio=args.audio, prompt=args.prompt, size=args.size
+        ) as session,
     ):
         made, start = 0, time.perf_counter()
         # `save_blocks` writes each block and passes it on: show it, send it, measure it here.

@@ -11,6 +11,8 @@ import av
 import numpy as np
 import pytest
 
+import lipcast
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -48,13 +50,24 @@ ARGUMENTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def tiny() -> lipcast.Lipcast:
+    return lipcast.load("tiny", device="cpu")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(ARGUMENTS))
 def test_example_makes_a_video_of_the_sound(
-    name: str, voice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    voice: Path,
+    tmp_path: Path,
+    tiny: lipcast.Lipcast,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(lipcast, "load", {"tiny": tiny}.__getitem__, raising=False)
     output = tmp_path / "out.mp4"
-    load_example(name).main([*ARGUMENTS[name](voice), "--output", str(output)])
+    load_example(name).main([*ARGUMENTS[name](voice), "--size", "64*64", "--output", str(output)])
     assert num_frames(output) == 23
     assert "frames" in capsys.readouterr().out
 
