@@ -50,11 +50,6 @@ ARGUMENTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def tiny() -> lipcast.Lipcast:
-    return lipcast.load("tiny", device="cpu")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(ARGUMENTS))
 def test_example_makes_a_video_of_the_sound(
