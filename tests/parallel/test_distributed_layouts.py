@@ -124,12 +124,14 @@ def test_layout_equals_one_process(
     """Sequential and, in stages of several steps, wavefront; a second video on the same ranks."""
     asked = GenerateOptions(**options)
     with on_ranks(single, settings(decoder), asked, **gpus) as model:
-        assert model.distributed is not None and str(model.distributed.plan.layout) == layout
+        assert (
+            isinstance(model.backend, DistributedModel) and str(model.backend.plan.layout) == layout
+        )
         first = Made(model, **inputs, **options)
         first.assert_same(expected(**options), tolerance)
         if any(
             len(steps) > 1
-            for steps in stage_steps(4 if options else 3, model.distributed.plan.layout.stages)
+            for steps in stage_steps(4 if options else 3, model.backend.plan.layout.stages)
         ):
             second = Made(model, **inputs, **options, schedule="wavefront")
             second.assert_same(expected(**options), max(tolerance, 1e-5))
