@@ -32,13 +32,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 import numpy as np
 import torch
+from lipcast.engine.memory_manager import MemoryManager, PlannerInputs
 from torch import Tensor
 
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.models import DiTConfig, VAEConfig
 from lipcast.config.schedule import ticks
 from lipcast.config.video_spec import VideoSpec, video_spec
-from lipcast.engine.memory_manager import MemoryManager, PlannerInputs
 from lipcast.engine.session_builder import Conditioning, SessionBuilder
 from lipcast.errors import LipcastError
 from lipcast.memory.copier import Copier, Event

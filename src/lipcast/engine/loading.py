@@ -1,7 +1,7 @@
 """From a checkpoint's folder to networks that are ready, with their memory planned where it is.
 
 Input: `LoadSettings`, plain data that another process can be given as well. Output: the networks, and the
-steward of their memory where there is a plan. One device may load some of the networks only, and do a share
+manager of their memory where there is a plan. One device may load some of the networks only, and do a share
 of the work.
 """
 
@@ -21,13 +21,14 @@ from lipcast.engine.planner_inputs import (
 )
 from lipcast.env import cache_dir, logger
 from lipcast.errors import UsageError
+from lipcast.memory.device import with_index
 from lipcast.memory.manager import MemoryManager
 from lipcast.models.dit import DiT
 from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu
 from lipcast.models.vae_native_build import processor_flags
 from lipcast.planning import sizes
 from lipcast.planning.memory_options import MemoryOptions
-from lipcast.planning.plan import Share
+from lipcast.planning.plan import EncoderPlacement, Plan, Share
 from lipcast.weights.bundle import NETWORKS, ModelBundle, Network, load_bundle
 from lipcast.weights.lora import LoraSpec
 from lipcast.weights.prompts import PromptCache
@@ -73,12 +74,20 @@ def load_networks(
 ) -> tuple[ModelBundle, MemoryManager | None]:
     """Load some of the networks; of the others there are shapes only.
 
-    `share`: what this device does of the work. `load_dit` fills the transformer in place of the steward.
+    `share`: the part of the work that this device does. `load_dit` fills the transformer in place of the
+    memory manager. The speech encoder goes where the plan puts it.
     Raises MemoryBudgetError where nothing fits, CheckpointError for missing or broken files.
     """
-    memory_manager, weights = None, settings.quantised
+    manager, weights = None, settings.quantised
+    speech_device = settings.device
+    if settings.device.type == "cuda":
+        # Once for the process: pages are pinned, links measured and graphs kept for the current device.
+        torch.cuda.set_device(settings.device)
     if settings.is_planned and "dit" in networks and load_dit is None:
-        memory_manager, load_dit, weights = _planned(settings, share)
+        manager, plan = _planned(settings, share)
+        load_dit = partial(manager.load, plan=plan, dtype=settings.dtype)
+        weights = next((name for name in _QUANTISED if name == plan.config.precision), None)
+        speech_device = device_of(plan.speech_encoder, settings.device)
     bundle = load_bundle(
         settings.directory,
         device=settings.device,
@@ -88,25 +97,21 @@ def load_networks(
         prompts=PromptCache(cache_dir() / "prompts"),
         load_dit=load_dit,
         networks=networks,
+        speech_device=speech_device,
     )
     if "vae" in networks:
         _prepare_decoder(bundle, settings)
-    return bundle, memory_manager
+    return bundle, manager
 
 
-def _planned(
-    settings: LoadSettings, share: Share | None
-) -> tuple[MemoryManager, Callable[[DiT, TensorSource], None], Precision | None]:
-    """The steward, how it loads the transformer, and what weights are quantised to."""
+def _planned(settings: LoadSettings, share: Share | None) -> tuple[MemoryManager, Plan]:
+    """Return the manager of the model's memory, and the plan that it is loaded under."""
     options, device, dtype = settings.memory, settings.device, settings.dtype
-    terms = measure_planner_inputs(
+    inputs = measure_planner_inputs(
         settings.directory, device, options, precision=settings.precision, dtype=dtype, share=share
     )
-    memory_manager = MemoryManager(open_device_context(device, options), terms)
-    plan = memory_manager.first_plan(default_geometry(terms.models))
-    precision = plan.config.precision
-    weights = next((name for name in _QUANTISED if name == precision), None)
-    return memory_manager, partial(memory_manager.load, plan=plan, dtype=dtype), weights
+    manager = MemoryManager(open_device_context(device, options), inputs)
+    return manager, manager.first_plan(default_geometry(inputs.models))
 
 
 def _prepare_decoder(bundle: ModelBundle, settings: LoadSettings) -> None:
@@ -119,13 +124,21 @@ def _prepare_decoder(bundle: ModelBundle, settings: LoadSettings) -> None:
         bundle.tiny_decoder = load_tiny_decoder(settings.decoder, device=device, dtype=dtype)
 
 
+def device_of(placement: EncoderPlacement, device: torch.device) -> torch.device:
+    """Return where an encoder runs that is planned on the device, in host memory or on disk."""
+    return device if placement == "device" else torch.device("cpu")
+
+
 def default_device() -> torch.device:
-    """The first GPU, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return the first GPU, else the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def read_device(name: str | None) -> torch.device:
-    """A device by name, by default the first GPU, else the CPU. Raises UsageError."""
+    """Return a device by name, a GPU with its index; by default the first GPU, else the CPU.
+
+    Raises UsageError.
+    """
     if name is None:
         return default_device()
     try:
@@ -134,13 +147,13 @@ def read_device(name: str | None) -> torch.device:
         raise UsageError(f'device: expected "cpu" or "cuda[:N]", got {name!r}') from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device: {name} was asked for, but torch sees no CUDA device; use cpu")
-    return device
+    return with_index(device)
 
 
 def read_precision(
     precision: str | None, device: torch.device
 ) -> tuple[torch.dtype, sizes.Precision | None]:
-    """What is computed in, and the precision that was asked for. Raises UsageError."""
+    """Return the dtype that is computed in, and the precision that was asked for. Raises UsageError."""
     has_bf16 = device.type == "cuda" or _BF16_INSTRUCTIONS in processor_flags()
     dtype = torch.bfloat16 if has_bf16 else torch.float32
     if precision is None:

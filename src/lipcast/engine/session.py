@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lipcast.config.schedule import Scheduler, Tick
+from lipcast.config.schedule import Scheduler, Tick, Unit
 from lipcast.config.video_spec import VideoSpec
 from lipcast.engine.decode import PendingFrames
 from lipcast.engine.executor import Executor
@@ -215,36 +215,24 @@ class Session:
         With `wait`, sound is waited for where nothing else is to be run.
         """
         self._check_running()
-        with self._failing():
+        begun: list[Unit] = []  # stays empty where the session goes on with other settings
+        with self._guarded():
             tick = self._next_tick(wait=wait)
-            try:
-                with self._watch.part("dit_s"):
-                    for unit in tick:
-                        if unit.step == 0:
-                            features = self._features[unit.block]
-                            self._retry_on_oom(partial(self._executor.start, unit.block, features))
-            except ReplanRequired as signal:
-                self._replan(signal)
-                return ()
-            return tick
+            self._start(tick)
+            begun.extend(tick)
+        return tuple(begun)
 
     def run_tick(self, tick: Tick) -> None:
         """Compute a tick that `begin_tick` gave, and finish it."""
-        with self._failing():
-            try:
-                with self._watch.part("dit_s"):
-                    finished = self._retry_on_oom(partial(self._executor.run, tick))
-                self._finish(tick, finished)
-            except ReplanRequired as signal:
-                self._replan(signal)
+        with self._guarded():
+            with self._watch.part("dit_s"):
+                finished = self._retry_on_oom(partial(self._executor.run, tick))
+            self._finish(tick, finished)
 
     def finish_tick(self, tick: Tick, finished: list[tuple[int, Tensor]]) -> None:
         """Take over the blocks that a tick computed elsewhere has made clean."""
-        with self._failing():
-            try:
-                self._finish(tick, finished)
-            except ReplanRequired as signal:
-                self._replan(signal)
+        with self._guarded():
+            self._finish(tick, finished)
 
     def collect(self, *, wait: bool) -> bool:
         """Take over decoded frames in order, all or those that are ready; False if there are none."""
@@ -260,7 +248,7 @@ class Session:
     def _step(self, *, wait: bool) -> bool:
         """Run one tick. False where nothing can be done: the end, or no sound yet."""
         self._check_running()
-        with self._failing():
+        with self._guarded():
             self.collect(wait=False)
             if self._is_done():
                 return self.collect(wait=True) or bool(self._ready)
@@ -274,11 +262,13 @@ class Session:
         return True
 
     @contextmanager
-    def _failing(self) -> Iterator[None]:
-        """Keep other threads from closing the session, and end it where the body raises."""
+    def _guarded(self) -> Iterator[None]:
+        """Keep other threads from closing the session; replan, or end it, where the body says so."""
         with self._lock:
             try:
                 yield
+            except ReplanRequired as signal:
+                self._replan(signal)
             except BaseException as error:
                 self.fail(error)
                 raise
@@ -316,6 +306,14 @@ class Session:
             self._features[block] = features
         return features is not None
 
+    def _start(self, tick: Tick) -> None:
+        """Make the blocks of a tick that begin ready for their first step."""
+        with self._watch.part("dit_s"):
+            for unit in tick:
+                if unit.step == 0:
+                    features = self._features[unit.block]
+                    self._retry_on_oom(partial(self._executor.start, unit.block, features))
+
     def _finish(self, tick: Tick, finished: list[tuple[int, Tensor]]) -> None:
         self._scheduler.advance(tick)
         # The tick computes while the frames of the block before are waited for.
@@ -330,9 +328,13 @@ class Session:
 
     def _replan(self, signal: ReplanRequired) -> None:
         """Go on from the last finished block."""
-        self.collect(wait=True)
-        with self._device_lock:
-            found = signal.make(self._recorder.snapshot())
+        try:
+            self.collect(wait=True)
+            with self._device_lock:
+                found = signal.make(self._recorder.snapshot())
+        except BaseException as error:
+            self.fail(error)
+            raise
         self.spec, self._executor, self._decoder = found.spec, found.executor, found.decoder
         self._recorder = _recorder(found)
         self._scheduler = _scheduler(found.spec, self._num_decoded)

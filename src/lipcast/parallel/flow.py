@@ -1,5 +1,9 @@
 """Latents on their way between two ranks, beside the computation.
 
+They travel as host memory over the group's gloo half: a block's latents are under 1 MB. On NCCL the first
+send or receive of a pair makes a communicator and holds the host thread until the other side calls too, which
+blocks ranks in a circle where the other side first waits for a collective of this one; and a receive that is
+posted early occupies the GPU until it is served. gloo returns at once from both.
 Blocks go out and come in in their order, so that no label is needed. State: what is under way.
 """
 
@@ -16,29 +20,29 @@ _MAX_UNDER_WAY = 2
 
 
 class LatentReceiver:
-    """Blocks from the rank before."""
+    """Blocks from the previous rank."""
 
     def __init__(self, source: int, shape: tuple[int, ...], device: torch.device) -> None:
         self._source, self._shape, self._device = source, shape, device
         self._coming: deque[tuple[int, Tensor, dist.Work]] = deque()
 
     def expect(self, block: int) -> None:
-        """Begin to receive the next block."""
-        latent = torch.empty(self._shape, dtype=torch.float32, device=self._device)
+        """Begin to receive the next block; returns at once."""
+        latent = torch.empty(self._shape, dtype=torch.float32)
         work = dist.irecv(latent, self._source)
         assert work is not None
         self._coming.append((block, latent, work))
 
     def take(self, block: int) -> Tensor:
-        """The block that was expected first; waits for it."""
+        """Return the block that was expected first, on this rank's device; waits for it."""
         expected, latent, work = self._coming.popleft()
         assert block == expected, "blocks come in in order"
         work.wait()
-        return latent
+        return latent.to(self._device)
 
 
 class LatentSender:
-    """Blocks to the rank after."""
+    """Blocks to the next rank."""
 
     def __init__(self, target: int) -> None:
         self._target = target
@@ -46,7 +50,7 @@ class LatentSender:
 
     def send(self, latent: Tensor) -> None:
         """Begin to send a block; waits where too many are under way."""
-        latent = latent.contiguous()
+        latent = latent.cpu().contiguous()
         work = dist.isend(latent, self._target)
         assert work is not None
         self._going.append((latent, work))

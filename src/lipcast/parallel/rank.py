@@ -239,17 +239,24 @@ class Rank:
 
 
 def _meet(join: InitRank) -> None:
-    """All ranks find each other."""
+    """Join the group of all ranks.
+
+    The GPU's communicator is made at once (`device_id`), not by the first collective that needs it.
+    """
     num_ranks = len(roles_of(join.layout))
     device = join.settings.device
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    device_id = None
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        device_id = device
     if join.meeting == "env":
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, device_id=device_id)
     else:
         store = FileStore(join.meeting, num_ranks)
-        dist.init_process_group(backend, store=store, rank=join.rank, world_size=num_ranks)
+        dist.init_process_group(
+            backend, store=store, rank=join.rank, world_size=num_ranks, device_id=device_id
+        )
 
 
 def _load(join: InitRank) -> Networks:

@@ -146,6 +146,7 @@ def load_bundle(
     prompts: PromptCache | None = None,
     load_dit: LoadDiT | None = None,
     networks: Collection[Network] = NETWORKS,
+    speech_device: torch.device | None = None,
 ) -> ModelBundle:
     """Load transformer, VAE and speech encoder; the text encoder's files are only found.
 
@@ -153,7 +154,8 @@ def load_bundle(
 
     `dtype` is what the transformer computes in; VAE and speech encoder are float32 on a CPU and
     follow it on a GPU. `precision` fp8, int8 or int4 quantises the transformer while it is read.
-    `load_dit` fills the transformer in place of `load_into`.
+    `load_dit` fills the transformer in place of `load_into`. `speech_device` (by default `device`) is where
+    the speech encoder runs.
     Raises CheckpointError for anything missing, broken or of another model.
     """
     files = find_checkpoint(directory, need=MODEL_PARTS)
@@ -174,7 +176,9 @@ def load_bundle(
         dit.to(dtype)  # shapes only, but of what computes elsewhere
     if "vae" in networks:
         load_into(vae, open_tensors(files.vae), dtype=side_dtype, device=device)
-    speech = load_speech_encoder(files.speech, device=device) if "speech" in networks else None
+    speech = None
+    if "speech" in networks:
+        speech = load_speech_encoder(files.speech, device=speech_device or device)
     return ModelBundle(files, _frozen(dit), _frozen(vae), speech, device, prompts)
 
 
