@@ -73,9 +73,8 @@ def run(device: ClockDevice, schedule: ScheduleName, plans: Iterable[Plans]) -> 
                 executor.apply_plan(plan[0])
                 store.apply_plan(plan[1])
                 model.encode_text(torch.ones(4, 16))
-            for unit in tick:
-                if unit.step == 0:
-                    executor.start(unit.block, torch.ones(2, 16, 12))
+            for block in (unit.block for unit in tick if unit.step == 0):
+                executor.start(block, torch.ones(2, 16, 12))
             executor.run(tick)
         executor.release()
         store.release()
