@@ -114,7 +114,7 @@ class ClockDevice(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if not func.is_view and not getattr(self._is_copying, "value", False):
-            accesses = list(_accesses(func, args, kwargs))
+            accesses = list(accesses_of(func, args, kwargs))
             with self._lock:
                 self._compute([a for a in accesses if self._is_on_device(a[0])], func)
                 self._touch([a for a in accesses if not self._is_on_device(a[0])], func)
@@ -126,12 +126,12 @@ class ClockDevice(TorchDispatchMode):
     def _touch(self, accesses: list[tuple[Tensor, bool]], func: Callable[..., Any]) -> None:
         """The host itself reads and writes host memory."""
         for tensor, is_write in accesses:
-            buffer = self._buffers.get(_address(tensor))
+            buffer = self._buffers.get(address_of(tensor))
             if buffer is not None and not buffer.follows(self._host, is_write=is_write):
                 self._report(f"host {func}")
 
     def _is_on_device(self, tensor: Tensor) -> bool:
-        buffer = self._buffers.get(_address(tensor))
+        buffer = self._buffers.get(address_of(tensor))
         return buffer is not None and buffer.is_device
 
     # Clocks
@@ -146,7 +146,7 @@ class ClockDevice(TorchDispatchMode):
         known = latest(self._streams[stream], self._host, *after)
         number = self._enqueued[stream] + 1
         for tensor, is_write in accesses:
-            buffer = self._buffers.get(_address(tensor))
+            buffer = self._buffers.get(address_of(tensor))
             if buffer is None:
                 continue
             if not buffer.follows(known, is_write=is_write):
@@ -162,11 +162,11 @@ class ClockDevice(TorchDispatchMode):
     def made(self, tensor: Tensor, *, is_device: bool) -> None:
         """Note a new buffer: what is enqueued may still use the memory of one on the device."""
         written = at(START, COMPUTE, self._enqueued[COMPUTE]) if is_device else START
-        self._buffers[_address(tensor)] = _Buffer(written, is_device=is_device)
+        self._buffers[address_of(tensor)] = _Buffer(written, is_device=is_device)
 
     def dropped(self, tensor: Tensor) -> None:
         """Note that a buffer is freed. Computation follows computation; all else must have ended."""
-        buffer = self._buffers.pop(_address(tensor))
+        buffer = self._buffers.pop(address_of(tensor))
         known = self.here() if buffer.is_device else self._host
         if not buffer.follows(at(known, COMPUTE, self._enqueued[COMPUTE]), is_write=True):
             self._report("free")
@@ -199,11 +199,11 @@ class _ClockMaker(DeviceMaker):
         self._clocks.dropped(buffer)
 
 
-def _address(tensor: Tensor) -> int:
+def address_of(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _accesses(
+def accesses_of(
     func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Iterator[tuple[Tensor, bool]]:
     """(tensor, whether it is written) of every tensor argument that has memory."""
