@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -13,7 +14,7 @@ import lipcast
 from planned import manager_of
 
 NUM_VIDEOS, NUM_WARM = 20, 5
-OPTIONS = {"size": "64*64", "infer_frames": 48, "seed": 1}
+OPTIONS: dict[str, Any] = {"size": "64*64", "infer_frames": 48, "seed": 1}
 
 
 def process_bytes() -> int:
