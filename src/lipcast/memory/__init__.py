@@ -1,1 +1,1 @@
-"""Where bytes live: counted arenas, copies between host and device, streamed weights and rings."""
+"""Memory of a loaded model: counted arenas, copies between host and device, streamed weights and KV rings."""

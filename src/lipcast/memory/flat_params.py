@@ -1,7 +1,7 @@
-"""Many tensors in one buffer, so that they move in one copy.
+"""Many tensors in one buffer, so that one copy moves all of them.
 
-Input: names, shapes and dtypes. Output: offsets, and typed views on any buffer of the right size. Every
-tensor begins at a multiple of 256 bytes; the planner counts in the same way.
+Inputs: names, shapes and dtypes. Outputs: offsets, and typed views of any buffer of the right size. Every
+tensor begins at a multiple of 256 bytes, as the planner assumes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lipcast.planning.sizes import PACK_ALIGN
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor of a pack: where it begins and how its bytes are read."""
+    """One tensor of a pack: its offset, and how its bytes are read."""
 
     name: str
     shape: tuple[int, ...]
@@ -29,14 +29,14 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class ParamsLayout:
-    """The tensors of a buffer, in order."""
+    """Tensors of a buffer, in order."""
 
     entries: tuple[Entry, ...]
     num_bytes: int
 
     @classmethod
     def of(cls, tensors: Iterable[tuple[str, torch.Size, torch.dtype]]) -> Self:
-        """Lay (name, shape, dtype) out one after the other."""
+        """Lay out tensors, given as (name, shape, dtype), one after the other."""
         entries, offset = [], 0
         for name, shape, dtype in tensors:
             num_bytes = shape.numel() * dtype.itemsize
@@ -45,7 +45,7 @@ class ParamsLayout:
         return cls(tuple(entries), offset)
 
     def views(self, buffer: Tensor) -> dict[str, Tensor]:
-        """The tensors that lie in `buffer` (uint8, at least `num_bytes`)."""
+        """Return the tensors that lie in `buffer` (uint8, at least `num_bytes`), by name."""
         assert buffer.dtype == torch.uint8 and buffer.numel() >= self.num_bytes
         return {
             e.name: buffer[e.offset : e.offset + e.num_bytes].view(e.dtype).view(e.shape)

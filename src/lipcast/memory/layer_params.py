@@ -1,6 +1,6 @@
-"""The tensors of a transformer's layers, sorted into packs: what is used together lies together.
+"""Tensors of a transformer, grouped into packs of those that are used together.
 
-Input: a DiT built without memory. Output: one pack per layer and use (every tick, once per block, once per
+Input: a DiT built without memory. Outputs: one pack per layer and use (every tick, once per block, once per
 prompt), and one for everything outside the layers. Names are the checkpoint's.
 """
 
@@ -17,12 +17,12 @@ from lipcast.models.dit import DiT
 from lipcast.planning.tensors import WEIGHT_USES, WeightUse, weight_use
 
 ParamsKey = tuple[WeightUse, int]
-"""Use and layer."""
+"""(use, layer)."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a module keeps a tensor."""
+    """The module that has a tensor, and its name there."""
 
     owner: nn.Module
     leaf: str
@@ -31,7 +31,7 @@ class _Place:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FlatParams:
-    """Tensors that lie in one buffer, and where the module keeps them."""
+    """Tensors that lie in one buffer, and their places in the module."""
 
     layout: ParamsLayout
     places: Mapping[str, _Place]
@@ -41,7 +41,7 @@ class FlatParams:
         return self.layout.num_bytes
 
     def attach(self, views: Mapping[str, Tensor]) -> None:
-        """Make these tensors the module's own."""
+        """Make `views`, by name, the tensors of the module."""
         for name, place in self.places.items():
             if place.is_parameter:
                 parameter = nn.Parameter(views[name], requires_grad=False)
@@ -50,14 +50,14 @@ class FlatParams:
                 place.owner._buffers[place.leaf] = views[name]
 
     def detach(self) -> None:
-        """Leave the module with shapes only, so that a use without `attach` is an error."""
+        """Leave the module with shapes only, so that using it without `attach` is an error."""
         self.attach(
             self.layout.views(torch.empty(self.num_bytes, dtype=torch.uint8, device="meta"))
         )
 
 
 def layer_params(model: DiT, dtype: torch.dtype) -> dict[ParamsKey, FlatParams]:
-    """The packs of all layers, by use and then by layer; parameters are stored in `dtype`."""
+    """Return the packs of all layers, by use and then by layer; parameters are stored in `dtype`."""
     groups: dict[ParamsKey, list[str]] = {}
     for name in _stored(model):
         layer = _layer_of(model, name)
@@ -68,7 +68,7 @@ def layer_params(model: DiT, dtype: torch.dtype) -> dict[ParamsKey, FlatParams]:
 
 
 def root_params(model: DiT, dtype: torch.dtype) -> FlatParams:
-    """Everything outside the layers."""
+    """Return the pack of everything outside the layers."""
     return _pack(model, [n for n in _stored(model) if _layer_of(model, n) is None], dtype)
 
 
@@ -77,7 +77,7 @@ def _stored(model: DiT) -> Iterator[str]:
 
 
 def _layer_of(model: DiT, name: str) -> int | None:
-    """The layer that a tensor belongs to; an injector belongs to the layer that it follows."""
+    """Return the layer of a tensor; an injector belongs to the layer that it follows."""
     first, *rest = name.split(".")
     if first == "blocks":
         return int(rest[0])

@@ -128,10 +128,15 @@ class MemoryManager:
             return admission
 
     def dismiss(self, admission: Admission) -> None:
-        """Forget an admission; the weights stay where they are until the next plan."""
+        """Forget an admission; the weights stay where they are until the next plan.
+
+        If its last plan could not be applied, the weights are placed for the sessions that are left.
+        """
         with self.lock:
             if admission in self._admissions:
                 self._admissions.remove(admission)
+            if self._admissions and self.store is not None and self.store.plan is None:
+                self.place_weights()
 
     def _plan_beside(
         self, others: Collection[Admission], geometry: Geometry, options: GenerateOptions
@@ -180,7 +185,10 @@ class MemoryManager:
             return self.plan(least, GenerateOptions())
 
     def load(self, model: DiT, source: TensorSource, *, plan: Plan, dtype: torch.dtype) -> None:
-        """Fill a model that was built without memory; its layers go where the plan puts them."""
+        """Fill a model that was built without memory; its layers go where the plan puts them.
+
+        Keeps nothing if it raises: torch.OutOfMemoryError, CheckpointError.
+        """
         self.store = WeightStore(
             source,
             weight_plan(plan),
@@ -189,10 +197,19 @@ class MemoryManager:
             host=self.device_context.ram,
             copier=self.device_context.copier,
         )
-        load_into(
-            model, source, dtype=dtype, device=self.device_context.device, place=self.store.place
-        )
-        self.store.attach(model)
+        try:
+            load_into(
+                model,
+                source,
+                dtype=dtype,
+                device=self.device_context.device,
+                place=self.store.place,
+            )
+            self.store.attach(model)
+        except BaseException:
+            self.store.release()
+            self.store = None
+            raise
         self.inputs = replace(self.inputs, precision=plan.config.precision)
 
     def place_weights(self) -> None:

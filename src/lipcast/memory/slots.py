@@ -72,8 +72,9 @@ class SlotPool:
             if slot is None:
                 slot = self._slots[0]
                 self._load(slot, item)
-            self._copier.wait(self._arrival(slot))
-            self._current, slot.free = slot, []  # the arrival is later than all of these
+            for event in (self._arrival(slot), *slot.free):
+                self._copier.wait(event)
+            self._current, slot.free = slot, []
         views = self._current.views
         if id(item) not in views:
             views[id(item)] = item.view(self._current.buffer)

@@ -144,6 +144,7 @@ class WeightStore:
 
     def ensure_resident(self, use: WeightUse, layer: int) -> None:
         """Make the tensors of this pack usable, and prefetch the packs that follow."""
+        assert self.plan is not None, "the last apply_plan failed; apply a plan first"
         key = use, layer
         if use == "prompt":
             self._pass_prompt(key)
