@@ -64,6 +64,23 @@ def test_any_chunking_gives_the_same_bits(small_vae, chunks):
     assert torch.equal(torch.cat(videos, dim=2), small_vae.decode(latent))
 
 
+def test_every_latent_enters_alone(monkeypatch, small_vae):
+    """Kernels that are chosen by the number of frames must not see how a stream was cut."""
+    shapes, convolve = set(), small_vae.conv2.forward
+
+    def recording(z_BCTHW):
+        shapes.add((z_BCTHW.shape, z_BCTHW.stride()))
+        return convolve(z_BCTHW)
+
+    monkeypatch.setattr(small_vae.conv2, "forward", recording)
+    latent = random_latent(small_vae.config, 5)
+    state = small_vae.new_decoder_state()
+    small_vae.prime(latent[:, :, :3], state)
+    small_vae.decode_chunk(latent[:, :, 3:], state)
+    small_vae.decode(latent[:, :, :1].contiguous())
+    assert len(shapes) == 1
+
+
 def test_state_survives_storage_and_copies_are_independent(vae):
     latent = random_latent(vae.config, 5)
     state = vae.new_decoder_state()

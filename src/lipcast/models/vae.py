@@ -88,9 +88,10 @@ class VideoVAE(nn.Module):
 
         The first latent frame of a video gives one picture, any later one `temporal_factor`.
         """
-        z_BCTHW = self.conv2(self._denormalise(latent_BCTHW))
-        # One latent at a time: the same shapes, so the same arithmetic, for every chunking.
-        frames = [self.decoder(z, state) for z in z_BCTHW.split(1, dim=2)]
+        # The library chooses its convolution kernel by the number of frames, and kernels round
+        # differently. One latent at a time, from the first convolution on, every chunking runs
+        # the same ones.
+        frames = [self.decoder(self._enter(z), state) for z in latent_BCTHW.split(1, dim=2)]
         return torch.cat(frames, dim=2).clamp_(-1.0, 1.0)
 
     def prime(self, latent_BCTHW: Tensor, state: DecoderState) -> None:
@@ -99,7 +100,8 @@ class VideoVAE(nn.Module):
         Cheaper than decoding them: the later layers see only the newest latents.
         """
         if latent_BCTHW.shape[2]:
-            self.decoder.advance(self.conv2(self._denormalise(latent_BCTHW)), state)
+            entered = [self._enter(z) for z in latent_BCTHW.split(1, dim=2)]
+            self.decoder.advance(torch.cat(entered, dim=2), state)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -109,6 +111,12 @@ class VideoVAE(nn.Module):
         mean_BCTHW: Tensor = self.conv1(moments_BCTHW)[:, : self.config.z_dim].float()
         mean, std = latent_statistics(self.config, mean_BCTHW.device)
         return (mean_BCTHW - mean) * (1.0 / std)
+
+    def _enter(self, latent_BCTHW: Tensor) -> Tensor:
+        """Return what the decoder takes for one latent frame, the same bits in any chunk."""
+        # A slice of a chunk has other strides than a chunk of one, and strides choose kernels too.
+        entered: Tensor = self.conv2(self._denormalise(latent_BCTHW).contiguous())
+        return entered
 
     def _denormalise(self, latent_BCTHW: Tensor) -> Tensor:
         mean, std = latent_statistics(self.config, latent_BCTHW.device)
