@@ -1,15 +1,26 @@
-"""What many tests share: the embedded model, loaded once, and short sounds."""
+"""What many tests share: the embedded model, loaded once, short sounds, hypothesis profiles.
+
+Drawn examples are the same in every run unless HYPOTHESIS_PROFILE says otherwise:
+`HYPOTHESIS_PROFILE=soak scripts/test` draws others each time, and ten times as many where a test
+sets no number of its own.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 import lipcast
 from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu
 from sounds import EXAMPLES, write_wav
+
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.register_profile("soak", max_examples=1000, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
 @pytest.fixture(scope="session", autouse=True)

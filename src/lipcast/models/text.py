@@ -31,6 +31,11 @@ _STRAIGHT_QUOTES = str.maketrans(
     {**dict.fromkeys("\u02bc\u2018\u2019\u201a\u201b", "'"), **dict.fromkeys("“”„‟", '"')}
 )
 
+_REMOVED = re.compile(
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f"  # control characters that are no blanks
+    "\u206a-\u206f\ufeff\ufff9-\ufffb]"  # deprecated format marks, byte order mark, annotations
+)
+
 _OUTER_NAMES = {
     "token_embedding.weight": "stack.embed_tokens.weight",
     "norm.weight": "stack.final_layer_norm.weight",
@@ -50,17 +55,19 @@ _BLOCK_NAMES = {
 
 
 def clean_prompt(text: str) -> str:
-    """The prompt as the tokenizer gets it: entities resolved twice, one space for any whitespace.
+    """Return the prompt as the tokenizer gets it: entities resolved twice, one space per gap.
 
-    Of ftfy, which the public implementation calls first, this does what changes the tokens of a
-    sensible prompt: straight quotes, NFC, control characters removed. Left out: repair of text
-    decoded with the wrong character set, terminal escapes; and full-width letters and ligatures,
-    which the tokenizer of umt5 normalises (NFKC) itself.
+    The public implementation calls ftfy first. Of ftfy, this does what changes the tokens of a
+    sensible prompt: quotes become straight, control characters and other characters without a
+    meaning in plain text (`_REMOVED`) go, and the text is NFC. Zero-width joiners, zero-width
+    spaces and marks of direction stay, as in ftfy: emoji and several scripts are spelled with
+    them. Left out are the repair of text decoded with the wrong character set, and terminal
+    escapes; the tokenizer of umt5 itself normalises full-width letters and ligatures (NFKC).
     """
-    text = html.unescape(html.unescape(text))
-    text = unicodedata.normalize("NFC", text.translate(_STRAIGHT_QUOTES))
-    text = re.sub(r"\s+", " ", text)
-    return "".join(c for c in text if unicodedata.category(c) != "Cc").strip()
+    text = html.unescape(html.unescape(text)).translate(_STRAIGHT_QUOTES)
+    # Removed before gaps are joined: removing what stands between two blanks makes one gap.
+    text = unicodedata.normalize("NFC", _REMOVED.sub("", text))
+    return re.sub(r"\s+", " ", text).strip()
 
 
 def byte_ids(text: str, *, text_len: int) -> list[int]:
