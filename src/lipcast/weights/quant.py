@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lipcast.errors import CheckpointError
-from lipcast.weights.fp8 import quantise_tokens
+from lipcast.models.quant_formats import quantise_rows_fp8
 from lipcast.weights.quant_linear import QuantLinear, replace_module
 from lipcast.weights.schemes import PLAIN_DTYPES, SCHEMES, Parts, Precision, Scheme
 from lipcast.weights.source import QWEIGHT, TensorInfo, TensorSource
@@ -174,7 +174,7 @@ def _probes(num_in: int) -> Tensor:
 
 
 def _round_trip(x: Tensor) -> Tensor:
-    q, scale = quantise_tokens(x)
+    q, scale = quantise_rows_fp8(x)
     return q.float() * scale
 
 
