@@ -36,8 +36,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def tiny(home: Path) -> lipcast.Lipcast:
     """The embedded model on the CPU: transformer in float32, the fast autoencoder."""
     model = lipcast.load("tiny", device="cpu", precision="fp32")
-    kernels, _ = best_kernels(home, num_threads=1)
-    model.bundle.vae = prepare_for_cpu(model.bundle.vae, kernels)
+    model.bundle.vae = prepare_for_cpu(model.bundle.vae, best_kernels())
     return model
 
 
