@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -207,13 +207,6 @@ def interpolate(features_GTD: Tensor, position_F: Tensor) -> Tensor:
     return torch.lerp(low_GFD, features_GTD[:, high_F], weight_F1)
 
 
-def resample_middle(features_GTD: Tensor) -> Tensor:
-    """50 -> 30 Hz, linear with align_corners: [G, T, D] to [G, int(0.6 T), D]."""
-    num_features = features_GTD.shape[1]
-    steps = torch.arange(num_middle_features(num_features), dtype=torch.float64)
-    return interpolate(features_GTD, steps * middle_ratio(num_features))
-
-
 def middle_index(num_frames: int, *, first: int = 0) -> Tensor:
     """The 30 Hz feature of each video frame [F]: round(1.2 i) for i = first, first + 1, …
 
@@ -222,24 +215,3 @@ def middle_index(num_frames: int, *, first: int = 0) -> Tensor:
     frame_F = torch.arange(first, first + num_frames)
     step = 2 * MIDDLE_RATE * frame_F + VIDEO_FPS
     return step // (2 * VIDEO_FPS)
-
-
-def frame_features(
-    middle_GTD: Tensor, num_frames: int, *, pad: Literal["last", "zeros"] = "last"
-) -> Tensor:
-    """30 Hz features to one per video frame, [G, D, F].
-
-    Frames past the end get the last feature; `pad="zeros"` gives zeros as the published code
-    does, which no model was trained on.
-    """
-    index_F = middle_index(num_frames)
-    inside_F = index_F < middle_GTD.shape[1]
-    frames_GFD = middle_GTD[:, index_F.clamp(max=middle_GTD.shape[1] - 1)]
-    if pad == "zeros":
-        frames_GFD = frames_GFD * inside_F[:, None]
-    return frames_GFD.transpose(1, 2)
-
-
-def num_published_clips(num_middle: int, frames_per_clip: int) -> int:
-    """Clips that the published code makes of a 30 Hz sequence: one more than the full ones."""
-    return int(num_middle / (frames_per_clip * MIDDLE_RATE / VIDEO_FPS)) + 1

@@ -10,9 +10,9 @@ Shape suffixes: B batch, C channels, T frames, H height, W width, N = H·W.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,22 +31,6 @@ class StreamState:
     @property
     def num_bytes(self) -> int:
         return sum(cache.nbytes for cache in self.caches.values())
-
-    def clone(self) -> Self:
-        """An independent copy: both can go on, from the same point."""
-        return type(self)({name: cache.clone() for name, cache in self.caches.items()})
-
-    def reset(self) -> None:
-        """Forget everything: the next chunk begins a video."""
-        self.caches.clear()
-
-    def to_dict(self) -> dict[str, Tensor]:
-        """The state as contiguous tensors by name, as a file of tensors holds them."""
-        return {name: cache.contiguous() for name, cache in self.caches.items()}
-
-    @classmethod
-    def from_dict(cls, tensors: Mapping[str, Tensor]) -> Self:
-        return cls(dict(tensors))
 
 
 class DecoderState(StreamState):

@@ -2,8 +2,9 @@
 
 Layout (https://github.com/huggingface/safetensors): 8 bytes little-endian header length, a JSON
 header {name: {dtype, shape, data_offsets}}, then the data without gaps.
-Read here and not by the library, because a file must be judged before its data is touched (cut
-short, not weights at all) and because plain reads, unlike a mapping, leave no pages behind.
+Read here and not by the library, which names neither the expected nor the found size of a file cut
+short, and keeps every page resident that was read through one open file: after the eight tensors of
+a 400 MB file, read one by one, 404 MB stayed resident with the library and 4 MB with plain reads.
 """
 
 from __future__ import annotations
