@@ -64,11 +64,11 @@ class KVCodec(ABC):
 
     @abstractmethod
     def encode(self, x_TNd: Tensor) -> tuple[Tensor, ...]:
-        """The planes of these numbers; a plane may be the input itself, or of a wider dtype."""
+        """Return the planes of these numbers; a plane may be the input itself, or of a wider dtype."""
 
     @abstractmethod
     def decode_into(self, planes: Sequence[Tensor], out_TNd: Tensor) -> None:
-        """The numbers of these planes, written to `out_TNd` in its dtype."""
+        """Write the numbers of these planes to `out_TNd`, in its dtype."""
 
 
 class PlainCodec(KVCodec):
@@ -155,7 +155,7 @@ class Int4Codec(KVCodec):
 
 
 def kv_codec(precision: KVPrecision, *, num_heads: int, head_dim: int) -> KVCodec:
-    """The codec of a precision. Raises UsageError for a head size that it cannot store."""
+    """Return the codec of a precision. Raises UsageError for a head size that it cannot store."""
     if precision == "fp8":
         return Fp8Codec(num_heads, head_dim)
     if precision == "int4":

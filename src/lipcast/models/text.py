@@ -71,12 +71,12 @@ def clean_prompt(text: str) -> str:
 
 
 def byte_ids(text: str, *, text_len: int) -> list[int]:
-    """ByT5 ids: every UTF-8 byte + 3, at most text_len - 1 of them, then </s>."""
+    """Return the ByT5 ids: every UTF-8 byte + 3, at most text_len - 1 of them, then </s>."""
     return [b + BYTE_OFFSET for b in text.encode("utf-8")[: text_len - 1]] + [END_ID]
 
 
 def text_name(name: str) -> str:
-    """The name in `TextEncoder` of an official name; raises CheckpointError for any other name."""
+    """Return the name in `TextEncoder` of an official name; raises CheckpointError for any other name."""
     block, _, inner = name.removeprefix("blocks.").partition(".")
     if name in _OUTER_NAMES:
         return _OUTER_NAMES[name]
@@ -89,7 +89,7 @@ def text_name(name: str) -> str:
 
 
 def build_stack(config: TextConfig) -> nn.Module:
-    """The UMT5 encoder stack of transformers (safe under `torch.device("meta")`)."""
+    """Return the UMT5 encoder stack of transformers (safe under `torch.device("meta")`)."""
     from transformers.models.umt5.configuration_umt5 import UMT5Config
     from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
 
@@ -128,11 +128,11 @@ class TextEncoder(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, ids_BL: Tensor) -> Tensor:
-        """Token ids [B, L] of equal true length to hidden states [B, L, D]; no padding, no mask."""
+        """Encode token ids [B, L] of equal true length as hidden states [B, L, D]; no padding."""
         return cast(Tensor, self.stack(input_ids=ids_BL).last_hidden_state)
 
     def token_ids(self, prompt: str) -> list[int]:
-        """The ids of a prompt, </s> last, at most text_len.
+        """Return the ids of a prompt, </s> last, at most text_len.
 
         Raises InputError for text that is not Unicode, CheckpointError without a tokenizer.
         """
@@ -150,7 +150,7 @@ class TextEncoder(nn.Module):
 
     @torch.inference_mode()
     def encode(self, prompt: str) -> Tensor:
-        """The context [L, D] of a prompt, in the precision and on the device of the weights."""
+        """Return the context [L, D] of a prompt, in the precision and on the device of the weights."""
         device = next(self.parameters()).device
         ids_BL = torch.tensor([self.token_ids(prompt)], device=device)
         return cast(Tensor, self(ids_BL)[0])

@@ -47,7 +47,7 @@ class EncoderNetwork(Protocol):
     def __call__(self, x_BCTHW: Tensor, state: StreamState, /) -> Tensor: ...
 
     def encode_static(self, image_BCHW: Tensor, num_frames: int) -> Tensor:
-        """The moments of a picture shown for `num_frames`."""
+        """Return the moments of a picture shown for `num_frames`."""
         ...
 
 
@@ -98,12 +98,12 @@ class CausalConv3d(nn.Conv3d):
         return self.kernel_size[0] - 1
 
     def no_past(self, x_BCTHW: Tensor) -> Tensor:
-        """The zero frames in front of a video."""
+        """Return the zero frames in front of a video."""
         batch, channels, _, height, width = x_BCTHW.shape
         return x_BCTHW.new_zeros(batch, channels, self.num_past, height, width)
 
     def convolve(self, x_BCTHW: Tensor) -> Tensor:
-        """The bare convolution: no frames are put in front."""
+        """Convolve without putting frames in front."""
         return super().forward(x_BCTHW)
 
     def forward(  # type: ignore[override]  # it needs the state, which Conv3d does not

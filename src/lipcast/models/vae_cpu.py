@@ -57,7 +57,7 @@ class CpuVideoVAE(VideoVAE):
 
 
 def prepare_for_cpu(vae: VideoVAE, kernels: TorchKernels) -> CpuVideoVAE:
-    """The same autoencoder on `kernels`; the weights are copied into their layout, once."""
+    """Return the same autoencoder on `kernels`; the weights are copied into their layout, once."""
     return CpuVideoVAE(vae, kernels)
 
 
@@ -91,7 +91,7 @@ class CpuNetwork(nn.Module):
         return self.run_units(x_BCTHW, state, self.num_units)
 
     def run_units(self, x_BCTHW: Tensor, state: StreamState, num_units: int) -> Tensor:
-        """The first `num_units` units of the network."""
+        """Run the first `num_units` units of the network."""
         x_THWC = self.enter(x_BCTHW)
         for part in self.parts:
             if num_units <= 0:
@@ -172,7 +172,7 @@ def _items(layer: nn.Module, kernels: TorchKernels) -> Iterator[Block | Part]:
 
 
 def changes_size(step: ConvStep) -> bool:
-    """Whether the step sees a picture of another size; it can only begin a chain."""
+    """Return whether the step sees a picture of another size; it can only begin a chain."""
     return step.up or step.stride > 1
 
 

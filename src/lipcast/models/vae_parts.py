@@ -165,7 +165,7 @@ def bias_of(conv: nn.Conv2d | nn.Conv3d) -> Tensor:
 
 
 def recall(state: StreamState, name: str, dtype: torch.dtype) -> Tensor | None:
-    """What the layer remembers, [T, H, W, C]; None at the beginning of a video."""
+    """Return what the layer remembers, [T, H, W, C]; None at the beginning of a video."""
     cache_BCTHW = state.caches.get(name)
     if cache_BCTHW is None:
         return None

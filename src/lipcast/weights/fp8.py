@@ -112,7 +112,7 @@ class Fp8Products:
 
 
 def _is_refusal(error: RuntimeError) -> bool:
-    """Whether an error says that there is no kernel; not so: too little memory, a broken GPU."""
+    """Return whether an error means "no kernel", not "out of memory" or "the GPU failed"."""
     if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
         return False
     text = str(error)

@@ -114,7 +114,7 @@ def _first_offset(path: Path, name: str, entry: Any) -> int:
 
 
 def _parse_entry(path: Path, name: str, entry: dict[str, Any]) -> tuple[TensorInfo, int, int]:
-    """The header of one tensor and the first and last byte of its data."""
+    """Return the header of one tensor and the first and last byte of its data."""
     try:
         dtype_name, (first, last) = entry["dtype"], entry["data_offsets"]
         shape = tuple(int(size) for size in entry["shape"])
@@ -139,7 +139,7 @@ def _not_safetensors(path: Path, why: str) -> str:
 
 
 def truncated(path: Path, expected_bytes: int, found_bytes: int) -> str:
-    """What to say of a file that is shorter than its header promises."""
+    """Return what to say of a file that is shorter than its header promises."""
     return (
         f"{path}: expected {expected_bytes:,} bytes, the file has {found_bytes:,}; "
         "it was cut short, download it again"

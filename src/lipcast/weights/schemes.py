@@ -54,14 +54,14 @@ class Scheme(ABC):
 
     @abstractmethod
     def quantise(self, weight: Tensor) -> Parts:
-        """The parts of a float32 weight [out, in]; rows do not influence each other."""
+        """Return the parts of a float32 weight [out, in]; rows do not influence each other."""
 
     @abstractmethod
     def dequantise(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        """The weight [out, in] again."""
+        """Return the dequantised weight [out, in]."""
 
     def fits(self, num_in: int) -> bool:
-        """Whether rows of this length can be stored."""
+        """Return whether rows of this length can be stored."""
         return num_in > 0
 
 
@@ -167,7 +167,7 @@ def _round_to_range(grouped: Tensor, scale: Tensor, minimum: Tensor) -> Tensor:
 
 
 def _refit(grouped: Tensor, q: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """The scale and minimum with the least squared error for the given integers."""
+    """Return the scale and minimum with the least squared error for the given integers."""
     q_mean, mean = q.mean(-1, keepdim=True), grouped.mean(-1, keepdim=True)
     covariance = (q * grouped).mean(-1, keepdim=True) - q_mean * mean
     variance = q.square().mean(-1, keepdim=True) - q_mean.square()
@@ -183,5 +183,5 @@ SCHEMES: Mapping[Precision, Scheme] = MappingProxyType(
 
 
 def scheme_of(qweight_dtype: torch.dtype) -> Scheme | None:
-    """The scheme whose `qweight` has this dtype."""
+    """Return the scheme whose `qweight` has this dtype."""
     return next((s for s in SCHEMES.values() if s.qweight_dtype == qweight_dtype), None)
