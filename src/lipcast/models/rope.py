@@ -61,7 +61,7 @@ class Rotary:
         return self._grid(list(frames), list(range(height)), list(range(width)))
 
     def motion(self, height: int, width: int) -> RotaryTable:
-        """Return the positions of the packed motion tokens: newest (t = -1), 2x (-3), 4x (-19, -14, -9, -4)."""
+        """Return the positions of packed motion: newest (t = -1), 2x (-3), 4x (-19, -14, -9, -4)."""
         tables, distance = [], 0
         for covered, num_frames, pool in _MOTION_BUCKETS:
             distance += covered
@@ -108,7 +108,7 @@ def spread(first: int, last: int, count: int) -> list[int]:
 
 
 def ref_frame(first_frame: int, distance: int) -> int:
-    """Return the time position of the reference for a block: `distance` ahead of its first frame, at least 30."""
+    """Return the reference's time position for a block: `distance` ahead of it, at least 30."""
     return max(REF_FRAME, first_frame + distance)
 
 
