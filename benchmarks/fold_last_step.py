@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 import lipcast
-from lipcast.env import cache_dir
 from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -31,8 +30,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=1, help="length of each video in clips of 48")
     clips = parser.parse_args().clips
     model = lipcast.load("tiny", device="cpu", precision="fp32")
-    kernels, _ = best_kernels(cache_dir(), num_threads=torch.get_num_threads())
-    model.bundle.vae = prepare_for_cpu(model.bundle.vae, kernels)
+    model.bundle.vae = prepare_for_cpu(model.bundle.vae, best_kernels())
     print(f"{'portrait':<14}{'voice':<18}{'latents dB':>11}{'frames dB':>11}{'largest':>9}")
     rows = []
     for portrait in sorted(EXAMPLES.glob("portrait_*.png")):

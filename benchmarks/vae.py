@@ -24,12 +24,9 @@ from torch import Tensor
 
 import lipcast
 from lipcast.config.models import VAEConfig
-from lipcast.env import cache_dir
 from lipcast.models.vae import VideoVAE
 from lipcast.models.vae_cpu import CpuVideoVAE, prepare_for_cpu
 from lipcast.models.vae_kernels import TorchKernels
-from lipcast.models.vae_native import NativeKernels
-from lipcast.models.vae_native_build import NativeUnavailableError
 
 TINY = Path(lipcast.__file__).parent / "assets" / "tiny"
 LATENTS_PER_BLOCK = 3
@@ -44,7 +41,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     vae = load(options.model)
     conditions = {
-        "machine": platform.processor() or platform.device_context(),
+        "machine": platform.processor() or platform.machine(),
         "torch": torch.__version__,
         "threads": options.threads,
         "rounds": options.rounds,
@@ -52,7 +49,7 @@ def main() -> None:
         "picture": [PICTURE_SIZE, PICTURE_SIZE],
     }
     print(conditions)
-    ways = make_ways(vae, options.threads)
+    ways = make_ways(vae)
     document = {"conditions": conditions, "ways": compare(ways, vae, options.rounds)}
     fastest = list(ways.values())[-1]
     if isinstance(fastest, CpuVideoVAE):
@@ -75,19 +72,12 @@ def load(directory: Path) -> VideoVAE:
     return vae.eval().requires_grad_(False)
 
 
-def make_ways(vae: VideoVAE, num_threads: int) -> dict[str, VideoVAE]:
+def make_ways(vae: VideoVAE) -> dict[str, VideoVAE]:
     """Every way of computing, the model itself first, the fastest last."""
     ways: dict[str, VideoVAE] = {"model fp32": vae}
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         ways[f"torch kernels {name}"] = prepare_for_cpu(vae, TorchKernels(dtype))
-    try:
-        start = time.perf_counter()
-        kernels = NativeKernels(cache_dir() / "kernels", num_threads=num_threads)
-        print(f"native library ready in {time.perf_counter() - start:.2f} s")
-        ways["native bfloat16"] = prepare_for_cpu(vae, kernels)
-    except NativeUnavailableError as error:
-        print(f"no native kernels: {error}")
     return ways
 
 

@@ -1,15 +1,26 @@
-"""What many tests share: the embedded model, loaded once, and short sounds."""
+"""What many tests share: the embedded model, loaded once, short sounds, hypothesis profiles.
+
+Drawn examples are the same in every run unless HYPOTHESIS_PROFILE says otherwise:
+`HYPOTHESIS_PROFILE=soak scripts/test` draws others each time, and ten times as many where a test
+sets no number of its own.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 import lipcast
 from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu
 from sounds import EXAMPLES, write_wav
+
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.register_profile("soak", max_examples=1000, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,8 +36,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def tiny(home: Path) -> lipcast.Lipcast:
     """The embedded model on the CPU: transformer in float32, the fast autoencoder."""
     model = lipcast.load("tiny", device="cpu", precision="fp32")
-    kernels, _ = best_kernels(home, num_threads=1)
-    model.bundle.vae = prepare_for_cpu(model.bundle.vae, kernels)
+    model.bundle.vae = prepare_for_cpu(model.bundle.vae, best_kernels())
     return model
 
 

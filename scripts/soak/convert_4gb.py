@@ -13,6 +13,7 @@ import argparse
 import json
 import multiprocessing
 import shutil
+import sys
 import time
 from pathlib import Path
 from statistics import mean
@@ -28,7 +29,9 @@ from lipcast.weights.lora import LoraSpec
 from lipcast.weights.manifest import verify
 from lipcast.weights.quant import kept_because, quantise_layer
 from lipcast.weights.schemes import SCHEMES, Precision
-from lipcast.weights.synthetic import configs_of_size, write_synthetic
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+from synthetic import configs_of_size, write_synthetic
 
 SPEECH = Path(__file__).parents[2] / "src" / "lipcast" / "assets" / "tiny" / "wav2vec2-tiny"
 PRECISIONS: tuple[Precision, ...] = ("bf16", "fp8", "int8", "int4")

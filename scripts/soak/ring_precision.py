@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import lipcast
 from lipcast.config.video_spec import VideoSpec
 from lipcast.engine.backend import LocalBackend
 from lipcast.engine.executor import LaneExecutor, session_shape
-from lipcast.env import cache_dir
 from lipcast.memory.device_context import DeviceContext
 from lipcast.memory.session_memory import SessionMemory, SessionPlan
 from lipcast.models.dit import DiT
@@ -43,8 +41,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=2)
     options = parser.parse_args()
     bundle = lipcast.load("tiny", device="cpu", precision="fp32").bundle
-    kernels, _ = best_kernels(cache_dir(), num_threads=torch.get_num_threads())
-    bundle.vae = prepare_for_cpu(bundle.vae, kernels)
+    bundle.vae = prepare_for_cpu(bundle.vae, best_kernels())
     cases = [(f"portrait_{p}.png", VOICES[p % 2]) for p in range(options.portraits)]
     exact = [generate(bundle, image, voice, options.clips, "fp32") for image, voice in cases]
     rows = []

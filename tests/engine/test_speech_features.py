@@ -30,15 +30,14 @@ from lipcast.engine.speech_features import (
 from lipcast.models.speech import (
     SpeechConfig,
     SpeechEncoder,
-    frame_features,
     interpolate,
     middle_index,
     middle_ratio,
     normalise,
     num_middle_features,
-    resample_middle,
 )
 from lipcast.weights.bundle import load_speech_encoder
+from published_speech import frame_features, resample_middle
 
 ROOT = Path(__file__).parents[2]
 VOICES = sorted((ROOT / "examples").glob("speech_*.wav"))

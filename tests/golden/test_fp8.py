@@ -8,9 +8,24 @@ from typing import Any
 import pytest
 import torch
 
-from lipcast.weights.fp8 import linear_per_tensor, quantise_per_tensor
+from lipcast.models.quant_formats import FP8_MAX, LEAST_SCALE, to_fp8
 from lipcast.weights.quant import kept_because
 from lipcast.weights.source import TensorInfo
+
+
+def quantise_per_tensor(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(e4m3, float32 inverse scale []): s = min(448 / max|x|, 448), x·s rounded to bf16 first."""
+    largest = x.abs().amax().float().clamp(min=LEAST_SCALE)
+    scale = (FP8_MAX / largest).clamp(max=FP8_MAX)
+    return to_fp8((x.float() * scale).bfloat16()), scale.reciprocal()
+
+
+def linear_per_tensor(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """bf16( (q_x q_wᵀ) / (s_x s_w) + bias ), as the public implementation computes it."""
+    q_x, inverse_x = quantise_per_tensor(x)
+    q_w, inverse_w = quantise_per_tensor(weight)
+    product = q_x.float() @ q_w.float().t()
+    return (product * (inverse_x * inverse_w) + bias.float()).bfloat16()
 
 
 @pytest.fixture

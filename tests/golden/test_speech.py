@@ -14,14 +14,12 @@ from golden_helpers import DEFAULT_DIR, GoldenCase
 from lipcast.models.speech import (
     SpeechConfig,
     SpeechEncoder,
-    frame_features,
     middle_index,
     normalise,
-    num_published_clips,
-    resample_middle,
     speech_name,
 )
 from lipcast.weights.load import without_memory
+from published_speech import frame_features, num_published_clips, resample_middle
 
 TOLERANCE = 2e-4
 TINY = Path(__file__).parents[2] / "src" / "lipcast" / "assets" / "tiny" / "wav2vec2-tiny"

@@ -14,14 +14,13 @@ from lipcast.errors import CheckpointError
 from lipcast.models.speech import (
     SpeechConfig,
     SpeechEncoder,
-    frame_features,
     interpolate,
     middle_index,
     middle_ratio,
     num_middle_features,
-    resample_middle,
     speech_name,
 )
+from published_speech import frame_features, resample_middle
 
 FOLDER = Path(__file__).parents[2] / "src" / "lipcast" / "assets" / "tiny" / "wav2vec2-tiny"
 JSON = json.loads((FOLDER / "config.json").read_text())

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -46,6 +46,18 @@ WORDS = TextConfig(
         ("&nbsp;x&nbsp;", "x"),
         ("微笑，说话", "微笑，说话"),
         ("", ""),
+        ("0 \x1b\r0", "0 0"),
+        ("0\x000", "00"),
+        (" \x07 ", ""),
+        ("a\x1cb\x85c", "a b c"),
+        ("e\x00\u0301", "\u00e9"),
+        ("a\u2028b\u2029c", "a b c"),
+        ("a\u00a0\u202fb", "a b"),
+        ("\ufeffa \ufeff b", "a b"),
+        ("a\u206ab\ufff9c", "abc"),
+        ("a\u200bb", "a\u200bb"),
+        ("\U0001f469\u200d\U0001f4bb", "\U0001f469\u200d\U0001f4bb"),
+        ("\u200fa\u202eb\u2069", "\u200fa\u202eb\u2069"),
     ],
 )
 def test_clean_prompt(text, cleaned):
@@ -53,6 +65,9 @@ def test_clean_prompt(text, cleaned):
 
 
 @given(st.text())
+@example("0 \x1b\r0")
+@example("\ufeff \ufeff")
+@example("\u0340\u2000\x7f\u2001")
 def test_clean_prompt_is_one_line_without_edges(text):
     cleaned = clean_prompt(text)
     assert cleaned == " ".join(cleaned.split())

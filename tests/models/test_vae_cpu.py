@@ -13,13 +13,11 @@ from safetensors.torch import load_file
 
 import lipcast
 from lipcast.config.models import VAEConfig
-from lipcast.models import vae_native_build
+from lipcast.models import vae_cpu
 from lipcast.models.vae import VideoVAE
 from lipcast.models.vae_blocks import DecoderState
 from lipcast.models.vae_cpu import CpuVideoVAE, best_kernels, prepare_for_cpu
 from lipcast.models.vae_kernels import TorchKernels
-from lipcast.models.vae_native import NativeKernels
-from lipcast.models.vae_native_build import NativeUnavailableError, load_library, processor_flags
 from lipcast.models.vae_receptive import Unit, latents_to_run, units_to_run
 
 CONFIGS = {
@@ -56,23 +54,9 @@ def vae(request):
     return random_vae(CONFIGS[request.param])
 
 
-@pytest.fixture(scope="module")
-def library_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("kernels")
-
-
-@pytest.fixture(scope="module", params=["torch_fp32", "torch_bf16", "native"])
-def kernels(request, library_dir):
-    if request.param != "native":
-        return TorchKernels(torch.float32 if request.param == "torch_fp32" else torch.bfloat16)
-    return native(library_dir, 2)
-
-
-def native(library_dir, num_threads: int) -> NativeKernels:
-    try:
-        return NativeKernels(library_dir, num_threads=num_threads)
-    except NativeUnavailableError as error:
-        pytest.skip(str(error))
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def kernels(request):
+    return TorchKernels(request.param)
 
 
 @pytest.fixture
@@ -126,7 +110,7 @@ def test_states_are_interchangeable(vae, fast):
     for first, second in ((vae, fast), (fast, vae)):
         state = first.new_decoder_state()
         first.prime(latent[:, :, :3], state)
-        stored = DecoderState.from_dict(state.to_dict())
+        stored = DecoderState({n: t.contiguous() for n, t in state.caches.items()})
         found = second.decode_chunk(latent[:, :, 3:], stored)
         assert_same(fast, found.float(), expected[:, :, -2 * group :])
 
@@ -142,9 +126,8 @@ def test_prime_leaves_the_state_of_decoding(vae, fast):
 
 
 @pytest.fixture(scope="module")
-def fast_sixteen(library_dir) -> CpuVideoVAE:
-    kernels, _ = best_kernels(library_dir, num_threads=2)
-    return prepare_for_cpu(random_vae(CONFIGS["sixteen"]), kernels)
+def fast_sixteen() -> CpuVideoVAE:
+    return prepare_for_cpu(random_vae(CONFIGS["sixteen"]), best_kernels())
 
 
 @settings(max_examples=8, deadline=None)
@@ -169,48 +152,13 @@ def test_embedded_model_keeps_its_pictures(kernels):
     assert error.square().mean().sqrt() < 1 / 255
 
 
-def test_native_result_does_not_depend_on_the_threads(vae, library_dir):
-    latent = random_latent(vae.config, 3)
-    results = [
-        prepare_for_cpu(vae, native(library_dir, num_threads)).decode(latent)
-        for num_threads in (1, 2, 3, 7)
-    ]
-    assert all(torch.equal(result, results[0]) for result in results)
-
-
-def test_native_leaves_torch_its_matrix_tiles(vae, library_dir):
-    """Both use the tile registers of the same thread, with other shapes."""
-    fast = prepare_for_cpu(vae, native(library_dir, 1))
-    matrix = torch.randn(70, 90, dtype=torch.bfloat16)
-    before = matrix @ matrix.T
-    fast.decode(random_latent(vae.config, 1))
-    assert torch.equal(matrix @ matrix.T, before)
-
-
-# Where the native kernels cannot be had
-
-
-def test_best_kernels_fall_back_and_say_why(tmp_path, monkeypatch):
-    monkeypatch.setattr(vae_native_build, "processor_flags", lambda: ("sse2",))
-    kernels, words = best_kernels(tmp_path, num_threads=1)
-    assert isinstance(kernels, TorchKernels)
-    assert "the processor has no" in words and "amx_bf16" in words
-
-
-@pytest.mark.skipif(
-    not set(processor_flags()) >= vae_native_build.NEEDED_FLAGS, reason="no AMX here"
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [((), torch.float32), (("avx2",), torch.float32), (("avx512_bf16",), torch.bfloat16)],
 )
-def test_failures_of_the_compiler_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(vae_native_build.shutil, "which", lambda _: None)
-    with pytest.raises(NativeUnavailableError, match="no C compiler"):
-        load_library(tmp_path)
-    failing = tmp_path / "cc"
-    failing.write_text("#!/bin/sh\necho 'error: no such thing' >&2\nexit 1\n")
-    failing.chmod(0o755)
-    monkeypatch.setattr(vae_native_build.shutil, "which", lambda _: str(failing))
-    with pytest.raises(NativeUnavailableError, match="failed: error: no such thing"):
-        load_library(tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
+def test_bf16_is_chosen_where_the_processor_multiplies_it(monkeypatch, flags, dtype):
+    monkeypatch.setattr(vae_cpu, "processor_flags", lambda: flags)
+    assert best_kernels().dtype == dtype
 
 
 # The plan of priming

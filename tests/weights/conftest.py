@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lipcast.weights.load import without_memory
 from lipcast.weights.source import TensorInfo
-from lipcast.weights.synthetic import SMALL, write_synthetic
+from synthetic import SMALL, write_synthetic
 
 TINY = Path(__file__).parents[2] / "src" / "lipcast" / "assets" / "tiny"
 

@@ -22,7 +22,7 @@ from lipcast.weights.convert import ConvertRequest, convert
 from lipcast.weights.lora import LoraSpec
 from lipcast.weights.quant_linear import QuantLinear
 from lipcast.weights.schemes import Precision
-from lipcast.weights.synthetic import SMALL
+from synthetic import SMALL
 
 from .conftest import TINY
 

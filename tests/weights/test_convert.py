@@ -31,7 +31,7 @@ from lipcast.weights.manifest import read_manifest, verify
 from lipcast.weights.quant import quantised
 from lipcast.weights.quant_linear import QuantLinear
 from lipcast.weights.schemes import SCHEMES, Precision
-from lipcast.weights.synthetic import SMALL, configs_of_size, write_synthetic
+from synthetic import SMALL, configs_of_size, write_synthetic
 
 from .conftest import TINY
 

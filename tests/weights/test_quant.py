@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from lipcast.weights.files import open_tensors
 from lipcast.weights.fp8 import has_fp8_matmul, linear_row_wise
 from lipcast.weights.load import load_into
 from lipcast.weights.lora import LoraSpec, merge_loras
-from lipcast.weights.quant import kept_because, quantise_layer, quantise_module, quantised
+from lipcast.weights.quant import kept_because, quantise_layer, quantised
 from lipcast.weights.quant_linear import QuantLinear, use_fp8_matmul
 from lipcast.weights.schemes import SCHEMES, Precision
 from lipcast.weights.source import RenamedSource, TensorInfo
@@ -160,18 +159,33 @@ def test_a_quantised_stream_loads_into_a_plain_module(
 ) -> None:
     source = quantised(open_tensors(save(toy.state_dict())), precision)
     load_into(meta_toy, source, dtype=torch.float32)
-    in_place = copy.deepcopy(toy)
-    reports = quantise_module(in_place, precision)
     assert isinstance(meta_toy.blocks[0].q, QuantLinear)
     assert type(meta_toy.text_embedding) is nn.Linear
-    assert {r.layer for r in reports} == {f"blocks.{i}.{n}" for i in range(3) for n in "qo"}
-    x = torch.randn(4, 8)
-    for left, right in zip(meta_toy.blocks, in_place.blocks, strict=True):
+    assert set(source.reports) == {f"blocks.{i}.{n}" for i in range(3) for n in "qo"}
+    x, scheme = torch.randn(4, 8), SCHEMES[precision]
+    for left, right in zip(meta_toy.blocks, toy.blocks, strict=True):
         for layer in ("q", "o"):
+            linear = getattr(right, layer)
+            parts = scheme.quantise(linear.weight.detach())
+            exact = scheme.dequantise(parts, torch.float32) @ x.t()
             got = getattr(left, layer)(x)
-            exact = getattr(right, layer).weight @ x.t()
-            bias = right.get_submodule(layer).bias.bfloat16().float()
-            torch.testing.assert_close(got, exact.t() + bias)
+            torch.testing.assert_close(got, exact.t() + linear.bias.bfloat16().float())
+
+
+@pytest.mark.parametrize("precision", QUANTISED)
+def test_loading_makes_the_same_parts_on_its_device(
+    toy: ToyModel, save: Save, precision: Precision
+) -> None:
+    base = open_tensors(save(toy.state_dict()))
+    converted = quantised(base, precision)
+    loaded = quantised(base, precision, device=torch.device("cpu"))
+    assert loaded.infos == converted.infos
+    for name, tensor in loaded:
+        assert torch.equal(tensor.view(torch.uint8), converted.read(name).view(torch.uint8)), name
+    assert converted.reports and not loaded.reports
+    elsewhere = quantised(base, precision, device=torch.device("meta"))
+    made = elsewhere.infos.keys() - base.infos.keys()
+    assert made and all(elsewhere.read(name).is_meta for name in made)
 
 
 def test_high_precision_tensors_are_sixteen_bit(toy: ToyModel, save: Save) -> None:

@@ -13,7 +13,7 @@ from lipcast.weights.bundle import load_bundle, load_text_encoder
 from lipcast.weights.checkpoint import find_checkpoint
 from lipcast.weights.files import open_tensors
 from lipcast.weights.source import TensorInfo
-from lipcast.weights.synthetic import PUBLISHED, SMALL, configs_of_size, write_synthetic
+from synthetic import PUBLISHED, SMALL, configs_of_size, write_synthetic
 
 from .conftest import TINY
 

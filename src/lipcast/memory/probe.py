@@ -16,8 +16,9 @@ from torch.nn import functional
 
 from lipcast.errors import UsageError
 from lipcast.memory.pinned import PinnedMaker
+from lipcast.models.quant_formats import FP8
 from lipcast.planning.hardware import Hardware, gpu_described
-from lipcast.weights.fp8 import FP8, has_fp8_matmul, linear_row_wise
+from lipcast.weights.fp8 import has_fp8_matmul, linear_row_wise
 
 _COPY_BYTES = 256 << 20
 _NUM_RUNS = 5

@@ -3,23 +3,77 @@
 Input: q_TNd, k_TNd, v_TNd. Output: o_TNd. The order of the keys does not matter, since they carry
 their own rotary position.
 
-Legend: T tokens, N heads, d head size.
+Legend: B batch, T tokens, N heads, d head size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 KeyValue = tuple[Tensor, Tensor]
+AttentionKernel = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""q_BNTd, k_BNTd, v_BNTd to o_BNTd."""
+Capability = tuple[int, int]
+
+_CUDNN_MAJORS = (9, 10)
+"""Compute capabilities (Hopper, data-centre Blackwell) on which PyTorch prefers cuDNN."""
+_CUDNN_CHOICE = 3
+"""`SDPBackend.CUDNN_ATTENTION`, as `torch._fused_sdp_choice` returns it."""
 
 
 def attend(q_TNd: Tensor, k_TNd: Tensor, v_TNd: Tensor) -> Tensor:
-    """softmax(q kᵀ / sqrt(d)) v; no mask."""
+    """Return softmax(q kᵀ / sqrt(d)) v; there is no mask."""
     return attend_batch(q_TNd[None], k_TNd[None], v_TNd[None])[0]
 
 
-def attend_batch(q_BTNd: Tensor, k_BTNd: Tensor, v_BTNd: Tensor) -> Tensor:
-    """The same for a batch of independent sequences."""
+def attend_batch(
+    q_BTNd: Tensor,
+    k_BTNd: Tensor,
+    v_BTNd: Tensor,
+    *,
+    capability_of: Callable[[torch.device], Capability | None] | None = None,
+) -> Tensor:
+    """Return the same for a batch of independent sequences.
+
+    `capability_of` gives a device's compute capability, None where it has none; by default it
+    is asked of CUDA, once per device.
+    """
+    capability = (capability_of or _capability)(q_BTNd.device)
+    kernel = attention_kernel(capability)
     q_BNTd, k_BNTd, v_BNTd = (x.transpose(1, 2) for x in (q_BTNd, k_BTNd, v_BTNd))
-    return functional.scaled_dot_product_attention(q_BNTd, k_BNTd, v_BNTd).transpose(1, 2)
+    return kernel(q_BNTd, k_BNTd, v_BNTd).transpose(1, 2)
+
+
+def attention_kernel(capability: Capability | None) -> AttentionKernel:
+    """Return the attention for a compute capability."""
+    if capability is not None and capability[0] in _CUDNN_MAJORS:
+        return cudnn_attention
+    return functional.scaled_dot_product_attention
+
+
+def cudnn_attention(q_BNTd: Tensor, k_BNTd: Tensor, v_BNTd: Tensor) -> Tensor:
+    """Attend as PyTorch would, but ask cuDNN for the log-sum-exp where PyTorch would pick cuDNN.
+
+    Without gradients PyTorch does not ask for it, and cuDNN's plan without it is 11 % slower on
+    an H100 (1.82 against 1.63 ms for 3,168 queries over a full ring).
+    """
+    choice = torch._fused_sdp_choice(q_BNTd, k_BNTd, v_BNTd)
+    if choice != _CUDNN_CHOICE:
+        return functional.scaled_dot_product_attention(q_BNTd, k_BNTd, v_BNTd)
+    o_BNTd: Tensor = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        q_BNTd, k_BNTd, v_BNTd, None, compute_log_sumexp=True
+    )[0]
+    return o_BNTd
+
+
+@cache
+def _capability(device: torch.device) -> Capability | None:
+    """Return the compute capability, None for a device that is no GPU of this process."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_capability(device)

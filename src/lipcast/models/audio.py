@@ -145,14 +145,14 @@ class AudioInjector(nn.Module):
         return cast("list[tuple[AttentionProjections, AdaLayerNorm]]", list(pairs))
 
     def prepare(self, index: int, overall_AFD: Tensor, local_AFKD: Tensor) -> InjectorInput:
-        """Everything of injector `index` that does not depend on the hidden states."""
+        """Return everything of injector `index` that does not depend on the hidden states."""
         attention, adain = self._pairs()[index]
         local = local_AFKD.to(attention.norm_k.weight.dtype)
         (shift, scale), (keys, values) = adain(overall_AFD), attention.keys_values(local)
         return InjectorInput(shift, scale, keys, values)
 
     def forward(self, index: int, x_GSD: Tensor, audio: AudioConditioning) -> Tensor:
-        """The residual of injector `index`, summed over actors; `audio` covers the G frames of x."""
+        """Return the residual of injector `index`, summed over actors; `audio` covers the G frames of x."""
         attention, given = self._pairs()[index][0], audio.injectors[index]
         normed_GSD = layer_norm32(x_GSD, _ADAIN_EPS)
         total = None

@@ -106,7 +106,7 @@ class DiT(nn.Module):
         return self.patch_embedding.weight.device
 
     def encode_text(self, context_TC: Tensor) -> tuple[KeyValue, ...]:
-        """Keys and values of the prompt for every block: once per prompt.
+        """Compute keys and values of the prompt for every block; called once per prompt.
 
         The context is padded with zeros to the text length before its embedding; the padding
         rows then take part in attention, as they did in training.
@@ -119,7 +119,7 @@ class DiT(nn.Module):
         return tuple(block.cross_attn.keys_values(embedded_TD) for _, block in each)
 
     def encode_time(self, timestep: float) -> TimeRows:
-        """Modulation rows of one timestep: once per step of a schedule."""
+        """Return the modulation rows of one timestep; called once per step of a schedule."""
         t = torch.tensor([timestep], dtype=torch.float32, device=self.device)
         hidden = time_sinusoid(t, self.config.freq_dim)[0]
         hidden = functional.silu(linear32(cast(nn.Linear, self.time_embedding[0]), hidden))
@@ -130,7 +130,7 @@ class DiT(nn.Module):
     def encode_audio(
         self, features_ALCV: Tensor, mask_AFS: Tensor | None = None
     ) -> AudioConditioning:
-        """The voice of one block: once per block. Features as in `CausalAudioEncoder`."""
+        """Encode the voice of one block; called once per block. Features as in `CausalAudioEncoder`."""
         overall_AFD, local_AFKD = self.casual_audio_encoder(features_ALCV)
         prepared = []
         for index, layer in enumerate(self.config.audio_inject_layers):
@@ -139,7 +139,7 @@ class DiT(nn.Module):
         return AudioConditioning(tuple(prepared), mask_AFS)
 
     def sink_layout(self, latent_height: int, latent_width: int) -> SinkLayout:
-        """What a sink for pictures of this size holds."""
+        """Return what a sink for pictures of this size holds."""
         height, width = self._patches(latent_height, latent_width)
         num_motion = self.rotary.motion(height, width).num_tokens
         config = self.config
@@ -161,23 +161,23 @@ class DiT(nn.Module):
             x_1TD = block(x_1TD, rows_16D, _SinkAttention(layer, sink, ref, motion), [text[layer]])
 
     def block_rotary(self, first_frame: int, latent_height: int, latent_width: int) -> RotaryTable:
-        """Positions of one block's tokens."""
+        """Return the positions of one block's tokens."""
         frames = self.config.latents_per_block
         patches = self._patches(latent_height, latent_width)
         return self.rotary.video(first_frame, frames, *patches).to(self.device)
 
     def ref_rotary(self, frame: int, latent_height: int, latent_width: int) -> RotaryTable:
-        """Positions of the reference placed at `frame`."""
+        """Return the positions of the reference placed at `frame`."""
         patches = self._patches(latent_height, latent_width)
         return self.rotary.video(frame, 1, *patches).to(self.device)
 
     def _patches(self, latent_height: int, latent_width: int) -> tuple[int, int]:
-        """Rows and columns of tokens."""
+        """Return the number of rows and of columns of tokens."""
         _, patch_height, patch_width = self.config.patch_size
         return latent_height // patch_height, latent_width // patch_width
 
     def forward(self, lanes: Sequence[Lane]) -> list[Tensor]:
-        """Velocities_CFHW, one per lane. Rings of the lanes are written; lanes have equal S."""
+        """Return velocities_CFHW, one per lane. Rings of the lanes are written; lanes have equal S."""
         x_GSD = torch.cat([self._embed_noisy(lane.latent_CFHW) for lane in lanes])
         frames = [lane.latent_CFHW.shape[1] for lane in lanes]
         rows_G6D = torch.cat(
@@ -199,7 +199,7 @@ class DiT(nn.Module):
         ]
 
     def _each_layer(self, use: WeightUse) -> Iterator[tuple[int, TransformerBlock]]:
-        """The layers in order, each with its weights at hand."""
+        """Return the layers in order, each with its weights at hand."""
         for layer, block in enumerate(self.layers):
             self.ensure_resident(use, layer)
             yield layer, block
@@ -322,7 +322,7 @@ class _StreamAttention:
         return out_TNd.view_as(q_FSNd)
 
     def _remembered(self, lane: Lane, next_frame: int, like_TNd: Tensor) -> KeyValue:
-        """Keys and values of the ring, then of the sink, side by side."""
+        """Return the keys and values of the ring, then of the sink, side by side."""
         ring, sink = lane.ring, lane.conditions.sink
         num_ring = ring.num_tokens(next_frame)
         shape = (num_ring + sink.num_tokens, *like_TNd.shape[1:])

@@ -23,15 +23,17 @@ import torch
 from torch import Tensor
 
 from lipcast.errors import UsageError
+from lipcast.models.quant_formats import (
+    FP8,
+    INT4_GROUP,
+    INT4_MAX,
+    LEAST_SCALE,
+    pack_int4,
+    quantise_rows_fp8,
+    unpack_int4,
+)
 from lipcast.planning.sizes import KVPrecision
 
-_FP8 = torch.float8_e4m3fn
-_FP8_MAX = 448.0
-"""The largest e4m3 number."""
-_INT4_MAX = 15
-_INT4_GROUP = 64
-_LEAST_SCALE = 1e-12
-"""Keeps rows of zeros from dividing by zero."""
 _PLAIN_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -62,11 +64,11 @@ class KVCodec(ABC):
 
     @abstractmethod
     def encode(self, x_TNd: Tensor) -> tuple[Tensor, ...]:
-        """The planes of these numbers; a plane may be the input itself, or of a wider dtype."""
+        """Return the planes of these numbers; a plane may be the input itself, or of a wider dtype."""
 
     @abstractmethod
     def decode_into(self, planes: Sequence[Tensor], out_TNd: Tensor) -> None:
-        """The numbers of these planes, written to `out_TNd` in its dtype."""
+        """Write the numbers of these planes to `out_TNd`, in its dtype."""
 
 
 class PlainCodec(KVCodec):
@@ -94,15 +96,12 @@ class Fp8Codec(KVCodec):
     def planes(self) -> tuple[Plane, ...]:
         return (
             Plane("scale", (self.num_heads, 1), torch.float32),
-            Plane("numbers", (self.num_heads, self.head_dim), _FP8),
+            Plane("numbers", (self.num_heads, self.head_dim), FP8),
         )
 
     def encode(self, x_TNd: Tensor) -> tuple[Tensor, ...]:
-        largest_TN1 = x_TNd.abs().amax(dim=-1, keepdim=True).float()
-        scale_TN1 = largest_TN1.div_(_FP8_MAX).clamp_(min=_LEAST_SCALE)
-        # The division may round up past the largest number, which e4m3 turns into NaN.
-        scaled = (x_TNd.float() / scale_TN1).clamp_(-_FP8_MAX, _FP8_MAX)
-        return scale_TN1, scaled.to(_FP8)
+        numbers_TNd, scale_TN1 = quantise_rows_fp8(x_TNd)
+        return scale_TN1, numbers_TNd
 
     def decode_into(self, planes: Sequence[Tensor], out_TNd: Tensor) -> None:
         scale_TN1, numbers_TNd = planes
@@ -117,7 +116,7 @@ class Int4Codec(KVCodec):
 
     def __init__(self, num_heads: int, head_dim: int) -> None:
         super().__init__(num_heads, head_dim)
-        self.num_groups = -(-head_dim // _INT4_GROUP)
+        self.num_groups = -(-head_dim // INT4_GROUP)
         if head_dim % 2 or head_dim % self.num_groups:
             raise UsageError(
                 f"int4 keys and values: expected a head size that is even and divides into "
@@ -137,17 +136,16 @@ class Int4Codec(KVCodec):
         groups_TNGg = self._grouped(x_TNd.float())
         lowest, highest = groups_TNGg.aminmax(dim=-1, keepdim=True)
         minimum = lowest.bfloat16()
-        scale = (highest - minimum).div_(_INT4_MAX).clamp_(min=_LEAST_SCALE).bfloat16()
+        scale = (highest - minimum).div_(INT4_MAX).clamp_(min=LEAST_SCALE).bfloat16()
         # Numbers are counted from the rounded minimum in rounded steps: what decoding will see.
-        steps = (groups_TNGg - minimum).div_(scale).round_().clamp_(0, _INT4_MAX)
-        low, high = steps.to(torch.uint8).flatten(-2).chunk(2, dim=-1)
-        return scale, minimum, low | (high << 4)
+        steps = (groups_TNGg - minimum).div_(scale).round_().clamp_(0, INT4_MAX)
+        return scale, minimum, pack_int4(steps.flatten(-2))
 
     def decode_into(self, planes: Sequence[Tensor], out_TNd: Tensor) -> None:
         scale_TNG1, minimum_TNG1, packed = planes
         low, high = out_TNd.chunk(2, dim=-1)
-        low.copy_(packed & _INT4_MAX)
-        high.copy_(packed >> 4)
+        for half, numbers in zip((low, high), unpack_int4(packed), strict=True):
+            half.copy_(numbers)
         out_TNGg, dtype = self._grouped(out_TNd), out_TNd.dtype
         torch.addcmul(minimum_TNG1.to(dtype), out_TNGg, scale_TNG1.to(dtype), out=out_TNGg)
 
@@ -157,7 +155,7 @@ class Int4Codec(KVCodec):
 
 
 def kv_codec(precision: KVPrecision, *, num_heads: int, head_dim: int) -> KVCodec:
-    """The codec of a precision. Raises UsageError for a head size that it cannot store."""
+    """Return the codec of a precision. Raises UsageError for a head size that it cannot store."""
     if precision == "fp8":
         return Fp8Codec(num_heads, head_dim)
     if precision == "int4":

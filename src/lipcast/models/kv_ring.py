@@ -57,7 +57,7 @@ class RingLayout:
         return self.window * self.slot_bytes
 
     def view(self, buffer: Tensor) -> RingPlanes:
-        """The planes of one layer, as views of its bytes (uint8, 1-D)."""
+        """Return the planes of one layer, as views of its bytes (uint8, 1-D)."""
         assert buffer.dtype == torch.uint8 and buffer.numel() == self.num_bytes
         views = iter(self._views(buffer.view(self.window, self.slot_bytes)))
         keys, values = zip(*zip(views, views, strict=True), strict=True)
@@ -78,7 +78,7 @@ class RingStorage(Protocol):
     """Where the layers of one ring live."""
 
     def planes(self, layer: int) -> RingPlanes:
-        """The layer, ready to be read and written; valid until another layer is asked for."""
+        """Return the layer, ready to be read and written; valid until another layer is asked for."""
 
     def mark_dirty(self, layer: int, slots: Sequence[Slots]) -> None:
         """These slots of the layer asked for last have changed: who streams, writes them back."""
@@ -114,7 +114,7 @@ class KVRing:
     def allocate(
         cls, layout: RingLayout, *, num_layers: int, device: torch.device, start_frame: int = 0
     ) -> KVRing:
-        """An empty ring that stays on `device`."""
+        """Return an empty ring that stays on `device`."""
 
         def allocate(num_bytes: int) -> Tensor:
             return torch.empty(num_bytes, dtype=torch.uint8, device=device)

@@ -22,17 +22,17 @@ class RMSNorm(nn.Module):
 
 
 def layer_norm32(x: Tensor, eps: float) -> Tensor:
-    """LayerNorm without weight and bias over the last axis, in float32."""
+    """Apply LayerNorm without weight and bias over the last axis, in float32."""
     return functional.layer_norm(x.float(), x.shape[-1:], eps=eps)
 
 
 def linear32(linear: nn.Linear, x: Tensor) -> Tensor:
-    """A linear layer in float32, whatever its weights are stored in."""
+    """Apply a linear layer in float32, whatever its weights are stored in."""
     return functional.linear(x.float(), linear.weight.float(), linear.bias.float())
 
 
 def conv32(conv: nn.Conv3d, x: Tensor) -> Tensor:
-    """A strided convolution in float32, whatever its weights are stored in."""
+    """Apply a strided convolution in float32, whatever its weights are stored in."""
     bias = None if conv.bias is None else conv.bias.float()
     return functional.conv3d(x.float(), conv.weight.float(), bias, stride=conv.stride)
 

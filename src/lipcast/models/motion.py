@@ -26,7 +26,7 @@ class FramePacker(nn.Module):
         self.proj_4x = nn.Conv3d(channels, dim, kernel_size=(4, 8, 8), stride=(4, 8, 8))
 
     def forward(self, motion_CFHW: Tensor) -> Tensor:
-        """Tokens_TD of the last 19 latents; fewer are preceded by zeros."""
+        """Return tokens_TD of the last 19 latents; fewer are preceded by zeros."""
         needed = sum(_BUCKET_FRAMES)
         missing = max(0, needed - motion_CFHW.shape[1])
         padded = functional.pad(motion_CFHW, (0, 0, 0, 0, missing, 0))[:, -needed:]

@@ -56,12 +56,12 @@ class Rotary:
     half_precision_tables: bool = False
 
     def video(self, first_frame: int, num_frames: int, height: int, width: int) -> RotaryTable:
-        """Positions of `num_frames` latent frames from `first_frame`, tokens ordered (t, h, w)."""
+        """Return the positions of `num_frames` latent frames from `first_frame`, tokens ordered (t, h, w)."""
         frames = range(first_frame, first_frame + num_frames)
         return self._grid(list(frames), list(range(height)), list(range(width)))
 
     def motion(self, height: int, width: int) -> RotaryTable:
-        """Positions of the packed motion tokens: newest (t = -1), 2x (-3), 4x (-19, -14, -9, -4)."""
+        """Return the positions of packed motion: newest (t = -1), 2x (-3), 4x (-19, -14, -9, -4)."""
         tables, distance = [], 0
         for covered, num_frames, pool in _MOTION_BUCKETS:
             distance += covered
@@ -81,7 +81,7 @@ class Rotary:
         return RotaryTable(cos.float(), sin.float())
 
     def angles(self, *positions: list[int]) -> Tensor:
-        """Angles_TP in float64 of the grid of positions (t, h, w); each axis has its own frequencies."""
+        """Return angles_TP in float64 of a grid of positions (t, h, w); axes differ in frequency."""
         shape = [len(p) for p in positions]
         parts = []
         for axis, (position, channels) in enumerate(
@@ -108,7 +108,7 @@ def spread(first: int, last: int, count: int) -> list[int]:
 
 
 def ref_frame(first_frame: int, distance: int) -> int:
-    """Time position of the reference for a block: `distance` ahead of its first frame, at least 30."""
+    """Return the reference's time position for a block: `distance` ahead of it, at least 30."""
     return max(REF_FRAME, first_frame + distance)
 
 

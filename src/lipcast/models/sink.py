@@ -52,13 +52,13 @@ class SinkLayout:
         return self.num_ref * self.num_heads * self.head_dim * self.dtype.itemsize
 
     def view(self, buffer: Tensor) -> SinkPlanes:
-        """The planes of one layer, as views of its bytes (uint8, 1-D)."""
+        """Return the planes of one layer, as views of its bytes (uint8, 1-D)."""
         tokens_XNd = self._tokens(buffer)
         lengths = [self.num_ref, self.num_motion, self.num_tokens]
         return SinkPlanes(*tokens_XNd.split(lengths))
 
     def placed_view(self, buffer: Tensor) -> Tensor:
-        """The placed reference keys [L, S, N, d] in a buffer of L times `placed_bytes`."""
+        """Return the placed reference keys [L, S, N, d] in a buffer of L times `placed_bytes`."""
         placed_LSNd: Tensor = self._tokens(buffer).unflatten(0, (-1, self.num_ref))
         return placed_LSNd
 
@@ -71,7 +71,7 @@ class SinkStorage(Protocol):
     """Where the layers of a sink live."""
 
     def planes(self, layer: int) -> SinkPlanes:
-        """The layer, ready to be read and written; valid until another layer is asked for."""
+        """Return the layer, ready to be read and written; valid until another layer is asked for."""
 
     def mark_dirty(self, layer: int) -> None:
         """The layer asked for last was filled: who streams, writes it back."""
@@ -101,7 +101,7 @@ class Sink:
 
     @classmethod
     def allocate(cls, layout: SinkLayout, *, num_layers: int, device: torch.device) -> Sink:
-        """An empty sink that stays on `device`."""
+        """Return an empty sink that stays on `device`."""
 
         def allocate(num_bytes: int) -> Tensor:
             return torch.empty(num_bytes, dtype=torch.uint8, device=device)
@@ -110,7 +110,7 @@ class Sink:
         return cls(layout, storage, num_layers=num_layers)
 
     def planes(self, layer: int) -> SinkPlanes:
-        """What is kept of a layer; valid until another layer is asked for."""
+        """Return what is kept of a layer; valid until another layer is asked for."""
         return self._storage.planes(layer)
 
     def keep(self, layer: int, kept: SinkPlanes) -> None:
@@ -122,7 +122,7 @@ class Sink:
         self._storage.mark_dirty(layer)
 
     def place(self, table: RotaryTable, buffer_LSNd: Tensor | None) -> PlacedSink:
-        """The sink with its reference at the positions of `table`, for one block.
+        """Return the sink with its reference at the positions of `table`, for one block.
 
         The rotated keys of all layers are written into `buffer_LSNd`; without it they are rotated
         anew wherever they are read, which costs time and no memory.

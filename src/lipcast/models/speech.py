@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -102,18 +102,18 @@ class SpeechConfig:
         return samples
 
     def num_features(self, num_samples: int) -> int:
-        """Features of a waveform: those whose receptive field lies inside it."""
+        """Return the number of features of a waveform: those whose receptive field lies inside it."""
         return max(0, (num_samples - self.receptive_field) // self.stride + 1)
 
 
 def _is_written_before_change(source: Mapping[str, Any]) -> bool:
-    """Whether the folder's transformers is older than the change; one without a version is."""
+    """Return whether the folder's transformers is older than the change; one without a version is."""
     numbers = re.match(r"(\d+)\.(\d+)", str(source.get("transformers_version", "")))
     return numbers is None or (int(numbers[1]), int(numbers[2])) < _LAST_LAYER_CHANGED
 
 
 def speech_name(name: str) -> str | None:
-    """The name in `SpeechEncoder` of a name in the folder; None for what is left out (CTC head).
+    """Return the name in `SpeechEncoder` of a name in the folder; None for what is left out (CTC head).
 
     Takes names with and without the prefix "wav2vec2." and both spellings of the positional
     convolution's weight norm.
@@ -127,7 +127,7 @@ def speech_name(name: str) -> str | None:
 
 
 def build_model(config: SpeechConfig) -> nn.Module:
-    """The bare wav2vec2 of transformers (safe under `torch.device("meta")`)."""
+    """Return the bare wav2vec2 of transformers (safe under `torch.device("meta")`)."""
     from transformers.models.wav2vec2.configuration_wav2vec2 import Wav2Vec2Config
     from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model
 
@@ -148,11 +148,11 @@ class SpeechEncoder(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, wave_N: Tensor) -> Tensor:
-        """Normalised waveform [N] to the stacked layers [G, T, D]."""
+        """Encode a normalised waveform [N] as the stacked layers [G, T, D]."""
         return self.contextualise(self.extract(wave_N))
 
     def extract(self, wave_N: Tensor) -> Tensor:
-        """The local stage: convolutions and projection, [N] to [T, D].
+        """Run the local stage: convolutions and projection, [N] to [T, D].
 
         Feature t is computed from the `receptive_field` samples that begin at t * stride and from
         nothing else, so a waveform may be cut anywhere on that grid.
@@ -162,7 +162,7 @@ class SpeechEncoder(nn.Module):
         return cast(Tensor, model.feature_projection(local_BDT.transpose(1, 2))[0][0])
 
     def contextualise(self, local_TD: Tensor) -> Tensor:
-        """The global stage: the transformer layers over [T, D], giving [G, T, D].
+        """Run the global stage: the transformer layers over [T, D], giving [G, T, D].
 
         Layer 0 is the layers' input; the last one is after the final LayerNorm if the
         configuration says so. The layers are called one by one, so that no version of
@@ -182,12 +182,12 @@ class SpeechEncoder(nn.Module):
 
 
 def normalise(wave_N: Tensor, *, mean: float, std: float) -> Tensor:
-    """Zero mean, unit variance with given statistics: (x - mean) / sqrt(std² + 1e-7)."""
+    """Return zero mean and unit variance by given statistics: (x - mean) / sqrt(std² + 1e-7)."""
     return (wave_N - mean) / math.sqrt(std * std + _VARIANCE_FLOOR)
 
 
 def num_middle_features(num_features: int) -> int:
-    """Length at 30 Hz of a sequence at 50 Hz, rounded down."""
+    """Return the length at 30 Hz of a sequence at 50 Hz, rounded down."""
     # Written in this order, in floating point, as the published code rounds.
     return int(num_features / FEATURE_RATE * MIDDLE_RATE)
 
@@ -198,7 +198,7 @@ def middle_ratio(num_features: int) -> float:
 
 
 def interpolate(features_GTD: Tensor, position_F: Tensor) -> Tensor:
-    """Linear interpolation along T at fractional positions, clamped to the ends: [G, F, D]."""
+    """Interpolate linearly along T at fractional positions, clamped to the ends: [G, F, D]."""
     position_F = position_F.clamp(0, features_GTD.shape[1] - 1)
     low_F = position_F.floor().long()
     high_F = (low_F + 1).clamp(max=features_GTD.shape[1] - 1)
@@ -207,39 +207,11 @@ def interpolate(features_GTD: Tensor, position_F: Tensor) -> Tensor:
     return torch.lerp(low_GFD, features_GTD[:, high_F], weight_F1)
 
 
-def resample_middle(features_GTD: Tensor) -> Tensor:
-    """50 -> 30 Hz, linear with align_corners: [G, T, D] to [G, int(0.6 T), D]."""
-    num_features = features_GTD.shape[1]
-    steps = torch.arange(num_middle_features(num_features), dtype=torch.float64)
-    return interpolate(features_GTD, steps * middle_ratio(num_features))
-
-
 def middle_index(num_frames: int, *, first: int = 0) -> Tensor:
-    """The 30 Hz feature of each video frame [F]: round(1.2 i) for i = first, first + 1, …
+    """Return the 30 Hz feature of each video frame [F]: round(1.2 i) for i = first, first + 1, …
 
     In integers; 6i/5 never ends in .5, so how halves round does not matter.
     """
     frame_F = torch.arange(first, first + num_frames)
     step = 2 * MIDDLE_RATE * frame_F + VIDEO_FPS
     return step // (2 * VIDEO_FPS)
-
-
-def frame_features(
-    middle_GTD: Tensor, num_frames: int, *, pad: Literal["last", "zeros"] = "last"
-) -> Tensor:
-    """30 Hz features to one per video frame, [G, D, F].
-
-    Frames past the end get the last feature; `pad="zeros"` gives zeros as the published code
-    does, which no model was trained on.
-    """
-    index_F = middle_index(num_frames)
-    inside_F = index_F < middle_GTD.shape[1]
-    frames_GFD = middle_GTD[:, index_F.clamp(max=middle_GTD.shape[1] - 1)]
-    if pad == "zeros":
-        frames_GFD = frames_GFD * inside_F[:, None]
-    return frames_GFD.transpose(1, 2)
-
-
-def num_published_clips(num_middle: int, frames_per_clip: int) -> int:
-    """Clips that the published code makes of a 30 Hz sequence: one more than the full ones."""
-    return int(num_middle / (frames_per_clip * MIDDLE_RATE / VIDEO_FPS)) + 1

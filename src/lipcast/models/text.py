@@ -31,6 +31,11 @@ _STRAIGHT_QUOTES = str.maketrans(
     {**dict.fromkeys("\u02bc\u2018\u2019\u201a\u201b", "'"), **dict.fromkeys("“”„‟", '"')}
 )
 
+_REMOVED = re.compile(
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f"  # control characters that are no blanks
+    "\u206a-\u206f\ufeff\ufff9-\ufffb]"  # deprecated format marks, byte order mark, annotations
+)
+
 _OUTER_NAMES = {
     "token_embedding.weight": "stack.embed_tokens.weight",
     "norm.weight": "stack.final_layer_norm.weight",
@@ -50,26 +55,28 @@ _BLOCK_NAMES = {
 
 
 def clean_prompt(text: str) -> str:
-    """The prompt as the tokenizer gets it: entities resolved twice, one space for any whitespace.
+    """Return the prompt as the tokenizer gets it: entities resolved twice, one space per gap.
 
-    Of ftfy, which the public implementation calls first, this does what changes the tokens of a
-    sensible prompt: straight quotes, NFC, control characters removed. Left out: repair of text
-    decoded with the wrong character set, terminal escapes; and full-width letters and ligatures,
-    which the tokenizer of umt5 normalises (NFKC) itself.
+    The public implementation calls ftfy first. Of ftfy, this does what changes the tokens of a
+    sensible prompt: quotes become straight, control characters and other characters without a
+    meaning in plain text (`_REMOVED`) go, and the text is NFC. Zero-width joiners, zero-width
+    spaces and marks of direction stay, as in ftfy: emoji and several scripts are spelled with
+    them. Left out are the repair of text decoded with the wrong character set, and terminal
+    escapes; the tokenizer of umt5 itself normalises full-width letters and ligatures (NFKC).
     """
-    text = html.unescape(html.unescape(text))
-    text = unicodedata.normalize("NFC", text.translate(_STRAIGHT_QUOTES))
-    text = re.sub(r"\s+", " ", text)
-    return "".join(c for c in text if unicodedata.category(c) != "Cc").strip()
+    text = html.unescape(html.unescape(text)).translate(_STRAIGHT_QUOTES)
+    # Removed before gaps are joined: removing what stands between two blanks makes one gap.
+    text = unicodedata.normalize("NFC", _REMOVED.sub("", text))
+    return re.sub(r"\s+", " ", text).strip()
 
 
 def byte_ids(text: str, *, text_len: int) -> list[int]:
-    """ByT5 ids: every UTF-8 byte + 3, at most text_len - 1 of them, then </s>."""
+    """Return the ByT5 ids: every UTF-8 byte + 3, at most text_len - 1 of them, then </s>."""
     return [b + BYTE_OFFSET for b in text.encode("utf-8")[: text_len - 1]] + [END_ID]
 
 
 def text_name(name: str) -> str:
-    """The name in `TextEncoder` of an official name; raises CheckpointError for any other name."""
+    """Return the name in `TextEncoder` of an official name; raises CheckpointError for any other name."""
     block, _, inner = name.removeprefix("blocks.").partition(".")
     if name in _OUTER_NAMES:
         return _OUTER_NAMES[name]
@@ -82,7 +89,7 @@ def text_name(name: str) -> str:
 
 
 def build_stack(config: TextConfig) -> nn.Module:
-    """The UMT5 encoder stack of transformers (safe under `torch.device("meta")`)."""
+    """Return the UMT5 encoder stack of transformers (safe under `torch.device("meta")`)."""
     from transformers.models.umt5.configuration_umt5 import UMT5Config
     from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
 
@@ -121,11 +128,11 @@ class TextEncoder(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, ids_BL: Tensor) -> Tensor:
-        """Token ids [B, L] of equal true length to hidden states [B, L, D]; no padding, no mask."""
+        """Encode token ids [B, L] of equal true length as hidden states [B, L, D]; no padding."""
         return cast(Tensor, self.stack(input_ids=ids_BL).last_hidden_state)
 
     def token_ids(self, prompt: str) -> list[int]:
-        """The ids of a prompt, </s> last, at most text_len.
+        """Return the ids of a prompt, </s> last, at most text_len.
 
         Raises InputError for text that is not Unicode, CheckpointError without a tokenizer.
         """
@@ -143,7 +150,7 @@ class TextEncoder(nn.Module):
 
     @torch.inference_mode()
     def encode(self, prompt: str) -> Tensor:
-        """The context [L, D] of a prompt, in the precision and on the device of the weights."""
+        """Return the context [L, D] of a prompt, in the precision and on the device of the weights."""
         device = next(self.parameters()).device
         ids_BL = torch.tensor([self.token_ids(prompt)], device=device)
         return cast(Tensor, self(ids_BL)[0])

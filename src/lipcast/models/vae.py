@@ -55,7 +55,7 @@ class VideoVAE(nn.Module):
         name_causal_layers(self)
 
     def encode(self, video_BCTHW: Tensor) -> Tensor:
-        """Video in [-1, 1] to normalised latents (fp32), 1 + (T - 1) // 4 frames.
+        """Encode video in [-1, 1] as normalised latents (fp32), 1 + (T - 1) // 4 frames.
 
         Frames beyond the last whole group of `temporal_factor` are ignored. Working memory is
         that of one group, whatever T is.
@@ -66,7 +66,7 @@ class VideoVAE(nn.Module):
         return self._normalise(torch.cat(moments, dim=2))
 
     def encode_still(self, image_BCHW: Tensor, num_frames: int) -> Tensor:
-        """The latents of a picture shown for `num_frames`: `encode` of the repeated picture.
+        """Return the latents of a picture shown for `num_frames`: `encode` of the repeated picture.
 
         Cheaper than that, because a layer whose input stands still computes nothing new. The
         latents of fewer frames are the first latents of more frames.
@@ -76,21 +76,22 @@ class VideoVAE(nn.Module):
         return self._normalise(self.encoder.encode_static(image_BCHW.to(self._dtype), num_used))
 
     def decode(self, latent_BCTHW: Tensor) -> Tensor:
-        """Normalised latents to video in [-1, 1], 1 + 4 (T - 1) frames."""
+        """Decode normalised latents to video in [-1, 1], 1 + 4 (T - 1) frames."""
         return self.decode_chunk(latent_BCTHW, self.new_decoder_state())
 
     def new_decoder_state(self) -> DecoderState:
-        """The beginning of a video; it lives where the first latents live."""
+        """Return the state at the beginning of a video; it lives where the first latents live."""
         return DecoderState()
 
     def decode_chunk(self, latent_BCTHW: Tensor, state: DecoderState) -> Tensor:
-        """The next frames of the video that `state` has come to; the state moves on.
+        """Decode the next frames of the video that `state` has come to; the state moves on.
 
         The first latent frame of a video gives one picture, any later one `temporal_factor`.
         """
-        z_BCTHW = self.conv2(self._denormalise(latent_BCTHW))
-        # One latent at a time: the same shapes, so the same arithmetic, for every chunking.
-        frames = [self.decoder(z, state) for z in z_BCTHW.split(1, dim=2)]
+        # The library chooses its convolution kernel by the number of frames, and kernels round
+        # differently. One latent at a time, from the first convolution on, every chunking runs
+        # the same ones.
+        frames = [self.decoder(self._enter(z), state) for z in latent_BCTHW.split(1, dim=2)]
         return torch.cat(frames, dim=2).clamp_(-1.0, 1.0)
 
     def prime(self, latent_BCTHW: Tensor, state: DecoderState) -> None:
@@ -99,7 +100,8 @@ class VideoVAE(nn.Module):
         Cheaper than decoding them: the later layers see only the newest latents.
         """
         if latent_BCTHW.shape[2]:
-            self.decoder.advance(self.conv2(self._denormalise(latent_BCTHW)), state)
+            entered = [self._enter(z) for z in latent_BCTHW.split(1, dim=2)]
+            self.decoder.advance(torch.cat(entered, dim=2), state)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -109,6 +111,12 @@ class VideoVAE(nn.Module):
         mean_BCTHW: Tensor = self.conv1(moments_BCTHW)[:, : self.config.z_dim].float()
         mean, std = latent_statistics(self.config, mean_BCTHW.device)
         return (mean_BCTHW - mean) * (1.0 / std)
+
+    def _enter(self, latent_BCTHW: Tensor) -> Tensor:
+        """Return what the decoder takes for one latent frame, the same bits in any chunk."""
+        # A slice of a chunk has other strides than a chunk of one, and strides choose kernels too.
+        entered: Tensor = self.conv2(self._denormalise(latent_BCTHW).contiguous())
+        return entered
 
     def _denormalise(self, latent_BCTHW: Tensor) -> Tensor:
         mean, std = latent_statistics(self.config, latent_BCTHW.device)
@@ -134,7 +142,7 @@ class Encoder(nn.Module):
         return run_layers(self.layers, x_BCTHW, state)
 
     def encode_static(self, image_BCHW: Tensor, num_frames: int) -> Tensor:
-        """The moments of a picture shown for `num_frames`."""
+        """Return the moments of a picture shown for `num_frames`."""
         return encode_settling(self.layers, image_BCHW, num_frames)
 
 
@@ -211,7 +219,7 @@ def head_layers(dim: int, out_dim: int) -> nn.Sequential:
 
 
 def split_frames(video_BCTHW: Tensor, group: int) -> list[Tensor]:
-    """The first frame alone, then groups of `group` frames; what is left over is dropped."""
+    """Split into the first frame and groups of `group` frames; what is left over is dropped."""
     starts = range(1, video_BCTHW.shape[2] - group + 1, group)
     return [video_BCTHW[:, :, :1], *(video_BCTHW[:, :, s : s + group] for s in starts)]
 

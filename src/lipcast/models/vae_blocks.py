@@ -10,9 +10,9 @@ Shape suffixes: B batch, C channels, T frames, H height, W width, N = H·W.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,22 +32,6 @@ class StreamState:
     def num_bytes(self) -> int:
         return sum(cache.nbytes for cache in self.caches.values())
 
-    def clone(self) -> Self:
-        """An independent copy: both can go on, from the same point."""
-        return type(self)({name: cache.clone() for name, cache in self.caches.items()})
-
-    def reset(self) -> None:
-        """Forget everything: the next chunk begins a video."""
-        self.caches.clear()
-
-    def to_dict(self) -> dict[str, Tensor]:
-        """The state as contiguous tensors by name, as a file of tensors holds them."""
-        return {name: cache.contiguous() for name, cache in self.caches.items()}
-
-    @classmethod
-    def from_dict(cls, tensors: Mapping[str, Tensor]) -> Self:
-        return cls(dict(tensors))
-
 
 class DecoderState(StreamState):
     """The state of one video being decoded."""
@@ -63,7 +47,7 @@ class EncoderNetwork(Protocol):
     def __call__(self, x_BCTHW: Tensor, state: StreamState, /) -> Tensor: ...
 
     def encode_static(self, image_BCHW: Tensor, num_frames: int) -> Tensor:
-        """The moments of a picture shown for `num_frames`."""
+        """Return the moments of a picture shown for `num_frames`."""
         ...
 
 
@@ -114,12 +98,12 @@ class CausalConv3d(nn.Conv3d):
         return self.kernel_size[0] - 1
 
     def no_past(self, x_BCTHW: Tensor) -> Tensor:
-        """The zero frames in front of a video."""
+        """Return the zero frames in front of a video."""
         batch, channels, _, height, width = x_BCTHW.shape
         return x_BCTHW.new_zeros(batch, channels, self.num_past, height, width)
 
     def convolve(self, x_BCTHW: Tensor) -> Tensor:
-        """The bare convolution: no frames are put in front."""
+        """Convolve without putting frames in front."""
         return super().forward(x_BCTHW)
 
     def forward(  # type: ignore[override]  # it needs the state, which Conv3d does not

@@ -9,6 +9,7 @@ Shape suffixes: B batch (1), C channels, T frames, H height, W width.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -27,9 +28,7 @@ from lipcast.models.vae_blocks import (
     StreamState,
     Upsample,
 )
-from lipcast.models.vae_kernels import ConvStep, Kernels, TorchKernels
-from lipcast.models.vae_native import NativeKernels
-from lipcast.models.vae_native_build import NativeUnavailableError, processor_flags
+from lipcast.models.vae_kernels import ConvStep, TorchKernels
 from lipcast.models.vae_parts import (
     Attention,
     ConvRun,
@@ -45,9 +44,9 @@ Block = list[ConvStep]
 
 
 class CpuVideoVAE(VideoVAE):
-    """A VideoVAE whose two networks run on `Kernels`."""
+    """A VideoVAE whose two networks run on `TorchKernels`."""
 
-    def __init__(self, vae: VideoVAE, kernels: Kernels) -> None:
+    def __init__(self, vae: VideoVAE, kernels: TorchKernels) -> None:
         nn.Module.__init__(self)
         assert isinstance(vae.encoder, Encoder) and isinstance(vae.decoder, Decoder)
         self.config = vae.config
@@ -57,29 +56,32 @@ class CpuVideoVAE(VideoVAE):
         self.conv2 = vae.conv2
 
 
-def prepare_for_cpu(vae: VideoVAE, kernels: Kernels) -> CpuVideoVAE:
-    """The same autoencoder on `kernels`; the weights are copied into their layout, once."""
+def prepare_for_cpu(vae: VideoVAE, kernels: TorchKernels) -> CpuVideoVAE:
+    """Return the same autoencoder on `kernels`; the weights are copied into their layout, once."""
     return CpuVideoVAE(vae, kernels)
 
 
-def best_kernels(cache_dir: Path, *, num_threads: int) -> tuple[Kernels, str]:
-    """The fastest kernels of this machine, and in words what they are.
+def best_kernels() -> TorchKernels:
+    """Return the kernels for this machine: bfloat16 where the processor multiplies it."""
+    multiplies_bf16 = "avx512_bf16" in processor_flags()
+    return TorchKernels(torch.bfloat16 if multiplies_bf16 else torch.float32)
 
-    `cache_dir`: where the compiled library is kept; compiling takes about two seconds, once.
-    """
-    try:
-        kernels = NativeKernels(cache_dir, num_threads=num_threads)
-        return kernels, f"native, bfloat16, {num_threads} threads"
-    except NativeUnavailableError as error:
-        multiplies_bf16 = "avx512_bf16" in processor_flags()
-        dtype = torch.bfloat16 if multiplies_bf16 else torch.float32
-        return TorchKernels(dtype), f"torch, {str(dtype).removeprefix('torch.')} ({error})"
+
+def processor_flags() -> tuple[str, ...]:
+    """Return the instruction sets that Linux reports; empty where it reports none."""
+    info = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not info.exists():
+        return ()
+    for line in info.read_text().splitlines():
+        if line.startswith("flags"):
+            return tuple(line.split(":", 1)[1].split())
+    return ()
 
 
 class CpuNetwork(nn.Module):
     """Parts in series, x_BCTHW in and out (float32 out)."""
 
-    def __init__(self, layers: Sequence[nn.Module], kernels: Kernels) -> None:
+    def __init__(self, layers: Sequence[nn.Module], kernels: TorchKernels) -> None:
         super().__init__()
         self.dtype = kernels.dtype
         self.parts = list(make_parts(layers, kernels))
@@ -89,7 +91,7 @@ class CpuNetwork(nn.Module):
         return self.run_units(x_BCTHW, state, self.num_units)
 
     def run_units(self, x_BCTHW: Tensor, state: StreamState, num_units: int) -> Tensor:
-        """The first `num_units` units of the network."""
+        """Run the first `num_units` units of the network."""
         x_THWC = self.enter(x_BCTHW)
         for part in self.parts:
             if num_units <= 0:
@@ -117,7 +119,7 @@ class CpuEncoder(CpuNetwork):
 class CpuDecoder(CpuNetwork):
     """Stands in for `Decoder`."""
 
-    def __init__(self, layers: Sequence[nn.Module], kernels: Kernels) -> None:
+    def __init__(self, layers: Sequence[nn.Module], kernels: TorchKernels) -> None:
         super().__init__(layers, kernels)
         units, rate = [], 1
         for part in self.parts:
@@ -135,7 +137,7 @@ def leave(x_THWC: Tensor) -> Tensor:
     return x_THWC.permute(3, 0, 1, 2).unsqueeze(0)
 
 
-def make_parts(layers: Sequence[nn.Module], kernels: Kernels) -> Iterator[Part]:
+def make_parts(layers: Sequence[nn.Module], kernels: TorchKernels) -> Iterator[Part]:
     """Cut a network into parts: runs of convolutions, and what lies between them."""
     run: list[Block] = []
     *body, norm, _, head = layers
@@ -151,7 +153,7 @@ def make_parts(layers: Sequence[nn.Module], kernels: Kernels) -> Iterator[Part]:
     yield ConvRun([*run, [conv_step(head, norm)]], kernels, as_float=True)
 
 
-def _items(layer: nn.Module, kernels: Kernels) -> Iterator[Block | Part]:
+def _items(layer: nn.Module, kernels: TorchKernels) -> Iterator[Block | Part]:
     if isinstance(layer, CausalConv3d):
         yield [conv_step(layer, None)]
     elif isinstance(layer, ResidualBlock):
@@ -170,7 +172,7 @@ def _items(layer: nn.Module, kernels: Kernels) -> Iterator[Block | Part]:
 
 
 def changes_size(step: ConvStep) -> bool:
-    """Whether the step sees a picture of another size; it can only begin a chain."""
+    """Return whether the step sees a picture of another size; it can only begin a chain."""
     return step.up or step.stride > 1
 
 

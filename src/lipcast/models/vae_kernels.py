@@ -1,8 +1,7 @@
 """What the autoencoder's CPU execution is made of: convolution steps, and who computes them.
 
 A step is one convolution with everything around it: norm and SiLU before, the doubling of the
-picture, the residual after. `Kernels` computes a chain of steps; `TorchKernels` is the plain
-way, any type, any machine; `vae_native` has the same signature and other speed.
+picture, the residual after. `TorchKernels` computes a chain of steps in any type, on any machine.
 
 Layout: activations x_THWC, the channels of a pixel side by side (T frames, H height, W width).
 """
@@ -11,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -50,34 +48,8 @@ class ConvStep:
         return num_out, height * scale // self.stride, width * scale // self.stride
 
 
-class Kernels(Protocol):
-    """Computes chains of steps. `pack` once per step, `run` per chunk."""
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    def pack(self, step: ConvStep) -> Any: ...
-
-    def run(
-        self,
-        steps: Sequence[Any],
-        x_THWC: Tensor,
-        *,
-        pasts: Sequence[Tensor | None],
-        num_frames: Sequence[int],
-        as_float: bool,
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The result of the last step, and of each step the newest frames of its input.
-
-        `pasts`: for each step the frames in front of the chunk, [num_past, H, W, C]; None: zeros.
-        `num_frames`: what each step consumes; where its input has fewer, the last one repeats.
-        `as_float`: the result in float32, whatever the kernels compute in.
-        """
-        ...
-
-
 class TorchKernels:
-    """The steps with torch's own operators."""
+    """Computes chains of steps with torch's own operators: `pack` once a step, `run` per chunk."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
@@ -87,6 +59,8 @@ class TorchKernels:
         return self._dtype
 
     def pack(self, step: ConvStep) -> ConvStep:
+        """Return the step with its weights in the type and the layout of these kernels."""
+
         def cast(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(self._dtype)
 
@@ -104,6 +78,12 @@ class TorchKernels:
         num_frames: Sequence[int],
         as_float: bool,
     ) -> tuple[Tensor, list[Tensor]]:
+        """Return the result of the last step, and of each step the newest frames of its input.
+
+        `pasts`: for each step the frames in front of the chunk, [num_past, H, W, C]; None: zeros.
+        `num_frames`: what each step consumes; where its input has fewer, the last one repeats.
+        `as_float`: the result in float32, whatever the steps compute in.
+        """
         levels, newest = [x_THWC], []
         for step, past, count in zip(steps, pasts, num_frames, strict=True):
             frames = _with_past(step, _repeat_last(levels[-1], count), past)

@@ -1,10 +1,10 @@
-"""The parts that a network of the autoencoder is cut into for `Kernels`, each a stream.
+"""The parts that a network of the autoencoder is cut into for `TorchKernels`, each a stream.
 
 `stream(x_THWC, state, num_units)` gives the next x_THWC, through the first units of the part;
 `num_convs` says how many convolutions in time each unit has. `encode_static(x_THWC, length)` is for a
 video of `length` frames whose last given frame stands still, and gives the same of the result.
 Between two parts lies a point where whole frames are needed: an attention, a change of the frame
-rate. Inside a part, convolution steps follow each other in chains.
+rate. Inside a part, the convolution steps of one residual block form a chain.
 Invariant: what is remembered is in the state under the convolution's official name, in the
 model's layout, so that a state can go on with another execution.
 
@@ -14,28 +14,21 @@ Shape suffixes: T frames, H height, W width, C channels, N = H·W.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize, scaled_dot_product_attention
 
 from lipcast.models.vae_blocks import FrameAttention, StreamState
-from lipcast.models.vae_kernels import ConvStep, Kernels
+from lipcast.models.vae_kernels import ConvStep, TorchKernels
 from lipcast.models.vae_receptive import settled_by_conv, settled_by_halving
-
-ROWS_PER_STEP = 16
-"""A chain has at most one step per so many rows: with every step a thread computes one more row
-of its neighbour's."""
-MIN_CHAIN, MAX_CHAIN = 2, 16
 
 
 class ConvRun:
     """Blocks of steps (the convolutions of one residual block, or one alone), in series."""
 
     def __init__(
-        self, blocks: Sequence[Sequence[ConvStep]], kernels: Kernels, *, as_float: bool
+        self, blocks: Sequence[Sequence[ConvStep]], kernels: TorchKernels, *, as_float: bool
     ) -> None:
         self._kernels = kernels
         self._blocks = blocks
@@ -47,53 +40,38 @@ class ConvRun:
         return [sum(step.num_past > 0 for step in block) for block in self._blocks]
 
     def stream(self, x_THWC: Tensor, state: StreamState, num_units: int) -> Tensor:
-        for start, end in self._chains(x_THWC.shape[1], num_units):
-            steps = list(chain(*self._blocks[start:end]))
+        for index, steps in enumerate(self._blocks[:num_units]):
             pasts = [recall(state, step.name, x_THWC.dtype) for step in steps]
             num_frames = [x_THWC.shape[0]] * len(steps)
-            x_THWC, newest = self._run(start, end, x_THWC, pasts, num_frames)
+            x_THWC, newest = self._run(index, x_THWC, pasts, num_frames)
             for step, frames in zip(steps, newest, strict=True):
                 if step.num_past:
                     remember(state, step.name, frames)
         return x_THWC
 
     def encode_static(self, x_THWC: Tensor, length: int) -> tuple[Tensor, int]:
-        for start, end in self._chains(x_THWC.shape[1], len(self._blocks)):
+        for index, steps in enumerate(self._blocks):
             head, num_frames = x_THWC.shape[0], []
-            for step in chain(*self._blocks[start:end]):
+            for step in steps:
                 head = settled_by_conv(head, length, step.num_past)
                 num_frames.append(head)
-            nothing = [None] * len(num_frames)
-            x_THWC, _ = self._run(start, end, x_THWC, nothing, num_frames)
+            x_THWC, _ = self._run(index, x_THWC, [None] * len(steps), num_frames)
         return x_THWC, length
 
     def _run(
         self,
-        start: int,
-        end: int,
+        index: int,
         x_THWC: Tensor,
         pasts: Sequence[Tensor | None],
         num_frames: Sequence[int],
     ) -> tuple[Tensor, list[Tensor]]:
         return self._kernels.run(
-            list(chain(*self._packed[start:end])),
+            self._packed[index],
             x_THWC,
             pasts=pasts,
             num_frames=num_frames,
-            as_float=self._as_float and end == len(self._blocks),
+            as_float=self._as_float and index + 1 == len(self._blocks),
         )
-
-    def _chains(self, height: int, num_blocks: int) -> list[tuple[int, int]]:
-        """Ranges of blocks that run as one chain each, for a picture of `height` rows."""
-        longest = min(MAX_CHAIN, max(MIN_CHAIN, height // ROWS_PER_STEP))
-        ranges: list[tuple[int, int]] = []
-        start, steps = 0, 0
-        for index, block in enumerate(self._blocks[:num_blocks]):
-            if steps and steps + len(block) > longest:
-                ranges.append((start, index))
-                start, steps = index, 0
-            steps += len(block)
-        return [*ranges, (start, num_blocks)]
 
 
 class DoubleFrames:
@@ -101,7 +79,7 @@ class DoubleFrames:
 
     num_convs = (1,)
 
-    def __init__(self, step: ConvStep, kernels: Kernels) -> None:
+    def __init__(self, step: ConvStep, kernels: TorchKernels) -> None:
         self._step, self._kernels = step, kernels
         self._packed = kernels.pack(step)
 
@@ -123,7 +101,7 @@ class HalveFrames:
 
     num_convs = (1,)
 
-    def __init__(self, step: ConvStep, kernels: Kernels) -> None:
+    def __init__(self, step: ConvStep, kernels: TorchKernels) -> None:
         self._step, self._kernels = step, kernels
         self._packed = kernels.pack(step)
 
@@ -172,7 +150,7 @@ class Attention:
 
 
 def run_one(
-    kernels: Kernels, packed: Any, x_THWC: Tensor, past: Tensor, num_frames: int
+    kernels: TorchKernels, packed: ConvStep, x_THWC: Tensor, past: Tensor, num_frames: int
 ) -> tuple[Tensor, Tensor]:
     """One step alone: its result and the newest frames of its input."""
     out, newest = kernels.run(
@@ -187,7 +165,7 @@ def bias_of(conv: nn.Conv2d | nn.Conv3d) -> Tensor:
 
 
 def recall(state: StreamState, name: str, dtype: torch.dtype) -> Tensor | None:
-    """What the layer remembers, [T, H, W, C]; None at the beginning of a video."""
+    """Return what the layer remembers, [T, H, W, C]; None at the beginning of a video."""
     cache_BCTHW = state.caches.get(name)
     if cache_BCTHW is None:
         return None

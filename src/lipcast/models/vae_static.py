@@ -35,7 +35,7 @@ class Settling:
     length: int
 
     def first(self, count: int) -> Tensor:
-        """The first `count` frames, written out."""
+        """Return the first `count` frames, written out."""
         head = self.head
         num_missing = max(0, count - head.shape[2])
         tail = head[:, :, -1:].expand(-1, -1, num_missing, -1, -1)
@@ -46,7 +46,7 @@ class Settling:
 
 
 def encode_settling(layers: Iterable[nn.Module], image_BCHW: Tensor, num_frames: int) -> Tensor:
-    """The moments of a picture repeated `num_frames` times (1 + a multiple of the group)."""
+    """Return the moments of a picture repeated `num_frames` times (1 + a multiple of the group)."""
     still = _run(layers, Settling(image_BCHW.unsqueeze(2), num_frames))
     return still.first(still.length)
 
@@ -58,7 +58,7 @@ def _run(layers: Iterable[nn.Module], still: Settling) -> Settling:
 
 
 def _apply(layer: nn.Module, still: Settling) -> Settling:
-    """One layer; a layer without a rule here works frame by frame."""
+    """Apply one layer; a layer without a rule here works frame by frame."""
     if isinstance(layer, CausalConv3d):
         return _convolve(layer, still)
     if isinstance(layer, ResidualBlock):

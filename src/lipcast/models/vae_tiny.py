@@ -49,7 +49,7 @@ class TinyDecoder(nn.Module):
             self.decode_chunk(latent_BCTHW, state)
 
     def decode_chunk(self, latent_BCTHW: Tensor, state: DecoderState) -> Tensor:
-        """The next frames of the video that `state` has come to; the state moves on."""
+        """Decode the next frames of the video that `state` has come to; the state moves on."""
         weight = cast(nn.Conv2d, self.decoder[1]).weight
         # One latent at a time: the same shapes, so the same arithmetic, for every chunking.
         latents = latent_BCTHW.to(weight.dtype).split(1, dim=2)

@@ -28,7 +28,7 @@ _log = logger("weights.adapters")
 
 
 def adapters_of(files: CheckpointFiles, wanted: Iterable[str | LoraSpec]) -> tuple[LoraSpec, ...]:
-    """What to merge. Naming the published adapter again changes its weight, and no more.
+    """Return what to merge. Naming the published adapter again changes its weight, and no more.
 
     A path may be a folder that holds `liveavatar.safetensors`, or the name of the public repository.
     Raises UsageError for what cannot be read, CheckpointError for a file that is not there.
@@ -55,12 +55,12 @@ def _found(files: CheckpointFiles, spec: LoraSpec) -> LoraSpec:
 
 
 def _published(files: CheckpointFiles) -> Path:
-    """The adapter of the public repository: beside the weights, or pulled."""
+    """Return the adapter of the public repository: beside the weights, or pulled."""
     return files.adapter or models_dir() / ADAPTER_MODEL / ADAPTER_NAME
 
 
 def _merged_before(files: CheckpointFiles, spec: LoraSpec) -> bool:
-    """Whether a conversion merged this file; raises CheckpointError if with another weight."""
+    """Return whether a conversion merged this file; raises CheckpointError if with another weight."""
     manifest = read_manifest(files.directory)
     recipe = manifest["recipe"] if manifest else {}
     merged = [lora for lora in recipe.get("loras", ()) if lora["file"] == spec.path.name]

@@ -123,7 +123,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def find_checkpoint(directory: str | Path, *, need: Collection[str] = ALL_PARTS) -> CheckpointFiles:
-    """The files below `directory`; raises CheckpointError if a part of `need` is not there."""
+    """Return the files below `directory`; raises CheckpointError if a part of `need` is not there."""
     directory = Path(directory)
     if not directory.is_dir():
         raise CheckpointError(

@@ -13,7 +13,7 @@ from lipcast.weights.checkpoint import read_json
 
 
 def models_in(folder: Path) -> Models:
-    """The four configurations. Raises CheckpointError for a folder that holds none."""
+    """Return the four configurations. Raises CheckpointError for a folder that holds none."""
     dit = _read(folder / "config.json")
     if dit is None:
         raise CheckpointError(

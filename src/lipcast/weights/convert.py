@@ -104,7 +104,7 @@ def _recipe(
     loras: Sequence[LoraSpec],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Everything that the result's bytes depend on."""
+    """Return everything that the result's bytes depend on."""
     sources = [path for s in sets for path in s.source.files]
     total = sum(path.stat().st_size for path in sources)
     hashes, done = [], 0
@@ -132,7 +132,7 @@ def _version() -> str:
 
 
 def _finished_before(out: Path, recipe: Mapping[str, Any]) -> Manifest:
-    """The manifest of an `out` that is exactly what was asked for."""
+    """Return the manifest of an `out` that is exactly what was asked for."""
     manifest = read_manifest(out) if out.is_dir() else None
     if manifest is None:
         raise OutputError(f"{out}: exists and is no converted checkpoint; choose another directory")
@@ -146,7 +146,7 @@ def _finished_before(out: Path, recipe: Mapping[str, Any]) -> Manifest:
 
 
 def _start(out: Path, recipe: Mapping[str, Any]) -> Path:
-    """The directory to work in, with what an earlier run of the same recipe left there."""
+    """Return the directory to work in, with what an earlier run of the same recipe left there."""
     work = out.with_name(f"{out.name}.partial")
     marker = work / _PROGRESS / "recipe.json"
     text = json.dumps(recipe)
@@ -234,7 +234,7 @@ def _write_sets(
 
 
 def _reports(source: TensorSource, infos: Sequence[TensorInfo]) -> list[dict[str, Any]]:
-    """The measured errors of the layers in one shard."""
+    """Return the measured errors of the layers in one shard."""
     if not isinstance(source, QuantisedSource):
         return []
     layers = (i.name.removesuffix(f".{QWEIGHT}") for i in infos if i.name.endswith(f".{QWEIGHT}"))

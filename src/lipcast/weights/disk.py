@@ -54,7 +54,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def output_error(path: Path, error: OSError) -> OutputError:
-    """The user's words for a failed write."""
+    """Return what to tell the user about a failed write."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(
             f"{path}: the disk is full; free some space and run the same command again, "
@@ -66,6 +66,6 @@ def output_error(path: Path, error: OSError) -> OutputError:
 
 
 def sha256_of(path: Path) -> str:
-    """Hash of a file's bytes; raises OSError."""
+    """Return the hash of a file's bytes; raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,37 +1,70 @@
-"""Matrix products of 8-bit floats (e4m3).
+"""Matrix products of 8-bit floats (e4m3) on the matrix units of a GPU.
 
-The engine's way: one scale per output row of the weight and one per token, `linear_row_wise`.
-The public implementation's way: one scale per tensor, never above 448, so that tensors with small
-values do not use the whole range; `linear_per_tensor` reproduces its numbers bit for bit.
+The weight has one scale per output row, the activations one per token. Not every GPU, and on some
+GPUs not every shape, has a kernel for such scales, and only a trial tells: `fp8_support` tries the
+sizes of a model when it is loaded, and `Fp8Products` gives up a shape that is refused later.
+Off switch: `use_fp8_matmul(module, enabled=False)`; the layer then multiplies by the dequantised
+weight, as it does for every refused shape.
+
+Legend: T tokens (rows), D inputs, O outputs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from lipcast.weights.schemes import FP8_MAX, TINY
+from lipcast.env import logger
+from lipcast.models.quant_formats import FP8, quantise_rows_fp8
 
-FP8 = torch.float8_e4m3fn
+_log = logger("weights.fp8")
+
 FIRST_CAPABILITY = (8, 9)
 """CUDA compute capability from which tensor cores multiply e4m3 (Ada, Hopper, Blackwell)."""
+MIN_ROWS = 272
+"""Products of fewer rows are padded to so many: with a scale per row, cuBLAS on Hopper refuses up
+to 256 rows when the rows are long."""
+TRIAL_ROWS = (15, 48, 512)
+"""Rows of the trial: the audio tokens of a block, a picture of 64×64, a prompt."""
+SMALLEST_SIZE = (16, 16)
+
+ScaledProduct = Callable[..., Tensor]
+"""`torch._scaled_mm`, or what a test puts in its place."""
+RowWiseLinear = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
+LayerSize = tuple[int, int]
+"""Inputs and outputs of a linear layer."""
+ProductShape = tuple[int, int, int]
+"""Rows, inputs and outputs of a product."""
+Fp8Kind = Literal["none", "per-tensor", "row-wise"]
 
 
-def quantise_tokens(x_TD: Tensor) -> tuple[Tensor, Tensor]:
-    """(e4m3 [T, D], float32 scale [T, 1]) with x = q * scale."""
-    scale_T1 = x_TD.abs().amax(dim=-1, keepdim=True).float().div_(FP8_MAX).clamp_(min=TINY)
-    return (x_TD / scale_T1).clamp_(-FP8_MAX, FP8_MAX).to(FP8), scale_T1
+def linear_row_wise(
+    x: Tensor,
+    qweight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    *,
+    multiply: ScaledProduct | None = None,
+) -> Tensor:
+    """Return x [..., in] times a weight (e4m3 [out, in], float32 scale [out]) plus bias [out].
 
-
-def linear_row_wise(x: Tensor, qweight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """x [..., in] times a weight (e4m3 [out, in], float32 scale [out]); x is quantised per token.
-
-    The product is summed in float32 and rounded to bf16; the result has the dtype of x.
+    x is quantised per token. The product is summed in float32 and rounded to bf16; the result has
+    the dtype of x. Raises RuntimeError for a shape without a kernel.
     """
-    q_TD, scale_T1 = quantise_tokens(x.flatten(0, -2))
-    y_TO: Tensor = torch._scaled_mm(
+    q_TD, scale_T1 = quantise_rows_fp8(x.flatten(0, -2))
+    num_rows = q_TD.shape[0]
+    num_missing = max(0, MIN_ROWS - num_rows)
+    if num_missing:
+        # Padded as bytes: `pad` knows no 8-bit floats, and the byte 0 is the number 0.
+        q_TD = pad(q_TD.view(torch.uint8), (0, 0, 0, num_missing)).view(FP8)
+        scale_T1 = pad(scale_T1, (0, 0, 0, num_missing), value=1.0)
+    y_TO: Tensor = (multiply or torch._scaled_mm)(
         q_TD,
         qweight.t(),
         scale_a=scale_T1,
@@ -40,34 +73,123 @@ def linear_row_wise(x: Tensor, qweight: Tensor, scale: Tensor, bias: Tensor | No
         out_dtype=torch.bfloat16,
         use_fast_accum=True,
     )
-    return y_TO.to(x.dtype).view(*x.shape[:-1], -1)
+    return y_TO[:num_rows].to(x.dtype).view(*x.shape[:-1], -1)
+
+
+class Fp8Products:
+    """Row-wise products of the layers of one module, and the shapes that were refused."""
+
+    def __init__(self, multiply: RowWiseLinear = linear_row_wise) -> None:
+        self._multiply = multiply
+        self._refused: set[ProductShape] = set()
+
+    @property
+    def refused(self) -> frozenset[ProductShape]:
+        """The shapes that this device has no kernel for, as far as they were met."""
+        return frozenset(self._refused)
+
+    def linear(
+        self, x: Tensor, qweight: Tensor, scale: Tensor, bias: Tensor | None
+    ) -> Tensor | None:
+        """Return what `linear_row_wise` does, or None for a shape that has no kernel here."""
+        num_out, num_in = qweight.shape
+        shape = (x.numel() // num_in, num_in, num_out)
+        if shape in self._refused:
+            return None
+        try:
+            return self._multiply(x, qweight, scale, bias)
+        except RuntimeError as error:
+            if not _is_refusal(error):
+                raise
+            self._refused.add(shape)
+            _log.warning(
+                "fp8: this GPU has no row-wise kernel for %d rows, %d inputs and %d outputs (%s); "
+                "such products use dequantised weights from now on, which is slower",
+                *shape,
+                str(error).strip().partition("\n")[0],
+            )
+            return None
+
+
+def _is_refusal(error: RuntimeError) -> bool:
+    """Return whether an error means "no kernel", not "out of memory" or "the GPU failed"."""
+    if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
+        return False
+    text = str(error)
+    return "ALLOC_FAILED" not in text and "out of memory" not in text
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Support:
+    """Which 8-bit products a device has for the layers of a model.
+
+    `kind`: "row-wise" is what the engine multiplies with; with "per-tensor" (GeForce RTX 50) or
+    "none" it dequantises every weight. `refused`: the sizes for which row-wise products fail.
+    """
+
+    kind: Fp8Kind
+    refused: frozenset[LayerSize] = frozenset()
+
+    def multiplies(self, size: LayerSize) -> bool:
+        """Return whether layers of this size multiply 8-bit floats."""
+        return self.kind == "row-wise" and size not in self.refused
+
+
+def fp8_support(device: torch.device, sizes: Iterable[LayerSize] = ()) -> Fp8Support:
+    """Return what a device multiplies, tried out on the (inputs, outputs) of a model's layers."""
+    return _cached_support(device, frozenset(sizes))
 
 
 @cache
+def _cached_support(device: torch.device, sizes: frozenset[LayerSize]) -> Fp8Support:
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return Fp8Support("none")
+    if torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
+        return Fp8Support("none")
+    return try_fp8(device, sizes)
+
+
+def try_fp8(
+    device: torch.device, sizes: Iterable[LayerSize], *, multiply: ScaledProduct | None = None
+) -> Fp8Support:
+    """Try row-wise products of every size, and a product with one scale per tensor."""
+
+    def has_kernel(size: LayerSize) -> bool:
+        return _runs(lambda: _row_wise_trial(device, size, multiply))
+
+    if has_kernel(SMALLEST_SIZE):
+        return Fp8Support("row-wise", frozenset(size for size in sizes if not has_kernel(size)))
+    per_tensor = _runs(lambda: _per_tensor_trial(device, multiply))
+    return Fp8Support("per-tensor" if per_tensor else "none")
+
+
 def has_fp8_matmul(device: torch.device) -> bool:
-    """Whether `linear_row_wise` runs on this device's matrix units: tried out, not looked up."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
-        return False
-    x = torch.ones(16, 16, dtype=torch.bfloat16, device=device)
+    """Return whether `linear_row_wise` runs on this device's matrix units."""
+    return fp8_support(device).kind == "row-wise"
+
+
+def _runs(trial: Callable[[], object]) -> bool:
     try:
-        linear_row_wise(x, x.to(FP8), torch.ones(16, device=device), None)
-    except (RuntimeError, AttributeError, TypeError):
-        # This PyTorch has no kernel for row scales on this card: weights are dequantised instead.
+        trial()
+    except (AttributeError, TypeError):  # this PyTorch has no such product
         return False
+    except RuntimeError as error:
+        # Too little memory for a trial says nothing about kernels: the product finds out.
+        return not _is_refusal(error)
     return True
 
 
-def quantise_per_tensor(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(e4m3, float32 inverse scale []): s = min(448 / max|x|, 448), x·s rounded to bf16 first."""
-    largest = x.abs().amax().float().clamp(min=TINY)
-    scale = (FP8_MAX / largest).clamp(max=FP8_MAX)
-    scaled = (x.float() * scale).bfloat16().clamp(-FP8_MAX, FP8_MAX)
-    return scaled.to(FP8), scale.reciprocal()
+def _row_wise_trial(device: torch.device, size: LayerSize, multiply: ScaledProduct | None) -> None:
+    num_in, num_out = size
+    weight = torch.zeros(num_out, num_in, dtype=torch.uint8, device=device).view(FP8)
+    scale = torch.ones(num_out, device=device)
+    for num_rows in TRIAL_ROWS:
+        x = torch.zeros(num_rows, num_in, dtype=torch.bfloat16, device=device)
+        linear_row_wise(x, weight, scale, None, multiply=multiply)
 
 
-def linear_per_tensor(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """bf16( (q_x q_wᵀ) / (s_x s_w) + bias ), as the public implementation computes it."""
-    q_x, inverse_x = quantise_per_tensor(x)
-    q_w, inverse_w = quantise_per_tensor(weight)
-    product = q_x.float() @ q_w.float().t()
-    return (product * (inverse_x * inverse_w) + bias.float()).bfloat16()
+def _per_tensor_trial(device: torch.device, multiply: ScaledProduct | None) -> None:
+    x = torch.zeros(16, 16, dtype=torch.uint8, device=device).view(FP8)
+    one = torch.ones((), device=device)
+    product = multiply or torch._scaled_mm
+    product(x, x.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)

@@ -117,7 +117,7 @@ class GgufSource(TensorSource):
 
 
 def _decode(path: Path, raw: Tensor, stored: _Stored) -> Tensor:
-    """The weights of all blocks in a row, decoded a few MB at a time."""
+    """Return the weights of all blocks in a row, decoded a few MB at a time."""
     try:
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
@@ -149,7 +149,7 @@ def _official_name(name: str, architecture: str) -> str:
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, _Stored]]:
-    """Metadata and tensors; raises CheckpointError for a file that is damaged or too new."""
+    """Return the metadata and tensors; raises CheckpointError for a file that is damaged or too new."""
     file_bytes = path.stat().st_size
     try:
         with path.open("rb") as file:
@@ -177,7 +177,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, _Stored]]:
 
 
 def damaged(path: Path, why: str) -> str:
-    """What to say of a file that contradicts itself."""
+    """Return what to say of a file that contradicts itself."""
     return f"{path}: the GGUF file is damaged ({why}); download it again"
 
 

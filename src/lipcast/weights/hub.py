@@ -164,7 +164,7 @@ def list_models(directory: Path | None = None) -> list[ModelStatus]:
 
 
 def model_status(directory: Path, name: str) -> ModelStatus:
-    """Whether a model directory is whole: by its manifest, its pull record, or its file names."""
+    """Return whether a model directory is whole: by its manifest, its pull record, or its file names."""
     files = [path for path in directory.rglob("*") if path.is_file()]
     num_bytes = sum(path.stat().st_size for path in files)
     return ModelStatus(name, directory, _missing(directory), num_bytes)
@@ -242,7 +242,7 @@ def _resolve(name: str, dest: Path, revisions: Mapping[str, str], hub: Hub) -> d
 
 
 def _hashes(hub: Hub, repo: str, files: list[str], revision: str) -> dict[str, str]:
-    """The hashes that the hub tells; a mirror that tells none is no reason to refuse its files."""
+    """Return the hashes that the hub tells; a mirror that tells none is no reason to refuse its files."""
     try:
         return hub.hashes(repo, files, revision)
     except Exception as error:  # the HTTP library's errors share no base class with the hub's
@@ -283,7 +283,7 @@ def _remove_orphans(dest: Path) -> None:
 
 
 def _existing(path: Path) -> Path:
-    """The nearest directory above that exists."""
+    """Return the nearest directory above that exists."""
     return path if path.exists() else _existing(path.parent)
 
 

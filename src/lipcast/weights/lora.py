@@ -183,7 +183,7 @@ def _check_pairs(path: Path, sides: Mapping[str, Mapping[str, str]]) -> None:
 def _check_shapes(
     adapter: TensorSource, base: TensorSource, layer: str, names: Mapping[str, str]
 ) -> int:
-    """The rank of one layer's factors; raises CheckpointError if they do not fit the base."""
+    """Return the rank of one layer's factors; raises CheckpointError if they do not fit the base."""
     target = base.infos[f"{layer}.weight"]
     a, b = adapter.infos[names["A"]].shape, adapter.infos[names["B"]].shape
     _check_mergeable(adapter.path, target)
@@ -224,7 +224,7 @@ def _check_mergeable(path: Path, target: TensorInfo) -> None:
 
 
 def _file_alpha(adapter: TensorSource, rank: int) -> float:
-    """Alpha from the file's metadata, from peft's adapter_config.json beside it, or as released."""
+    """Return alpha: from the file's metadata, from peft's adapter_config.json beside it, or as released."""
     for key in ("alpha", "lora_alpha", "ss_network_alpha"):
         if key in adapter.metadata:
             return _number(adapter.path, key, adapter.metadata[key])

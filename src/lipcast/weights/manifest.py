@@ -19,13 +19,13 @@ Manifest = dict[str, Any]
 
 
 def entry(num_bytes: int, digest: str, layers: Any = None) -> dict[str, Any]:
-    """What the manifest says of one file; `layers`: errors of the layers quantised in it."""
+    """Return what the manifest says of one file; `layers`: errors of the layers quantised in it."""
     sizes: dict[str, Any] = {"bytes": num_bytes, "sha256": digest}
     return {**sizes, "layers": layers} if layers else sizes
 
 
 def read_manifest(directory: Path) -> Manifest | None:
-    """The manifest of `directory`; raises CheckpointError for a damaged one."""
+    """Return the manifest of `directory`; raises CheckpointError for a damaged one."""
     path = directory / MANIFEST
     if not path.is_file():
         return None

@@ -91,7 +91,7 @@ class PromptCache:
     folder: Path
 
     def get(self, prompt: str, text_encoder: str) -> Tensor | None:
-        """The context of a prompt; None where it is not known or its file is not whole."""
+        """Return the context of a prompt; None where it is not known or its file is not whole."""
         path = self._path(prompt, text_encoder)
         if not path.exists():
             return None
@@ -122,7 +122,7 @@ class PromptCache:
         return self.folder / f"{key.hexdigest()}.safetensors"
 
     def _hash_of(self, path: Path) -> str:
-        """The hash of a file, read again only if its size or time of change is another."""
+        """Return the hash of a file, read again only if its size or time of change is another."""
         path = path.resolve()
         found = path.stat()
         stamp = [str(path), found.st_size, found.st_mtime_ns]

@@ -2,8 +2,8 @@
 
 Input: a source of plain tensors (adapters already merged) and a precision. Output: a source that
 gives each linear layer's parts in the place of its weight, and everything else in a 16-bit float.
-Large layers are quantised by rows, so that no float32 copy of a whole one is made. The error of
-every layer is measured on the way.
+Large layers are quantised by rows, so that no float32 copy of a whole one is made. Converting
+measures the error of every layer on the way; loading does not, and quantises on the target device.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lipcast.errors import CheckpointError
-from lipcast.weights.fp8 import quantise_tokens
-from lipcast.weights.quant_linear import QuantLinear, replace_module
+from lipcast.models.quant_formats import quantise_rows_fp8
 from lipcast.weights.schemes import PLAIN_DTYPES, SCHEMES, Parts, Precision, Scheme
 from lipcast.weights.source import QWEIGHT, TensorInfo, TensorSource
 
 PIECE_ELEMENTS = 1 << 18
 """Weights quantised at once, in whole rows: keeps temporary float32 copies at 1 MB each."""
+GPU_PIECE_ELEMENTS = 1 << 22
+"""The same on a GPU, where small pieces would be all launches: 16 MB each."""
 NUM_PROBES = 16
 """Random activations per layer for the measured output error."""
 
@@ -63,8 +64,15 @@ def kept_because(info: TensorInfo) -> str | None:
     return next((why for start, why in KEPT_LAYERS if re.match(start, info.name)), None)
 
 
-def quantised(base: TensorSource, precision: Precision) -> TensorSource:
-    """`base` in `precision`, quantised or only cast; raises CheckpointError if it is quantised."""
+def quantised(
+    base: TensorSource, precision: Precision, *, device: torch.device | None = None
+) -> TensorSource:
+    """Return `base` in `precision`, quantised or only cast.
+
+    With `device`, layers are quantised there, their parts stay there, and no error is measured;
+    without, on the CPU, and the source reports every layer's error. The parts are the same.
+    Raises CheckpointError if `base` is quantised already.
+    """
     for info in base.infos.values():
         if info.name.endswith(f".{QWEIGHT}"):
             raise CheckpointError(
@@ -72,7 +80,7 @@ def quantised(base: TensorSource, precision: Precision) -> TensorSource:
             )
     if precision in PLAIN_DTYPES:
         return CastSource(base, PLAIN_DTYPES[precision])
-    return QuantisedSource(base, SCHEMES[precision])
+    return QuantisedSource(base, SCHEMES[precision], device=device)
 
 
 class CastSource(TensorSource):
@@ -94,11 +102,13 @@ class QuantisedSource(TensorSource):
     """The same layers with their weights in parts; `reports` holds the layers read so far.
 
     Reading one part quantises its layer; the other parts wait until they are read or until
-    another layer is.
+    another layer is. With `device` there are no reports.
     """
 
-    def __init__(self, base: TensorSource, scheme: Scheme) -> None:
-        self._base, self._scheme = base, scheme
+    def __init__(
+        self, base: TensorSource, scheme: Scheme, *, device: torch.device | None = None
+    ) -> None:
+        self._base, self._scheme, self._device = base, scheme, device
         self.path, self.files, self.metadata = base.path, base.files, base.metadata
         self.reports: dict[str, LayerReport] = {}
         self._layer, self._waiting = "", Parts()
@@ -122,10 +132,16 @@ class QuantisedSource(TensorSource):
             return self._base.read(name).to(self.infos[name].dtype)
         layer, part = self._layer_of_part[name], name.rpartition(".")[2]
         if self._layer != layer or part not in self._waiting:
-            weight = self._base.read(f"{layer}.weight")
-            self._waiting, self.reports[layer] = quantise_layer(layer, weight, self._scheme)
+            self._waiting = self._quantise(layer)
             self._layer = layer
         return self._waiting.pop(part)
+
+    def _quantise(self, layer: str) -> Parts:
+        weight = self._base.read(f"{layer}.weight")
+        if self._device is not None:
+            return quantise_weight(weight, self._scheme, device=self._device)
+        parts, self.reports[layer] = quantise_layer(layer, weight, self._scheme)
+        return parts
 
 
 def _kept_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -133,12 +149,27 @@ def _kept_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if dtype in (torch.float32, torch.float64) else dtype
 
 
-def quantise_layer(layer: str, weight: Tensor, scheme: Scheme) -> tuple[Parts, LayerReport]:
-    """The parts of one weight [out, in] of any float dtype, and their error."""
-    parts: Parts = {
-        name: torch.empty(shape, dtype=dtype, device=weight.device)
+def quantise_weight(weight: Tensor, scheme: Scheme, *, device: torch.device) -> Parts:
+    """Return the parts of one weight [out, in] of any float dtype, made on `device`."""
+    parts = _empty_parts(weight, scheme, device)
+    limit = PIECE_ELEMENTS if device.type == "cpu" else GPU_PIECE_ELEMENTS
+    for rows in row_slices(*weight.shape, limit=limit):
+        exact = weight[rows].to(device).float()
+        for name, values in scheme.quantise(exact).items():
+            parts[name][rows] = values
+    return parts
+
+
+def _empty_parts(weight: Tensor, scheme: Scheme, device: torch.device) -> Parts:
+    return {
+        name: torch.empty(shape, dtype=dtype, device=device)
         for name, (shape, dtype) in scheme.part_shapes(*weight.shape).items()
     }
+
+
+def quantise_layer(layer: str, weight: Tensor, scheme: Scheme) -> tuple[Parts, LayerReport]:
+    """Return the parts of one weight [out, in] of any float dtype, and their error."""
+    parts = _empty_parts(weight, scheme, weight.device)
     probes = _probes(weight.shape[1]).to(weight.device)
     rounded = _round_trip(probes) if scheme.precision == "fp8" else probes
     sums = torch.zeros(4, dtype=torch.float64, device=weight.device)
@@ -159,9 +190,9 @@ def quantise_layer(layer: str, weight: Tensor, scheme: Scheme) -> tuple[Parts, L
     return parts, LayerReport(layer, round(weight_error, 6), round(output_error, 6))
 
 
-def row_slices(num_rows: int, row_elements: int) -> Iterator[slice]:
-    """Cut a matrix into pieces of whole rows with at most PIECE_ELEMENTS, or one row."""
-    step = max(1, PIECE_ELEMENTS // max(1, row_elements))
+def row_slices(num_rows: int, row_elements: int, *, limit: int | None = None) -> Iterator[slice]:
+    """Cut a matrix into pieces of whole rows with at most `limit` (PIECE_ELEMENTS), or one row."""
+    step = max(1, (limit or PIECE_ELEMENTS) // max(1, row_elements))
     return (slice(first, first + step) for first in range(0, num_rows, step))
 
 
@@ -174,21 +205,5 @@ def _probes(num_in: int) -> Tensor:
 
 
 def _round_trip(x: Tensor) -> Tensor:
-    q, scale = quantise_tokens(x)
+    q, scale = quantise_rows_fp8(x)
     return q.float() * scale
-
-
-def quantise_module(module: nn.Module, precision: Precision) -> list[LayerReport]:
-    """Quantise the linear layers of a loaded module in place, by the same table as files."""
-    scheme, reports = SCHEMES[precision], []
-    linears = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear)]
-    for layer, linear in linears:
-        info = TensorInfo(f"{layer}.weight", tuple(linear.weight.shape), linear.weight.dtype)
-        if kept_because(info) is not None or not scheme.fits(linear.in_features):
-            continue
-        parts, report = quantise_layer(layer, linear.weight.detach(), scheme)
-        new = QuantLinear(linear, scheme, dtype=linear.weight.dtype)
-        new.fill(parts)
-        replace_module(module, layer, new)
-        reports.append(report)
-    return reports

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lipcast.errors import CheckpointError
-from lipcast.weights.fp8 import linear_row_wise
+from lipcast.weights.fp8 import Fp8Products, LayerSize, fp8_support
 from lipcast.weights.schemes import Scheme, scheme_of
 from lipcast.weights.source import QWEIGHT, TensorSource
 
@@ -23,8 +23,8 @@ from lipcast.weights.source import QWEIGHT, TensorSource
 class QuantLinear(nn.Module):
     """y = x Wᵀ + b, W stored by `scheme` and dequantised for the product.
 
-    `fp8_matmul` multiplies 8-bit floats directly where shapes allow it; activations are then
-    quantised per token. `dtype` is that of `weight`.
+    With `fp8_products` it multiplies 8-bit floats directly, where the shape has a kernel;
+    activations are then quantised per token. `dtype` is that of `weight`.
     """
 
     def __init__(self, linear: nn.Linear, scheme: Scheme, *, dtype: torch.dtype) -> None:
@@ -32,12 +32,17 @@ class QuantLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.scheme, self.dtype = scheme, dtype
         self.bias = linear.bias
-        self.fp8_matmul = False
+        self.fp8_products: Fp8Products | None = None
         shapes = scheme.part_shapes(self.out_features, self.in_features)
         self._part_names = tuple(shapes)
         for name, (shape, part_dtype) in shapes.items():
             empty = torch.empty(shape, dtype=part_dtype, device=linear.weight.device)
             self.register_buffer(name, empty)
+
+    @property
+    def fp8_matmul(self) -> bool:
+        """Whether the layer multiplies 8-bit floats directly."""
+        return self.fp8_products is not None
 
     def fill(self, parts: Mapping[str, Tensor]) -> None:
         """Take over the parts that the scheme made."""
@@ -46,10 +51,12 @@ class QuantLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = self.bias
-        if self.fp8_matmul:
-            parts = self._parts()
-            return linear_row_wise(x, parts[QWEIGHT], parts["scale"], bias)
-        weight = self.scheme.dequantise(self._parts(), x.dtype)
+        parts = self._parts()
+        if self.fp8_products is not None:
+            product = self.fp8_products.linear(x, parts[QWEIGHT], parts["scale"], bias)
+            if product is not None:
+                return product
+        weight = self.scheme.dequantise(parts, x.dtype)
         return functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
     @property
@@ -110,7 +117,25 @@ def use_fp8_matmul(module: nn.Module, *, enabled: bool) -> None:
 
     It stays off where a side is no multiple of 16, which the matrix units need.
     """
+    products = Fp8Products() if enabled else None
+    for layer, size in _fp8_layers(module):
+        layer.fp8_products = products if _has_whole_tiles(size) else None
+
+
+def use_fp8_of_device(module: nn.Module, device: torch.device) -> None:
+    """Multiply 8-bit floats directly in every fp8 layer whose size this device has a kernel for."""
+    layers = [(layer, size) for layer, size in _fp8_layers(module) if _has_whole_tiles(size)]
+    support = fp8_support(device, [size for _, size in layers])
+    products = Fp8Products()
+    for layer, size in layers:
+        layer.fp8_products = products if support.multiplies(size) else None
+
+
+def _fp8_layers(module: nn.Module) -> Iterator[tuple[QuantLinear, LayerSize]]:
     for layer in module.modules():
         if isinstance(layer, QuantLinear) and layer.scheme.precision == "fp8":
-            whole = layer.in_features % 16 == 0 and layer.out_features % 16 == 0
-            layer.fp8_matmul = enabled and whole
+            yield layer, (layer.in_features, layer.out_features)
+
+
+def _has_whole_tiles(size: LayerSize) -> bool:
+    return all(side % 16 == 0 for side in size)

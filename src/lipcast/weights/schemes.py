@@ -21,15 +21,22 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lipcast.models.quant_formats import (
+    FP8,
+    FP8_MAX,
+    INT4_GROUP,
+    INT4_MAX,
+    LEAST_SCALE,
+    pack_int4,
+    row_scale,
+    to_fp8,
+    unpack_int4,
+)
+
 Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4"]
 PLAIN_DTYPES: Mapping[Precision, torch.dtype] = MappingProxyType(
     {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 )
-FP8_MAX = 448.0
-"""The largest e4m3 number."""
-INT4_GROUP = 64
-TINY = 1e-12
-"""Least scale: keeps rows of zeros from dividing by zero."""
 
 Parts = dict[str, Tensor]
 PartShapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
@@ -47,14 +54,14 @@ class Scheme(ABC):
 
     @abstractmethod
     def quantise(self, weight: Tensor) -> Parts:
-        """The parts of a float32 weight [out, in]; rows do not influence each other."""
+        """Return the parts of a float32 weight [out, in]; rows do not influence each other."""
 
     @abstractmethod
     def dequantise(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        """The weight [out, in] again."""
+        """Return the dequantised weight [out, in]."""
 
     def fits(self, num_in: int) -> bool:
-        """Whether rows of this length can be stored."""
+        """Return whether rows of this length can be stored."""
         return num_in > 0
 
 
@@ -70,11 +77,12 @@ class _RowScheme(Scheme):
         }
 
     def quantise(self, weight: Tensor) -> Parts:
-        scale = weight.abs().amax(dim=1).div(self.largest).clamp_(min=TINY)
-        return {"qweight": self._round(weight / scale[:, None]), "scale": scale}
+        scale = row_scale(weight, self.largest)
+        return {"qweight": self._round(weight / scale), "scale": scale.squeeze(1)}
 
+    @abstractmethod
     def _round(self, scaled: Tensor) -> Tensor:
-        return scaled.clamp_(-self.largest, self.largest).to(self.qweight_dtype)
+        """Return the nearest stored numbers; the argument may be overwritten."""
 
     def dequantise(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         return parts["qweight"].to(dtype).mul_(parts["scale"][:, None])
@@ -84,8 +92,11 @@ class Fp8Scheme(_RowScheme):
     """e4m3 floats, 1 byte a weight."""
 
     precision: Precision = "fp8"
-    qweight_dtype = torch.float8_e4m3fn
+    qweight_dtype = FP8
     largest = FP8_MAX
+
+    def _round(self, scaled: Tensor) -> Tensor:
+        return to_fp8(scaled)
 
 
 class Int8Scheme(_RowScheme):
@@ -96,7 +107,7 @@ class Int8Scheme(_RowScheme):
     largest = 127.0
 
     def _round(self, scaled: Tensor) -> Tensor:
-        return super()._round(scaled.round_())
+        return scaled.round_().clamp_(-self.largest, self.largest).to(self.qweight_dtype)
 
 
 class Int4Scheme(Scheme):
@@ -133,9 +144,8 @@ class Int4Scheme(Scheme):
         for _ in range(self._num_refits):
             scale, minimum = _refit(grouped, q, scale)
             q = _round_to_range(grouped, scale, minimum)
-        low, high = q.to(torch.uint8).chunk(2, dim=-1)
         return {
-            "qweight": (low | high << 4).flatten(1),
+            "qweight": pack_int4(q).flatten(1),
             "scale": scale.squeeze(-1),
             "minimum": minimum.squeeze(-1),
         }
@@ -143,25 +153,25 @@ class Int4Scheme(Scheme):
     def _first_range(self, grouped: Tensor) -> tuple[Tensor, Tensor]:
         low, high = torch.aminmax(grouped, dim=-1, keepdim=True)
         middle, half = (low + high) / 2, (high - low) / 2 * self._shrink
-        return (half / 7.5).clamp_(min=TINY).bfloat16(), (middle - half).bfloat16()
+        return (half / 7.5).clamp_(min=LEAST_SCALE).bfloat16(), (middle - half).bfloat16()
 
     def dequantise(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         scale = parts["scale"].to(dtype)[..., None]
         packed = parts["qweight"].view(*scale.shape[:2], -1)
-        q = torch.cat((packed & 15, packed >> 4), dim=-1).to(dtype)
+        q = torch.cat(unpack_int4(packed), dim=-1).to(dtype)
         return q.mul_(scale).add_(parts["minimum"].to(dtype)[..., None]).flatten(1)
 
 
 def _round_to_range(grouped: Tensor, scale: Tensor, minimum: Tensor) -> Tensor:
-    return grouped.sub(minimum.float()).div_(scale.float()).round_().clamp_(0, 15)
+    return grouped.sub(minimum.float()).div_(scale.float()).round_().clamp_(0, INT4_MAX)
 
 
 def _refit(grouped: Tensor, q: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """The scale and minimum with the least squared error for the given integers."""
+    """Return the scale and minimum with the least squared error for the given integers."""
     q_mean, mean = q.mean(-1, keepdim=True), grouped.mean(-1, keepdim=True)
     covariance = (q * grouped).mean(-1, keepdim=True) - q_mean * mean
     variance = q.square().mean(-1, keepdim=True) - q_mean.square()
-    fitted = covariance / variance.clamp(min=TINY)
+    fitted = covariance / variance.clamp(min=LEAST_SCALE)
     # All weights of a group on one integer determine no slope, rounding may even turn it negative.
     fitted = torch.where((variance > 1e-3) & (fitted > 0), fitted, scale.float()).bfloat16()
     return fitted, (mean - fitted.float() * q_mean).bfloat16()
@@ -173,5 +183,5 @@ SCHEMES: Mapping[Precision, Scheme] = MappingProxyType(
 
 
 def scheme_of(qweight_dtype: torch.dtype) -> Scheme | None:
-    """The scheme whose `qweight` has this dtype."""
+    """Return the scheme whose `qweight` has this dtype."""
     return next((s for s in SCHEMES.values() if s.qweight_dtype == qweight_dtype), None)

@@ -59,7 +59,7 @@ class SetWriter:
     def _finished(
         self, name: str, infos: Sequence[TensorInfo], advance: Advance
     ) -> dict[str, Any] | None:
-        """The record of a shard that an earlier run finished, if the file still is what it says."""
+        """Return the record of a shard that an earlier run finished, if the file still is what it says."""
         record_path, path = self._record_path(name), self.folder / name
         if not record_path.is_file() or not path.is_file():
             return None

@@ -50,7 +50,7 @@ class TensorSource(ABC):
 
     @abstractmethod
     def read(self, name: str) -> Tensor:
-        """The tensor `name` (a key of `infos`) on the CPU; raises CheckpointError."""
+        """Return the tensor `name` (a key of `infos`) on the CPU; raises CheckpointError."""
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for name in self.infos:
@@ -96,7 +96,7 @@ class RenamedSource(TensorSource):
 
 
 def summarise_names(names: Iterable[str]) -> str:
-    """All names on few lines: those that differ in their first number only become one line.
+    """Return all names on few lines: those that differ in their first number only become one line.
 
     "blocks.0.norm.bias", "blocks.1.norm.bias" -> "blocks.{0-1}.norm.bias".
     """

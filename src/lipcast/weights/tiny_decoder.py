@@ -24,7 +24,7 @@ _PREFIX = "decoder."
 def load_tiny_decoder(
     path: str | Path, *, device: torch.device | str, dtype: torch.dtype, z_dim: int = 16
 ) -> TinyDecoder:
-    """The decoder of a file. Raises CheckpointError for a file of another model."""
+    """Return the decoder of a file. Raises CheckpointError for a file of another model."""
     source = open_tensors(path)
     widths = tuple(_channels(source, f"{_PREFIX}{i}.weight") for i in _WIDTH_LAYERS)
     decoder = TinyDecoder(widths, z_dim=z_dim)

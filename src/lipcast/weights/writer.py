@@ -56,7 +56,7 @@ def _file_bytes(
 
 
 def header_bytes(infos: Iterable[TensorInfo], metadata: Mapping[str, str]) -> bytes:
-    """Length and JSON header of a file with these tensors, padded to 8 bytes."""
+    """Return the length and JSON header of a file with these tensors, padded to 8 bytes."""
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for info in infos:
@@ -72,7 +72,7 @@ def header_bytes(infos: Iterable[TensorInfo], metadata: Mapping[str, str]) -> by
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The format's name of a dtype."""
+    """Return the format's name of a dtype."""
     return next(name for name, known in _DTYPE_NAMES if known == dtype)
 
 
