@@ -218,15 +218,18 @@ class Session:
         with self._failing():
             tick = self._next_tick(wait=wait)
             try:
-                with self._watch.part("dit_s"):
-                    for unit in tick:
-                        if unit.step == 0:
-                            features = self._features[unit.block]
-                            self._retry_on_oom(partial(self._executor.start, unit.block, features))
+                self._start_blocks(tick)
             except ReplanRequired as signal:
                 self._replan(signal)
                 return ()
             return tick
+
+    def _start_blocks(self, tick: Tick) -> None:
+        """Give the executor the speech features of the blocks that begin with this tick."""
+        with self._watch.part("dit_s"):
+            for block in [unit.block for unit in tick if unit.step == 0]:
+                start = partial(self._executor.start, block, self._features[block])
+                self._retry_on_oom(start)
 
     def run_tick(self, tick: Tick) -> None:
         """Compute a tick that `begin_tick` gave, and finish it."""
