@@ -38,11 +38,11 @@ from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.models import DiTConfig, VAEConfig
 from lipcast.config.schedule import ticks
 from lipcast.config.video_spec import VideoSpec, video_spec
-from lipcast.engine.memory_manager import MemoryManager, PlannerInputs
-from lipcast.engine.session_builder import Conditioning, SessionBuilder
+from lipcast.engine.session_builder import Conditioning, PlannedMemory, SessionBuilder
 from lipcast.errors import LipcastError
 from lipcast.memory.copier import Copier, Event
 from lipcast.memory.device_context import DeviceContext
+from lipcast.memory.manager import MemoryManager, PlannerInputs
 from lipcast.memory.probe import describe_gpu
 from lipcast.models.dit import DiT
 from lipcast.models.vae import VideoVAE
@@ -216,17 +216,18 @@ def measure(cell: Cell) -> dict[str, Any]:
     plain_link = plain_copy_bytes_per_s(cell, device_context)
     memory_manager = MemoryManager(device_context, planner_inputs_of(cell, dit, vae))
     try:
-        plan = memory_manager.plan(spec.geometry, options)
+        admission = memory_manager.admit(spec.geometry, options)
     except LipcastError as error:
         return {"refused": str(error)}
+    plan = admission.plan
     networks = load(memory_manager, plan, dit, vae, cell)
     spec = replace(spec, max_lanes=plan.config.num_lanes)
     context = torch.randn(min(120, dit.text_len), dit.text_dim, device=cell.device)
-    video = SessionBuilder(networks, Conditioning(_grey, context), spec, plan, memory_manager)
+    planned, inputs = PlannedMemory(memory_manager, admission), Conditioning(_grey, context)
+    video = SessionBuilder(networks, inputs, spec, planned, device_context=device_context)
     run = Run(video, dit, cell)
-    run.blocks(
-        -(-spec.geometry.window // spec.geometry.latents_per_block) + 2
-    )  # a full window, warm
+    # A full window, warm.
+    run.blocks(-(-spec.geometry.window // spec.geometry.latents_per_block) + 2)
     copier.to_device_bytes = copier.to_host_bytes = 0
     both_s = run.blocks(cell.num_blocks)
     moved = copier.to_device_bytes
@@ -279,7 +280,7 @@ class Run:
     """One video, block after block."""
 
     def __init__(self, video: SessionBuilder, dit: DiTConfig, cell: Cell) -> None:
-        self._parts = video.begin()
+        self._parts = video.open()
         self._device = cell.device
         spec: VideoSpec = self._parts.spec
         self._ticks = ticks(spec.order, max_lanes=spec.max_lanes)
@@ -316,7 +317,8 @@ def result(
     both_s: float,
     dit_s: float,
 ) -> dict[str, Any]:
-    document = memory_manager.document(video.ladder)
+    assert video.ladder is not None
+    document = memory_manager.document(video.ladder.plan, video.ladder.document())
     predicted_s, predicted_bytes = plan.time.block_s, plan.vram_bytes
     measured = document["measured"]
     used = nvml_bytes() if not cell.cpu else None

@@ -26,7 +26,7 @@ import lipcast
 from lipcast.config.models import VAEConfig
 from lipcast.env import cache_dir
 from lipcast.models.vae import VideoVAE
-from lipcast.models.vae_cpu import CpuVideoVAE, prepare_for_cpu
+from lipcast.models.vae_cpu import CpuDecoder, CpuVideoVAE, prepare_for_cpu
 from lipcast.models.vae_kernels import TorchKernels
 from lipcast.models.vae_native import NativeKernels
 from lipcast.models.vae_native_build import NativeUnavailableError
@@ -44,7 +44,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     vae = load(options.model)
     conditions = {
-        "machine": platform.processor() or platform.device_context(),
+        "machine": platform.processor() or platform.machine(),
         "torch": torch.__version__,
         "threads": options.threads,
         "rounds": options.rounds,
@@ -134,6 +134,7 @@ def take_turns(jobs: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
 def time_parts(way: CpuVideoVAE, rounds: int) -> list[dict[str, Any]]:
     """Milliseconds per block in each part of the decoder, the best of the rounds."""
     decoder = way.decoder
+    assert isinstance(decoder, CpuDecoder)
     state = way.new_decoder_state()
     shape = (1, way.config.z_dim, 1, PICTURE_SIZE // 8, PICTURE_SIZE // 8)
     latent = torch.zeros(shape)

@@ -16,7 +16,7 @@ from lipcast.config.models import VAEConfig
 from lipcast.models import vae_native_build
 from lipcast.models.vae import VideoVAE
 from lipcast.models.vae_blocks import DecoderState
-from lipcast.models.vae_cpu import CpuVideoVAE, best_kernels, prepare_for_cpu
+from lipcast.models.vae_cpu import CpuNetwork, CpuVideoVAE, best_kernels, prepare_for_cpu
 from lipcast.models.vae_kernels import TorchKernels
 from lipcast.models.vae_native import NativeKernels
 from lipcast.models.vae_native_build import NativeUnavailableError, load_library, processor_flags
@@ -96,6 +96,7 @@ def assert_same(fast: CpuVideoVAE, found: torch.Tensor, expected: torch.Tensor) 
     """Equal to rounding in float32; within bf16's error otherwise."""
     assert found.shape == expected.shape
     assert found.dtype == torch.float32
+    assert isinstance(fast.decoder, CpuNetwork)
     if fast.decoder.dtype == torch.float32:
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
         return
@@ -201,13 +202,13 @@ def test_best_kernels_fall_back_and_say_why(tmp_path, monkeypatch):
     not set(processor_flags()) >= vae_native_build.NEEDED_FLAGS, reason="no AMX here"
 )
 def test_failures_of_the_compiler_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(vae_native_build.shutil, "which", lambda _: None)
+    monkeypatch.setattr("shutil.which", lambda _: None)
     with pytest.raises(NativeUnavailableError, match="no C compiler"):
         load_library(tmp_path)
     failing = tmp_path / "cc"
     failing.write_text("#!/bin/sh\necho 'error: no such thing' >&2\nexit 1\n")
     failing.chmod(0o755)
-    monkeypatch.setattr(vae_native_build.shutil, "which", lambda _: str(failing))
+    monkeypatch.setattr("shutil.which", lambda _: str(failing))
     with pytest.raises(NativeUnavailableError, match="failed: error: no such thing"):
         load_library(tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
