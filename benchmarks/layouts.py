@@ -55,7 +55,7 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
     alone, parts = run({}, options)
     torch.set_num_threads(2)
     threads, _ = run({}, options)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for layout, flags in LAYOUTS:
         block_s, _ = run(flags, options)
         predicted_s = predict(layout, parts).block_s

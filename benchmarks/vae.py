@@ -25,7 +25,7 @@ from torch import Tensor
 import lipcast
 from lipcast.config.models import VAEConfig
 from lipcast.models.vae import VideoVAE
-from lipcast.models.vae_cpu import CpuVideoVAE, prepare_for_cpu
+from lipcast.models.vae_cpu import CpuDecoder, CpuVideoVAE, prepare_for_cpu
 from lipcast.models.vae_kernels import TorchKernels
 
 TINY = Path(lipcast.__file__).parent / "assets" / "tiny"
@@ -124,6 +124,7 @@ def take_turns(jobs: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
 def time_parts(way: CpuVideoVAE, rounds: int) -> list[dict[str, Any]]:
     """Milliseconds per block in each part of the decoder, the best of the rounds."""
     decoder = way.decoder
+    assert isinstance(decoder, CpuDecoder)
     state = way.new_decoder_state()
     shape = (1, way.config.z_dim, 1, PICTURE_SIZE // 8, PICTURE_SIZE // 8)
     latent = torch.zeros(shape)

@@ -2,7 +2,7 @@
 
 Beardless portraits only: a beard hides the mouth. The pixel count loses mouths that are half open, which this
 model draws softly, and is a matter of the face: portrait 5 has .82 to .85 with three seeds
-(scripts/soak/lip_sync.py). Skin of portrait 2 has the colours it looks for.
+(scripts/soak/lip_sync_seeds.py). Skin of portrait 2 has the colours it looks for.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def test_rungs_that_keep_the_picture_lose_nothing(
     owner, method, fail_at = {
         "ensure_resident": (model.bundle.dit, "ensure_resident", {30, 70}),
         "start": (session._executor, "start", {1, 3}),
-        "decode": (session._decoder._vae, "decode_chunk", {1, 4}),
+        "decode": (session._decoder._vae, "decode_chunk", {1, 4}),  # type: ignore[attr-defined]
         "fetch": (copier, "fetch", {120}),
     }[where]
     faults = Faults(fail_at)

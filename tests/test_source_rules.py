@@ -53,7 +53,7 @@ def functions_are_short(_path: str, tree: ast.Module) -> Iterator[str]:
 def modules_hold_no_state(_path: str, tree: ast.Module) -> Iterator[str]:
     """No module or class has an empty list, dict or set, which is there to be filled by somebody."""
     bodies = [node.body for node in ast.walk(tree) if isinstance(node, (ast.Module, ast.ClassDef))]
-    for node in (node for body in bodies for node in body):
+    for node in (statement for body in bodies for statement in body):
         value = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
         is_empty = isinstance(value, DISPLAYS) and not any(
             isinstance(part, ast.expr) for part in ast.iter_child_nodes(value)
@@ -67,14 +67,18 @@ def process_groups_stay_in_parallel(path: str, tree: ast.Module) -> Iterator[str
     if path.startswith("parallel/"):
         return
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            names = [ast.unparse(node)] if isinstance(node, ast.Attribute) else []
+        names = _imported(node)
         if any(f"{name}.".startswith("torch.distributed.") for name in names):
-            yield f"{node.lineno}: torch.distributed outside parallel"
+            yield f"{getattr(node, 'lineno', 0)}: torch.distributed outside parallel"
+
+
+def _imported(node: ast.AST) -> list[str]:
+    """Return the dotted names that a node imports or reads."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return [ast.unparse(node)] if isinstance(node, ast.Attribute) else []
 
 
 def models_are_pure(path: str, tree: ast.Module) -> Iterator[str]:
@@ -96,8 +100,9 @@ def _is_module(base: ast.expr) -> bool:
 def _late_state(cls: ast.ClassDef) -> Iterator[str]:
     methods = [node for node in cls.body if isinstance(node, FUNCTIONS) and node.name != "__init__"]
     for node in (node for method in methods for node in ast.walk(method)):
-        is_write = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
-        if is_write and ast.unparse(node).startswith("self."):
+        if not (isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)):
+            continue
+        if ast.unparse(node).startswith("self."):
             yield f"{node.lineno}: {cls.name} writes {ast.unparse(node)} after __init__"
 
 

@@ -55,9 +55,8 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         name, videos = submit(folder, voice, output), videos + 1
         finished: dict[int, Any] = {}
         while store.job(name).state != "finished":
-            wait_s = moments.uniform(0, 1.05) * lasts_s
-            if killed.total() >= arguments.kills:
-                wait_s = None
+            is_enough = killed.total() >= arguments.kills
+            wait_s = None if is_enough else moments.uniform(0, 1.05) * lasts_s
             if run_until(command, store, name, wait_s) < 0:
                 killed[where(store, name)] += 1
             now = store.segments(name)
@@ -79,9 +78,9 @@ def submit(folder: Path, voice: Path, output: str) -> str:
 
 def run_until(command: list[str], store: Store, name: str, wait_s: float | None) -> float:
     """Run a worker; kill it so long after it has begun. Seconds it took, or -1 where it was killed."""
-    claims = store.job(name).claim
+    leases = store.job(name).lease
     with subprocess.Popen(command) as worker:
-        while store.job(name).claim == claims and worker.poll() is None:
+        while store.job(name).lease == leases and worker.poll() is None:
             time.sleep(0.01)
         began = time.monotonic()
         try:

@@ -60,7 +60,7 @@ def measure(folder: Path, num_videos: int, num_workers: int, *, kill: bool) -> d
     compared = ("ray", "like_a_worker")
     pairs = [[folder / name / f"{i}.mp4" for name in compared] for i in range(num_videos)]
     same = all(ours.read_bytes() == theirs.read_bytes() for ours, theirs in pairs)
-    once = all((j.state, j.claim) == ("finished", 1) for j in stores["ray"].jobs())
+    once = all((j.state, j.lease) == ("finished", 1) for j in stores["ray"].jobs())
     return {
         "videos": num_videos, "workers": num_workers, "killed": int(kill), "cores": os.cpu_count(),
         "ray_start_s": round(started_s, 1), "ray_s": round(ray_s, 1), "local_s": round(local_s, 1),

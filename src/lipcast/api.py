@@ -12,12 +12,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, Unpack, cast
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL.Image import Image
 
 from lipcast.config.generate_options import OPTION_NAMES, GenerateOptions
 from lipcast.config.video_spec import VideoSpec, video_spec
@@ -42,6 +41,9 @@ from lipcast.planning.memory_options import MEMORY_OPTION_NAMES, MemoryOptions
 from lipcast.weights.bundle import ModelBundle, Network
 from lipcast.weights.checkpoint import checkpoint_dir
 from lipcast.weights.lora import LoraSpec
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def load(

@@ -238,11 +238,11 @@ def test_two_at_once_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
         generate()
     told(capsys)
     store = Store(cache_dir() / "jobs")
-    claim = store.claim()
-    assert claim is not None
+    lease = store.lease()
+    assert lease is not None
     assert generate() == 2
     assert "another process" in capsys.readouterr().err
-    claim.release()
+    lease.release()
     assert generate() == 0
 
 

@@ -62,7 +62,7 @@ def test_any_call_may_fail_and_is_made_again(
     faults = Faults(set(range(0, count, 2 if count == 5 else 13)))
     session._recovery = faults.recover
     owner = {
-        "start": session._executor, "ensure_resident": tiny.bundle.dit, "decode": session._decoder._vae,
+        "start": session._executor, "ensure_resident": tiny.bundle.dit, "decode": session._decoder._vae,  # type: ignore[attr-defined]
     }[where]  # fmt: skip
     method = {"decode": "decode_chunk"}.get(where, where)
     monkeypatch.setattr(owner, method, faults.wrap(getattr(owner, method)))

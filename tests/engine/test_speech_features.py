@@ -75,7 +75,7 @@ def tiny() -> SpeechEncoder:
 
 def read_voice(path: Path) -> NDArray[np.float32]:
     with wave.open(str(path)) as file:
-        return np.frombuffer(file.readframes(-1), "<i2").astype(np.float32) / 32768
+        return np.frombuffer(file.readframes(-1), "<i2").astype(np.float32) / np.float32(32768)
 
 
 def noise(num_samples: int, seed: int = 0) -> NDArray[np.float32]:

@@ -196,7 +196,7 @@ def test_sampler_keeps_few_samples():
 
 def test_without_a_gpu_the_reason_is_said():
     cards = _Cards()
-    cards.nvmlInit = lambda: (_ for _ in ()).throw(cards.NVMLError("no driver"))
+    vars(cards)["nvmlInit"] = lambda: (_ for _ in ()).throw(cards.NVMLError("no driver"))
     assert "no driver" in Nvml(cards).reason
     assert Nvml(cards).used_bytes() == [] and Nvml(cards).energy_j() is None
 

@@ -59,7 +59,9 @@ def encode(path: Path, samples: np.ndarray, rate: int, codec: str, layout: str |
         container.mux(stream.encode(None))
 
 
-def flashes(num_frames: int, rate: int, *, size: int = 64, period: int = 50, channels: int = 1):
+def flashes(
+    num_frames: int, rate: int, *, size: int = 64, period: int = 50, channels: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """Frames that are white once a period, and sound that beeps in just these frames."""
     frames = np.zeros((num_frames, size, size, 3), np.uint8)
     frames[::period] = 255

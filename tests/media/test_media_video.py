@@ -146,7 +146,7 @@ def test_frames_come_back_in_order_and_close(tmp_path: Path) -> None:
     video = read_video(
         write(tmp_path / "a.mp4", frames, np.zeros((60 * 640, 1), np.float32), 16_000)
     )
-    assert (video.frames.shape, video.frames.dtype) == (frames.shape, np.uint8)
+    assert video.frames.shape == frames.shape and video.frames.dtype == np.uint8
     assert [number_of(frame) for frame in video.frames] == list(range(60))
     assert np.abs(video.frames.astype(int) - frames).mean() < 2
     assert (video.sample_rate, video.fps) == (16_000, 25.0)

@@ -16,7 +16,7 @@ from lipcast.config.models import VAEConfig
 from lipcast.models import vae_cpu
 from lipcast.models.vae import VideoVAE
 from lipcast.models.vae_blocks import DecoderState
-from lipcast.models.vae_cpu import CpuVideoVAE, best_kernels, prepare_for_cpu
+from lipcast.models.vae_cpu import CpuNetwork, CpuVideoVAE, best_kernels, prepare_for_cpu
 from lipcast.models.vae_kernels import TorchKernels
 from lipcast.models.vae_receptive import Unit, latents_to_run, units_to_run
 
@@ -80,6 +80,7 @@ def assert_same(fast: CpuVideoVAE, found: torch.Tensor, expected: torch.Tensor) 
     """Equal to rounding in float32; within bf16's error otherwise."""
     assert found.shape == expected.shape
     assert found.dtype == torch.float32
+    assert isinstance(fast.decoder, CpuNetwork)
     if fast.decoder.dtype == torch.float32:
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
         return

@@ -20,7 +20,6 @@ from safetensors.torch import save_file
 from lipcast.config.models import DiTConfig
 from lipcast.errors import CheckpointError, OutputError
 from lipcast.models.dit import DiT
-from lipcast.weights import convert as convert_module
 from lipcast.weights.bundle import load_bundle, load_text_encoder
 from lipcast.weights.checkpoint import find_checkpoint
 from lipcast.weights.convert import ConvertRequest, convert
@@ -144,7 +143,7 @@ def test_no_space_is_said_before_anything_is_written(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(convert_module.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(OutputError, match=r"needs .* GB more, the disk has 0\.0 GB free"):
         convert(request(source, tmp_path / "out"))
     assert not list(tmp_path.rglob("*.safetensors"))

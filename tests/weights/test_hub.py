@@ -14,7 +14,6 @@ import pytest
 
 from fake_hub import ADAPTER, FILES, NAME, UNWANTED, WAN, FakeHub
 from lipcast.errors import CheckpointError, OutputError, UsageError
-from lipcast.weights import hub
 from lipcast.weights.checkpoint import find_checkpoint
 from lipcast.weights.hub import RECORD, list_models, model_status, pull, verify_pulled
 from lipcast.weights.hub_library import HubLibrary
@@ -60,7 +59,7 @@ def test_disk_space_is_checked_before_and_by_file(
     dest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage("/")._replace(free=4000)
-    monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     fake = FakeHub()
     with pytest.raises(OutputError) as caught:
         pull(NAME, dest=dest, hub=fake)
@@ -76,7 +75,7 @@ def test_what_is_here_needs_no_space(dest: Path, monkeypatch: pytest.MonkeyPatch
     (dest / "Wan2.1_VAE.pth").unlink()
     for free, fits in ((399, False), (400, True)):
         usage = shutil.disk_usage("/")._replace(free=free)
-        monkeypatch.setattr(hub.shutil, "disk_usage", lambda _, usage=usage: usage)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
         if fits:
             pull(NAME, dest=dest, hub=FakeHub())
         else:

@@ -17,9 +17,9 @@ from lipcast.weights.files import open_tensors
 from lipcast.weights.fp8 import has_fp8_matmul, linear_row_wise
 from lipcast.weights.load import load_into
 from lipcast.weights.lora import LoraSpec, merge_loras
-from lipcast.weights.quant import kept_because, quantise_layer, quantised
+from lipcast.weights.quant import QuantisedSource, kept_because, quantise_layer, quantised
 from lipcast.weights.quant_linear import QuantLinear, use_fp8_matmul
-from lipcast.weights.schemes import SCHEMES, Precision
+from lipcast.weights.schemes import PLAIN_DTYPES, SCHEMES, Precision
 from lipcast.weights.source import RenamedSource, TensorInfo
 
 from .conftest import TINY, ToyModel
@@ -207,7 +207,7 @@ def test_plain_precisions_only_cast(toy: ToyModel, save: Save, precision: Precis
     for name, tensor in quantised(base, precision):
         expected = base.read(name)
         if name != "count":
-            expected = expected.to(quant.PLAIN_DTYPES[precision])
+            expected = expected.to(PLAIN_DTYPES[precision])
         assert torch.equal(tensor, expected)
 
 
@@ -285,6 +285,7 @@ def test_embedded_model_in_every_precision() -> None:
     base = open_tensors(TINY / "diffusion_pytorch_model.safetensors")
     for precision in QUANTISED:
         source = quantised(base, precision)
+        assert isinstance(source, QuantisedSource)
         for name in source.infos:
             source.read(name)
         worst = max(report.weight_error for report in source.reports.values())

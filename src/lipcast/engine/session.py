@@ -222,6 +222,13 @@ class Session:
             begun.extend(tick)
         return tuple(begun)
 
+    def _start_blocks(self, tick: Tick) -> None:
+        """Give the executor the speech features of the blocks that begin with this tick."""
+        with self._watch.part("dit_s"):
+            for block in [unit.block for unit in tick if unit.step == 0]:
+                start = partial(self._executor.start, block, self._features[block])
+                self._retry_on_oom(start)
+
     def run_tick(self, tick: Tick) -> None:
         """Compute a tick that `begin_tick` gave, and finish it."""
         with self._guarded():

@@ -1,6 +1,6 @@
 """Does the mouth follow the voice: every beardless example portrait with both held-out voices, several seeds.
 
-    .venv/bin/python scripts/soak/lip_sync.py --seeds 3
+    .venv/bin/python scripts/soak/lip_sync_seeds.py --seeds 3
 
 Correlation with the drive track that belongs to each voice, by two measures: `count`, pixels of the drawn
 mouth's dark inside (tests/pixels.py), and `lab`, as `lipcast evaluate` sees the mouth. `as_shipped` is what a
