@@ -25,11 +25,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 
-from gpu import count, right
+from gpu import count, fast, right, small
 from gpu.report import Settings
 from gpu.runner import run_all, run_one
 
-CHECKS = {"right": right.PARTS}
+CHECKS = {"right": right.PARTS, "fast": fast.PARTS, "small": small.PARTS}
 
 
 def main() -> int:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import lipcast
+from gpu.ballast import full_device
 from gpu.checkpoints import MIDDLE, random_checkpoint
 from gpu.report import Report, Settings
 from gpu.videos import SHORT_VIDEO, TINY_VIDEO, Made, make_video, psnr_db
@@ -155,34 +156,13 @@ def out_of_memory(settings: Settings, report: Report) -> None:
     model = lipcast.load(checkpoint.folder, device=str(settings.device), kv_precision="bf16")
     with report.attempt(text):
         undisturbed = make_video(model, 6, **options)
-        with _ballast_from(model, block=2):
+        with full_device(model, block=2, left_bytes=64 << 20):
             made = make_video(model, 6, **options)
         report.figure("fallbacks", made.fallbacks)
         report.claim(text, len(made.frames) == len(undisturbed.frames), made.fallbacks)
         report.claim("a fallback was taken", bool(made.fallbacks), made.fallbacks)
         found = psnr_db(made.frames, undisturbed.frames)
         report.claim("lossless fallbacks keep the picture", found > 45, found)
-
-
-@contextmanager
-def _ballast_from(model: lipcast.Lipcast, *, block: int) -> Iterator[None]:
-    """Fill the device, but for a few MB, before a block is decoded; the caches are emptied first."""
-    held: list[Tensor] = []
-    decode = model.bundle.vae.decode_chunk
-    calls = 0
-
-    def filling(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == block:
-            torch.cuda.empty_cache()
-            free, _ = torch.cuda.mem_get_info()
-            held.append(torch.empty(free - (64 << 20), dtype=torch.uint8, device="cuda"))
-        return decode(*args, **kwargs)
-
-    with mock.patch.object(model.bundle.vae, "decode_chunk", filling):
-        yield
-    held.clear()
 
 
 def sanitizer(settings: Settings, report: Report) -> None:

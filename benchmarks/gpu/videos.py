@@ -6,6 +6,7 @@ Sound and portrait are arrays, so that neither PyAV nor a file format is needed.
 from __future__ import annotations
 
 import wave
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,15 +54,23 @@ def speech(num_blocks: int) -> NDArray[np.int16]:
 
 
 def make_video(
-    model: Lipcast, num_blocks: int, *, prompt: str | Path = "calm", **options: Any
+    model: Lipcast,
+    num_blocks: int,
+    *,
+    prompt: str | Path = "calm",
+    on_block: Callable[[], object] = lambda: None,
+    **options: Any,
 ) -> Made:
-    """Make a video of so many blocks."""
+    """Make a video of so many blocks; `on_block` is called when one has come."""
     with model.session(
         image=portrait(), prompt=prompt, sample_rate=SAMPLE_RATE, **{**SHORT_VIDEO, **options}
     ) as live:
         live.push(speech(num_blocks))
         live.finish()
-        frames = [block.frames for block in live]
+        frames = []
+        for block in live:
+            frames.append(block.frames)
+            on_block()
         return Made(np.concatenate(frames), live.report())
 
 
