@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 import lipcast
+from lipcast.env import cache_dir
 from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu
-from lipcast.runtime import cache_dir
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 VOICES = ("speech_b_male", "speech_d_female")

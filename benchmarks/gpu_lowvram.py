@@ -34,23 +34,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipcast.core.config import DiTConfig, VAEConfig
-from lipcast.core.hardware import CPU, GIB
-from lipcast.core.memory_options import MemoryOptions
-from lipcast.core.plan_types import Budget, Models, Plan
-from lipcast.core.request import GenerateOptions
-from lipcast.core.schedule import ticks
-from lipcast.core.sizes import Precision
-from lipcast.core.tensors import dit_tensors
-from lipcast.core.video_spec import VideoSpec, video_spec
-from lipcast.engine.opening import PlannedVideo, Subject
-from lipcast.engine.steward import Steward, Terms
+from lipcast.config.generate_options import GenerateOptions
+from lipcast.config.models import DiTConfig, VAEConfig
+from lipcast.config.schedule import ticks
+from lipcast.config.video_spec import VideoSpec, video_spec
+from lipcast.engine.memory_manager import MemoryManager, PlannerInputs
+from lipcast.engine.session_builder import Conditioning, SessionBuilder
 from lipcast.errors import LipcastError
-from lipcast.memory.copier import Copier, Mark
-from lipcast.memory.machine import Machine
+from lipcast.memory.copier import Copier, Event
+from lipcast.memory.device_context import DeviceContext
 from lipcast.memory.probe import describe_gpu
 from lipcast.models.dit import DiT
 from lipcast.models.vae import VideoVAE
+from lipcast.planning.hardware import CPU, GIB
+from lipcast.planning.memory_options import MemoryOptions
+from lipcast.planning.plan import Budget, Models, Plan
+from lipcast.planning.sizes import Precision
+from lipcast.planning.tensors import dit_tensors
 from lipcast.weights.load import without_memory
 from lipcast.weights.quant import kept_because
 from lipcast.weights.schemes import SCHEMES
@@ -124,21 +124,21 @@ class CountingCopier:
         self.to_device_bytes = 0
         self.to_host_bytes = 0
 
-    def fetch(self, target: Tensor, source: Tensor, *, after: Any) -> Mark:
+    def fetch(self, target: Tensor, source: Tensor, *, after: Any) -> Event:
         self.to_device_bytes += source.nbytes
         return self._copier.fetch(target, source, after=after)
 
-    def store(self, target: Tensor, source: Tensor, *, after: Any) -> Mark:
+    def store(self, target: Tensor, source: Tensor, *, after: Any) -> Event:
         self.to_host_bytes += source.nbytes
         return self._copier.store(target, source, after=after)
 
-    def here(self) -> Mark:
+    def here(self) -> Event:
         return self._copier.here()
 
-    def wait(self, mark: Mark) -> None:
+    def wait(self, mark: Event) -> None:
         self._copier.wait(mark)
 
-    def finish(self, mark: Mark) -> None:
+    def finish(self, mark: Event) -> None:
         self._copier.finish(mark)
 
 
@@ -212,55 +212,59 @@ def measure(cell: Cell) -> dict[str, Any]:
     options = GenerateOptions(size=cell.size, infer_frames=cell.infer_frames)
     height, width = (256, 256) if cell.cpu else PORTRAIT
     spec = video_spec(options, dit, vae, height=height, width=width)
-    machine, copier = counted_machine(cell)
-    plain_link = plain_copy_bytes_per_s(cell, machine)
-    steward = Steward(machine, terms_of(cell, dit, vae))
+    device_context, copier = counted_device_context(cell)
+    plain_link = plain_copy_bytes_per_s(cell, device_context)
+    memory_manager = MemoryManager(device_context, planner_inputs_of(cell, dit, vae))
     try:
-        plan = steward.plan(spec.geometry, options)
+        plan = memory_manager.plan(spec.geometry, options)
     except LipcastError as error:
         return {"refused": str(error)}
-    networks = load(steward, plan, dit, vae, cell)
-    spec = replace(spec, max_lanes=plan.choice.num_lanes)
+    networks = load(memory_manager, plan, dit, vae, cell)
+    spec = replace(spec, max_lanes=plan.config.num_lanes)
     context = torch.randn(min(120, dit.text_len), dit.text_dim, device=cell.device)
-    video = PlannedVideo(networks, Subject(_grey, context), spec, plan, steward)
+    video = SessionBuilder(networks, Conditioning(_grey, context), spec, plan, memory_manager)
     run = Run(video, dit, cell)
     run.blocks(
-        -(-spec.geometry.window // spec.geometry.frames_per_block) + 2
+        -(-spec.geometry.window // spec.geometry.latents_per_block) + 2
     )  # a full window, warm
     copier.to_device_bytes = copier.to_host_bytes = 0
     both_s = run.blocks(cell.num_blocks)
     moved = copier.to_device_bytes
     dit_s = run.blocks(cell.num_blocks, decode=False)
-    return result(cell, steward, video, plan, both_s, dit_s) | {
+    return result(cell, memory_manager, video, plan, both_s, dit_s) | {
         "copied_bytes_per_block": moved // cell.num_blocks,
         "copied_bytes_per_s": moved / (both_s * cell.num_blocks),
         "plain_pinned_copy_bytes_per_s": plain_link,
     }
 
 
-def counted_machine(cell: Cell) -> tuple[Machine, CountingCopier]:
+def counted_device_context(cell: Cell) -> tuple[DeviceContext, CountingCopier]:
     if not cell.cpu:
         total = torch.cuda.get_device_properties(0).total_memory
         wanted = cell.budget_gib * GIB - CONTEXT_BYTES
         torch.cuda.set_per_process_memory_fraction(min(1.0, wanted / total), 0)
-    machine = Machine.of(cell.device)
-    copier = CountingCopier(machine.copier)
-    return replace(machine, copier=copier), copier
+    device_context = DeviceContext.of(cell.device)
+    copier = CountingCopier(device_context.copier)
+    return replace(device_context, copier=copier), copier
 
 
-def terms_of(cell: Cell, dit: DiTConfig, vae: VAEConfig) -> Terms:
+def planner_inputs_of(cell: Cell, dit: DiTConfig, vae: VAEConfig) -> PlannerInputs:
     hardware = CPU if cell.cpu else describe_gpu(cell.device)
     budget_bytes = int(cell.budget_gib * GIB)
     vram = budget_bytes if cell.cpu else min(budget_bytes, hardware.memory_bytes)
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return Terms(hardware, Budget(vram, ram), MemoryOptions(), Models(dit, vae), cell.precision)
+    return PlannerInputs(
+        hardware, Budget(vram, ram), MemoryOptions(), Models(dit, vae), cell.precision
+    )
 
 
-def load(steward: Steward, plan: Plan, dit: DiTConfig, vae: VAEConfig, cell: Cell) -> Networks:
+def load(
+    memory_manager: MemoryManager, plan: Plan, dit: DiTConfig, vae: VAEConfig, cell: Cell
+) -> Networks:
     with without_memory():
         model = DiT(dit)
     source = RandomWeights(dit, cell.precision)
-    steward.load(model, source, plan=plan, dtype=torch.bfloat16)
+    memory_manager.load(model, source, plan=plan, dtype=torch.bfloat16)
     with torch.device(cell.device):
         decoder = VideoVAE(vae)
     decoder.to(torch.float32 if cell.cpu else torch.bfloat16).eval().requires_grad_(False)
@@ -274,7 +278,7 @@ def _grey(height: int, width: int) -> Any:
 class Run:
     """One video, block after block."""
 
-    def __init__(self, video: PlannedVideo, dit: DiTConfig, cell: Cell) -> None:
+    def __init__(self, video: SessionBuilder, dit: DiTConfig, cell: Cell) -> None:
         self._parts = video.begin()
         self._device = cell.device
         spec: VideoSpec = self._parts.spec
@@ -305,9 +309,14 @@ class Run:
 
 
 def result(
-    cell: Cell, steward: Steward, video: PlannedVideo, plan: Plan, both_s: float, dit_s: float
+    cell: Cell,
+    memory_manager: MemoryManager,
+    video: SessionBuilder,
+    plan: Plan,
+    both_s: float,
+    dit_s: float,
 ) -> dict[str, Any]:
-    document = steward.document(video.ladder)
+    document = memory_manager.document(video.ladder)
     predicted_s, predicted_bytes = plan.time.block_s, plan.vram_bytes
     measured = document["measured"]
     used = nvml_bytes() if not cell.cpu else None
@@ -338,16 +347,19 @@ def nvml_bytes() -> int | None:
     return int(done.stdout.splitlines()[0]) * 2**20 if done.returncode == 0 else None
 
 
-def plain_copy_bytes_per_s(cell: Cell, machine: Machine) -> float:
+def plain_copy_bytes_per_s(cell: Cell, device_context: DeviceContext) -> float:
     """Host to device, 256 MiB at a time (16 MiB on a CPU), nothing else running."""
     size = (16 if cell.cpu else 256) << 20
-    host, target = machine.ram.allocate("probe", size), machine.vram.allocate("probe", size)
+    host, target = (
+        device_context.ram.allocate("probe", size),
+        device_context.vram.allocate("probe", size),
+    )
     times = []
     for _ in range(5):
         begin = time.perf_counter()
-        machine.copier.finish(machine.copier.fetch(target, host, after=[]))
+        device_context.copier.finish(device_context.copier.fetch(target, host, after=[]))
         times.append(time.perf_counter() - begin)
-    for arena, buffer in ((machine.ram, host), (machine.vram, target)):
+    for arena, buffer in ((device_context.ram, host), (device_context.vram, target)):
         arena.release(buffer)
         arena.peak_bytes = 0
     return size / median(times)
@@ -372,7 +384,7 @@ def line_of(row: Mapping[str, Any]) -> str:
         return head + str(row.get("failed") or row.get("refused"))
     layers = row["memory"]["plan"]["layers"].count("resident")
     rings = row["memory"]["plan"]["ring_layers"].count("resident")
-    taken = [rung["rung"] for rung in row["memory"]["fallbacks"]["taken"]]
+    taken = [fallback["rung"] for fallback in row["memory"]["fallbacks"]["taken"]]
     return head + (
         f"{row['frames_per_s']:6.2f} frames/s (DiT {row['dit_frames_per_s']:6.2f})  "
         f"{layers} layers, {rings} ring layers resident, {row['memory']['plan']['schedule']}  "

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 import lipcast
-from lipcast.core.plan_gpus import Layout, LayoutPlan, RankPlan, stage_steps
+from lipcast.planning.layouts import Layout, LayoutPlan, RankPlan, stage_steps
 
 PORTRAIT = Path(__file__).parents[1] / "examples" / "portrait_0.png"
 WARM_UP_BLOCKS = 6
@@ -104,7 +104,7 @@ def predict(layout: Layout, parts: dict[str, Any]) -> LayoutPlan:
         ranks.append(RankPlan(f"stage {number}", steps, layout.ulysses, (), 0, busy_s, None))
     if layout.vae_rank:
         ranks.append(RankPlan("decoder", (), 1, (), 0, parts["vae_s"], None))
-    return LayoutPlan(layout, tuple(ranks), frames_per_block=12)
+    return LayoutPlan(layout, tuple(ranks), video_frames_per_block=12)
 
 
 def print_table(document: dict[str, Any]) -> None:

@@ -23,13 +23,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import lipcast
-from lipcast.core.config import VAEConfig
+from lipcast.config.models import VAEConfig
+from lipcast.env import cache_dir
 from lipcast.models.vae import VideoVAE
 from lipcast.models.vae_cpu import CpuVideoVAE, prepare_for_cpu
 from lipcast.models.vae_kernels import TorchKernels
 from lipcast.models.vae_native import NativeKernels
 from lipcast.models.vae_native_build import NativeUnavailableError
-from lipcast.runtime import cache_dir
 
 TINY = Path(lipcast.__file__).parent / "assets" / "tiny"
 LATENTS_PER_BLOCK = 3
@@ -44,7 +44,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     vae = load(options.model)
     conditions = {
-        "machine": platform.processor() or platform.machine(),
+        "machine": platform.processor() or platform.device_context(),
         "torch": torch.__version__,
         "threads": options.threads,
         "rounds": options.rounds,

@@ -14,8 +14,8 @@ import typer
 from typer.main import get_command
 
 from lipcast.cli.plan import plan_request, register
-from lipcast.core.hardware import GIB
-from lipcast.core.plan_gpus import plan_layouts
+from lipcast.planning.hardware import GIB
+from lipcast.planning.layouts import plan_layouts
 
 TARGET = Path(__file__).parents[1] / "docs" / "many-gpus.md"
 COUNTS = (1, 2, 3, 4, 5, 8)
@@ -49,8 +49,8 @@ lipcast generate --image examples/portrait_0.png --audio examples/speech_b_male.
   --device cpu --gpus 2 --num_clip 1
 ```
 
-In Python, `lipcast.load(..., gpus=4)` with the fields of `lipcast.core.gpu_options.GpuOptions`; `close` the
-model, or use it in a `with`, to end its processes. It makes one video at a time.
+In Python, `lipcast.load(..., gpus=4)` with the fields of `lipcast.planning.gpu_options.GpuOptions`; `close`
+the model, or use it in a `with`, to end its processes. It makes one video at a time.
 
 ## How the work is shared
 

@@ -25,7 +25,7 @@ import numpy as np
 
 import lipcast
 from lipcast.cli.main import main as run_lipcast
-from lipcast.lab.evaluate import Question, evaluate
+from lipcast.lab.evaluate import EvaluationInput, evaluate
 from lipcast.lab.results import (
     CellResult,
     append_result,
@@ -87,7 +87,7 @@ def measure(out: Path) -> None:
     bench, quality = out / "bench.jsonl", out / "quality.jsonl"
     clips.mkdir(parents=True, exist_ok=True)
     make_videos(clips)
-    judge_videos(clips, quality)
+    measure_videos(clips, quality)
     sweep = ["--preset", "low-vram-study", "--num_blocks", "3", "--resume"]
     if run_lipcast(["bench", *sweep, "--results", str(bench)]):
         sys.exit("the sweep could not be run")
@@ -138,7 +138,7 @@ def make_videos(folder: Path) -> None:
         (folder / "unfinished.mp4").replace(folder / name)
 
 
-def judge_videos(folder: Path, results: Path) -> None:
+def measure_videos(folder: Path, results: Path) -> None:
     """Evaluate those that were not yet, a line each."""
     done = (
         {r["evaluation"]["video"] for r in read_results([results])} if results.exists() else set()
@@ -147,7 +147,7 @@ def judge_videos(folder: Path, results: Path) -> None:
         if name in done:
             continue
         document = evaluate(
-            Question(
+            EvaluationInput(
                 folder / name,
                 audio=EXAMPLES / f"{voice}.wav",
                 reference=EXAMPLES / f"{portrait}.png",

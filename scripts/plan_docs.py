@@ -14,18 +14,18 @@ from typer.main import get_command
 
 from lipcast.cli.plan import plan_request, register
 from lipcast.cli.plan_view import plan_text
-from lipcast.core import costs
-from lipcast.core.config import DiTConfig, VAEConfig
-from lipcast.core.costs import BARE, ENGINE
-from lipcast.core.geometry import Geometry
-from lipcast.core.hardware import GIB, gpu
-from lipcast.core.plan import make_plan
-from lipcast.core.plan_fsdp import (
+from lipcast.config.geometry import Geometry
+from lipcast.config.models import DiTConfig, VAEConfig
+from lipcast.planning import costs
+from lipcast.planning.costs import BARE, ENGINE
+from lipcast.planning.fsdp import (
     USABLE_GIB,
     explain_fsdp,
     published_claims,
     rival_resident_bytes,
 )
+from lipcast.planning.hardware import GIB, gpu
+from lipcast.planning.planner import make_plan
 
 TARGET = Path(__file__).parents[1] / "docs" / "plan.md"
 CARDS = (
@@ -157,7 +157,7 @@ def _examples() -> str:
     shown = []
     for memory, card, ram in CARDS:
         plan = make_plan(plan_request({"gpu": card, "ram": ram}))
-        choice, layers = plan.choice, len(plan.layers)
+        choice, layers = plan.config, len(plan.layers)
         rows.append(
             f"| {memory} GB | {plan.request.hardware.label} | {ram} | {choice.resident_layers} of "
             f"{layers}, rings {choice.resident_ring_layers} of {layers} | {plan.time.block_s:.2f} | "

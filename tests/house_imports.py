@@ -13,18 +13,19 @@ from house_source import FUNCTIONS, Source
 PACKAGE = "lipcast"
 
 # A room is the first part of a module's path below the package. Imports go down only.
-_GROUND = frozenset({"errors", "runtime"})
-_MODELS = _GROUND | {"core", "models"}
+_GROUND = frozenset({"errors", "env"})
+_MODELS = _GROUND | {"config", "planning", "models"}
 _WEIGHTS = _MODELS | {"weights", "memory"}
 _ENGINE = _WEIGHTS | {"engine"}
 _PARALLEL = _ENGINE | {"parallel"}
 _API = _PARALLEL | {"media", "api"}
 ROOMS = MappingProxyType({
     "errors": frozenset({"errors"}),
-    "runtime": _GROUND,
-    "core": frozenset({"core", "errors"}),
-    "media": _GROUND | {"core", "media"},
-    "models": frozenset({"core", "errors", "models"}),
+    "env": _GROUND,
+    "config": frozenset({"config", "errors"}),
+    "planning": frozenset({"config", "planning", "errors"}),
+    "media": _GROUND | {"config", "media"},
+    "models": frozenset({"config", "planning", "errors", "models"}),
     "weights": _WEIGHTS,
     "memory": _WEIGHTS,
     "engine": _ENGINE,
@@ -62,8 +63,8 @@ OUTSIDE = (
     Outside("uvicorn", ("serve",)),
     Outside("ray", ("jobs/ray.py",)),
 )
-STANDARD_LIBRARY_ROOMS = ("core", "errors", "runtime", "")
-ENVIRONMENT_FILE = "runtime.py"
+STANDARD_LIBRARY_ROOMS = ("config", "planning", "errors", "env", "")
+ENVIRONMENT_FILE = "env.py"
 
 
 @dataclass(frozen=True)

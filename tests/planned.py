@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 import lipcast
-from lipcast.core.hardware import CPU as CPU_RATES
-from lipcast.core.memory_options import MemoryOptions
-from lipcast.core.plan_types import Budget
-from lipcast.core.request import GenerateOptions
-from lipcast.engine.steward import Steward, Terms
-from lipcast.memory.machine import Machine
+from lipcast.config.generate_options import GenerateOptions
+from lipcast.engine.memory_manager import MemoryManager, PlannerInputs
+from lipcast.memory.device_context import DeviceContext
 from lipcast.models.dit import DiT
+from lipcast.planning.hardware import CPU as CPU_RATES
+from lipcast.planning.memory_options import MemoryOptions
+from lipcast.planning.plan import Budget
 from lipcast.weights.checkpoint import checkpoint_dir
 from lipcast.weights.configs import models_in
 from lipcast.weights.files import open_tensors
@@ -34,22 +34,24 @@ SMALL: dict[str, Any] = {"size": f"{SIDE}*{SIDE}", "infer_frames": 16}
 def planned(tiny: lipcast.Lipcast, vram_bytes: int = PLENTY, **memory: Any) -> lipcast.Lipcast:
     """The model of `tiny`, its transformer loaded anew under a plan for small videos."""
     vram, ram = arenas()
-    terms = Terms(
+    terms = PlannerInputs(
         hardware=CPU_RATES,
         budget=Budget(vram_bytes, PLENTY),
         options=MemoryOptions(**memory),
         models=models_in(checkpoint_dir("tiny")),
         precision="fp32",
     )
-    steward = Steward(Machine(CPU, vram, ram, LateCopier()), terms)
+    memory_manager = MemoryManager(DeviceContext(CPU, vram, ram, LateCopier()), terms)
     options = GenerateOptions(**SMALL)
     geometry = tiny.spec(options, height=SIDE, width=SIDE).geometry
     with without_memory():
         dit = DiT(tiny.bundle.dit.config)
     source = open_tensors(checkpoint_dir("tiny") / "diffusion_pytorch_model.safetensors")
-    steward.load(dit, source, plan=steward.plan(geometry, options), dtype=torch.float32)
+    memory_manager.load(
+        dit, source, plan=memory_manager.plan(geometry, options), dtype=torch.float32
+    )
     bundle = replace(tiny.bundle, dit=dit.eval().requires_grad_(False))
-    return lipcast.Lipcast(bundle, steward=steward)
+    return lipcast.Lipcast(bundle, memory_manager=memory_manager)
 
 
 class Faults:

@@ -23,12 +23,12 @@ from fake_hub import FakeHub
 from lipcast import errors
 from lipcast.cli.app import make_app
 from lipcast.cli.bench import BENCH_FLAGS
+from lipcast.cli.concat_split import PIECES_FLAGS
 from lipcast.cli.evaluate import EVALUATE_FLAGS
 from lipcast.cli.flag_table import FLAGS
 from lipcast.cli.info import INFO_FLAGS
 from lipcast.cli.job import RUN_FLAGS, SUBMIT_FLAGS, WATCH_FLAGS
 from lipcast.cli.main import main
-from lipcast.cli.pieces import PIECES_FLAGS
 from lipcast.cli.plan import PLAN_FLAGS
 from lipcast.cli.report import REPORT_FLAGS
 from lipcast.cli.weights_verbs import WEIGHTS_FLAGS

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import lipcast
-from lipcast.core.plan import smallest_vram
 from lipcast.errors import MemoryBudgetError
+from lipcast.planning.planner import smallest_vram
 from planned import SIDE, SMALL, Faults, planned
 from sounds import EXAMPLES, write_wav
 
@@ -34,9 +34,9 @@ def undisturbed(tiny: lipcast.Lipcast, inputs: dict[str, Any]) -> np.ndarray:
 def least(tiny: lipcast.Lipcast) -> int:
     """The smallest budget in which a small video can be made."""
     model = planned(tiny, kv_precision="fp32")
-    assert model.steward is not None
+    assert model.memory_manager is not None
     options = lipcast.api.make_options({**SMALL, **SCHEDULE})
-    plan = model.steward.plan(tiny.spec(options, height=SIDE, width=SIDE).geometry, options)
+    plan = model.memory_manager.plan(tiny.spec(options, height=SIDE, width=SIDE).geometry, options)
     found = smallest_vram(plan.request)
     assert found is not None
     return found
@@ -86,7 +86,7 @@ def test_predicted_parts_are_what_is_taken(
     }
 
 
-@pytest.mark.parametrize("where", ["bring_in", "start", "decode", "fetch"])
+@pytest.mark.parametrize("where", ["ensure_resident", "start", "decode", "fetch"])
 def test_rungs_that_keep_the_picture_lose_nothing(
     tiny: lipcast.Lipcast, inputs: dict[str, Any], undisturbed: np.ndarray,
     monkeypatch: pytest.MonkeyPatch, where: str,
@@ -94,10 +94,10 @@ def test_rungs_that_keep_the_picture_lose_nothing(
     """Mid-block and mid-copy: every rung is reached, and the video goes on as if nothing had been."""
     model = planned(tiny, fallback=", ".join(KEEPING))
     session = model.stream(**inputs)
-    assert model.steward is not None
-    copier = model.steward.machine.copier
+    assert model.memory_manager is not None
+    copier = model.memory_manager.device_context.copier
     owner, method, fail_at = {
-        "bring_in": (model.bundle.dit, "bring_in", {30, 70}),
+        "ensure_resident": (model.bundle.dit, "ensure_resident", {30, 70}),
         "start": (session._executor, "start", {1, 3}),
         "decode": (session._decoder._vae, "decode_chunk", {1, 4}),
         "fetch": (copier, "fetch", {120}),
@@ -106,14 +106,16 @@ def test_rungs_that_keep_the_picture_lose_nothing(
     if where == "fetch":
         # Copies begin with the first rung.
         first = Faults({40})
-        monkeypatch.setattr(model.bundle.dit, "bring_in", first.wrap(model.bundle.dit.bring_in))
+        monkeypatch.setattr(
+            model.bundle.dit, "ensure_resident", first.wrap(model.bundle.dit.ensure_resident)
+        )
     monkeypatch.setattr(owner, method, faults.wrap(getattr(owner, method)))
     frames = np.concatenate([block.frames for block in session])
     assert np.array_equal(frames, undisturbed)
     taken = session.report()["memory"]["fallbacks"]["taken"]
-    assert [rung["rung"] for rung in taken] == list(KEEPING)
-    assert all(rung["used_after_bytes"] < rung["used_before_bytes"] for rung in taken)
-    assert all("injected" in rung["reason"] for rung in taken)
+    assert [fallback["fallback"] for fallback in taken] == list(KEEPING)
+    assert all(fallback["used_after_bytes"] < fallback["used_before_bytes"] for fallback in taken)
+    assert all("injected" in fallback["reason"] for fallback in taken)
 
 
 def test_rings_in_8_bits_and_tiles_change_little(
@@ -124,9 +126,11 @@ def test_rings_in_8_bits_and_tiles_change_little(
     model = planned(tiny, fallback="kv_fp8, tiling")
     session = model.stream(**inputs)
     faults = Faults({40, 70})
-    monkeypatch.setattr(model.bundle.dit, "bring_in", faults.wrap(model.bundle.dit.bring_in))
+    monkeypatch.setattr(
+        model.bundle.dit, "ensure_resident", faults.wrap(model.bundle.dit.ensure_resident)
+    )
     frames = np.concatenate([block.frames for block in session])
-    names = [r["rung"] for r in session.report()["memory"]["fallbacks"]["taken"]]
+    names = [r["fallback"] for r in session.report()["memory"]["fallbacks"]["taken"]]
     assert names == ["kv_fp8", "tiling"] and frames.shape == expected.shape
     error = frames.astype(float) - expected
     psnr = 10 * np.log10(255**2 / np.mean(error**2))
@@ -139,26 +143,30 @@ def test_without_a_rung_left_the_error_says_what_was_tried(
     model = planned(tiny, fallback="kv_streamed")
     session = model.stream(**inputs)
     faults = Faults({60, 110})
-    monkeypatch.setattr(model.bundle.dit, "bring_in", faults.wrap(model.bundle.dit.bring_in))
+    monkeypatch.setattr(
+        model.bundle.dit, "ensure_resident", faults.wrap(model.bundle.dit.ensure_resident)
+    )
     made = []
     with pytest.raises(MemoryBudgetError, match=r"block \d+ .*given way: kv_streamed.*allow"):
         made += list(session)
     assert isinstance(made, list)
 
 
-@pytest.mark.parametrize("rung", ["infer_frames=12", "sample_steps=2", "size=64*64"])
+@pytest.mark.parametrize("fallback", ["infer_frames=12", "sample_steps=2", "size=64*64"])
 def test_a_changed_video_goes_on_from_its_last_finished_block(
     tiny: lipcast.Lipcast, inputs: dict[str, Any], undisturbed: np.ndarray,
-    monkeypatch: pytest.MonkeyPatch, rung: str,
+    monkeypatch: pytest.MonkeyPatch, fallback: str,
 ) -> None:  # fmt: skip
     expected = undisturbed
-    if rung.startswith("size"):
+    if fallback.startswith("size"):
         inputs = {**inputs, "size": "128*128"}
         expected = tiny.generate(**inputs).frames
-    model = planned(tiny, fallback=rung)
+    model = planned(tiny, fallback=fallback)
     session = model.stream(**inputs)
     faults = Faults({100})
-    monkeypatch.setattr(model.bundle.dit, "bring_in", faults.wrap(model.bundle.dit.bring_in))
+    monkeypatch.setattr(
+        model.bundle.dit, "ensure_resident", faults.wrap(model.bundle.dit.ensure_resident)
+    )
     frames, done_before = [], None
     for block in session:
         frames.append(block.frames)
@@ -180,12 +188,12 @@ def test_memory_that_runs_out_before_the_first_block(
 ) -> None:
     """The rings find less than was planned: a rung is taken before anything is made."""
     model = planned(tiny)
-    assert model.steward is not None
-    vram = model.steward.machine.vram
+    assert model.memory_manager is not None
+    vram = model.memory_manager.device_context.vram
     vram.budget_bytes = vram.used_bytes + 2_000_000
     session = model.stream(**inputs)
     frames = np.concatenate([block.frames for block in session])
     assert np.array_equal(frames, undisturbed)
     taken = session.report()["memory"]["fallbacks"]["taken"]
-    assert taken and {rung["block"] for rung in taken} == {0}
+    assert taken and {fallback["block"] for fallback in taken} == {0}
     assert torch.is_inference_mode_enabled() is False

@@ -25,11 +25,11 @@ import torch
 
 import lipcast
 from lipcast.api import save_blocks
-from lipcast.core.config import SAMPLE_RATE
-from lipcast.core.schedule import Tick
-from lipcast.core.video_spec import VideoSpec
-from lipcast.engine.conditions import Anchor
-from lipcast.engine.rollout import LaneExecutor
+from lipcast.config.models import SAMPLE_RATE
+from lipcast.config.schedule import Tick
+from lipcast.config.video_spec import VideoSpec
+from lipcast.engine.conditioning import ReferenceLatents
+from lipcast.engine.executor import LaneExecutor
 from lipcast.engine.sampler import NoiseSource
 from lipcast.models.dit import DiT
 
@@ -42,7 +42,9 @@ class PassThrough:
 
     num_outstanding = 0
 
-    def __init__(self, model: DiT, spec: VideoSpec, anchor: Anchor, context: torch.Tensor) -> None:
+    def __init__(
+        self, model: DiT, spec: VideoSpec, anchor: ReferenceLatents, context: torch.Tensor
+    ) -> None:
         self._real = LaneExecutor(model, spec, anchor, context)
         self._noise = NoiseSource(spec.options.seed, spec.geometry)
         self._spec = spec
@@ -51,7 +53,7 @@ class PassThrough:
         assert features_LCV.isfinite().all(), block
 
     def run(self, tick: Tick) -> list[tuple[int, torch.Tensor]]:
-        last, count = self._spec.order.num_steps - 1, self._spec.geometry.frames_per_block
+        last, count = self._spec.order.num_steps - 1, self._spec.geometry.latents_per_block
         done = [unit.block for unit in tick if unit.step == last]
         return [(b, self._noise.frames(self._spec.first_frame(b), count)) for b in done]
 

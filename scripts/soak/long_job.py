@@ -21,11 +21,11 @@ import psutil
 from seams import EXAMPLES, long_voice
 
 from lipcast.cli.main import main as lipcast
-from lipcast.engine.past_file import read_past, write_past
+from lipcast.engine.snapshot_file import read_snapshot, write_snapshot
 from lipcast.jobs.independent import pieces_of
 from lipcast.jobs.local import LocalMaker
 from lipcast.jobs.store import Segment, Store
-from lipcast.jobs.tasks import Outlook, SegmentTask
+from lipcast.jobs.tasks import JobEstimate, SegmentTask
 
 SEGMENT_S = 60
 SEGMENT_BLOCKS = 125
@@ -49,20 +49,20 @@ def measure(folder: Path, hours: float) -> dict[str, Any]:
     assert claim is not None
     request = claim.job.request
     with step(found, "load_and_plan"):
-        outlook = maker.look(request)
-    num_segments = -(-outlook.num_blocks // SEGMENT_BLOCKS)
+        estimate = maker.look(request)
+    num_segments = -(-estimate.num_blocks // SEGMENT_BLOCKS)
     store.plan(claim, num_segments)
     with step(found, "first_segment"):
         report = maker.make(request, first(folder))
     with step(found, "last_segment"):
-        maker.make(request, last(folder, outlook, num_segments))
+        maker.make(request, last(folder, estimate, num_segments))
     for number in range(num_segments):
         store.add_segment(claim, Segment(number, "0" * 64, "0" * 64, rounded(report)))
     with step(found, "cut_into_pieces"):
         pieces = pieces_of(voice, folder / "pieces", SEGMENT_S)
     claim.release()
     return found | {
-        "blocks": outlook.num_blocks,
+        "blocks": estimate.num_blocks,
         "segments": num_segments,
         "pieces": len(pieces),
         "store_bytes": sum(path.stat().st_size for path in (folder / "jobs").glob("jobs.sqlite*")),
@@ -100,12 +100,12 @@ def first(folder: Path) -> SegmentTask:
     return SegmentTask(0, 0, SEGMENT_BLOCKS, None, folder / "first.mp4", folder / "first.past")
 
 
-def last(folder: Path, outlook: Outlook, num_segments: int) -> SegmentTask:
+def last(folder: Path, estimate: JobEstimate, num_segments: int) -> SegmentTask:
     begin = (num_segments - 1) * SEGMENT_BLOCKS
-    past = replace(read_past(folder / "first.past"), next_block=begin)
-    write_past(folder / "before.past", past)
+    snapshot = replace(read_snapshot(folder / "first.past"), next_block=begin)
+    write_snapshot(folder / "before.past", snapshot)
     return SegmentTask(
-        num_segments - 1, begin, outlook.num_blocks, folder / "before.past",
+        num_segments - 1, begin, estimate.num_blocks, folder / "before.past",
         folder / "last.mp4", folder / "last.past",
     )  # fmt: skip
 

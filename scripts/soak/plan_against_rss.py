@@ -21,19 +21,19 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from gpu_lowvram import RandomWeights
 
-from lipcast.core.config import DiTConfig, VAEConfig
-from lipcast.core.hardware import CPU
-from lipcast.core.memory_options import MemoryOptions
-from lipcast.core.plan_types import Budget, Models
-from lipcast.core.request import GenerateOptions
-from lipcast.core.schedule import take_blocks, ticks
-from lipcast.core.video_spec import video_spec
-from lipcast.engine.conditions import Anchor
-from lipcast.engine.rollout import LaneExecutor, session_shape
-from lipcast.engine.steward import Steward, Terms, session_plan
-from lipcast.memory.machine import Machine
+from lipcast.config.generate_options import GenerateOptions
+from lipcast.config.models import DiTConfig, VAEConfig
+from lipcast.config.schedule import take_blocks, ticks
+from lipcast.config.video_spec import video_spec
+from lipcast.engine.conditioning import ReferenceLatents
+from lipcast.engine.executor import LaneExecutor, session_shape
+from lipcast.engine.memory_manager import MemoryManager, PlannerInputs, session_plan
+from lipcast.memory.device_context import DeviceContext
 from lipcast.memory.session_memory import SessionMemory
 from lipcast.models.dit import DiT
+from lipcast.planning.hardware import CPU
+from lipcast.planning.memory_options import MemoryOptions
+from lipcast.planning.plan import Budget, Models
 from lipcast.weights.load import without_memory
 
 CONFIG = DiTConfig(
@@ -65,17 +65,19 @@ def measure(*, offload: bool) -> dict[str, Any]:
         width=128,
     )
     options = MemoryOptions(offload_model=offload, offload_kv_cache=offload)
-    terms = Terms(CPU, Budget(PLENTY, PLENTY), options, Models(CONFIG), "bf16")
-    steward = Steward(Machine.of(device), terms)
-    plan = steward.plan(spec.geometry, spec.options)
+    terms = PlannerInputs(CPU, Budget(PLENTY, PLENTY), options, Models(CONFIG), "bf16")
+    memory_manager = MemoryManager(DeviceContext.of(device), terms)
+    plan = memory_manager.plan(spec.geometry, spec.options)
     warm_up()
     before = resident_bytes()
     with without_memory():
         model = DiT(CONFIG)
-    steward.load(model, RandomWeights(CONFIG, "bf16"), plan=plan, dtype=torch.bfloat16)
+    memory_manager.load(model, RandomWeights(CONFIG, "bf16"), plan=plan, dtype=torch.bfloat16)
     side = spec.geometry.latent_height
-    anchor = Anchor(torch.zeros(16, 1, side, side), torch.zeros(16, 19, side, side), torch.empty(0))
-    memory = SessionMemory(model, session_shape(spec), steward.machine, session_plan(plan))
+    anchor = ReferenceLatents(
+        torch.zeros(16, 1, side, side), torch.zeros(16, 19, side, side), torch.empty(0)
+    )
+    memory = SessionMemory(model, session_shape(spec), memory_manager.machine, session_plan(plan))
     executor = LaneExecutor(model, spec, anchor, torch.zeros(9, CONFIG.text_dim), memory=memory)
     voice = torch.zeros(CONFIG.num_audio_layers, CONFIG.audio_dim, 12)
     for tick in take_blocks(ticks(spec.order, max_lanes=1), BLOCKS, spec.order.num_steps):
@@ -84,8 +86,8 @@ def measure(*, offload: bool) -> dict[str, Any]:
                 executor.start(unit.block, voice)
         executor.run(tick)
     grown = resident_bytes() - before
-    known = {**steward.machine.vram.parts, **steward.machine.ram.parts}
-    taken = steward.machine.vram.used_bytes + steward.machine.ram.used_bytes
+    known = {**memory_manager.machine.vram.parts, **memory_manager.machine.ram.parts}
+    taken = memory_manager.machine.vram.used_bytes + memory_manager.machine.ram.used_bytes
     generate = {part.name: part.num_bytes for part in plan.generate_parts}
     predicted = taken + generate["text keys, voice"]
     return {

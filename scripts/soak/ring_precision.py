@@ -20,14 +20,14 @@ import numpy as np
 import torch
 
 import lipcast
-from lipcast.core.sizes import KVPrecision
-from lipcast.core.video_spec import VideoSpec
-from lipcast.engine.rollout import LaneExecutor, session_shape
-from lipcast.memory.machine import Machine
+from lipcast.config.video_spec import VideoSpec
+from lipcast.engine.executor import LaneExecutor, session_shape
+from lipcast.env import cache_dir
+from lipcast.memory.device_context import DeviceContext
 from lipcast.memory.session_memory import SessionMemory, SessionPlan
 from lipcast.models.dit import DiT
 from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu
-from lipcast.runtime import cache_dir
+from lipcast.planning.sizes import KVPrecision
 from lipcast.weights.bundle import ModelBundle
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -67,7 +67,7 @@ def generate(
 
     def make_executor(dit: DiT, spec: VideoSpec, *rest: Any) -> LaneExecutor:
         plan = replace(SessionPlan.resident(dit.config.num_layers), ring_precision=precision)
-        memory = SessionMemory(dit, session_shape(spec), Machine.of(dit.device), plan)
+        memory = SessionMemory(dit, session_shape(spec), DeviceContext.of(dit.device), plan)
         executors.append(LaneExecutor(dit, spec, *rest, memory=memory))
         return executors[-1]
 
@@ -83,9 +83,9 @@ def compare(videos: list[Made], exact: list[Made]) -> dict[str, Any]:
     pairs = list(zip(videos, exact, strict=True))
     latents = [psnr(a[0], b[0], float(np.ptp(b[0]))) for a, b in pairs]
     frames = [psnr(a[1], b[1], 255.0) for a, b in pairs]
-    past = [psnr(a[1][WINDOW_FRAMES:], b[1][WINDOW_FRAMES:], 255.0) for a, b in pairs]
+    snapshot = [psnr(a[1][WINDOW_FRAMES:], b[1][WINDOW_FRAMES:], 255.0) for a, b in pairs]
     largest = max(int(np.abs(a[1].astype(int) - b[1]).max()) for a, b in pairs)
-    named = {"latents": latents, "frames": frames, "frames_past_window": past}
+    named = {"latents": latents, "frames": frames, "frames_past_window": snapshot}
     figures = {
         f"{k}_db": [round(float(f(v)), 1) for f in (np.mean, np.min)] for k, v in named.items()
     }

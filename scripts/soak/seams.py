@@ -84,7 +84,7 @@ def changes_of(frames: np.ndarray) -> np.ndarray:
 
 
 def continued(folder: Path, voice: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    frames = in_stretches(voice, arguments)
+    frames = in_block_ranges(voice, arguments)
     found = {"decoded": seams_of(frames)}
     for name, goes_on in (("in_mp4", True), ("in_mp4_with_plain_key_frames", False)):
         found[name] = seams_of(encoded(folder / name, frames, goes_on=goes_on))
@@ -125,16 +125,16 @@ def seams_of(frames: np.ndarray) -> dict[str, Any]:
     }
 
 
-def in_stretches(voice: Path, arguments: argparse.Namespace) -> np.ndarray:
+def in_block_ranges(voice: Path, arguments: argparse.Namespace) -> np.ndarray:
     """The pictures of segments that go on from each other."""
-    model, past, frames = load("tiny", device="cpu"), None, []
+    model, snapshot, frames = load("tiny", device="cpu"), None, []
     for segment in range(1, arguments.seams + 2):
         with model.stream(
-            image=EXAMPLES / "portrait_0.png", audio=voice, past=past, size=arguments.size,
+            image=EXAMPLES / "portrait_0.png", audio=voice, snapshot=snapshot, size=arguments.size,
             infer_frames=int(arguments.infer_frames), end_block=segment * SEGMENT_BLOCKS,
         ) as session:  # fmt: skip
             frames += [block.frames for block in session]
-            past = session.past
+            snapshot = session.snapshot
     return np.concatenate(frames)
 
 

@@ -18,26 +18,31 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lipcast.core.gpu_options import GPU_OPTION_NAMES, GpuOptions
-from lipcast.core.memory_options import make_memory_options
-from lipcast.core.request import OPTION_NAMES, GenerateOptions
-from lipcast.core.video_spec import VideoSpec, video_spec
-from lipcast.engine.audio_timeline import AudioSource, AudioTimeline
+from lipcast.config.generate_options import OPTION_NAMES, GenerateOptions
+from lipcast.config.video_spec import VideoSpec, video_spec
 from lipcast.engine.decode import FrameDecoder
+from lipcast.engine.executor import Executor, LaneExecutor
 from lipcast.engine.frames import FrameBlock
 from lipcast.engine.loading import LoadSettings, load_networks, read_device, read_precision
-from lipcast.engine.opening import PlannedVideo, Subject, encode_subject, last_latents
-from lipcast.engine.past import WHOLE, Past, Stretch
-from lipcast.engine.rollout import Executor, LaneExecutor
+from lipcast.engine.memory_manager import MemoryManager
 from lipcast.engine.session import Session
-from lipcast.engine.speech_stream import FeatureStream
-from lipcast.engine.steward import Steward
+from lipcast.engine.session_builder import (
+    Conditioning,
+    SessionBuilder,
+    encode_conditioning,
+    last_latents,
+)
+from lipcast.engine.snapshot import WHOLE_VIDEO, BlockRange, SessionSnapshot
+from lipcast.engine.sound_timeline import AudioSource, AudioTimeline
+from lipcast.engine.speech_features import FeatureStream
+from lipcast.env import launched
 from lipcast.errors import UsageError
 from lipcast.media.audio import PcmSource, open_audio
 from lipcast.media.image import ImageSource, fit_portrait, load_portrait
 from lipcast.media.video import VideoWriter
-from lipcast.parallel.model import CrewModel
-from lipcast.runtime import launched
+from lipcast.parallel.distributed_model import DistributedModel
+from lipcast.planning.gpu_options import GPU_OPTION_NAMES, GpuOptions
+from lipcast.planning.memory_options import make_memory_options
 from lipcast.weights.bundle import ModelBundle, Network
 from lipcast.weights.checkpoint import checkpoint_dir
 from lipcast.weights.lora import LoraSpec
@@ -87,13 +92,15 @@ def load(
     together = launched()
     if gpus.num_gpus > 1 or together is not None:
         here = replace(settings, device=torch.device("cpu"))
-        listener: tuple[Network, ...] = ("speech",)
-        bundle, _ = load_networks(here, networks=listener)
-        crew = CrewModel(settings, gpus, expected or GenerateOptions(), launched=together)
-        bundle.speech.to(crew.speech_device)
-        return Lipcast(bundle, crew=crew)
-    bundle, steward = load_networks(settings)
-    return Lipcast(bundle, steward=steward)
+        speech_encoder: tuple[Network, ...] = ("speech",)
+        bundle, _ = load_networks(here, networks=speech_encoder)
+        distributed = DistributedModel(
+            settings, gpus, expected or GenerateOptions(), launched=together
+        )
+        bundle.speech.to(distributed.speech_device)
+        return Lipcast(bundle, distributed=distributed)
+    bundle, memory_manager = load_networks(settings)
+    return Lipcast(bundle, memory_manager=memory_manager)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,17 +214,17 @@ class Lipcast:
         bundle: ModelBundle,
         *,
         make_executor: ExecutorFactory = LaneExecutor,
-        steward: Steward | None = None,
-        crew: CrewModel | None = None,
+        memory_manager: MemoryManager | None = None,
+        distributed: DistributedModel | None = None,
     ) -> None:
-        """`make_executor` (model, spec, anchor, context[, past]) makes what runs the ticks.
+        """`make_executor` (model, spec, anchor, context[, snapshot]) makes what runs the ticks.
 
-        With a `steward` the memory of videos is planned, and what runs them is its choice. With a `crew`
-        other processes make them, one at a time.
+        With a `memory_manager` the memory of videos is planned, and what runs them is its choice. With
+        `distributed`, other processes make them, one at a time.
         """
         self.bundle = bundle
-        self.steward = steward
-        self.crew = crew
+        self.memory_manager = memory_manager
+        self.distributed = distributed
         self._make_executor = make_executor
 
     def generate(
@@ -244,19 +251,19 @@ class Lipcast:
         image: ImageSource,
         audio: str | Path,
         prompt: str | Path = "",
-        past: Past | None = None,
+        snapshot: SessionSnapshot | None = None,
         end_block: int | None = None,
         **options: Any,
     ) -> Session:
         """Make a video block by block: an iterator of `FrameBlock`s, memory flat over any length.
 
         prompt: a text, or the `Path` of its embedding, which needs no text encoder.
-        past: `past` of an earlier session of the same video, which this one goes on from, with the
+        snapshot: `snapshot` of an earlier session of the same video, which this one goes on from, with the
         same picture, whole sound and options. end_block: the session ends before this block.
         """
         checked = make_options(options)
         portrait, source = load_portrait(image), open_audio(audio)
-        return self._open(portrait, source, prompt, checked, Stretch(past, end_block))
+        return self._open(portrait, source, prompt, checked, BlockRange(snapshot, end_block))
 
     def session(
         self,
@@ -273,8 +280,8 @@ class Lipcast:
 
     def close(self) -> None:
         """End the processes of a model on several GPUs; nothing to do otherwise."""
-        if self.crew is not None:
-            self.crew.close()
+        if self.distributed is not None:
+            self.distributed.close()
 
     def __enter__(self) -> Self:
         return self
@@ -284,8 +291,8 @@ class Lipcast:
 
     def spec(self, options: GenerateOptions, *, height: int, width: int) -> VideoSpec:
         """Every size and order of a video of a portrait of `height` x `width` pixels."""
-        if self.crew is not None:
-            options = self.crew.adapted(options)
+        if self.distributed is not None:
+            options = self.distributed.adapted(options)
         return video_spec(
             options, self.bundle.dit.config, self.bundle.vae.config, height=height, width=width
         )
@@ -296,89 +303,95 @@ class Lipcast:
         source: AudioSource,
         prompt: str | Path,
         options: GenerateOptions,
-        stretch: Stretch = WHOLE,
+        block_range: BlockRange = WHOLE_VIDEO,
     ) -> Session:
         bundle = self.bundle
         spec = self.spec(options, height=portrait.height, width=portrait.width)
-        subject = Subject(partial(fit_portrait, portrait), bundle.encode_prompt(prompt))
-        if self.crew is not None:
-            return self._open_on_crew(self.crew, spec, subject, source, stretch)
-        if self.steward is not None:
-            return self._open_planned(self.steward, spec, subject, source, stretch)
-        past = stretch.past
-        anchor = encode_subject(bundle, subject, spec)
+        conditioning = Conditioning(partial(fit_portrait, portrait), bundle.encode_prompt(prompt))
+        if self.distributed is not None:
+            return self._open_distributed(self.distributed, spec, conditioning, source, block_range)
+        if self.memory_manager is not None:
+            return self._open_planned(self.memory_manager, spec, conditioning, source, block_range)
+        snapshot = block_range.snapshot
+        anchor = encode_conditioning(bundle, conditioning, spec)
         return Session(
             spec,
             self._make_executor(
-                bundle.dit, spec, anchor, subject.context_TC, **({"past": past} if past else {})
+                bundle.dit,
+                spec,
+                anchor,
+                conditioning.context_TC,
+                **({"snapshot": snapshot} if snapshot else {}),
             ),
-            FrameDecoder(bundle.decoder, anchor, past_CFHW=last_latents(past) if past else None),
-            self.timeline(source, spec, stretch),
+            FrameDecoder(
+                bundle.decoder, anchor, resume_CFHW=last_latents(snapshot) if snapshot else None
+            ),
+            self.timeline(source, spec, block_range),
             device=bundle.device,
-            past=past,
+            snapshot=snapshot,
         )
 
     def _open_planned(
         self,
-        steward: Steward,
+        memory_manager: MemoryManager,
         spec: VideoSpec,
-        subject: Subject,
+        conditioning: Conditioning,
         source: AudioSource,
-        stretch: Stretch,
+        block_range: BlockRange,
     ) -> Session:
-        plan = steward.plan(spec.geometry, spec.options)
-        spec = replace(spec, max_lanes=plan.choice.num_lanes)
-        video = PlannedVideo(self.bundle, subject, spec, plan, steward)
-        parts = video.begin(stretch.past)
+        plan = memory_manager.plan(spec.geometry, spec.options)
+        spec = replace(spec, max_lanes=plan.config.num_lanes)
+        video = SessionBuilder(self.bundle, conditioning, spec, plan, memory_manager)
+        parts = video.begin(block_range.snapshot)
         return Session(
             parts.spec,
             parts.executor,
             parts.decoder,
-            self.timeline(source, parts.spec, stretch),
+            self.timeline(source, parts.spec, block_range),
             device=self.bundle.device,
-            past=parts.past,
+            snapshot=parts.snapshot,
             recovery=video.ladder,
-            describe=lambda: {"memory": steward.document(video.ladder)},
+            describe=lambda: {"memory": memory_manager.document(video.ladder)},
         )
 
-    def _open_on_crew(
+    def _open_distributed(
         self,
-        crew: CrewModel,
+        distributed: DistributedModel,
         spec: VideoSpec,
-        subject: Subject,
+        conditioning: Conditioning,
         source: AudioSource,
-        stretch: Stretch,
+        block_range: BlockRange,
     ) -> Session:
-        opened = crew.open(spec, subject, stretch.past)
+        opened = distributed.open(spec, conditioning, block_range.snapshot)
         return Session(
             opened.spec,
             opened.executor,
             opened.decoder,
-            self.timeline(source, opened.spec, stretch),
+            self.timeline(source, opened.spec, block_range),
             device=self.bundle.device,
-            past=stretch.past,
+            snapshot=block_range.snapshot,
             describe=opened.describe,
         )
 
     def timeline(
-        self, source: AudioSource, spec: VideoSpec, stretch: Stretch = WHOLE
+        self, source: AudioSource, spec: VideoSpec, block_range: BlockRange = WHOLE_VIDEO
     ) -> AudioTimeline:
         """The sound of a stretch of a video, cut along its blocks."""
-        end = stretch.end_block and stretch.end_block * spec.video_frames_per_block
+        end = block_range.end_block and block_range.end_block * spec.video_frames_per_block
         features = FeatureStream(
             self.bundle.speech,
-            frames_per_block=spec.video_frames_per_block,
+            video_frames_per_block=spec.video_frames_per_block,
             num_samples=getattr(source, "num_speech_samples", None),
             mean=getattr(source, "speech_mean", None),
             std=getattr(source, "speech_std", None),
-            first_block=stretch.first_block,
+            first_block=block_range.first_block,
         )
         return AudioTimeline(
             source,
             features,
-            frames_per_block=spec.video_frames_per_block,
+            video_frames_per_block=spec.video_frames_per_block,
             max_frames=min((n for n in (spec.max_frames, end) if n is not None), default=None),
-            first_block=stretch.first_block,
+            first_block=block_range.first_block,
         )
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from lipcast.core.config import DiTConfig, VAEConfig
-from lipcast.core.request import GenerateOptions
-from lipcast.core.video_spec import video_spec
+from lipcast.config.generate_options import GenerateOptions
+from lipcast.config.models import DiTConfig, VAEConfig
+from lipcast.config.video_spec import video_spec
 from lipcast.engine.frames import BlockTimings, FrameBlock
 
 NUM_BLOCKS = 4

@@ -6,13 +6,13 @@ from collections import Counter
 
 import pytest
 
-from lipcast.cli.flag import Anyway, Flag, Group, Kind, Refused, Sets
+from lipcast.cli.flag import CompatNoOp, Flag, Group, Kind, SetsOption, Unsupported
 from lipcast.cli.flag_table import FLAGS
-from lipcast.cli.judge import Given, judge
-from lipcast.core.gpu_options import GPU_OPTION_NAMES
-from lipcast.core.memory_options import MEMORY_OPTION_NAMES
-from lipcast.core.request import OPTION_NAMES
+from lipcast.cli.validate import RawFlags, validate
+from lipcast.config.generate_options import OPTION_NAMES
 from lipcast.errors import NotBuiltError, UsageError
+from lipcast.planning.gpu_options import GPU_OPTION_NAMES
+from lipcast.planning.memory_options import MEMORY_OPTION_NAMES
 
 # What the argument parsers of the public scripts know (command line, web page, batch).
 PUBLIC = (
@@ -72,7 +72,7 @@ DRIVEN = {"image", "audio", "prompt", "prompt_embedding", "output", "save_dir", 
           "device", "precision", "decoder", "segment", "json", "quiet", "verbose", "debug"}  # fmt: skip
 
 
-def given(**values: Given) -> dict[str, Given]:
+def given(**values: RawFlags) -> dict[str, RawFlags]:
     return values
 
 
@@ -82,30 +82,30 @@ def test_every_public_flag_is_known() -> None:
 
 
 def test_every_flag_that_sets_something_sets_what_exists() -> None:
-    targets = {flag.target for flag in FLAGS if isinstance(flag.rule, Sets)}
+    targets = {flag.target for flag in FLAGS if isinstance(flag.rule, SetsOption)}
     assert targets == {*OPTION_NAMES, *MEMORY_OPTION_NAMES, *GPU_OPTION_NAMES, *DRIVEN}
 
 
 @pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
 def test_every_flag_explains_itself(flag: Flag) -> None:
     assert flag.help.endswith(".")
-    assert isinstance(flag.rule, Refused) == (flag.group is Group.REFUSED)
-    if isinstance(flag.rule, Anyway):
+    assert isinstance(flag.rule, Unsupported) == (flag.group is Group.REFUSED)
+    if isinstance(flag.rule, CompatNoOp):
         assert flag.rule.because
         assert flag.rule.otherwise or flag.rule.values in {None, (True,)}
 
 
 @pytest.mark.parametrize(
-    "flag", [f for f in FLAGS if isinstance(f.rule, Refused)], ids=lambda f: f.name
+    "flag", [f for f in FLAGS if isinstance(f.rule, Unsupported)], ids=lambda f: f.name
 )
 def test_refused_flags_say_what_to_do(flag: Flag) -> None:
-    value: Given = True if flag.kind is Kind.SWITCH else "1"
+    value: RawFlags = True if flag.kind is Kind.SWITCH else "1"
     with pytest.raises(NotBuiltError, match=rf"^--{flag.name}: .{{20,}}"):
-        judge({flag.name: value})
+        validate({flag.name: value})
 
 
 def test_the_public_script_for_one_gpu_with_a_merged_checkpoint() -> None:
-    judgement = judge(
+    parsed = validate(
         given(
             ulysses_size="1",
             task="s2v-14B",
@@ -125,7 +125,7 @@ def test_the_public_script_for_one_gpu_with_a_merged_checkpoint() -> None:
             using_merged_ckpt=True,
         ),
     )
-    assert judgement.settings == {
+    assert parsed.settings == {
         "size": "704*384",
         "seed": 420,
         "infer_frames": 48,
@@ -135,7 +135,7 @@ def test_the_public_script_for_one_gpu_with_a_merged_checkpoint() -> None:
         "num_gpus_dit": 1,
         "ulysses_size": 1,
     }
-    assert set(judgement.accepted) == {
+    assert set(parsed.accepted) == {
         "task", "training_config", "convert_model_dtype",
         "sample_guide_scale", "sample_solver", "single_gpu", "enable_online_decode",
         "using_merged_ckpt",
@@ -153,14 +153,14 @@ def test_the_public_script_for_one_gpu_with_a_merged_checkpoint() -> None:
 )
 def test_other_values_of_accepted_flags_are_refused(name: str, value: str) -> None:
     with pytest.raises(NotBuiltError, match=rf"^--{name}: expected .*; got"):
-        judge({name: value})
+        validate({name: value})
 
 
 def test_offloading_is_a_setting() -> None:
     flags = given(offload_model="True", offload_kv_cache=True, vram="12GB", t5_cpu=True)
-    judgement = judge(flags)
-    assert judgement.settings == {"offload_model": True, "offload_kv_cache": True, "vram": "12GB"}
-    assert set(judgement.accepted) == {"t5_cpu"}
+    parsed = validate(flags)
+    assert parsed.settings == {"offload_model": True, "offload_kv_cache": True, "vram": "12GB"}
+    assert set(parsed.accepted) == {"t5_cpu"}
 
 
 @pytest.mark.parametrize(
@@ -176,21 +176,21 @@ def test_offloading_is_a_setting() -> None:
 )
 def test_a_value_of_the_wrong_kind(name: str, value: str, expected: str) -> None:
     with pytest.raises(UsageError, match=f'^--{name}: expected {expected}, got "{value}"$'):
-        judge({name: value})
+        validate({name: value})
 
 
 def test_fp8_is_a_precision_and_contradicts_another() -> None:
-    assert judge(given(fp8=True)).settings == {"precision": "fp8"}
-    assert judge(given(fp8=True, precision="fp8")).settings == {"precision": "fp8"}
+    assert validate(given(fp8=True)).settings == {"precision": "fp8"}
+    assert validate(given(fp8=True, precision="fp8")).settings == {"precision": "fp8"}
     with pytest.raises(
         UsageError, match=r"^--fp8: asks for precision fp8, and --precision for int4"
     ):
-        judge(given(fp8=True, precision="int4"))
+        validate(given(fp8=True, precision="int4"))
 
 
 def test_the_public_script_with_an_adapter() -> None:
     flags = given(load_lora=True, lora="Quark-Vision/Live-Avatar", training_config="a.yaml")
-    judgement = judge(flags)
-    assert judgement.settings == {"lora": "Quark-Vision/Live-Avatar"}
-    assert set(judgement.accepted) == {"load_lora", "training_config"}
+    parsed = validate(flags)
+    assert parsed.settings == {"lora": "Quark-Vision/Live-Avatar"}
+    assert set(parsed.accepted) == {"load_lora", "training_config"}
     assert set(BY_NAME["lora"].spellings) == {"--lora", "--lora_path", "--lora_path_dmd"}

@@ -10,9 +10,9 @@ import pytest
 from lipcast.cli.info import describe
 from lipcast.cli.main import main
 from lipcast.cli.model_configs import read_configs
-from lipcast.core.plan_types import Models
-from lipcast.core.request import GenerateOptions
+from lipcast.config.generate_options import GenerateOptions
 from lipcast.errors import CheckpointError
+from lipcast.planning.plan import Models
 
 
 def test_the_published_model_has_its_measured_sizes() -> None:

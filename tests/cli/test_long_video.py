@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 import lipcast
-from lipcast.cli.judge import Given
 from lipcast.cli.long_video import MeteredMaker, is_long
 from lipcast.cli.main import main
 from lipcast.cli.request import read_request
+from lipcast.cli.validate import RawFlags
+from lipcast.env import cache_dir
 from lipcast.errors import OutputError, UsageError
 from lipcast.jobs.store import Store
 from lipcast.media.video import read_video
-from lipcast.runtime import cache_dir
 from sounds import EXAMPLES, write_wav
 
 NUM_BLOCKS, SEGMENT_BLOCKS = 5, 2
@@ -261,12 +261,12 @@ def test_what_is_long(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     seconds: float,
-    more: dict[str, Given],
+    more: dict[str, RawFlags],
     long: bool,
 ) -> None:
     monkeypatch.setattr("lipcast.cli.long_video.LONG_S", 12)
     voice = write_wav(folder / "long.wav", seconds, 16_000)
-    given: dict[str, Given] = {
+    given: dict[str, RawFlags] = {
         "image": str(EXAMPLES / "portrait_0.png"),
         "audio": str(voice),
         **more,
@@ -278,7 +278,7 @@ def test_processes_of_a_launcher_make_one_piece(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lipcast.cli.long_video.LONG_S", 1)
-    given: dict[str, Given] = {
+    given: dict[str, RawFlags] = {
         "image": str(EXAMPLES / "portrait_0.png"), "audio": str(folder / "voice.wav")
     }  # fmt: skip
     assert is_long(read_request(given))

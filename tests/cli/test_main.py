@@ -18,11 +18,11 @@ from fake_model import FRAMES, NUM_BLOCKS, FakeModel
 from PIL import Image
 
 from lipcast.cli.main import main
-from lipcast.core.gpu_options import GpuOptions
-from lipcast.core.memory_options import MemoryOptions
-from lipcast.core.request import GenerateOptions
+from lipcast.config.generate_options import GenerateOptions
 from lipcast.errors import InputError, OutputError
 from lipcast.media.video import read_video
+from lipcast.planning.gpu_options import GpuOptions
+from lipcast.planning.memory_options import MemoryOptions
 from lipcast.weights.prompts import PromptEmbedding, write_embedding
 
 VIDEO_VERBS = ("generate", "info", "plan", "bench")

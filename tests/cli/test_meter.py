@@ -28,7 +28,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr("lipcast.core.waiting.time", clock)
+    monkeypatch.setattr("lipcast.jobs.waiting.time", clock)
     return clock
 
 

@@ -16,8 +16,8 @@ from typer.main import get_command
 
 from lipcast.cli import plan as verb
 from lipcast.cli.plan import plan_request, read_driver, register
-from lipcast.core.hardware import GIB
 from lipcast.errors import CheckpointError, MemoryBudgetError, UsageError
+from lipcast.planning.hardware import GIB
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,9 +89,13 @@ def test_the_embedded_model_can_be_planned(capsys: pytest.CaptureFixture[str]) -
 def test_the_ladder_can_be_given(capsys: pytest.CaptureFixture[str]) -> None:
     order = "infer_frames=32, size=384*256, offload"
     ladder = document(capsys, "--gpu", "rtx4090", "--fallback", order)["ladder"]
-    assert [rung["rung"] for rung in ladder] == ["infer_frames=32", "size=384*256", "offload"]
+    assert [fallback["fallback"] for fallback in ladder] == [
+        "infer_frames=32",
+        "size=384*256",
+        "offload",
+    ]
     degrading = document(capsys, "--gpu", "rtx4090", "--allow_degrade")["ladder"]
-    assert not all(rung["keeps_the_picture"] for rung in degrading)
+    assert not all(fallback["keeps_the_picture"] for fallback in degrading)
 
 
 def test_several_gpus_show_a_timeline(capsys: pytest.CaptureFixture[str]) -> None:

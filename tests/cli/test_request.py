@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lipcast.cli.judge import Given
 from lipcast.cli.request import GenerateRequest, read_request
+from lipcast.cli.validate import RawFlags
 from lipcast.errors import InputError, LipcastError, NotBuiltError, OutputError, UsageError
 
 
@@ -20,8 +20,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def read(**given: Given) -> GenerateRequest:
-    inputs: dict[str, Given] = {"image": "me.png", "audio": "hello.wav"}
+def read(**given: RawFlags) -> GenerateRequest:
+    inputs: dict[str, RawFlags] = {"image": "me.png", "audio": "hello.wav"}
     return read_request(inputs | given)
 
 
@@ -63,7 +63,7 @@ def test_a_negative_seed_is_drawn_and_known(files: Path) -> None:
         ({"save_dir": "videos"}, r"videos/\d{8}_\d{6}.mp4"),
     ],
 )  # fmt: skip
-def test_the_output_is_named(files: Path, given: dict[str, Given], name: str) -> None:
+def test_the_output_is_named(files: Path, given: dict[str, RawFlags], name: str) -> None:
     output = read(**given).output
     assert re.fullmatch(name, str(output))
     assert output.parent.is_dir()
@@ -108,7 +108,7 @@ def test_an_existing_output_is_left_alone_until_there_is_a_frame(files: Path) ->
     ],
 )
 def test_bad_values(
-    files: Path, given: dict[str, Given], error: type[LipcastError], sentence: str
+    files: Path, given: dict[str, RawFlags], error: type[LipcastError], sentence: str
 ) -> None:
     (files / "folder.mp4").mkdir()
     with pytest.raises(error, match=sentence) as caught:
@@ -118,7 +118,7 @@ def test_bad_values(
 
 @pytest.mark.parametrize(("name", "what"), [("image", "a picture"), ("audio", "a sound")])
 def test_both_inputs_are_needed(files: Path, name: str, what: str) -> None:
-    inputs: dict[str, Given] = {"image": "me.png", "audio": "hello.wav"}
+    inputs: dict[str, RawFlags] = {"image": "me.png", "audio": "hello.wav"}
     del inputs[name]
     with pytest.raises(UsageError, match=f"--{name}: expected {what}, got none"):
         read_request(inputs)

@@ -13,9 +13,9 @@ import pytest
 import lipcast
 from fake_hub import NAME, WAN, FakeHub
 from lipcast.cli.main import main
-from lipcast.core.hardware import gpu
-from lipcast.core.plan_types import Budget
 from lipcast.errors import UsageError
+from lipcast.planning.hardware import gpu
+from lipcast.planning.plan import Budget
 from lipcast.weights.checkpoint import find_checkpoint
 from lipcast.weights.manifest import read_manifest
 from lipcast.weights.prompts import read_embedding
@@ -148,7 +148,9 @@ def test_models_asks_the_planner_where_there_is_a_gpu(
     card = gpu("rtx4090")
     for ram_bytes, fits in ((64 << 30, True), (1 << 30, False)):
         budget = Budget(card.memory_bytes, ram_bytes)
-        monkeypatch.setattr("lipcast.cli.fits.this_machine", lambda budget=budget: (card, budget))
+        monkeypatch.setattr(
+            "lipcast.cli.fit_check.this_device_context", lambda budget=budget: (card, budget)
+        )
         rows = {row["name"]: row for row in told(capsys, "models")["models"]}
         assert rows[NAME]["fits"] is fits
         assert ("frames/s predicted" in rows[NAME]["where"]) is fits
@@ -260,7 +262,7 @@ def test_doctor_warns_of_what_is_not_needed_at_once(folder: Path, capsys: Captur
 def test_a_model_that_does_not_fit_would_not_run(
     folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lipcast.cli.fits.cpu_needs", lambda _: {"bf16": 2**60, "int4": 2**59})
+    monkeypatch.setattr("lipcast.cli.fit_check.cpu_needs", lambda _: {"bf16": 2**60, "int4": 2**59})
     assert main(["doctor"]) == 1
     shown = capsys.readouterr().out
     assert "PROBLEM  fits" in shown
@@ -292,6 +294,6 @@ def test_a_card_that_no_table_knows_is_no_reason_to_fail(
     def unknown() -> None:
         raise UsageError("not in the table")
 
-    monkeypatch.setattr("lipcast.cli.fits.this_machine", unknown)
+    monkeypatch.setattr("lipcast.cli.fit_check.this_device_context", unknown)
     assert main(["models"]) == 0
     assert "CPU" in capsys.readouterr().out

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lipcast
-from lipcast.core.schedule import Order, ticks
-from lipcast.engine.past import PastBlock, PastRecorder
+from lipcast.config.schedule import Order, ticks
+from lipcast.engine.snapshot import BlockSnapshot, SnapshotRecorder
 
 OPTIONS: dict[str, Any] = {"size": "64*64", "infer_frames": 16}
 
@@ -46,7 +46,7 @@ def frames_of(session: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("schedule", ["sequential", "wavefront"])
-@pytest.mark.parametrize("where", ["start", "bring_in", "decode"])
+@pytest.mark.parametrize("where", ["start", "ensure_resident", "decode"])
 def test_any_call_may_fail_and_is_made_again(
     tiny: lipcast.Lipcast,
     portrait: Path,
@@ -58,11 +58,11 @@ def test_any_call_may_fail_and_is_made_again(
     inputs = {"image": portrait, "audio": sound(2.0), "schedule": schedule, **OPTIONS}
     expected = frames_of(tiny.stream(**inputs))
     session = tiny.stream(**inputs)
-    count = {"start": 5, "bring_in": 60, "decode": 5}[where]
+    count = {"start": 5, "ensure_resident": 60, "decode": 5}[where]
     faults = Faults(set(range(0, count, 2 if count == 5 else 13)))
     session._recovery = faults.recover
     owner = {
-        "start": session._executor, "bring_in": tiny.bundle.dit, "decode": session._decoder._vae,
+        "start": session._executor, "ensure_resident": tiny.bundle.dit, "decode": session._decoder._vae,
     }[where]  # fmt: skip
     method = {"decode": "decode_chunk"}.get(where, where)
     monkeypatch.setattr(owner, method, faults.wrap(getattr(owner, method)))
@@ -74,7 +74,9 @@ def test_without_recovery_the_error_ends_the_session(
     tiny: lipcast.Lipcast, portrait: Path, sound: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = tiny.stream(image=portrait, audio=sound(1.0), **OPTIONS)
-    monkeypatch.setattr(tiny.bundle.dit, "bring_in", Faults({7}).wrap(tiny.bundle.dit.bring_in))
+    monkeypatch.setattr(
+        tiny.bundle.dit, "ensure_resident", Faults({7}).wrap(tiny.bundle.dit.ensure_resident)
+    )
     with pytest.raises(torch.OutOfMemoryError):
         frames_of(session)
 
@@ -91,16 +93,16 @@ def test_a_later_start_takes_what_lies_before_as_finished(
 
 
 def test_a_recorder_keeps_a_window() -> None:
-    recorder = PastRecorder(window=8, frames_per_block=3)
-    assert recorder.past() is None
+    recorder = SnapshotRecorder(window=8, latents_per_block=3)
+    assert recorder.snapshot() is None
     for number in range(9):
-        latent, voice = torch.full((1, 3, 1, 1), number), torch.full((1, 1, 12), number)
-        recorder.add(PastBlock(latent, voice, (latent,)))
-    past = recorder.past()
-    assert past is not None
-    assert (past.next_block, past.first_block, len(past.blocks)) == (9, 3, 6)
-    assert past.first_C1HW.item() == 0 and past.blocks[0].latent_CFHW[0, 0].item() == 3
-    other = PastRecorder(window=3, frames_per_block=3)
-    other.resume(past)
-    again = other.past()  # no less than the decoder looks back
+        latent, features = torch.full((1, 3, 1, 1), number), torch.full((1, 1, 12), number)
+        recorder.add(BlockSnapshot(latent, features, (latent,)))
+    snapshot = recorder.snapshot()
+    assert snapshot is not None
+    assert (snapshot.next_block, snapshot.first_block, len(snapshot.blocks)) == (9, 3, 6)
+    assert snapshot.first_C1HW.item() == 0 and snapshot.blocks[0].latent_CFHW[0, 0].item() == 3
+    other = SnapshotRecorder(window=3, latents_per_block=3)
+    other.resume(snapshot)
+    again = other.snapshot()  # no less than the decoder looks back
     assert again is not None and (again.next_block, again.first_block) == (9, 4)

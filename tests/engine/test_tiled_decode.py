@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import lipcast
-from lipcast.core import sizes
-from lipcast.core.tiles import tile_length, tile_starts
+from lipcast.config.tiles import tile_length, tile_starts
 from lipcast.engine.decode import StreamingDecoder
 from lipcast.engine.tiled_decode import TiledDecoder
 from lipcast.media.image import fit_portrait, load_portrait
 from lipcast.models.vae import VideoVAE
 from lipcast.models.vae_blocks import DecoderState
+from lipcast.planning import sizes
 from sounds import EXAMPLES
 
 HEIGHT, WIDTH = 48, 288

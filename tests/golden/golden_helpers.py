@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from lipcast.core.config import DiTConfig
+from lipcast.config.models import DiTConfig
 from lipcast.models.dit import BlockConditions, DiT, Lane, TimeRows
 from lipcast.models.kv_codec import PlainCodec
 from lipcast.models.kv_ring import KVRing, RingLayout
@@ -109,7 +109,7 @@ class Driver:
         features: torch.Tensor,
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        first = block * self.model.config.num_frames_per_block
+        first = block * self.model.config.latents_per_block
         conditions = BlockConditions(
             first_frame=first,
             rotary=self.model.block_rotary(first, *self.latent_hw),

@@ -77,11 +77,11 @@ def test_injector(golden, name):
     prepared = _prepare(injector, encoder(case[f"inputs/{name}/audio_block"]))
     mask = None
     if f"inputs/{name}/mask" in case:
-        mask = case[f"inputs/{name}/mask"][:, : config.num_frames_per_block].flatten(2)
+        mask = case[f"inputs/{name}/mask"][:, : config.latents_per_block].flatten(2)
     audio = AudioConditioning(prepared, mask)
     for i, layer in enumerate(config.audio_inject_layers):
         x = case[f"inputs/{name}/inject_layer{layer}/hidden"][0]
-        frames = x.view(config.num_frames_per_block, -1, config.dim)
+        frames = x.view(config.latents_per_block, -1, config.dim)
         got = (frames + injector(i, frames, audio)).flatten(0, 1)
         assert max_error(got, case[f"outputs/{name}/inject_layer{layer}/hidden"][0]) <= 1e-5
 
@@ -91,7 +91,7 @@ def test_injector_small_activations(golden):
     case = golden("case03")
     config, encoder, injector = _audio_parts(case)
     audio = AudioConditioning(_prepare(injector, encoder(case["inputs/one_actor/audio_block"])))
-    x = case["inputs/one_actor/small_hidden"][0].view(config.num_frames_per_block, -1, config.dim)
+    x = case["inputs/one_actor/small_hidden"][0].view(config.latents_per_block, -1, config.dim)
     got = injector(0, x, audio).flatten(0, 1)
     assert max_error(got, case["outputs/one_actor/small_hidden"][0]) <= 1e-5
 
@@ -138,7 +138,7 @@ def test_block_streaming(golden):
     case = golden("case04")
     config, block, text = _block(case, golden)
     height, width = (n // 2 for n in case.meta["lat"])
-    tokens, frames = height * width, config.num_frames_per_block
+    tokens, frames = height * width, config.latents_per_block
     _, sink, _ = _prefilled(config, case, block, text, "prefill")
     window = case["outputs/block0/ring_k"].shape[1] // tokens
     ring = plain_ring(config, window, tokens, num_layers=1)

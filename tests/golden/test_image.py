@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lipcast.core.geometry import fit_size
+from lipcast.config.geometry import fit_size
 from lipcast.media.image import fit_portrait
 
 OpenCase = Callable[[str], Any]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from golden_helpers import Driver, build_dit, max_error, read_ring
 
-from lipcast.core.timesteps import flow_schedule
+from lipcast.config.timesteps import flow_schedule
 from lipcast.models.sink import Sink
 
 CASES = ["case05a", "case05b", "case05c", "case05d", "case05e"]

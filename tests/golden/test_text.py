@@ -9,7 +9,7 @@ import pytest
 import torch
 from golden_helpers import DEFAULT_DIR, GoldenCase
 
-from lipcast.core.config import TextConfig
+from lipcast.config.models import TextConfig
 from lipcast.models.text import TextEncoder, text_name
 from lipcast.weights.load import without_memory
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from golden_helpers import DEFAULT_DIR, Driver, GoldenCase
 
-from lipcast.core.timesteps import flow_schedule
+from lipcast.config.timesteps import flow_schedule
 from lipcast.models.dit import DiT
 from lipcast.models.vae import VideoVAE
 from lipcast.weights.bundle import read_configs

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lipcast.core.config import VAEConfig
+from lipcast.config.models import VAEConfig
 from lipcast.models.vae import VideoVAE
 from lipcast.models.vae_cpu import prepare_for_cpu
 from lipcast.models.vae_kernels import TorchKernels

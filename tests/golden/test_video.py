@@ -7,7 +7,7 @@ import torch
 from golden_helpers import max_error
 from PIL import Image
 
-from lipcast.core.config import VAEConfig
+from lipcast.config.models import VAEConfig
 from lipcast.media.image import fit_portrait
 from lipcast.models.vae import VideoVAE
 

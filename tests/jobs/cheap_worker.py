@@ -14,7 +14,7 @@ import numpy as np
 
 from lipcast.jobs.runner import run_jobs
 from lipcast.jobs.store import Store
-from lipcast.jobs.tasks import Outlook, SegmentTask
+from lipcast.jobs.tasks import JobEstimate, SegmentTask
 from lipcast.media.audio import open_audio
 from lipcast.media.video import VideoWriter
 
@@ -37,15 +37,15 @@ class CheapMaker:
         self._block_s = block_s
         self.made: list[int] = []
 
-    def look(self, request: Mapping[str, Any]) -> Outlook:
+    def look(self, request: Mapping[str, Any]) -> JobEstimate:
         audio = open_audio(request["audio"])
         num_blocks = -(-audio.num_samples // (audio.sample_rate * 12 // 25))
-        return Outlook(num_blocks, SIDE, SIDE, {"maker": "cheap"})
+        return JobEstimate(num_blocks, SIDE, SIDE, {"maker": "cheap"})
 
     def make(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
         first, state = 0, b"portrait" + (task.audio or Path()).name.encode()
-        if task.past is not None:
-            first, state = int(task.past.read_bytes()[:8]), task.past.read_bytes()[8:]
+        if task.snapshot is not None:
+            first, state = int(task.snapshot.read_bytes()[:8]), task.snapshot.read_bytes()[8:]
         states = [state]
         for _ in range(first, task.end_block):
             states.append(hashlib.sha256(states[-1] + str(request["options"]).encode()).digest())
@@ -59,9 +59,9 @@ class CheapMaker:
                 writer.write(block.frames, np.zeros((7680, 1), np.float32))
                 num_frames += len(block.frames)
         if edges is None:
-            task.past_to.write_bytes(b"%08d" % task.end_block + states[-1])
+            task.snapshot_to.write_bytes(b"%08d" % task.end_block + states[-1])
         else:
-            edges.save(task.past_to)
+            edges.save(task.snapshot_to)
         return {"frames": num_frames}
 
     def _blocks(self, first: int, states: list[bytes]) -> Iterator[Drawn]:

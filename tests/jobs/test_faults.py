@@ -118,12 +118,12 @@ def test_several_processes_at_one_job(store: Store, submit: Submit, tmp_path: Pa
     workers = [subprocess.Popen(command) for _ in range(2)]
     while not store.segments(name):
         time.sleep(0.02)
-    assert store.claim(name) is None
+    assert store.lease(name) is None
     with pytest.raises(UsageError, match="cancel it first"):
         store.remove(name)
     assert [worker.wait(60) for worker in workers] == [0, 0]
     job = store.job(name)
-    assert (job.state, job.claim, len(store.segments(name))) == ("finished", 1, 5)
+    assert (job.state, job.lease, len(store.segments(name))) == ("finished", 1, 5)
 
 
 def test_a_clock_that_goes_back(
@@ -135,7 +135,7 @@ def test_a_clock_that_goes_back(
         names = [submit(tmp_path / f"{number}.mp4", 2.0) for number in range(3)]
         assert run_jobs(store, CheapMaker(), tell=quiet) == 0
     assert [job.id for job in store.jobs()] == names  # in the order in which they came
-    assert [job.claim for job in store.jobs()] == [1, 1, 1]
+    assert [job.lease for job in store.jobs()] == [1, 1, 1]
     videos = {(tmp_path / f"{number}.mp4").read_bytes() for number in range(3)}
     assert len(videos) == 1
 

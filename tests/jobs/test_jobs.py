@@ -85,26 +85,26 @@ def test_each_job_goes_to_one_worker(store: Store, submit: Submit, tmp_path: Pat
     command = [sys.executable, str(WORKER), str(store.workspace), "0.01"]
     workers = [subprocess.Popen(command) for _ in range(3)]
     assert [worker.wait(60) for worker in workers] == [0, 0, 0]
-    assert [(store.job(n).state, store.job(n).claim) for n in names] == [("finished", 1)] * 6
+    assert [(store.job(n).state, store.job(n).lease) for n in names] == [("finished", 1)] * 6
 
 
 def test_the_clock_does_not_decide(
     store: Store, submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submit(tmp_path / "a.mp4")
-    claim = store.claim()
-    assert claim is not None
+    lease = store.lease()
+    assert lease is not None
     for clock in (0.0, 1e12):
         monkeypatch.setattr(time, "time", lambda clock=clock: clock)
-        assert Store(store.workspace).claim() is None
-    claim.release()
-    later = store.claim()
-    assert later is not None and later.job.claim == claim.job.claim + 1
+        assert Store(store.workspace).lease() is None
+    lease.release()
+    later = store.lease()
+    assert later is not None and later.job.lease == lease.job.lease + 1
     # A worker that was taken for dead changes nothing any more.
     with pytest.raises(CancelledError):
-        store.add_segment(claim, Segment(0, "", "", {}))
+        store.add_segment(lease, Segment(0, "", "", {}))
     with pytest.raises(CancelledError):
-        store.finish(claim)
+        store.finish(lease)
     later.release()
 
 
@@ -122,7 +122,7 @@ def test_a_failed_job_says_why_and_goes_on(store: Store, submit: Submit, tmp_pat
         "the disk is full; make room",
     )
     assert not (tmp_path / "a.mp4").exists() and len(store.segments(name)) == 3
-    assert store.claim() is None
+    assert store.lease() is None
     store.retry(name)
     maker = CheapMaker()
     assert run_jobs(store, maker, tell=quiet) == 0
@@ -144,13 +144,13 @@ def test_damaged_segments_and_changed_inputs_are_noticed(
     for path in store.folder(name).glob("*-*"):
         store.folder(again).mkdir(exist_ok=True)
         shutil.copy(path, store.folder(again))
-    claim = store.claim()
-    assert claim is not None
+    lease = store.lease()
+    assert lease is not None
     for segment in store.segments(name).values():
-        store.add_segment(claim, segment)
+        store.add_segment(lease, segment)
     maker = CheapMaker()
-    run_job(store, claim, maker, tell=quiet)
-    claim.release()
+    run_job(store, lease, maker, tell=quiet)
+    lease.release()
     assert maker.made == [8, 9] and (tmp_path / "b.mp4").read_bytes() == whole
     changed = submit(tmp_path / "c.mp4", sha256={str(image): file_sha256(Path(image))})
     Path(image).write_bytes(b"another picture")

@@ -94,7 +94,7 @@ def test_a_killed_worker_loses_nothing(
     killer.join()
     assert len(killed) == 1
     assert store.job(broken).error == "the disk is full; make room"
-    assert [(store.job(n).state, store.job(n).claim) for n in names] == [("finished", 1)] * 12
+    assert [(store.job(n).state, store.job(n).lease) for n in names] == [("finished", 1)] * 12
     left = {"lock", "log", "result.json"}
     assert all({path.name for path in store.folder(name).iterdir()} == left for name in names)
     share = int(ray.cluster_resources()["memory"] / NUM_WORKERS)

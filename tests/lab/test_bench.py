@@ -8,7 +8,7 @@ import pytest
 
 import lipcast.api
 from lipcast.cli.main import main
-from lipcast.engine.rollout import LaneExecutor
+from lipcast.engine.executor import LaneExecutor
 from lipcast.lab.bench import PARTS, OutOfMemoryError, bench
 
 FEW = ("--num_blocks", "1", "--warm_up_blocks", "1")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from drawn import drawn_clip, drawn_face, syllable_opening, write_voice
 from lipcast.cli.main import main
-from lipcast.lab.evaluate import Question, evaluate
+from lipcast.lab.evaluate import EvaluationInput, evaluate
 from lipcast.lab.results import read_results
 from lipcast.media.video import VideoWriter
 
@@ -68,9 +68,9 @@ def test_everything_is_measured(folder, capsys):
 
 def test_shifted_sound_is_seen(folder, tmp_path):
     late = write_voice(tmp_path / "late.wav", syllable_opening(NUM_FRAMES), delay_frames=4)
-    shifted = evaluate(Question(folder / "clip.mp4", audio=late))
+    shifted = evaluate(EvaluationInput(folder / "clip.mp4", audio=late))
     assert shifted.value("lip sync", "offset") == -4
-    own = evaluate(Question(folder / "clip.mp4"))
+    own = evaluate(EvaluationInput(folder / "clip.mp4"))
     assert own.value("lip sync", "correlation") > shifted.value("lip sync", "correlation") + 0.3
 
 

@@ -10,11 +10,11 @@ from lipcast.errors import InputError
 from lipcast.lab.compare import EQUAL_DB, compare
 from lipcast.lab.drift import Likeness, drift, flicker
 from lipcast.lab.footage import THUMB_SIDE, Footage, survey
-from lipcast.lab.joins import joins
 from lipcast.lab.metric import Metric
 from lipcast.lab.motion import frozen_frames, jumps, motion, shifts_of
 from lipcast.lab.mouth import MouthTrack, mouth_of_drawing
 from lipcast.lab.pictures import ssim, thumbnail
+from lipcast.lab.seams import seams
 from lipcast.lab.sync import correlation, lip_sync, loudness
 
 NUM_FRAMES = 120
@@ -138,9 +138,9 @@ def test_joins_are_found(clean):
         np.clip(frame.astype(int) + 4 * (i // 12 % 2), 0, 255).astype(np.uint8)
         for i, frame in enumerate(clean)
     ]
-    found = values(joins(survey(footage(steps)), {"block": 12, "clip": 48}))
+    found = values(seams(survey(footage(steps)), {"block": 12, "clip": 48}))
     assert found["block ratio"] > 2 and found["block rank"] > 0.95
-    smooth = values(joins(survey(footage(clean)), {"block": 12, "segment": 500}))
+    smooth = values(seams(survey(footage(clean)), {"block": 12, "segment": 500}))
     assert smooth["block ratio"] == pytest.approx(1, abs=0.4)
     assert smooth["block rank"] == pytest.approx(0.5, abs=0.25)
     assert smooth["segment ratio"] is None

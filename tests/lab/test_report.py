@@ -12,7 +12,7 @@ import pytest
 
 from drawn import SIDE, drawn_clip, syllable_opening
 from lipcast.cli.main import main
-from lipcast.lab.evaluate import Question, evaluate
+from lipcast.lab.evaluate import EvaluationInput, evaluate
 from lipcast.lab.report import read, render
 from lipcast.lab.stats import interval, pareto
 from lipcast.lab.svg import Bar, Line, Point, bar_plot, line_plot, scatter_plot, ticks
@@ -85,7 +85,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bench_record(48), bench_record(48, repeat=1), bench_record(32),
         bench_record(24, "out of memory"),
     ]  # fmt: skip
-    evaluated = evaluate(Question(folder / "one.mp4")).document()
+    evaluated = evaluate(EvaluationInput(folder / "one.mp4")).document()
     for window in (48, 32):
         quality = {"kind": "quality", "cell": {"infer_frames": window}, "evaluation": evaluated}
         records.append(quality)

@@ -10,7 +10,7 @@ import torch
 
 from drawn import FPS, drawn_clip, drawn_face, syllable_opening, write_voice
 from lipcast.errors import CheckpointError
-from lipcast.lab.evaluate import Question, evaluate
+from lipcast.lab.evaluate import EvaluationInput, evaluate
 from lipcast.lab.face import FaceTrack
 from lipcast.lab.footage import Footage
 from lipcast.lab.mfcc import mfcc
@@ -186,11 +186,11 @@ def test_the_evaluation_has_it(tmp_path, published):
         writer.write(
             np.stack(drawn_clip(OPENING[:26])), np.zeros((26 * 16_000 // FPS, 1), np.float32)
         )
-    without = evaluate(Question(path)).metrics
+    without = evaluate(EvaluationInput(path)).metrics
     assert {m.reason for m in without if m.group == GROUP} == {
         "no weights were given (--syncnet syncnet_v2.model)"
     }
-    given = evaluate(Question(path, syncnet=published)).metrics
+    given = evaluate(EvaluationInput(path, syncnet=published)).metrics
     assert {m.reason for m in given if m.group == GROUP} == {
         "no face landmark model was given (--face_model)"
     }

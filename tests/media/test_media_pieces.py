@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from media_helpers import flashes, number_of, numbered, offsets_ms, tone, wav
 
-from lipcast.cli.judge import parse_seconds
 from lipcast.cli.main import main
+from lipcast.cli.validate import parse_seconds
 from lipcast.errors import UsageError
 from lipcast.media.split import BLOCK_FRAMES, cut_blocks
 from lipcast.media.video import VideoWriter, iter_frames, read_video

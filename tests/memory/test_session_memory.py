@@ -9,15 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lipcast
-from lipcast.core import sizes
-from lipcast.core.plan_types import Placement
-from lipcast.core.request import GenerateOptions, ScheduleName
-from lipcast.core.schedule import take_blocks, ticks
-from lipcast.core.sizes import KVPrecision
-from lipcast.core.video_spec import VideoSpec
-from lipcast.engine.conditions import Anchor
-from lipcast.engine.rollout import LaneExecutor, session_shape
-from lipcast.memory.machine import Machine
+from lipcast.config.generate_options import GenerateOptions, ScheduleName
+from lipcast.config.schedule import take_blocks, ticks
+from lipcast.config.video_spec import VideoSpec
+from lipcast.engine.conditioning import ReferenceLatents
+from lipcast.engine.executor import LaneExecutor, session_shape
+from lipcast.memory.device_context import DeviceContext
 from lipcast.memory.session_memory import (
     RING_SLOTS_PART,
     RINGS,
@@ -26,15 +23,18 @@ from lipcast.memory.session_memory import (
     SessionMemory,
     SessionPlan,
 )
+from lipcast.planning import sizes
+from lipcast.planning.plan import Placement
+from lipcast.planning.sizes import KVPrecision
 
 BLOCKS = 5
 SIDE = 64
 WHERE: tuple[Placement, ...] = ("resident", "pinned")
 
 
-def fake_machine() -> Machine:
+def fake_device_context() -> DeviceContext:
     vram, ram = arenas()
-    return Machine(CPU, vram, ram, LateCopier())
+    return DeviceContext(CPU, vram, ram, LateCopier())
 
 
 def make_spec(tiny: lipcast.Lipcast, schedule: ScheduleName, infer_frames: int) -> VideoSpec:
@@ -49,7 +49,7 @@ def executor(tiny: lipcast.Lipcast, spec: VideoSpec, memory: SessionMemory | Non
     def noise(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
-    anchor = Anchor(noise(16, 1, side, side), noise(16, 19, side, side), torch.empty(0))
+    anchor = ReferenceLatents(noise(16, 1, side, side), noise(16, 19, side, side), torch.empty(0))
     return LaneExecutor(tiny.bundle.dit, spec, anchor, noise(7, config.text_dim), memory=memory)
 
 
@@ -65,7 +65,7 @@ def make_latents(
     schedule = take_blocks(ticks(spec.order, max_lanes=spec.max_lanes), BLOCKS, steps)
     for number, tick in enumerate(schedule):
         if plans and number in plans:
-            run.arrange(plans[number])
+            run.apply_plan(plans[number])
         for unit in tick:
             if unit.step == 0:
                 generator = torch.Generator().manual_seed(unit.block)
@@ -88,7 +88,7 @@ def test_any_place_gives_the_same_latents(
 ) -> None:
     spec = make_spec(tiny, schedule, data.draw(st.sampled_from((12, 16, 24))))
     memory = SessionMemory(
-        tiny.bundle.dit, session_shape(spec), fake_machine(), plan_of(tiny, data)
+        tiny.bundle.dit, session_shape(spec), fake_device_context(), plan_of(tiny, data)
     )
     moves = {data.draw(st.integers(0, 12)): plan_of(tiny, data) for _ in range(3)}
     assert torch.equal(make_latents(tiny, spec, memory, moves), make_latents(tiny, spec))
@@ -105,13 +105,13 @@ def test_rings_change_their_precision_under_way(
     streamed: tuple[Placement, ...] = ("pinned",) * num_layers
     found = []
     for layers, sink_streamed in ((resident, False), (streamed, True)):
-        memory = SessionMemory(tiny.bundle.dit, session_shape(spec), fake_machine())
+        memory = SessionMemory(tiny.bundle.dit, session_shape(spec), fake_device_context())
         before = memory.num_bytes
         plan = SessionPlan(layers, precision, sink_streamed)
         found.append(make_latents(tiny, spec, memory, {2 * steps: plan}))
         assert memory.num_bytes < before
     assert torch.equal(*found)
-    plain, frames = make_latents(tiny, spec), 2 * spec.geometry.frames_per_block
+    plain, frames = make_latents(tiny, spec), 2 * spec.geometry.latents_per_block
     assert torch.equal(found[0][:, :frames], plain[:, :frames])
     error = (found[0] - plain)[:, frames:].norm() / plain[:, frames:].norm()
     assert 0 < error < most
@@ -124,53 +124,53 @@ def test_bytes_are_the_planners(
 ) -> None:
     spec, config = make_spec(tiny, schedule, 16), tiny.bundle.dit.config
     layers: tuple[Placement, ...] = ("resident", *("pinned",) * (config.num_layers - 1))
-    machine, steps, lanes = fake_machine(), spec.order.num_steps, spec.max_lanes
+    device_context, steps, lanes = fake_device_context(), spec.order.num_steps, spec.max_lanes
     ring = sizes.ring_layer_bytes(config, spec.geometry, precision)
     sink = sizes.sink_layer_bytes(config, spec.geometry, "fp32")
     placed = sizes.placed_layer_bytes(config, spec.geometry, "fp32")
     for sink_streamed in (False, True):
         plan = SessionPlan(layers, precision, sink_streamed)
-        memory = SessionMemory(tiny.bundle.dit, session_shape(spec), machine, plan)
+        memory = SessionMemory(tiny.bundle.dit, session_shape(spec), device_context, plan)
         sinks = 2 * sink if sink_streamed else config.num_layers * (sink + lanes * placed)
-        assert machine.vram.parts == {
+        assert device_context.vram.parts == {
             RINGS: steps * ring, RING_SLOTS_PART: 2 * lanes * ring, SINK: sinks,
         }  # fmt: skip
         pinned = {RINGS_PINNED: (config.num_layers - 1) * steps * ring}
-        assert machine.ram.parts == pinned | (
+        assert device_context.ram.parts == pinned | (
             {SINK: config.num_layers * sink} if sink_streamed else {}
         )
         memory.release()
-        assert not machine.vram.parts and not machine.ram.parts
+        assert not device_context.vram.parts and not device_context.ram.parts
 
 
 def test_out_of_memory_while_moving_loses_nothing(tiny: lipcast.Lipcast) -> None:
     spec, config = make_spec(tiny, "sequential", 16), tiny.bundle.dit.config
     expected = make_latents(tiny, spec)
     streamed: tuple[Placement, ...] = ("pinned",) * config.num_layers
-    machine = fake_machine()
-    memory = SessionMemory(tiny.bundle.dit, session_shape(spec), machine)
+    device_context = fake_device_context()
+    memory = SessionMemory(tiny.bundle.dit, session_shape(spec), device_context)
     ring = sizes.ring_layer_bytes(config, spec.geometry, "fp32")
-    machine.ram.budget_bytes = 5 * ring + 1
+    device_context.ram.budget_bytes = 5 * ring + 1
     with pytest.raises(torch.OutOfMemoryError, match="KV rings, pinned"):
-        memory.arrange(SessionPlan(streamed))
-    machine.ram.budget_bytes = None
-    memory.arrange(SessionPlan(streamed, None, sink_streamed=True))
+        memory.apply_plan(SessionPlan(streamed))
+    device_context.ram.budget_bytes = None
+    memory.apply_plan(SessionPlan(streamed, None, sink_streamed=True))
     assert torch.equal(make_latents(tiny, spec, memory), expected)
 
 
 def test_only_new_frames_go_back(tiny: lipcast.Lipcast) -> None:
     """A tick writes a block's frames to the host, and reads every layer once."""
     spec, config = make_spec(tiny, "sequential", 48), tiny.bundle.dit.config
-    machine = fake_machine()
+    device_context = fake_device_context()
     streamed: tuple[Placement, ...] = ("pinned",) * config.num_layers
     plan = SessionPlan(streamed)
-    memory = SessionMemory(tiny.bundle.dit, session_shape(spec), machine, plan)
+    memory = SessionMemory(tiny.bundle.dit, session_shape(spec), device_context, plan)
     make_latents(tiny, spec, memory)
-    copier = machine.copier
+    copier = device_context.copier
     assert isinstance(copier, LateCopier)
     num_ticks = BLOCKS * spec.order.num_steps
     layer = sizes.ring_layer_bytes(config, spec.geometry, "fp32")
-    block = layer * spec.geometry.frames_per_block // spec.geometry.window
+    block = layer * spec.geometry.latents_per_block // spec.geometry.window
     passes = config.num_layers * num_ticks
     assert copier.bytes_to_host == passes * block
     assert passes * layer <= copier.bytes_to_device <= (passes + 1) * layer

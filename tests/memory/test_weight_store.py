@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lipcast
-from lipcast.core.config import DiTConfig
-from lipcast.core.plan_types import Placement
-from lipcast.core.sizes import Precision, layer_bytes, root_bytes
-from lipcast.core.tensors import WEIGHT_USES
+from lipcast.config.models import DiTConfig
 from lipcast.memory.weight_store import LAYERS, PINNED, PROMPT, ROOT, SLOTS, WeightPlan, WeightStore
 from lipcast.models.dit import DiT
 from lipcast.models.sink import Sink
+from lipcast.planning.plan import Placement
+from lipcast.planning.sizes import Precision, layer_bytes, root_bytes
+from lipcast.planning.tensors import WEIGHT_USES
 from lipcast.weights.checkpoint import checkpoint_dir
 from lipcast.weights.files import open_tensors
 from lipcast.weights.load import load_into, without_memory
@@ -99,10 +99,10 @@ def test_layers_move_between_places_while_the_model_is_used(
     model, store, _ = stored(config, open_tensors(WEIGHTS), start, torch.float32)
     for slots, keeps in product((2, 3), (True, False)):
         layers = tuple(draw.choice(PLACEMENTS) for _ in range(count))
-        store.arrange(WeightPlan(layers, slots, keeps))
+        store.apply_plan(WeightPlan(layers, slots, keeps))
         for got, want in zip(outputs(model), expected, strict=True):
             assert torch.equal(got, want)
-    store.arrange(start)
+    store.apply_plan(start)
     assert SLOTS not in store._device.parts and PINNED not in store._host.parts
 
 
@@ -133,10 +133,10 @@ def test_weights_cross_once_per_pass(config: DiTConfig) -> None:
     ticks = sum(layer_bytes(config, "fp32", "tick"))
     with torch.inference_mode():
         for layer in range(config.num_layers):
-            model.bring_in("tick", layer)
+            model.ensure_resident("tick", layer)
         before = copier.bytes_to_device
         for layer in range(config.num_layers):
-            model.bring_in("tick", layer)
+            model.ensure_resident("tick", layer)
     assert copier.bytes_to_device - before == ticks
 
 
@@ -164,7 +164,7 @@ def test_no_room_on_the_host_leaves_everything_in_a_place(
     host = store._host
     host.budget_bytes = host.used_bytes + 2 * max(layer_bytes(config, "fp32", "tick"))
     with pytest.raises(torch.OutOfMemoryError, match="streamed layers, pinned"):
-        store.arrange(WeightPlan(("pinned",) * count, 2))
-    store.arrange(WeightPlan(("resident",) * count, 0))
+        store.apply_plan(WeightPlan(("pinned",) * count, 2))
+    store.apply_plan(WeightPlan(("resident",) * count, 0))
     for got, want in zip(outputs(model), expected, strict=True):
         assert torch.equal(got, want)

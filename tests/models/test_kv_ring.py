@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lipcast.core import sizes
-from lipcast.core.config import DiTConfig, VAEConfig
-from lipcast.core.geometry import Geometry
-from lipcast.core.sizes import KV_PRECISIONS, KVPrecision
+from lipcast.config.geometry import Geometry
+from lipcast.config.models import DiTConfig, VAEConfig
 from lipcast.errors import UsageError
 from lipcast.models.kv_codec import kv_codec
 from lipcast.models.kv_ring import KVRing, ResidentRing, RingLayout, RingPlanes, Slots
+from lipcast.planning import sizes
+from lipcast.planning.sizes import KV_PRECISIONS, KVPrecision
 
 HEADS, TOKENS, LAYERS = 2, 3, 2
 CPU = torch.device("cpu")
@@ -152,7 +152,7 @@ class Recorder:
     def planes(self, layer: int) -> RingPlanes:
         return self.layout.view(self.buffers[layer])
 
-    def wrote(self, layer: int, slots: list[Slots]) -> None:
+    def mark_dirty(self, layer: int, slots: list[Slots]) -> None:
         self.written.append((layer, slots))
 
 

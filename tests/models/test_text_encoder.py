@@ -13,7 +13,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
-from lipcast.core.config import TextConfig
+from lipcast.config.models import TextConfig
 from lipcast.errors import CheckpointError, InputError
 from lipcast.models.text import TextEncoder, byte_ids, clean_prompt, text_name
 from lipcast.weights.load import without_memory

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import lipcast
-from lipcast.core.config import VAEConfig
+from lipcast.config.models import VAEConfig
 from lipcast.models import vae_native_build
 from lipcast.models.vae import VideoVAE
 from lipcast.models.vae_blocks import DecoderState
@@ -20,7 +20,7 @@ from lipcast.models.vae_cpu import CpuVideoVAE, best_kernels, prepare_for_cpu
 from lipcast.models.vae_kernels import TorchKernels
 from lipcast.models.vae_native import NativeKernels
 from lipcast.models.vae_native_build import NativeUnavailableError, load_library, processor_flags
-from lipcast.models.vae_plan import Unit, latents_to_run, units_to_run
+from lipcast.models.vae_receptive import Unit, latents_to_run, units_to_run
 
 CONFIGS = {
     "official_shape": VAEConfig(dim=8),

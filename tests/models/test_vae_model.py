@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lipcast.core.config import VAEConfig
+from lipcast.config.models import VAEConfig
 from lipcast.models.vae import VideoVAE
 from lipcast.models.vae_blocks import DecoderState
 from lipcast.weights.load import without_memory

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from lipcast.engine.conditions import Anchor
+from lipcast.engine.conditioning import ReferenceLatents
 from lipcast.engine.decode import FrameDecoder
 from lipcast.engine.tiled_decode import TiledDecoder
 from lipcast.errors import CheckpointError
@@ -75,7 +75,7 @@ def test_the_state_does_not_grow(decoder):
 def test_behind_the_interfaces_of_the_big_decoder(decoder):
     """Frames of a session, and tiles."""
     still = latents(7)
-    anchor = Anchor(ref_C1HW=still[0, :, :1], motion_CFHW=still[0], still_CFHW=still[0])
+    anchor = ReferenceLatents(ref_C1HW=still[0, :, :1], motion_CFHW=still[0], still_CFHW=still[0])
     frames = FrameDecoder(decoder, anchor).submit(latents(3)[0]).collect()
     assert frames.shape == (12, 32, 48, 3)
     wide = latents(3, 4, 40)

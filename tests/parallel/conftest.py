@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from crews import alone, write_decoder
+from rank_groups import alone, write_decoder
 
 import lipcast
 

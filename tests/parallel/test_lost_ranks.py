@@ -10,12 +10,12 @@ from typing import Any
 import av
 import psutil
 import pytest
-from crews import SMALL, on_crew, settings
+from rank_groups import SMALL, on_ranks, settings
 
 import lipcast
 from lipcast.api import save_blocks
 from lipcast.errors import CheckpointError, RankError
-from lipcast.parallel.model import CrewModel
+from lipcast.parallel.distributed_model import DistributedModel
 from lipcast.parallel.roles import roles_of
 
 LAYOUTS = (
@@ -28,8 +28,8 @@ ENDS_WITHIN_S = 10
 
 
 def processes_of(model: lipcast.Lipcast) -> list[psutil.Process]:
-    assert isinstance(model.crew, CrewModel)
-    return [psutil.Process(member.process.pid) for member in model.crew._crew.members]
+    assert isinstance(model.distributed, DistributedModel)
+    return [psutil.Process(member.process.pid) for member in model.distributed._distributed.members]
 
 
 def num_playable(path: Path) -> int:
@@ -45,7 +45,7 @@ def test_a_killed_rank_ends_all(
 ) -> None:
     chance = random.Random(seed)
     gpus, output = LAYOUTS[seed % len(LAYOUTS)], tmp_path / "out.mp4"
-    model = on_crew(single, settings(decoder), **gpus)
+    model = on_ranks(single, settings(decoder), **gpus)
     ranks, written = processes_of(model), 0
     victim = chance.randrange(len(ranks))
     session = model.stream(image=portrait, audio=sound(9.6), prompt="calm", **SMALL)
@@ -60,7 +60,7 @@ def test_a_killed_rank_ends_all(
                 killed_at_s = time.monotonic()
     assert time.monotonic() - killed_at_s < ENDS_WITHIN_S
     assert f"rank {victim} " in str(raised.value) and "SIGKILL" in str(raised.value)
-    assert str(roles_of(model.crew.plan.layout)[victim]) in str(raised.value)
+    assert str(roles_of(model.distributed.plan.layout)[victim]) in str(raised.value)
     _, alive = psutil.wait_procs(ranks, timeout=ENDS_WITHIN_S)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
     assert num_playable(output) == written > 0
@@ -72,11 +72,11 @@ def test_ranks_end_when_nobody_makes_a_video_any_more(
     single: lipcast.Lipcast, decoder: Path, portrait: Path, sound: Any
 ) -> None:
     """As when the process that makes the video is killed: its sockets close, and that is all."""
-    model = on_crew(single, settings(decoder), num_gpus_dit=2, ulysses_size=1)
+    model = on_ranks(single, settings(decoder), num_gpus_dit=2, ulysses_size=1)
     ranks = processes_of(model)
     session = model.stream(image=portrait, audio=sound(9.6), prompt="calm", **SMALL)
     next(session)
-    for member in model.crew._crew.members:
+    for member in model.distributed._distributed.members:
         member.link.close()
     _, alive = psutil.wait_procs(ranks, timeout=ENDS_WITHIN_S)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
@@ -84,4 +84,4 @@ def test_ranks_end_when_nobody_makes_a_video_any_more(
 
 def test_an_error_of_a_rank_is_told_with_its_name(single: lipcast.Lipcast, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"rank 1 \(stage 1, .*missing: no such file"):
-        on_crew(single, settings(tmp_path / "missing"), num_gpus_dit=2, ulysses_size=1)
+        on_ranks(single, settings(tmp_path / "missing"), num_gpus_dit=2, ulysses_size=1)

@@ -16,8 +16,8 @@ import psutil
 _COMMAND = ("--device", "cpu", "--size", "64*64", "--infer_frames", "24", "--json")
 
 
-def command(portrait: Path, voice: Path, output: Path, *flags: str) -> list[str]:
-    files = ["--image", str(portrait), "--audio", str(voice), "-o", str(output)]
+def command(portrait: Path, features: Path, output: Path, *flags: str) -> list[str]:
+    files = ["--image", str(portrait), "--audio", str(features), "-o", str(output)]
     return [str(Path(sys.executable).with_name("lipcast")), "generate", *files, *_COMMAND, *flags]
 
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lipcast.cli.plan import plan_request
-from lipcast.core.plan_gpus import Layout, LayoutWishes, plan_layouts
-from lipcast.parallel.model import SECOND_CONTEXT_BYTES, speech_device
+from lipcast.parallel.distributed_model import SECOND_CONTEXT_BYTES, speech_device
 from lipcast.parallel.roles import decoder_rank, num_dit_ranks, roles_of
+from lipcast.planning.layouts import Layout, LayoutConstraints, plan_layouts
 
 layouts = st.builds(
     Layout,
@@ -53,8 +53,8 @@ def decoder_source(layout: Layout) -> int:
 @pytest.mark.parametrize("vae_rank", [True, False])
 def test_sound_is_heard_where_there_is_room(vae_rank: bool) -> None:
     request = plan_request({"gpu": "h100", "ram": "512GB"})
-    gpu, wishes = torch.device("cuda"), LayoutWishes(vae_rank=vae_rank)
-    plan = plan_layouts(request, 3, wishes)[0]
+    gpu, constraints = torch.device("cuda"), LayoutConstraints(vae_rank=vae_rank)
+    plan = plan_layouts(request, 3, constraints)[0]
     assert speech_device(gpu, plan, request) == torch.device("cuda", decoder_rank(plan.layout))
     assert speech_device(torch.device("cpu"), plan, request) == torch.device("cpu")
     full = plan.ranks[-1].vram_bytes + SECOND_CONTEXT_BYTES - 1

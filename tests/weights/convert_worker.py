@@ -12,7 +12,7 @@ from typing import cast
 
 import torch
 
-from lipcast.core.config import DiTConfig
+from lipcast.config.models import DiTConfig
 from lipcast.models.dit import DiT
 from lipcast.weights.checkpoint import find_checkpoint
 from lipcast.weights.convert import ConvertRequest, convert

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lipcast.core.config import DiTConfig
+from lipcast.config.models import DiTConfig
 from lipcast.errors import CheckpointError
 from lipcast.models.dit import DiT
 from lipcast.weights.adapters import adapters_of

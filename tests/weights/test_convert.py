@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lipcast.core.config import DiTConfig
+from lipcast.config.models import DiTConfig
 from lipcast.errors import CheckpointError, OutputError
 from lipcast.models.dit import DiT
 from lipcast.weights import convert as convert_module

@@ -97,7 +97,7 @@ def test_building_without_memory_loads_no_compiler() -> None:
     """An embedding's initial values would import torch._dynamo on the meta device."""
     program = (
         "import sys, torch\n"
-        "from lipcast.core.config import DiTConfig\n"
+        "from lipcast.config.models import DiTConfig\n"
         "from lipcast.models.dit import DiT\n"
         "from lipcast.weights.load import without_memory\n"
         "with without_memory(): dit = DiT(DiTConfig())\n"

@@ -90,7 +90,7 @@ def test_no_two_tensors_are_alike(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wanted_bytes", [10_000_000, 300_000_000])
 def test_configs_of_a_size(wanted_bytes: int) -> None:
-    from lipcast.core.tensors import dit_tensors, num_parameters
+    from lipcast.planning.tensors import dit_tensors, num_parameters
 
     configs = configs_of_size(wanted_bytes, dim=256)
     got = 2 * num_parameters(dit_tensors(configs.dit))

@@ -8,7 +8,7 @@ import typer
 from typer.main import get_command
 
 import lipcast
-from lipcast.cli import evaluate, job, pieces, plan, report, weights_verbs
+from lipcast.cli import concat_split, evaluate, job, plan, report, weights_verbs
 from lipcast.cli.bench import BENCH_FLAGS, bench
 from lipcast.cli.flag_table import FLAGS
 from lipcast.cli.generate import generate
@@ -53,7 +53,7 @@ def make_app() -> typer.Typer:
     plan.register(app)
     evaluate.register(app)
     report.register(app)
-    pieces.register(app)
+    concat_split.register(app)
     job.register(app)
     weights_verbs.register(app)
     return app

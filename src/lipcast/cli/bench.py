@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from lipcast.cli import sweep
+from lipcast.cli.console import Console
 from lipcast.cli.flag import Flag, Group, Kind
 from lipcast.cli.flag_table import FLAGS
 from lipcast.cli.info import describe
-from lipcast.cli.judge import Given, Value, judge, parse
 from lipcast.cli.model_configs import read_configs
-from lipcast.cli.talk import Talk
-from lipcast.core.gpu_options import GPU_OPTION_NAMES
-from lipcast.core.memory_options import MEMORY_OPTION_NAMES
-from lipcast.core.request import OPTION_NAMES, SCHEDULES, GenerateOptions
+from lipcast.cli.validate import RawFlags, Value, parse, validate
+from lipcast.config.generate_options import OPTION_NAMES, SCHEDULES, GenerateOptions
 from lipcast.errors import LipcastError, UsageError
+from lipcast.planning.gpu_options import GPU_OPTION_NAMES
+from lipcast.planning.memory_options import MEMORY_OPTION_NAMES
 
 if TYPE_CHECKING:
     from lipcast.lab.bench import BenchRow
@@ -40,15 +40,15 @@ _SHARED = tuple(
     if flag.name not in _LEFT_OUT and (flag.group in _GROUPS or flag.name in {"model", "lora"})
 )
 _COUNTS = (
-    Flag("num_blocks", Group.VIDEO, Kind.WHOLE, "Blocks that count.", default="8"),
-    Flag("warm_up_blocks", Group.VIDEO, Kind.WHOLE, "Blocks before them.", default="4"),
+    Flag("num_blocks", Group.VIDEO, Kind.WHOLE_VIDEO, "Blocks that count.", default="8"),
+    Flag("warm_up_blocks", Group.VIDEO, Kind.WHOLE_VIDEO, "Blocks before them.", default="4"),
 )
 BENCH_FLAGS: tuple[Flag, ...] = (*_SHARED, *_COUNTS, *sweep.SWEEP_FLAGS)
 _BLOCK_BUDGET_S = 0.48
 """A block is so many seconds of video: the time it may take for real time."""
 
 
-def bench(given: Mapping[str, Given]) -> None:
+def bench(given: Mapping[str, RawFlags]) -> None:
     """Measure seconds per block, split into speech, transformer, VAE and file, for both schedules.
 
     Close other programs first. The last line of standard output is one JSON document.
@@ -63,7 +63,7 @@ def bench(given: Mapping[str, Given]) -> None:
         lipcast bench --repeats 5 --sample_steps 3
         lipcast bench --preset low-vram-study --results study.jsonl --resume
     """
-    talk = Talk.begin(given)
+    talk = Console.begin(given)
     own = {flag.name: flag for flag in (*_COUNTS, *sweep.SWEEP_FLAGS)}
     values = {name: parse(flag, given[name]) for name, flag in own.items() if name in given}
     rest = {name: value for name, value in given.items() if name not in own}
@@ -77,8 +77,8 @@ def bench(given: Mapping[str, Given]) -> None:
     _measure(values, rest, talk)
 
 
-def _measure(values: Mapping[str, Value], given: Mapping[str, Given], talk: Talk) -> None:
-    settings = judge(given).settings
+def _measure(values: Mapping[str, Value], given: Mapping[str, RawFlags], talk: Console) -> None:
+    settings = validate(given).settings
     options: dict[str, Any] = {k: v for k, v in settings.items() if k in OPTION_NAMES}
     GenerateOptions(**options)  # what is wrong with them is said before minutes of loading
     from lipcast.api import load
@@ -133,7 +133,7 @@ def _predicted(
 
 def _planned(settings: Mapping[str, Value], options: Mapping[str, Any]) -> dict[str, Any]:
     from lipcast.cli.plan import plan_request
-    from lipcast.core.plan import make_plan
+    from lipcast.planning.planner import make_plan
 
     try:
         plan = make_plan(plan_request({"model": "tiny", **settings, **options}))

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from lipcast.cli.console import Console, print_json
 from lipcast.cli.flag import Flag, Group, Kind
 from lipcast.cli.flag_table import FLAGS
-from lipcast.cli.judge import Given
 from lipcast.cli.meter import StepBar
-from lipcast.cli.talk import Talk, print_json
-from lipcast.core.hardware import parse_bytes
+from lipcast.cli.validate import RawFlags
 from lipcast.errors import UsageError
+from lipcast.planning.hardware import parse_bytes
 
 if TYPE_CHECKING:
     from lipcast.weights.schemes import Precision
@@ -49,7 +49,7 @@ CONVERT_FLAGS: tuple[Flag, ...] = (
 )
 
 
-def convert(given: Mapping[str, Given]) -> None:
+def convert(given: Mapping[str, RawFlags]) -> None:
     """Merge adapters and quantise weights once, into a folder that loads by mapping.
 
     One tensor is in memory at a time, whatever the size of the model. Killed at any moment, the same
@@ -62,7 +62,7 @@ def convert(given: Mapping[str, Given]) -> None:
 
     Then: lipcast generate --ckpt_dir live-avatar-int4 --image me.png --audio hello.wav
     """
-    talk = Talk.begin(given)
+    talk = Console.begin(given)
     model, precision = str(given.get("model", "tiny")), _precision(given, "precision")
     if precision is None:
         raise UsageError(f"--precision: expected one of {', '.join(_PRECISIONS)}, got none")
@@ -91,7 +91,7 @@ def convert(given: Mapping[str, Given]) -> None:
         typer.echo(_as_text(document))
 
 
-def _precision(given: Mapping[str, Given], name: str) -> Precision | None:
+def _precision(given: Mapping[str, RawFlags], name: str) -> Precision | None:
     value = str(given.get(name, ""))
     if not value:
         return None

@@ -11,11 +11,11 @@ from dataclasses import asdict
 
 import typer
 
-from lipcast.cli.fits import fit
+from lipcast.cli.console import Console, print_json
+from lipcast.cli.fit_check import fit
 from lipcast.cli.flag import Flag
 from lipcast.cli.flag_table import FLAGS
-from lipcast.cli.judge import Given
-from lipcast.cli.talk import Talk, print_json
+from lipcast.cli.validate import RawFlags
 from lipcast.errors import LipcastError
 from lipcast.lab.doctor import Finding, examine
 from lipcast.weights.checkpoint import (
@@ -34,7 +34,7 @@ DOCTOR_FLAGS: tuple[Flag, ...] = tuple(
 _MARKS: Mapping[str, str] = {"ok": "OK", "warning": "warning", "problem": "PROBLEM"}
 
 
-def doctor(given: Mapping[str, Given]) -> None:
+def doctor(given: Mapping[str, RawFlags]) -> None:
     """Look at everything that a video needs: Python, torch, GPU, FFmpeg, memory, model files.
 
     Each line is OK, a warning, or a problem, with what to do. The exit code is 0 where
@@ -44,7 +44,7 @@ def doctor(given: Mapping[str, Given]) -> None:
 
         lipcast doctor --ckpt_dir ckpt/Wan2.2-S2V-14B --json
     """
-    talk = Talk.begin(given)
+    talk = Console.begin(given)
     model = str(given.get("model", EMBEDDED_MODELS[0]))
     findings = []
     for finding in (*examine(), *_model(model), *_others(model)):

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from lipcast.cli.console import Console, print_json
 from lipcast.cli.flag import Flag, Group, Kind
 from lipcast.cli.flag_table import FLAGS
-from lipcast.cli.judge import Given
 from lipcast.cli.options import Positional
-from lipcast.cli.talk import Talk, print_json
+from lipcast.cli.validate import RawFlags
 
 _SHARED = frozenset({"model", "json", "quiet", "verbose", "debug"})
 TEXT = Positional("text", "What the picture shows and how the person behaves.")
@@ -30,7 +30,7 @@ ENCODE_FLAGS: tuple[Flag, ...] = (
 )
 
 
-def encode_prompt(given: Mapping[str, Given]) -> None:
+def encode_prompt(given: Mapping[str, RawFlags]) -> None:
     """Encode a prompt on this machine, for one that is too small for the text encoder.
 
     Of the checkpoint only the text encoder and its tokenizer are needed here; where the video is
@@ -43,10 +43,10 @@ def encode_prompt(given: Mapping[str, Given]) -> None:
     `lipcast generate` keeps the embeddings of its prompts by itself: the second video with the same
     prompt loads no text encoder.
     """
-    from lipcast.runtime import cache_dir
+    from lipcast.env import cache_dir
     from lipcast.weights.checkpoint import TEXT_PARTS, checkpoint_dir, find_checkpoint
 
-    talk = Talk.begin(given)
+    talk = Console.begin(given)
     text, output = str(given["text"]), Path(str(given.get("output", "prompt.safetensors")))
     files = find_checkpoint(checkpoint_dir(str(given.get("model", "tiny"))), need=TEXT_PARTS)
     from lipcast.weights.bundle import embed_prompt

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from lipcast.cli.console import Console, print_json
 from lipcast.cli.flag import Flag, Group, Kind
 from lipcast.cli.flag_table import FLAGS
-from lipcast.cli.judge import Given, Value, parse
 from lipcast.cli.options import Positional, either_spelling, with_flags
-from lipcast.cli.talk import Talk, print_json
+from lipcast.cli.validate import RawFlags, Value, parse
 from lipcast.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,8 +44,10 @@ EVALUATE_FLAGS: tuple[Flag, ...] = (
         Kind.TEXT,
         "mobile_face_net.tflite, for the face's identity; needs --face_model.",
     ),
-    _flag("infer_frames", Kind.WHOLE, "Frames of a clip.", str(CLIP_FRAMES)),
-    _flag("segment_frames", Kind.WHOLE, "Frames of a segment, where it was made in segments."),
+    _flag("infer_frames", Kind.WHOLE_VIDEO, "Frames of a clip.", str(CLIP_FRAMES)),
+    _flag(
+        "segment_frames", Kind.WHOLE_VIDEO, "Frames of a segment, where it was made in segments."
+    ),
     _flag("append", Kind.TEXT, "Add the result to a file of results, for lipcast report."),
     _flag(
         "made_with", Kind.TEXT, 'Flags it was made with, for --append: "sample_steps=3 size=64*64".'
@@ -55,7 +57,7 @@ EVALUATE_FLAGS: tuple[Flag, ...] = (
 )
 
 
-def evaluate(given: Mapping[str, Given]) -> None:
+def evaluate(given: Mapping[str, RawFlags]) -> None:
     """Measure lip sync, motion, joins, drift and flicker of a video.
 
         lipcast evaluate out.mp4
@@ -64,18 +66,18 @@ def evaluate(given: Mapping[str, Given]) -> None:
 
     What every number means: docs/lab.md.
     """
-    from lipcast.lab.evaluate import Question
+    from lipcast.lab.evaluate import EvaluationInput
     from lipcast.lab.evaluate import evaluate as measure
     from lipcast.lab.results import append_result, quality_record
 
-    talk = Talk.begin(given)
+    talk = Console.begin(given)
     values = {f.name: parse(f, given[f.name]) for f in EVALUATE_FLAGS if f.name in given}
     pieces = {"block": BLOCK_FRAMES, "clip": _count(values, "infer_frames") or CLIP_FRAMES}
     if segment := _count(values, "segment_frames"):
         pieces["segment"] = segment
     results, cell = _path(values, "append"), _made_with(values)
     files = {name: _path(values, name) for name in _FILES}
-    found = measure(Question(Path(str(given["video"])).expanduser(), pieces=pieces, **files))
+    found = measure(EvaluationInput(Path(str(given["video"])).expanduser(), pieces=pieces, **files))
     if results is not None:
         append_result(results, quality_record(found.document(), cell))
     if talk.as_json:

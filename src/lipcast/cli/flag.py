@@ -12,7 +12,7 @@ class Kind(Enum):
     TEXT = "TEXT"
     TEXTS = "TEXT ..."
     """May be given several times; arrives as one text of several lines."""
-    WHOLE = "INTEGER"
+    WHOLE_VIDEO = "INTEGER"
     NUMBER = "NUMBER"
     TRUTH = "True/False"
     SWITCH = "given or not"
@@ -34,7 +34,7 @@ class Group(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Sets:
+class SetsOption:
     """The value is used: it sets `target`, or what the flag is called.
 
     A switch with a `value` sets the target to that: another spelling of `--target value`.
@@ -45,7 +45,7 @@ class Sets:
 
 
 @dataclass(frozen=True, slots=True)
-class Anyway:
+class CompatNoOp:
     """Accepted where the value is one of `values` (None: any), `because` Lipcast does that anyway.
 
     Any other value is refused with `otherwise`.
@@ -57,13 +57,13 @@ class Anyway:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class Unsupported:
     """Known, but not in this version; the sentence says what to do."""
 
     sentence: str
 
 
-Rule = Sets | Anyway | Refused
+Rule = SetsOption | CompatNoOp | Unsupported
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +74,13 @@ class Flag:
     group: Group
     kind: Kind
     help: str
-    rule: Rule = Sets()
+    rule: Rule = SetsOption()
     default: str = ""
     also: tuple[str, ...] = ()
 
     @property
     def target(self) -> str:
-        return (self.rule.target or self.name) if isinstance(self.rule, Sets) else self.name
+        return (self.rule.target or self.name) if isinstance(self.rule, SetsOption) else self.name
 
     @property
     def spellings(self) -> tuple[str, ...]:

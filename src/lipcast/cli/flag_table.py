@@ -8,9 +8,9 @@ table in docs/generate.md are made from this module.
 
 from __future__ import annotations
 
-from lipcast.cli.flag import Anyway, Flag, Group, Kind, Refused, Sets
-from lipcast.core.request import ANCHOR_ENCODINGS, SCHEDULES
-from lipcast.core.sizes import KV_PRECISIONS
+from lipcast.cli.flag import CompatNoOp, Flag, Group, Kind, SetsOption, Unsupported
+from lipcast.config.generate_options import ANCHOR_ENCODINGS, SCHEDULES
+from lipcast.planning.sizes import KV_PRECISIONS
 
 _ANCHORS, _SCHEDULES = " or ".join(ANCHOR_ENCODINGS), " or ".join(SCHEDULES)
 
@@ -67,26 +67,30 @@ _VIDEO = (
     Flag(
         "infer_frames",
         Group.VIDEO,
-        Kind.WHOLE,
+        Kind.WHOLE_VIDEO,
         "Frames that attention sees, which is the length of a clip: a multiple of 4 from 12 up.",
         default="the model's",
     ),
     Flag(
         "num_clip",
         Group.VIDEO,
-        Kind.WHOLE,
+        Kind.WHOLE_VIDEO,
         "At most this many clips; the sound bounds the length too.",
         default="the whole sound",
     ),
     Flag(
-        "sample_steps", Group.VIDEO, Kind.WHOLE, "Denoising steps, 1 to 8.", default="the model's"
+        "sample_steps",
+        Group.VIDEO,
+        Kind.WHOLE_VIDEO,
+        "Denoising steps, 1 to 8.",
+        default="the model's",
     ),
     Flag(
         "base_seed",
         Group.VIDEO,
-        Kind.WHOLE,
+        Kind.WHOLE_VIDEO,
         "One seed, one video; negative: a random seed, which is reported.",
-        Sets("seed"),
+        SetsOption("seed"),
         default="420",
         also=("--seed",),
     ),
@@ -114,14 +118,14 @@ _VIDEO = (
     Flag(
         "cond_distance",
         Group.VIDEO,
-        Kind.WHOLE,
+        Kind.WHOLE_VIDEO,
         "A fixed rotary distance of the reference.",
         default="drawn from the seed",
     ),
     Flag(
         "start_frame",
         Group.VIDEO,
-        Kind.WHOLE,
+        Kind.WHOLE_VIDEO,
         "The latent frame that positions start at.",
         default="0",
     ),
@@ -155,7 +159,11 @@ _MACHINE = (
         default="the autoencoder's",
     ),
     Flag(
-        "fp8", Group.MACHINE, Kind.SWITCH, "The same as --precision fp8.", Sets("precision", "fp8")
+        "fp8",
+        Group.MACHINE,
+        Kind.SWITCH,
+        "The same as --precision fp8.",
+        SetsOption("precision", "fp8"),
     ),
 )
 
@@ -207,7 +215,7 @@ _GPUS = (
     Flag(
         "gpus",
         Group.GPUS,
-        Kind.WHOLE,
+        Kind.WHOLE_VIDEO,
         "How many make the video together; the fastest layout for them is planned. Under torchrun: its "
         "processes.",
         default="1, or what the flags below need",
@@ -215,14 +223,14 @@ _GPUS = (
     Flag(
         "num_gpus_dit",
         Group.GPUS,
-        Kind.WHOLE,
+        Kind.WHOLE_VIDEO,
         "How many of them run the transformer: stages of consecutive steps, times --ulysses_size.",
         default="the plan's",
     ),
     Flag(
         "ulysses_size",
         Group.GPUS,
-        Kind.WHOLE,
+        Kind.WHOLE_VIDEO,
         "How many split the tokens and heads of one step.",
         default="the plan's",
     ),
@@ -258,7 +266,7 @@ def _anyway(
         "" if values is None or kind is Kind.SWITCH else " or ".join(f"{value}" for value in values)
     )
     text = f"{shown}: {because}." if shown else text
-    return Flag(name, Group.PUBLIC, kind, text, Anyway(values, because, otherwise))
+    return Flag(name, Group.PUBLIC, kind, text, CompatNoOp(values, because, otherwise))
 
 
 _PUBLIC = (
@@ -372,7 +380,7 @@ _NOT_BUILT: tuple[tuple[str, Kind, tuple[str, ...]], ...] = (
 )
 
 _REFUSED = tuple(
-    Flag(name, Group.REFUSED, kind, f"{sentence[0].upper()}{sentence[1:]}.", Refused(sentence))
+    Flag(name, Group.REFUSED, kind, f"{sentence[0].upper()}{sentence[1:]}.", Unsupported(sentence))
     for sentence, kind, names in _NOT_BUILT
     for name in names
 )

@@ -13,14 +13,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lipcast.cli.judge import Given
+from lipcast.cli.console import Console, print_json
 from lipcast.cli.long_video import is_long, make_long
-from lipcast.cli.made import document, length, summary, unfinished
 from lipcast.cli.meter import Meter, ProgressBar
 from lipcast.cli.model_configs import EMBEDDED
 from lipcast.cli.request import GenerateRequest, read_request
-from lipcast.cli.talk import Talk, print_json
-from lipcast.runtime import launched
+from lipcast.cli.result import document, length, summary, unfinished
+from lipcast.cli.validate import RawFlags
+from lipcast.env import launched
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,7 +34,7 @@ _NOTICES = {
 """What to know of a model before looking at its videos."""
 
 
-def generate(given: Mapping[str, Given]) -> None:
+def generate(given: Mapping[str, RawFlags]) -> None:
     """Make a video of a portrait that speaks.
 
     The picture decides the aspect, the sound decides the length. The file can be watched while it
@@ -63,7 +63,7 @@ def generate(given: Mapping[str, Given]) -> None:
     """
     if _is_launched_rank():
         return
-    talk = Talk.begin(given)
+    talk = Console.begin(given)
     meter = Meter()
     request = read_request(given)
     portrait = _check(request, talk)
@@ -92,7 +92,7 @@ def _is_launched_rank() -> bool:
     return True
 
 
-def _check(request: GenerateRequest, talk: Talk) -> Image:
+def _check(request: GenerateRequest, talk: Console) -> Image:
     """Find out before minutes of loading what is not there or cannot be used; returns the portrait."""
     from lipcast.media.image import load_portrait
     from lipcast.weights.checkpoint import ALL_PARTS, MODEL_PARTS, checkpoint_dir, find_checkpoint
@@ -110,7 +110,7 @@ def _check(request: GenerateRequest, talk: Talk) -> Image:
 
 
 def _make(
-    request: GenerateRequest, portrait: Image, meter: Meter, bar: ProgressBar, talk: Talk
+    request: GenerateRequest, portrait: Image, meter: Meter, bar: ProgressBar, talk: Console
 ) -> dict[str, Any]:
     """Load, generate, write; returns the document of what was done."""
     talk.detail(f"loading model {request.model}")
@@ -158,7 +158,7 @@ def _record(session: Session, output: Path, meter: Meter, bar: ProgressBar) -> N
 
 
 def _document(
-    request: GenerateRequest, meter: Meter, session: Session, talk: Talk
+    request: GenerateRequest, meter: Meter, session: Session, talk: Console
 ) -> dict[str, Any]:
     """Everything that was done, as JSON values."""
     return document(

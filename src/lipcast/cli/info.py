@@ -13,15 +13,15 @@ from typing import Any, Literal
 
 import typer
 
+from lipcast.cli.console import Console, print_json
 from lipcast.cli.flag_table import FLAGS
-from lipcast.cli.judge import Given, judge
 from lipcast.cli.model_configs import read_configs
-from lipcast.cli.talk import Talk, print_json
-from lipcast.core import sizes, tensors
-from lipcast.core.hardware import format_bytes
-from lipcast.core.plan_types import Models
-from lipcast.core.request import OPTION_NAMES, GenerateOptions
-from lipcast.core.video_spec import VideoSpec, video_spec
+from lipcast.cli.validate import RawFlags, validate
+from lipcast.config.generate_options import OPTION_NAMES, GenerateOptions
+from lipcast.config.video_spec import VideoSpec, video_spec
+from lipcast.planning import sizes, tensors
+from lipcast.planning.hardware import format_bytes
+from lipcast.planning.plan import Models
 
 _FLAG_NAMES = frozenset(
     {"model", "size", "infer_frames", "sample_steps", "fold_last_step", "json", "debug"}
@@ -32,7 +32,7 @@ _PRECISIONS: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
 """What the transformer computes in; weights and rings have the same."""
 
 
-def info(given: Mapping[str, Given]) -> None:
+def info(given: Mapping[str, RawFlags]) -> None:
     """Show a model: its networks, the shapes of a video, and memory by part.
 
     Nothing is loaded. `--model 14b` shows the published 14B model without its files.
@@ -40,8 +40,8 @@ def info(given: Mapping[str, Given]) -> None:
         lipcast info
         lipcast info --model 14b --size "704*384" --infer_frames 48
     """
-    talk = Talk.begin(given)
-    settings = judge(given).settings
+    talk = Console.begin(given)
+    settings = validate(given).settings
     model = str(settings.get("model", "tiny"))
     options: dict[str, Any] = {k: v for k, v in settings.items() if k in OPTION_NAMES}
     document = describe(model, read_configs(model), GenerateOptions(**options))
@@ -69,9 +69,9 @@ def describe(model: str, configs: Models, options: GenerateOptions) -> dict[str,
             "width": geometry.width,
             "infer_frames": spec.infer_frames,
             "steps": spec.flow.num_steps,
-            "frames_per_block": spec.video_frames_per_block,
+            "video_frames_per_block": spec.video_frames_per_block,
             "tokens_per_frame": geometry.tokens_per_frame,
-            "tokens_per_block": geometry.tokens_per_frame * geometry.frames_per_block,
+            "tokens_per_block": geometry.tokens_per_frame * geometry.latents_per_block,
             "window_latent_frames": geometry.window,
             "sink_tokens": geometry.sink_tokens,
         },

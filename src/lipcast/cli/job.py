@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from lipcast.cli.concat_split import HLS
+from lipcast.cli.console import Console, print_json
 from lipcast.cli.flag import Flag, Group, Kind
 from lipcast.cli.flag_table import FLAGS
 from lipcast.cli.job_request import as_job
-from lipcast.cli.judge import Given
 from lipcast.cli.long_video import MeteredMaker
 from lipcast.cli.meter import Meter, ProgressBar
 from lipcast.cli.options import Positional, either_spelling, with_flags
-from lipcast.cli.pieces import HLS
 from lipcast.cli.request import read_request
-from lipcast.cli.talk import Talk, print_json
-from lipcast.core.gpu_options import GpuOptions
-from lipcast.core.hardware import parse_bytes
+from lipcast.cli.validate import RawFlags
+from lipcast.env import cache_dir
 from lipcast.errors import InputError, LipcastError, UsageError
-from lipcast.runtime import cache_dir
+from lipcast.planning.gpu_options import GpuOptions
+from lipcast.planning.hardware import parse_bytes
 
 if TYPE_CHECKING:
     from lipcast.jobs.store import Job, Segment, Store
@@ -75,7 +75,7 @@ RUN_FLAGS = (
     Flag(
         "workers",
         Group.MACHINE,
-        Kind.WHOLE,
+        Kind.WHOLE_VIDEO,
         "Ray workers, each with a model of its own.",
         default="one per GPU; without any, one per node",
     ),
@@ -89,14 +89,14 @@ WATCH_FLAGS = (
 )
 
 
-def submit(given: Mapping[str, Given]) -> None:
+def submit(given: Mapping[str, RawFlags]) -> None:
     """Add a job, or with --batch many: all flags of `generate`, and how long a segment is.
 
     lipcast job submit --image me.png --audio hello.wav -o out.mp4 --segment 60s
     """
     from lipcast.jobs.webhook import check_url
 
-    talk = Talk.begin(given)
+    talk = Console.begin(given)
     own = {flag.name for flag in _OWN}
     shared = {name: value for name, value in given.items() if name not in own}
     rows = _rows(Path(str(given["batch"])).expanduser()) if "batch" in given else [{}]
@@ -114,7 +114,7 @@ def submit(given: Mapping[str, Given]) -> None:
         typer.echo("\n".join(names))
 
 
-def run(given: Mapping[str, Given]) -> None:
+def run(given: Mapping[str, RawFlags]) -> None:
     """Work at the jobs that wait, and at those whose worker is gone, until none is left.
 
     Several of these may run at the same time, each on its own GPU (--device is a flag of submit).
@@ -124,7 +124,7 @@ def run(given: Mapping[str, Given]) -> None:
     """
     from lipcast.jobs.runner import run_jobs
 
-    talk, store = Talk.begin(given), _store(given)
+    talk, store = Console.begin(given), _store(given)
     name = str(given["job"]) if "job" in given else None
     if name is not None:
         store.job(name)
@@ -142,7 +142,7 @@ def run(given: Mapping[str, Given]) -> None:
 
 @contextmanager
 def _maker(
-    given: Mapping[str, Given], store: Store, meter: Meter, bar: ProgressBar
+    given: Mapping[str, RawFlags], store: Store, meter: Meter, bar: ProgressBar
 ) -> Iterator[SegmentMaker]:
     """What makes segments; raises UsageError."""
     executor = str(given.get("executor", "local"))
@@ -197,9 +197,9 @@ def _unfinished(store: Store) -> list[Job]:
     return store.jobs((WAITING, RUNNING))
 
 
-def listing(given: Mapping[str, Given]) -> None:
+def listing(given: Mapping[str, RawFlags]) -> None:
     """List the jobs: name, state, finished segments, output."""
-    talk, store = Talk.begin(given), _store(given)
+    talk, store = Console.begin(given), _store(given)
     documents = _documents(store)
     if talk.as_json:
         print_json({"jobs": documents})
@@ -210,7 +210,7 @@ def listing(given: Mapping[str, Given]) -> None:
         typer.echo(f"{job['job']}  {job['state']:<9}  {done:>7}  {job['output']}  {job['error']}")
 
 
-def watch(given: Mapping[str, Given]) -> None:
+def watch(given: Mapping[str, RawFlags]) -> None:
     """Show the jobs while they are worked at: state, segments, frames a second, time that is left.
 
     Ends when no job waits or runs: with 0 if none has failed, else with 1.
@@ -220,29 +220,29 @@ def watch(given: Mapping[str, Given]) -> None:
     draw(_store(given), given)
 
 
-def show(given: Mapping[str, Given]) -> None:
+def show(given: Mapping[str, RawFlags]) -> None:
     """Everything about one job, as one JSON document."""
-    Talk.begin(given)
+    Console.begin(given)
     store = _store(given)
     job = store.job(str(given["job"]))
     print_json(_document(job, store.segments(job.id)) | {"request": dict(job.request)})
 
 
-def cancel(given: Mapping[str, Given]) -> None:
+def cancel(given: Mapping[str, RawFlags]) -> None:
     """End a job. Its worker stops after the segment in flight; finished segments stay."""
-    Talk.begin(given)
+    Console.begin(given)
     _store(given).cancel(str(given["job"]))
 
 
-def retry(given: Mapping[str, Given]) -> None:
+def retry(given: Mapping[str, RawFlags]) -> None:
     """Let a failed or cancelled job go on from its finished segments at the next `job run`."""
-    Talk.begin(given)
+    Console.begin(given)
     _store(given).retry(str(given["job"]))
 
 
-def remove(given: Mapping[str, Given]) -> None:
+def remove(given: Mapping[str, RawFlags]) -> None:
     """Forget a job and its segments; the finished video stays."""
-    Talk.begin(given)
+    Console.begin(given)
     _store(given).remove(str(given["job"]))
 
 
@@ -265,14 +265,14 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="job", help="Videos that go on after whatever ended them.")
 
 
-def _store(given: Mapping[str, Given]) -> Store:
+def _store(given: Mapping[str, RawFlags]) -> Store:
     from lipcast.jobs.store import Store
 
     where = given.get("workspace")
     return Store(cache_dir() / "jobs" if where is None else Path(str(where)).expanduser())
 
 
-def _rows(path: Path) -> list[dict[str, Given]]:
+def _rows(path: Path) -> list[dict[str, RawFlags]]:
     """The given flags of every line of a batch; empty fields are not given."""
     try:
         text = path.read_text("utf-8")

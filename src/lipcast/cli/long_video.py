@@ -16,19 +16,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lipcast.cli.console import Console
 from lipcast.cli.job_request import as_job
-from lipcast.cli.made import document, length, unfinished
 from lipcast.cli.meter import Meter, ProgressBar
 from lipcast.cli.model_configs import read_configs
 from lipcast.cli.request import GenerateRequest
-from lipcast.cli.talk import Talk
-from lipcast.core.config import VIDEO_FPS
+from lipcast.cli.result import document, length, unfinished
+from lipcast.config.models import VIDEO_FPS
+from lipcast.env import cache_dir, launched
 from lipcast.errors import InputError, LipcastError, UsageError
-from lipcast.runtime import cache_dir, launched
 
 if TYPE_CHECKING:
-    from lipcast.jobs.store import Claim, Job, Store
-    from lipcast.jobs.tasks import Outlook, SegmentTask
+    from lipcast.jobs.store import Job, Lease, Store
+    from lipcast.jobs.tasks import JobEstimate, SegmentTask
 
 LONG_S = 600
 _LEAST_BYTES_PER_S = 300
@@ -46,11 +46,11 @@ class MeteredMaker:
         self._meter, self._bar = meter, bar
         self._maker = LocalMaker(on_block=self._count)
 
-    def look(self, request: Mapping[str, Any]) -> Outlook:
+    def look(self, request: Mapping[str, Any]) -> JobEstimate:
         """What a job will be; the meter counts from here."""
-        outlook = self._maker.look(request)
-        self._meter.start(outlook.num_blocks)
-        return outlook
+        estimate = self._maker.look(request)
+        self._meter.start(estimate.num_blocks)
+        return estimate
 
     def make(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
         """One segment. What was finished before the first one is not counted."""
@@ -92,7 +92,7 @@ def is_long(request: GenerateRequest) -> bool:
 
 
 def make_long(
-    request: GenerateRequest, meter: Meter, bar: ProgressBar, talk: Talk
+    request: GenerateRequest, meter: Meter, bar: ProgressBar, talk: Console
 ) -> dict[str, Any]:
     """Make what is missing, write the video, forget the job; returns the document of what was done.
 
@@ -150,25 +150,25 @@ def _as_entered(request: GenerateRequest, job: Job) -> GenerateRequest:
 
 
 def _make_missing(
-    store: Store, job: Job, request: GenerateRequest, tellers: tuple[Meter, ProgressBar, Talk]
+    store: Store, job: Job, request: GenerateRequest, tellers: tuple[Meter, ProgressBar, Console]
 ) -> None:
     """Work at the job; ended early, raises UnfinishedError with what could be kept."""
     from lipcast.jobs.runner import work
 
     meter, bar, talk = tellers
-    claim = store.claim(job.id)
-    if claim is None:
+    lease = store.lease(job.id)
+    if lease is None:
         raise UsageError(
             f"{request.output}: expected nobody to make this video already, got another process; "
             "see `lipcast job watch`"
         )
     try:
         with closing(MeteredMaker(meter, bar)) as maker:
-            work(store, claim, maker, tell=talk.detail)
+            work(store, lease, maker, tell=talk.detail)
     except (KeyboardInterrupt, Exception) as error:
         if _is_there(store, job.id):  # it was over, but for the tidying up
             return
-        num_frames, kept = _keep(claim)
+        num_frames, kept = _keep(lease)
         if not kept:
             raise
         report: dict[str, Any] = {"job": job.id}
@@ -177,18 +177,18 @@ def _make_missing(
         told = _document(request, meter, talk, num_frames, report)
         raise unfinished(error, kept, told) from error
     finally:
-        claim.release()
+        lease.release()
 
 
-def _keep(claim: Claim) -> tuple[int, str]:
+def _keep(lease: Lease) -> tuple[int, str]:
     """Write the finished segments as the video: its length, and what to say; nothing for none."""
     from lipcast.jobs.runner import join_finished
 
     again = "the same command goes on from there"
     try:
-        joined = join_finished(claim)
+        joined = join_finished(lease)
     except LipcastError as error:
-        return 0, f"finished segments are kept in {claim.folder} ({error}); {again}"
+        return 0, f"finished segments are kept in {lease.folder} ({error}); {again}"
     if joined is None:
         return 0, ""
     return joined.num_frames, f"kept in {joined.path}: {length(joined.num_frames)}; {again}"
@@ -206,13 +206,19 @@ def _report(store: Store, name: str) -> dict[str, Any]:
     last = reports[-1]
     found = {"job": name, "frames": sum(report["frames"] for report in reports)}
     if memory := last.get("memory"):
-        taken = [rung for report in reports for rung in report["memory"]["fallbacks"]["taken"]]
+        taken = [
+            fallback for report in reports for fallback in report["memory"]["fallbacks"]["taken"]
+        ]
         found["memory"] = memory | {"fallbacks": memory["fallbacks"] | {"taken": taken}}
     return {**last, **found, "seconds": dict(seconds)}
 
 
 def _document(
-    request: GenerateRequest, meter: Meter, talk: Talk, num_frames: int, report: Mapping[str, Any]
+    request: GenerateRequest,
+    meter: Meter,
+    talk: Console,
+    num_frames: int,
+    report: Mapping[str, Any],
 ) -> dict[str, Any]:
     described = report.get("video", {})
     return document(request, meter, talk, num_frames=num_frames, described=described, report=report)

@@ -27,13 +27,13 @@ def main(arguments: Sequence[str]) -> int:
 
 def _report(error: BaseException, *, as_json: bool) -> int:
     """Say what went wrong in one sentence; returns the exit code."""
-    from lipcast.cli.explain import explain
-    from lipcast.cli.talk import describe_error, print_json, say
+    from lipcast.cli.console import error_document, print_json, say
+    from lipcast.cli.error_report import describe_error
 
-    explanation = explain(error)
+    explanation = describe_error(error)
     say(explanation.sentence)
     if as_json:
-        print_json(getattr(error, "document", None) or describe_error(explanation))
+        print_json(getattr(error, "document", None) or error_document(explanation))
     return explanation.exit_code
 
 

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from lipcast.core.waiting import WaitingClock
+from lipcast.jobs.waiting import WaitingClock
 
 _MIB = 2**20
 _Block = TypeVar("_Block")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lipcast.core.plan_types import Models
 from lipcast.errors import CheckpointError
+from lipcast.planning.plan import Models
 from lipcast.weights.checkpoint import checkpoint_dir
 from lipcast.weights.configs import models_in
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import typer
 
-from lipcast.cli.fits import fit
+from lipcast.cli.console import Console, print_json
+from lipcast.cli.fit_check import fit
 from lipcast.cli.flag import Flag, Group, Kind
 from lipcast.cli.flag_table import FLAGS
-from lipcast.cli.judge import Given
-from lipcast.cli.talk import Talk, print_json
-from lipcast.core.plan_types import Models
+from lipcast.cli.validate import RawFlags
 from lipcast.errors import CheckpointError, LipcastError
+from lipcast.planning.plan import Models
 from lipcast.weights.checkpoint import ADAPTER_MODEL, EMBEDDED_MODELS, checkpoint_dir
 from lipcast.weights.configs import models_in
 from lipcast.weights.hub import ModelStatus, list_models, model_status, verify_pulled
@@ -42,7 +42,7 @@ MODELS_FLAGS: tuple[Flag, ...] = (
 )
 
 
-def models(given: Mapping[str, Given]) -> None:
+def models(given: Mapping[str, RawFlags]) -> None:
     """List the models that are here, what is missing of them, and what fits this machine.
 
     Every name can be given as --model. Nothing is loaded.
@@ -51,7 +51,7 @@ def models(given: Mapping[str, Given]) -> None:
 
         lipcast models --dir ckpt --verify
     """
-    talk = Talk.begin(given)
+    talk = Console.begin(given)
     folder = Path(str(given["dir"])).expanduser() if "dir" in given else None
     if folder is not None and not folder.is_dir():
         raise CheckpointError(f"--dir: expected a folder of models, got {folder}, which is not one")

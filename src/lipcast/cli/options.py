@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from lipcast.cli.flag import Flag, Group, Kind
-from lipcast.cli.judge import Given
+from lipcast.cli.validate import RawFlags
 from lipcast.errors import CancelledError
 
 
@@ -34,7 +34,7 @@ def with_flags(
     """Give a function that takes a mapping of the given flags the parameters of `flags`."""
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
-        def command(**values: Given | list[str] | None) -> None:
+        def command(**values: RawFlags | list[str] | None) -> None:
             given = {k: _joined(v) for k, v in values.items() if v is not None and v != []}
             try:
                 verb(given)
@@ -58,7 +58,7 @@ def _argument(positional: Positional) -> Parameter:
     return Parameter(positional.name, kind, annotation=Annotated[value_type, argument])
 
 
-def _joined(value: Given | list[str]) -> Given:
+def _joined(value: RawFlags | list[str]) -> RawFlags:
     """What was given several times as one text of several lines."""
     return "\n".join(value) if isinstance(value, list) else value
 

@@ -15,28 +15,28 @@ from typing import Any
 
 import typer
 
+from lipcast.cli.console import Console, print_json
 from lipcast.cli.flag import Flag, Group, Kind
 from lipcast.cli.flag_table import FLAGS
-from lipcast.cli.judge import Given, Value, parse
 from lipcast.cli.model_configs import PUBLISHED, read_configs
 from lipcast.cli.options import either_spelling, with_flags
 from lipcast.cli.plan_view import layouts_text, plan_text
-from lipcast.cli.talk import Talk, print_json
-from lipcast.core.hardware import Hardware, gpu, gpu_described, parse_bytes
-from lipcast.core.plan import make_plan
-from lipcast.core.plan_gpus import LayoutPlan, LayoutWishes, plan_layouts, with_enough_steps
-from lipcast.core.plan_ladder import alternatives, default_rungs, ladder, parse_rungs
-from lipcast.core.plan_table import (
+from lipcast.cli.validate import RawFlags, Value, parse
+from lipcast.config.generate_options import SCHEDULES, GenerateOptions
+from lipcast.config.video_spec import video_spec
+from lipcast.errors import UsageError
+from lipcast.planning.fallbacks import alternatives, default_fallbacks, ladder, parse_fallbacks
+from lipcast.planning.hardware import Hardware, gpu, gpu_described, parse_bytes
+from lipcast.planning.layouts import LayoutConstraints, LayoutPlan, plan_layouts, with_enough_steps
+from lipcast.planning.plan import Budget, Models, Plan, PlanConstraints, PlanRequest
+from lipcast.planning.planner import make_plan
+from lipcast.planning.sizes import KV_PRECISIONS, PRECISIONS
+from lipcast.planning.table import (
     alternative_document,
+    fallback_document,
     layout_document,
     plan_document,
-    rung_document,
 )
-from lipcast.core.plan_types import Budget, Models, Plan, PlanRequest, Wishes
-from lipcast.core.request import SCHEDULES, GenerateOptions
-from lipcast.core.sizes import KV_PRECISIONS, PRECISIONS
-from lipcast.core.video_spec import video_spec
-from lipcast.errors import UsageError
 
 _PORTRAIT = (1280, 720)
 """Height and width of the picture that is supposed: only its aspect matters."""
@@ -54,7 +54,7 @@ PLAN_FLAGS: tuple[Flag, ...] = (
     _flag("gpu", Kind.TEXT, "A card: rtx4090, rtx3060, h100 …", "the one in this machine"),
     _flag("vram", Kind.TEXT, 'GPU memory to use: "12GB" or "11.5GiB".', "the card's"),
     _flag("ram", Kind.TEXT, "Host memory to use.", f"what is free; with --gpu, {_SUPPOSED_RAM}"),
-    _flag("gpus", Kind.WHOLE, "Plan for several of them.", "1"),
+    _flag("gpus", Kind.WHOLE_VIDEO, "Plan for several of them.", "1"),
     _flag("precision", Kind.TEXT, f"Of the weights: {', '.join(PRECISIONS)}.", "the fastest"),
     _flag(
         "kv_precision", Kind.TEXT, f"Of the rings: {', '.join(KV_PRECISIONS)}.", "bf16 if it fits"
@@ -63,8 +63,12 @@ PLAN_FLAGS: tuple[Flag, ...] = (
     _flag("offload_model", Kind.TRUTH, "True: stream all weights from host memory."),
     _flag("offload_kv_cache", Kind.SWITCH, "Stream all rings from host memory."),
     _flag("enable_online_decode", Kind.SWITCH, "Accepted: decoding is always online."),
-    _flag("num_gpus_dit", Kind.WHOLE, "GPUs for the transformer; with --gpus.", "the fastest"),
-    _flag("ulysses_size", Kind.WHOLE, "GPUs that split one step; with --gpus.", "the fastest"),
+    _flag(
+        "num_gpus_dit", Kind.WHOLE_VIDEO, "GPUs for the transformer; with --gpus.", "the fastest"
+    ),
+    _flag(
+        "ulysses_size", Kind.WHOLE_VIDEO, "GPUs that split one step; with --gpus.", "the fastest"
+    ),
     _flag("enable_vae_parallel", Kind.SWITCH, "A GPU for the decoder alone; with --gpus."),
     _flag("dit_fsdp", Kind.SWITCH, "Shard the weights; with --gpus."),
     _flag("fallback", Kind.TEXT, 'The ladder: "kv_streamed, infer_frames=32, size=384*256".'),
@@ -72,7 +76,7 @@ PLAN_FLAGS: tuple[Flag, ...] = (
 )
 
 
-def plan(given: Mapping[str, Given]) -> None:
+def plan(given: Mapping[str, RawFlags]) -> None:
     """Show what goes where, and how fast it will be, on any GPU.
 
     Nothing is loaded and no GPU is needed.
@@ -81,13 +85,13 @@ def plan(given: Mapping[str, Given]) -> None:
         lipcast plan --vram 12GB --gpu h100 --size "384*256" --infer_frames 32
         lipcast plan --gpu rtx4090 --gpus 4 --ram 128GB
     """
-    talk = Talk.begin(given)
+    talk = Console.begin(given)
     values = {flag.name: parse(flag, given[flag.name]) for flag in PLAN_FLAGS if flag.name in given}
     request = plan_request(values)
     if int(values.get("gpus", 1)) > 1:
-        num_gpus, wishes = int(values["gpus"]), _layout_wishes(values)
-        request = with_enough_steps(request, num_gpus, wishes)
-        found = plan_layouts(request, num_gpus, wishes)
+        num_gpus, constraints = int(values["gpus"]), _layout_constraints(values)
+        request = with_enough_steps(request, num_gpus, constraints)
+        found = plan_layouts(request, num_gpus, constraints)
         _show_layouts(talk, request, found)
     else:
         _refuse_layout_flags(values)
@@ -100,22 +104,24 @@ def register(app: typer.Typer) -> None:
     app.command("plan", context_settings=context)(with_flags(PLAN_FLAGS)(plan))
 
 
-def _show_plan(talk: Talk, chosen: Plan, values: Mapping[str, Value]) -> None:
+def _show_plan(talk: Console, chosen: Plan, values: Mapping[str, Value]) -> None:
     request = chosen.request
     order = str(values["fallback"]) if "fallback" in values else None
     degrade = bool(values.get("allow_degrade"))
-    rungs = parse_rungs(order) if order else default_rungs(request, allow_degrade=degrade)
-    others, below = alternatives(chosen), ladder(chosen, rungs)
+    fallbacks = (
+        parse_fallbacks(order) if order else default_fallbacks(request, allow_degrade=degrade)
+    )
+    others, below = alternatives(chosen), ladder(chosen, fallbacks)
     if talk.as_json:
         document: dict[str, Any] = {"plan": plan_document(chosen)}
         document["alternatives"] = [alternative_document(other) for other in others]
-        document["ladder"] = [rung_document(rung) for rung in below]
+        document["ladder"] = [fallback_document(fallback) for fallback in below]
         print_json(document)
     else:
         sys.stdout.write(plan_text(chosen, others, below))
 
 
-def _show_layouts(talk: Talk, request: PlanRequest, found: tuple[LayoutPlan, ...]) -> None:
+def _show_layouts(talk: Console, request: PlanRequest, found: tuple[LayoutPlan, ...]) -> None:
     if talk.as_json:
         print_json({"layouts": [layout_document(layout) for layout in found]})
     else:
@@ -139,15 +145,15 @@ def plan_request(values: Mapping[str, Value]) -> PlanRequest:
         hardware=hardware,
         budget=_budget(values, hardware),
         models=Models(configs.dit, configs.vae, configs.text, configs.speech),
-        wishes=_wishes(values, given),
+        constraints=_constraints(values, given),
         sample_steps=options.sample_steps or configs.dit.sample_steps,
         fold_last_step=options.fold_last_step,
     )
 
 
-def _wishes(values: Mapping[str, Value], given: Mapping[str, Any]) -> Wishes:
+def _constraints(values: Mapping[str, Value], given: Mapping[str, Any]) -> PlanConstraints:
     streams_kv = True if values.get("offload_kv_cache") else None
-    return Wishes(
+    return PlanConstraints(
         precision=_one_of(values, "precision", PRECISIONS),
         ring_precision=_one_of(values, "kv_precision", KV_PRECISIONS),
         schedule=given.get("schedule"),
@@ -164,11 +170,11 @@ def _one_of(values: Mapping[str, Value], name: str, choices: tuple[str, ...]) ->
     return value
 
 
-def _layout_wishes(values: Mapping[str, Value]) -> LayoutWishes:
+def _layout_constraints(values: Mapping[str, Value]) -> LayoutConstraints:
     def count(name: str) -> int | None:
         return int(values[name]) if name in values else None
 
-    return LayoutWishes(
+    return LayoutConstraints(
         num_gpus_dit=count("num_gpus_dit"),
         ulysses_size=count("ulysses_size"),
         vae_rank=True if values.get("enable_vae_parallel") else None,
@@ -196,7 +202,7 @@ def _budget(values: Mapping[str, Value], hardware: Hardware) -> Budget:
     return Budget(vram, ram)
 
 
-def this_machine() -> tuple[Hardware, Budget]:
+def this_device_context() -> tuple[Hardware, Budget]:
     """The first card and all memory that is here; raises UsageError where there is no known card."""
     hardware = _hardware({})
     return hardware, _budget({}, hardware)

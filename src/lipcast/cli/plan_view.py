@@ -11,21 +11,22 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, RenderableType
+from rich.console import Console as RichConsole
+from rich.console import RenderableType
 from rich.table import Table
 
-from lipcast.core.hardware import GIB, format_bytes
-from lipcast.core.plan_gpus import LayoutPlan, timeline
-from lipcast.core.plan_ladder import Alternative, RungPlan
-from lipcast.core.plan_table import places
-from lipcast.core.plan_types import Part, Plan, PlanRequest, total
+from lipcast.planning.fallbacks import Alternative, FallbackPlan
+from lipcast.planning.hardware import GIB, format_bytes
+from lipcast.planning.layouts import LayoutPlan, timeline
+from lipcast.planning.plan import MemoryItem, Plan, PlanRequest, total
+from lipcast.planning.table import places
 
 _WIDTH = 100
 _NUM_LAYOUTS = 6
 
 
 def plan_text(
-    plan: Plan, alternatives: Sequence[Alternative] = (), ladder: Sequence[RungPlan] = ()
+    plan: Plan, alternatives: Sequence[Alternative] = (), ladder: Sequence[FallbackPlan] = ()
 ) -> str:
     """One plan with everything around it."""
     pieces: list[RenderableType] = [
@@ -62,7 +63,9 @@ def _text(pieces: Iterable[RenderableType]) -> str:
     on_terminal = sys.stdout.isatty()
     width = min(shutil.get_terminal_size().columns, _WIDTH) if on_terminal else _WIDTH
     out = io.StringIO()
-    console = Console(file=out, width=width, force_terminal=False, highlight=False, markup=False)
+    console = RichConsole(
+        file=out, width=width, force_terminal=False, highlight=False, markup=False
+    )
     for piece in pieces:
         console.print(piece, soft_wrap=isinstance(piece, str))
     # Columns are padded; the padding at the end of a line is of no use.
@@ -110,7 +113,7 @@ def _heading(plan: Plan) -> str:
 
 
 def _placements(plan: Plan) -> Table:
-    choice = plan.choice
+    choice = plan.config
     rows, columns = choice.tiles
     tiled = f"in {rows}x{columns} tiles" if rows * columns > 1 else "whole pictures"
     table = _table("What goes where", "part", "what")
@@ -190,13 +193,13 @@ def _comparison(plan: Plan, other: Plan) -> str:
     return f"{100 * abs(ratio):.1f} % {'slower' if ratio > 0 else 'faster'}"
 
 
-def _ladder(ladder: Sequence[RungPlan]) -> Table:
+def _ladder(ladder: Sequence[FallbackPlan]) -> Table:
     table = _table("If memory runs out all the same", "then", "GPU", "s", "what")
-    for rung in ladder:
-        before, after = rung.bytes_before, rung.plan.vram_bytes
-        picture = "same picture" if rung.rung.keeps_the_picture else "changes the picture"
-        seconds = f"{rung.plan.time.block_s:.3f}"
-        table.add_row(str(rung.rung), f"{_gib(before)} -> {_gib(after)}", seconds, picture)
+    for fallback in ladder:
+        before, after = fallback.bytes_before, fallback.plan.vram_bytes
+        picture = "same picture" if fallback.fallback.keeps_the_picture else "changes the picture"
+        seconds = f"{fallback.plan.time.block_s:.3f}"
+        table.add_row(str(fallback.fallback), f"{_gib(before)} -> {_gib(after)}", seconds, picture)
     return table
 
 
@@ -216,7 +219,7 @@ def _ranks(layout: LayoutPlan) -> Table:
     return table
 
 
-def _largest(parts: Sequence[Part]) -> str:
+def _largest(parts: Sequence[MemoryItem]) -> str:
     """The three biggest parts in words."""
     biggest = sorted(parts, key=lambda part: -part.num_bytes)[:3]
     return ", ".join(f"{part.name} {_gib(part.num_bytes)}" for part in biggest)

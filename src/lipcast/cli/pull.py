@@ -12,11 +12,11 @@ from pathlib import Path
 
 import typer
 
+from lipcast.cli.console import Console, print_json
 from lipcast.cli.flag import Flag, Group, Kind
 from lipcast.cli.flag_table import FLAGS
-from lipcast.cli.judge import Given
 from lipcast.cli.options import Positional
-from lipcast.cli.talk import Talk, print_json
+from lipcast.cli.validate import RawFlags
 from lipcast.errors import UsageError
 
 _SHARED = frozenset({"json", "quiet", "debug"})
@@ -41,7 +41,7 @@ PULL_FLAGS: tuple[Flag, ...] = (
 )
 
 
-def pull(given: Mapping[str, Given]) -> None:
+def pull(given: Mapping[str, RawFlags]) -> None:
     """Download a model: the published files, about 47 GB, from the Hugging Face hub.
 
     What is needed and what is free on the disk is compared before the first byte. Run the same
@@ -56,7 +56,7 @@ def pull(given: Mapping[str, Given]) -> None:
     """
     from lipcast.weights import hub
 
-    talk = Talk.begin(given)
+    talk = Console.begin(given)
     name = str(given["name"])
     dest = Path(str(given["dest"])).expanduser() if "dest" in given else None
     directory = hub.pull(

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import typer
 
+from lipcast.cli.console import Console, print_json
 from lipcast.cli.flag import Flag, Group, Kind
-from lipcast.cli.judge import Given
 from lipcast.cli.options import Positional, either_spelling, with_flags
-from lipcast.cli.talk import Talk, print_json
+from lipcast.cli.validate import RawFlags
 from lipcast.errors import UsageError
 
 _TITLE = "Lipcast: measured"
@@ -26,7 +26,7 @@ REPORT_FLAGS: tuple[Flag, ...] = (
 )
 
 
-def report(given: Mapping[str, Given]) -> None:
+def report(given: Mapping[str, RawFlags]) -> None:
     """Make one page of results: tables, plots, players with one slider, contact sheets.
 
         lipcast report bench.jsonl quality.jsonl -o report.html
@@ -37,7 +37,7 @@ def report(given: Mapping[str, Given]) -> None:
     from lipcast.lab.report import read, render
     from lipcast.media.mp4 import explained
 
-    talk = Talk.begin(given)
+    talk = Console.begin(given)
     output = Path(str(given.get("output", "report.html"))).expanduser()
     paths = [Path(name).expanduser() for name in str(given["results"]).splitlines()]
     if output.suffix.lower() not in {".html", ".htm"}:

@@ -14,16 +14,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lipcast.cli.judge import Given, Judgement, judge, parse_seconds
-from lipcast.core.gpu_options import GPU_OPTION_NAMES, GpuOptions
-from lipcast.core.memory_options import (
+from lipcast.cli.validate import ParsedFlags, RawFlags, parse_seconds, validate
+from lipcast.config.generate_options import OPTION_NAMES, GenerateOptions
+from lipcast.errors import InputError, NotBuiltError, UsageError
+from lipcast.media.mp4 import check_target, explained
+from lipcast.planning.gpu_options import GPU_OPTION_NAMES, GpuOptions
+from lipcast.planning.memory_options import (
     MEMORY_OPTION_NAMES,
     MemoryOptions,
     make_memory_options,
 )
-from lipcast.core.request import OPTION_NAMES, GenerateOptions
-from lipcast.errors import InputError, NotBuiltError, UsageError
-from lipcast.media.mp4 import check_target, explained
 
 _SUFFIX = ".mp4"
 _MAX_SEED = 2**31
@@ -53,11 +53,11 @@ class GenerateRequest:
     accepted: Mapping[str, str]
 
 
-def read_request(given: Mapping[str, Given]) -> GenerateRequest:
+def read_request(given: Mapping[str, RawFlags]) -> GenerateRequest:
     """Judge the flags and check the files; the folder of the output is made."""
-    judgement = judge(given)
-    settings = judgement.settings
-    options = _options(judgement)
+    parsed = validate(given)
+    settings = parsed.settings
+    options = _options(parsed)
     image = _input_file(settings, "image", "a picture")
     audio = _input_file(settings, "audio", "a sound")
     output = _output_file(settings, options)
@@ -72,14 +72,14 @@ def read_request(given: Mapping[str, Given]) -> GenerateRequest:
         precision=_text(settings, "precision"),
         loras=tuple(str(settings.get("lora", "")).splitlines()),
         decoder=_input_file(settings, "decoder", "a decoder") if "decoder" in settings else None,
-        memory=_memory(judgement),
-        gpus=_gpus(judgement),
+        memory=_memory(parsed),
+        gpus=_gpus(parsed),
         options=options,
         segment_s=parse_seconds("segment", str(settings["segment"]))
         if "segment" in settings
         else None,
         drawn=_drawn(settings),
-        accepted=dict(judgement.accepted),
+        accepted=dict(parsed.accepted),
     )
 
 
@@ -100,24 +100,24 @@ def _text(settings: Mapping[str, object], name: str) -> str | None:
     return str(settings[name]) if name in settings else None
 
 
-def _options(judgement: Judgement) -> GenerateOptions:
-    values: dict[str, Any] = {k: v for k, v in judgement.settings.items() if k in OPTION_NAMES}
+def _options(parsed: ParsedFlags) -> GenerateOptions:
+    values: dict[str, Any] = {k: v for k, v in parsed.settings.items() if k in OPTION_NAMES}
     if values.get("seed", 0) < 0:
         values["seed"] = secrets.randbelow(_MAX_SEED)
     return GenerateOptions(**values)
 
 
-def _memory(judgement: Judgement) -> MemoryOptions:
-    settings = judgement.settings
+def _memory(parsed: ParsedFlags) -> MemoryOptions:
+    settings = parsed.settings
     return make_memory_options({k: v for k, v in settings.items() if k in MEMORY_OPTION_NAMES})
 
 
-def _gpus(judgement: Judgement) -> GpuOptions:
+def _gpus(parsed: ParsedFlags) -> GpuOptions:
     values: dict[str, Any] = {
-        name: value for name, value in judgement.settings.items() if name in GPU_OPTION_NAMES
+        name: value for name, value in parsed.settings.items() if name in GPU_OPTION_NAMES
     }
     gpus = GpuOptions(**values)
-    if gpus.num_gpus > 1 and "single_gpu" in judgement.accepted:
+    if gpus.num_gpus > 1 and "single_gpu" in parsed.accepted:
         raise UsageError(
             f"--single_gpu: expected one GPU, got {gpus.num_gpus}; leave one of them out"
         )

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from lipcast.cli.flag import Anyway, Flag, Group, Kind
+from lipcast.cli.console import Console
+from lipcast.cli.flag import CompatNoOp, Flag, Group, Kind
 from lipcast.cli.flag_table import FLAGS
-from lipcast.cli.judge import Given, Value, parse
-from lipcast.cli.talk import Talk
+from lipcast.cli.validate import RawFlags, Value, parse
 from lipcast.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,7 +38,10 @@ SWEEP_FLAGS: tuple[Flag, ...] = (
     _flag("results", Kind.TEXT, "Where a sweep appends its results.", _RESULTS),
     _flag("resume", Kind.SWITCH, "Leave out what the file of results has already."),
     _flag(
-        "repeats", Kind.WHOLE, "Processes for each cell, or for the flags as given.", "the matrix's"
+        "repeats",
+        Kind.WHOLE_VIDEO,
+        "Processes for each cell, or for the flags as given.",
+        "the matrix's",
     ),
     _flag("timeout_s", Kind.NUMBER, "End a cell of a sweep after so many seconds."),
 )
@@ -46,7 +49,7 @@ _TALK = frozenset({"json", "quiet", "verbose", "debug"})
 _MIB = 2**20
 
 
-def run(values: Mapping[str, Value], given: Mapping[str, Given], talk: Talk) -> None:
+def run(values: Mapping[str, Value], given: Mapping[str, RawFlags], talk: Console) -> None:
     """Run a sweep to its end, whatever its cells do."""
     from lipcast.lab.results import by_cell, read_results
     from lipcast.lab.sweep import Sweep, run_sweep
@@ -79,7 +82,7 @@ def refusal(cell: Cell) -> str:
         flag = flags.get(name)
         if flag is None:
             return f"{name}: expected a flag of lipcast bench, got this one"
-        if value is False and flag.kind is Kind.SWITCH and isinstance(flag.rule, Anyway):
+        if value is False and flag.kind is Kind.SWITCH and isinstance(flag.rule, CompatNoOp):
             return f"{name} cannot be switched off: {flag.rule.because}"
     return ""
 

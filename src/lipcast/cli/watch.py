@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console as RichConsole
 from rich.live import Live
 from rich.table import Table
 
-from lipcast.cli.judge import Given
-from lipcast.cli.talk import Talk, print_json
+from lipcast.cli.console import Console, print_json
+from lipcast.cli.validate import RawFlags
 from lipcast.errors import LipcastError
 
 if TYPE_CHECKING:
@@ -23,13 +23,13 @@ _EVERY_S = 1.0
 _COLUMNS = ("job", "state", "segments", "frames", "frames/s", "left", "output")
 
 
-def watch(store: Store, given: Mapping[str, Given]) -> None:
+def watch(store: Store, given: Mapping[str, RawFlags]) -> None:
     """Draw the table until no job waits or runs, or once. Raises LipcastError where jobs failed."""
-    talk = Talk.begin(given)
+    talk = Console.begin(given)
     if talk.as_json:
         print_json({"jobs": _rows(store)})
         return
-    rows, console = _rows(store), Console()
+    rows, console = _rows(store), RichConsole()
     if given.get("once"):
         console.print(_table(rows))
         return

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from lipcast.engine.conditions import Anchor
+from lipcast.engine.conditioning import ReferenceLatents
 from lipcast.models.vae_blocks import DecoderState
 
 PRIMING_LATENTS = 7
@@ -52,12 +52,12 @@ class FrameDecoder:
     def __init__(
         self,
         vae: StreamingDecoder,
-        anchor: Anchor,
+        anchor: ReferenceLatents,
         *,
-        past_CFHW: Tensor | None = None,
+        resume_CFHW: Tensor | None = None,
         output_size: tuple[int, int] | None = None,
     ) -> None:
-        """`past_CFHW`: clean latents that the video goes on from; they follow on the still portrait,
+        """`resume_CFHW`: clean latents that the video goes on from; they follow on the still portrait,
         as they did if they are the video's first.
         `output_size` (height, width): of the frames, where they shall have another than the latents'.
         """
@@ -65,8 +65,8 @@ class FrameDecoder:
         self._output_size = output_size
         self.state = vae.new_decoder_state()
         history_CFHW = anchor.still_CFHW[:, :PRIMING_LATENTS]
-        if past_CFHW is not None:
-            history_CFHW = torch.cat((history_CFHW, past_CFHW), dim=1)
+        if resume_CFHW is not None:
+            history_CFHW = torch.cat((history_CFHW, resume_CFHW), dim=1)
         device = history_CFHW.device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         with self._aside(history_CFHW):

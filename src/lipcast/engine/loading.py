@@ -14,16 +14,20 @@ from pathlib import Path
 
 import torch
 
-from lipcast.core import sizes
-from lipcast.core.memory_options import MemoryOptions
-from lipcast.core.plan_types import Share
-from lipcast.engine.steward import Steward
-from lipcast.engine.terms import default_geometry, open_machine, plan_terms
+from lipcast.engine.memory_manager import MemoryManager
+from lipcast.engine.planner_inputs import (
+    default_geometry,
+    measure_planner_inputs,
+    open_device_context,
+)
+from lipcast.env import cache_dir, logger
 from lipcast.errors import UsageError
 from lipcast.models.dit import DiT
 from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu
 from lipcast.models.vae_native_build import processor_flags
-from lipcast.runtime import cache_dir, logger
+from lipcast.planning import sizes
+from lipcast.planning.memory_options import MemoryOptions
+from lipcast.planning.plan import Share
 from lipcast.weights.bundle import NETWORKS, ModelBundle, Network, load_bundle
 from lipcast.weights.lora import LoraSpec
 from lipcast.weights.prompts import PromptCache
@@ -66,15 +70,15 @@ def load_networks(
     networks: Collection[Network] = NETWORKS,
     share: Share | None = None,
     load_dit: Callable[[DiT, TensorSource], None] | None = None,
-) -> tuple[ModelBundle, Steward | None]:
+) -> tuple[ModelBundle, MemoryManager | None]:
     """Load some of the networks; of the others there are shapes only.
 
     `share`: what this device does of the work. `load_dit` fills the transformer in place of the steward.
     Raises MemoryBudgetError where nothing fits, CheckpointError for missing or broken files.
     """
-    steward, weights = None, settings.quantised
+    memory_manager, weights = None, settings.quantised
     if settings.is_planned and "dit" in networks and load_dit is None:
-        steward, load_dit, weights = _planned(settings, share)
+        memory_manager, load_dit, weights = _planned(settings, share)
     bundle = load_bundle(
         settings.directory,
         device=settings.device,
@@ -87,22 +91,22 @@ def load_networks(
     )
     if "vae" in networks:
         _prepare_decoder(bundle, settings)
-    return bundle, steward
+    return bundle, memory_manager
 
 
 def _planned(
     settings: LoadSettings, share: Share | None
-) -> tuple[Steward, Callable[[DiT, TensorSource], None], Precision | None]:
+) -> tuple[MemoryManager, Callable[[DiT, TensorSource], None], Precision | None]:
     """The steward, how it loads the transformer, and what weights are quantised to."""
     options, device, dtype = settings.memory, settings.device, settings.dtype
-    terms = plan_terms(
+    terms = measure_planner_inputs(
         settings.directory, device, options, precision=settings.precision, dtype=dtype, share=share
     )
-    steward = Steward(open_machine(device, options), terms)
-    plan = steward.first_plan(default_geometry(terms.models))
-    precision = plan.choice.precision
+    memory_manager = MemoryManager(open_device_context(device, options), terms)
+    plan = memory_manager.first_plan(default_geometry(terms.models))
+    precision = plan.config.precision
     weights = next((name for name in _QUANTISED if name == precision), None)
-    return steward, partial(steward.load, plan=plan, dtype=dtype), weights
+    return memory_manager, partial(memory_manager.load, plan=plan, dtype=dtype), weights
 
 
 def _prepare_decoder(bundle: ModelBundle, settings: LoadSettings) -> None:

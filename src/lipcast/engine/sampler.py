@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lipcast.core.geometry import Geometry
-from lipcast.core.timesteps import FlowSchedule
+from lipcast.config.geometry import Geometry
+from lipcast.config.timesteps import FlowSchedule
 
 
 class NoiseSource:

@@ -21,13 +21,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lipcast.core.schedule import Scheduler, Tick
-from lipcast.core.video_spec import VideoSpec
-from lipcast.engine.audio_timeline import AudioTimeline
+from lipcast.config.schedule import Scheduler, Tick
+from lipcast.config.video_spec import VideoSpec
 from lipcast.engine.decode import PendingFrames
+from lipcast.engine.executor import Executor
 from lipcast.engine.frames import BlockTimings, FrameBlock
-from lipcast.engine.past import Past, PastBlock, PastRecorder
-from lipcast.engine.rollout import Executor
+from lipcast.engine.snapshot import BlockSnapshot, SessionSnapshot, SnapshotRecorder
+from lipcast.engine.sound_timeline import AudioTimeline
 from lipcast.engine.stopwatch import Stopwatch
 from lipcast.errors import CancelledError
 
@@ -42,19 +42,19 @@ class Decoder(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Continuation:
+class SessionParts:
     """What a video goes on with."""
 
     spec: VideoSpec
     executor: Executor
     decoder: Decoder
-    past: Past | None
+    snapshot: SessionSnapshot | None
 
 
-class Restart(Exception):  # noqa: N818 (a signal between recovery and session, not an error)
+class ReplanRequired(Exception):  # noqa: N818 (a signal between recovery and session, not an error)
     """What is in flight is given up; the video goes on from its last finished block."""
 
-    def __init__(self, make: Callable[[Past | None], Continuation]) -> None:
+    def __init__(self, make: Callable[[SessionSnapshot | None], SessionParts]) -> None:
         super().__init__("the video goes on with other settings")
         self.make = make
 
@@ -69,7 +69,7 @@ class Recovery(Protocol):
         """
 
 
-def insist(call: Callable[[], _Result], recovery: Recovery | None, block: int) -> _Result:
+def retry_on_oom(call: Callable[[], _Result], recovery: Recovery | None, block: int) -> _Result:
     """Make a call again as long as room can be made for it."""
     while True:
         try:
@@ -91,11 +91,11 @@ class Session:
         timeline: AudioTimeline,
         *,
         device: torch.device,
-        past: Past | None = None,
+        snapshot: SessionSnapshot | None = None,
         recovery: Recovery | None = None,
         describe: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
-        """With a `past` the first block is `past.next_block`, and all parts go on from it.
+        """With a `snapshot` the first block is `snapshot.next_block`, and all parts go on from it.
 
         `recovery` is asked when memory runs out; without it the error ends the session.
 
@@ -105,14 +105,14 @@ class Session:
         self._executor = executor
         self._decoder = decoder
         self._timeline = timeline
-        first_block = 0 if past is None else past.next_block
+        first_block = 0 if snapshot is None else snapshot.next_block
         self._scheduler = _scheduler(spec, first_block)
-        self._voices: dict[int, Tensor] = {}
+        self._features: dict[int, Tensor] = {}
         """Speech features of the blocks that are not finished."""
         self._recovery, self._describe = recovery, describe
         self._recorder = _recorder(spec)
-        if past is not None:
-            self._recorder.resume(past)
+        if snapshot is not None:
+            self._recorder.resume(snapshot)
         self.on_latent: Callable[[int, Tensor], None] | None = None
         """Called with (block, clean latents [C, F, H, W]) before they are decoded: for measurement."""
         self._pending: deque[tuple[int, PendingFrames]] = deque()
@@ -135,9 +135,9 @@ class Session:
         return self._timeline.num_blocks
 
     @property
-    def past(self) -> Past | None:
+    def snapshot(self) -> SessionSnapshot | None:
         """What another session can go on from; None before the first finished block."""
-        return self._recorder.past()
+        return self._recorder.snapshot()
 
     def __iter__(self) -> Iterator[FrameBlock]:
         return self
@@ -164,7 +164,7 @@ class Session:
         self._closed = True
         self._pending.clear()
         self._ready.clear()
-        self._voices.clear()
+        self._features.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -199,7 +199,7 @@ class Session:
             return self._collect(wait=True)
         try:
             self._run(tick)
-        except Restart as restart:
+        except ReplanRequired as restart:
             self._restart(restart)
         return True
 
@@ -208,7 +208,7 @@ class Session:
         tick = self._scheduler.ready(self._timeline.num_blocks)
         starting = [unit for unit in tick if unit.step == 0]
         for unit in starting:
-            if not self._listen(unit.block, wait=wait and len(tick) == 1):
+            if not self._fetch_features(unit.block, wait=wait and len(tick) == 1):
                 tick = tuple(other for other in tick if other != unit)
         self._scheduler.advance(tick)
         return tick
@@ -223,39 +223,39 @@ class Session:
         total = self._timeline.num_blocks
         return total is not None and self._num_decoded >= total
 
-    def _listen(self, block: int, *, wait: bool) -> bool:
+    def _fetch_features(self, block: int, *, wait: bool) -> bool:
         """Fetch the voice of a block; False if it has not come, or lies past the end of the sound."""
-        if block in self._voices:
+        if block in self._features:
             return True
         with self._watch.part("speech_s"):
-            voice = self._timeline.features(block, wait=wait)
-        if voice is not None:
-            self._voices[block] = voice
-        return voice is not None
+            features = self._timeline.features(block, wait=wait)
+        if features is not None:
+            self._features[block] = features
+        return features is not None
 
     def _run(self, tick: Tick) -> None:
         with self._watch.part("dit_s"):
             for unit in tick:
                 if unit.step == 0:
-                    voice = self._voices[unit.block]
-                    self._insist(partial(self._executor.start, unit.block, voice))
-            finished = self._insist(partial(self._executor.run, tick))
+                    features = self._features[unit.block]
+                    self._retry_on_oom(partial(self._executor.start, unit.block, features))
+            finished = self._retry_on_oom(partial(self._executor.run, tick))
         self._collect(wait=True)
         for block, latent in finished:
             self._decode(block, latent)
         self._collect(wait=False)
 
-    def _insist(self, call: Callable[[], _Result]) -> _Result:
-        return insist(call, self._recovery, self._num_decoded)
+    def _retry_on_oom(self, call: Callable[[], _Result]) -> _Result:
+        return retry_on_oom(call, self._recovery, self._num_decoded)
 
-    def _restart(self, restart: Restart) -> None:
+    def _restart(self, restart: ReplanRequired) -> None:
         """Go on from the last finished block."""
         self._collect(wait=True)
-        found = restart.make(self._recorder.past())
+        found = restart.make(self._recorder.snapshot())
         self.spec, self._executor, self._decoder = found.spec, found.executor, found.decoder
         self._recorder = _recorder(found.spec)
-        if found.past is not None:
-            self._recorder.resume(found.past)
+        if found.snapshot is not None:
+            self._recorder.resume(found.snapshot)
         self._scheduler = _scheduler(found.spec, self._num_decoded)
 
     def _decode(self, block: int, latent: Tensor) -> None:
@@ -263,9 +263,9 @@ class Session:
         if self.on_latent is not None:
             self.on_latent(block, latent)
         with self._watch.part("vae_s"):
-            pending = self._insist(partial(self._decoder.submit, latent))
+            pending = self._retry_on_oom(partial(self._decoder.submit, latent))
         inputs = self._executor.inputs_of(block)
-        self._recorder.add(PastBlock(latent, self._voices.pop(block), inputs))
+        self._recorder.add(BlockSnapshot(latent, self._features.pop(block), inputs))
         self._num_decoded += 1
         self._pending.append((block, pending))
 
@@ -299,5 +299,5 @@ def _scheduler(spec: VideoSpec, first_block: int) -> Scheduler:
     return Scheduler(spec.order, max_lanes=spec.max_lanes, first_block=first_block)
 
 
-def _recorder(spec: VideoSpec) -> PastRecorder:
-    return PastRecorder(spec.geometry.window, spec.geometry.frames_per_block)
+def _recorder(spec: VideoSpec) -> SnapshotRecorder:
+    return SnapshotRecorder(spec.geometry.window, spec.geometry.latents_per_block)

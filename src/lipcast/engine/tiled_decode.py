@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipcast.core.tiles import tile_length, tile_starts
+from lipcast.config.tiles import tile_length, tile_starts
 from lipcast.engine.decode import StreamingDecoder
 from lipcast.models.vae_blocks import DecoderState
 

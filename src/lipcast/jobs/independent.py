@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lipcast.core.config import VIDEO_FPS
+from lipcast.config.models import VIDEO_FPS
 from lipcast.errors import InputError, UsageError
 from lipcast.media.audio import open_audio
 from lipcast.media.mp4 import explained

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from lipcast import api
-from lipcast.core.waiting import WaitingClock
-from lipcast.engine.past_file import read_past, write_past
 from lipcast.engine.session import Session
-from lipcast.jobs.tasks import Outlook, SegmentTask
+from lipcast.engine.snapshot_file import read_snapshot, write_snapshot
+from lipcast.jobs.tasks import JobEstimate, SegmentTask
+from lipcast.jobs.waiting import WaitingClock
 from lipcast.media.audio import open_audio
 from lipcast.media.image import load_portrait
 
@@ -45,14 +45,14 @@ class LocalMaker:
             self._model.close()
         self._model = None
 
-    def look(self, request: Mapping[str, Any]) -> Outlook:
+    def look(self, request: Mapping[str, Any]) -> JobEstimate:
         model = self._load(request)
         options = api.make_options(dict(request["options"]))
         portrait = load_portrait(request["image"])
         spec = model.spec(options, height=portrait.height, width=portrait.width)
         num_blocks = model.timeline(open_audio(request["audio"]), spec).num_blocks
         assert num_blocks is not None, "the length of a file is known"
-        return Outlook(num_blocks, spec.geometry.height, spec.geometry.width, spec.described())
+        return JobEstimate(num_blocks, spec.geometry.height, spec.geometry.width, spec.described())
 
     def make(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
         with self._open(request, task) as session:
@@ -67,10 +67,10 @@ class LocalMaker:
                     self._on_block(len(block.frames))
             mux_s = time.perf_counter() - began_s - clock.waited_s
             if edges is not None:
-                edges.save(task.past_to)
+                edges.save(task.snapshot_to)
             else:
-                assert session.past is not None, "a segment has at least one block"
-                write_past(task.past_to, session.past)
+                assert session.snapshot is not None, "a segment has at least one block"
+                write_snapshot(task.snapshot_to, session.snapshot)
             report = session.report()
             report["seconds"] = {**report["seconds"], "mux_s": mux_s}
             return {"frames": num_frames, "video": session.spec.described(), **report}
@@ -82,7 +82,7 @@ class LocalMaker:
             image=request["image"],
             audio=task.audio or request["audio"],
             prompt=Path(prompt) if request["prompt_is_file"] else prompt,
-            past=None if task.past is None else read_past(task.past, device),
+            snapshot=None if task.snapshot is None else read_snapshot(task.snapshot, device),
             end_block=task.end_block,
             **request["options"],
         )

@@ -21,7 +21,7 @@ from typing import Any, Self, cast
 import ray
 
 from lipcast.errors import LipcastError, UsageError
-from lipcast.jobs.tasks import Outlook, SegmentMaker, SegmentTask
+from lipcast.jobs.tasks import JobEstimate, SegmentMaker, SegmentTask
 
 _TRIES_AGAIN = 3
 """How often a call is made again whose worker died: a segment that kills every worker must fail once."""
@@ -80,7 +80,7 @@ class RayWorker:
     def __init__(self, new_maker: Callable[[], SegmentMaker]) -> None:
         self._maker = new_maker()
 
-    def look(self, request: Mapping[str, Any]) -> Outlook:
+    def look(self, request: Mapping[str, Any]) -> JobEstimate:
         return self._maker.look(request)
 
     def make(
@@ -94,7 +94,7 @@ class RayWorker:
         attempt = replace(
             task,
             video_to=task.video_to.with_stem(f"{task.video_to.stem}-{own}"),
-            past_to=task.past_to.with_stem(f"{task.past_to.stem}-{own}"),
+            snapshot_to=task.snapshot_to.with_stem(f"{task.snapshot_to.stem}-{own}"),
         )
         node = ray.get_runtime_context().get_node_id()
         return attempt, {"node": node, **self._maker.make(request, attempt)}
@@ -139,15 +139,15 @@ class RayMaker:
         for worker in self._workers:
             self._idle.put(worker)
 
-    def look(self, request: Mapping[str, Any]) -> Outlook:
+    def look(self, request: Mapping[str, Any]) -> JobEstimate:
         with self._worker() as worker:
-            return cast("Outlook", _result(worker.look.remote(request)))
+            return cast("JobEstimate", _result(worker.look.remote(request)))
 
     def make(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
         with self._worker() as worker:
             made, report = _result(worker.make.remote(request, task))
         for written, wanted in (
-            (made.past_to, task.past_to), (made.video_to, task.video_to)
+            (made.snapshot_to, task.snapshot_to), (made.video_to, task.video_to)
         ):  # fmt: skip
             Path(written).replace(wanted)
         return cast("Mapping[str, Any]", report)

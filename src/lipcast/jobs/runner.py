@@ -1,6 +1,6 @@
 """One job, from wherever it is to its finished video.
 
-Input: a claim, and a maker of segments. Output: segments as files that are never written again, the video,
+Input: a lease, and a maker of segments. Output: segments as files that are never written again, the video,
 and its result as JSON beside it. Killed at any moment, the same call goes on with the first segment that is
 not in the store. Every segment begins from the past of the one before it, in one run as in many, so that
 the video does not depend on what happened while it was made.
@@ -22,17 +22,18 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from lipcast.core.config import VIDEO_FPS
+from lipcast.config.models import VIDEO_FPS
+from lipcast.env import logger
 from lipcast.errors import CancelledError, InputError, LipcastError, OutputError
-from lipcast.jobs.store import FAILED, FINISHED, Claim, Job, Segment, Store
+from lipcast.jobs.store import FAILED, FINISHED, Job, Lease, Segment, Store
 from lipcast.jobs.tasks import (
     BLOCK_S,
     VOICES,
-    Outlook,
+    JobEstimate,
     SegmentMaker,
     SegmentTask,
     parts_of,
-    past_path,
+    snapshot_path,
     tasks_of,
     video_path,
 )
@@ -40,7 +41,6 @@ from lipcast.jobs.webhook import post
 from lipcast.media.concat import Joined, concat
 from lipcast.media.hls import check_hls_target, hls_playlist, write_hls
 from lipcast.media.mp4 import check_target, explained
-from lipcast.runtime import logger
 
 _LOG = logger("jobs.runner")
 _BITS_PER_PIXEL = 0.5
@@ -84,21 +84,21 @@ def _run_in_turn(
     store: Store, maker: SegmentMaker, name: str | None, tell: Callable[[str], None], stop: Event
 ) -> int:
     num_failed = 0
-    while not stop.is_set() and (claim := store.claim(name)) is not None:
+    while not stop.is_set() and (lease := store.lease(name)) is not None:
         try:
-            work(store, claim, maker, tell=tell, stop=stop)
+            work(store, lease, maker, tell=tell, stop=stop)
         except CancelledError:
             continue
         except LipcastError:  # told, and in the store
             num_failed += 1
         finally:
-            claim.release()
+            lease.release()
     return num_failed
 
 
 def work(
     store: Store,
-    claim: Claim,
+    lease: Lease,
     maker: SegmentMaker,
     *,
     tell: Callable[[str], None] = _LOG.info,
@@ -108,30 +108,30 @@ def work(
 
     Raises what ended it early; the store then knows of a failure, and a job that was stopped waits again.
     """
-    note = _noting(claim, tell)
+    note = _noting(lease, tell)
     try:
-        run_job(store, claim, maker, tell=note, stop=stop)
+        run_job(store, lease, maker, tell=note, stop=stop)
     except CancelledError as error:
         note(str(error))
         raise
     except LipcastError as error:
         with suppress(OutputError):  # the store's disk may be the full one; the first error is told
-            store.fail(claim, str(error))
-        note(f"job {claim.job.id} failed: {error}")
-        _notify(claim, {"state": FAILED, "error": str(error)}, note)
+            store.fail(lease, str(error))
+        note(f"job {lease.job.id} failed: {error}")
+        _notify(lease, {"state": FAILED, "error": str(error)}, note)
         raise
     except KeyboardInterrupt:
         with suppress(LipcastError):  # cancelled meanwhile, or a store that cannot be written
-            store.put_back(claim)
+            store.put_back(lease)
         raise
 
 
-def join_finished(claim: Claim) -> Joined | None:
+def join_finished(lease: Lease) -> Joined | None:
     """Write what is finished of a job that goes on from segment to segment; None if nothing is.
 
     Does not need the store. Raises LipcastError.
     """
-    job, folder = claim.job, claim.folder
+    job, folder = lease.job, lease.folder
     assert not job.request["independent"]
     numbers = range(next(n for n in count() if not video_path(folder, n).is_file()))
     if not numbers:
@@ -140,20 +140,20 @@ def join_finished(claim: Claim) -> Joined | None:
     return concat([video_path(folder, number) for number in numbers], output, sound=voice)
 
 
-def _noting(claim: Claim, tell: Callable[[str], None]) -> Callable[[str], None]:
+def _noting(lease: Lease, tell: Callable[[str], None]) -> Callable[[str], None]:
     """Tells, and keeps what was told in the job's folder, with the time."""
 
     def note(line: str) -> None:
-        with suppress(OSError), (claim.folder / "log").open("a", encoding="utf-8") as log:
+        with suppress(OSError), (lease.folder / "log").open("a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} [{os.getpid()}] {line}\n")
         tell(line)
 
     return note
 
 
-def _notify(claim: Claim, what: Mapping[str, Any], tell: Callable[[str], None]) -> None:
+def _notify(lease: Lease, what: Mapping[str, Any], tell: Callable[[str], None]) -> None:
     """Tell the job's webhook, if it has one."""
-    job = claim.job
+    job = lease.job
     url = job.request.get("webhook")
     if url and (problem := post(url, {"job": job.id, "output": job.request["output"], **what})):
         tell(problem)
@@ -161,50 +161,50 @@ def _notify(claim: Claim, what: Mapping[str, Any], tell: Callable[[str], None]) 
 
 def run_job(
     store: Store,
-    claim: Claim,
+    lease: Lease,
     maker: SegmentMaker,
     *,
     tell: Callable[[str], None],
     stop: Event | None = None,
 ) -> None:
     """Make what is missing of one job. Raises KeyboardInterrupt once `stop` is set."""
-    tell(f"job {claim.job.id}: begun, claim {claim.job.claim}")
-    request, output = claim.job.request, Path(claim.job.request["output"])
+    tell(f"job {lease.job.id}: begun, lease {lease.job.lease}")
+    request, output = lease.job.request, Path(lease.job.request["output"])
     _check_inputs(request)
     check_target(output)
     if request.get("hls"):
         check_hls_target(output)
-    outlook = maker.look(request)
-    _check_space(claim.folder, output, outlook, hls=bool(request.get("hls")))
-    tasks = tasks_of(claim, outlook)
-    store.plan(claim, len(tasks))
+    estimate = maker.look(request)
+    _check_space(lease.folder, output, estimate, hls=bool(request.get("hls")))
+    tasks = tasks_of(lease, estimate)
+    store.plan(lease, len(tasks))
 
     def make(task: SegmentTask) -> None:
-        if not _is_whole(store, claim, task.number):
+        if not _is_whole(store, lease, task.number):
             if stop is not None and stop.is_set():
                 raise KeyboardInterrupt
-            store.check(claim)
-            _make(store, claim, maker, task)
-            tell(f"job {claim.job.id}: segment {task.number + 1} of {len(tasks)}")
+            store.check(lease)
+            _make(store, lease, maker, task)
+            tell(f"job {lease.job.id}: segment {task.number + 1} of {len(tasks)}")
 
     if request.get("independent"):
         with ThreadPoolExecutor(maker.width) as threads:
             deque(threads.map(make, tasks), maxlen=0)  # raises what went wrong
     else:
         deque(map(make, tasks), maxlen=0)
-    store.check(claim)
-    joined = concat(parts_of(claim, len(tasks)), output, sound=Path(request["audio"]))
+    store.check(lease)
+    joined = concat(parts_of(lease, len(tasks)), output, sound=Path(request["audio"]))
     if request.get("hls"):
         write_hls(output)
-    result = _result(store, claim, outlook, output) | {"frames": joined.num_frames}
-    _write(claim.folder / RESULT, result)
+    result = _result(store, lease, estimate, output) | {"frames": joined.num_frames}
+    _write(lease.folder / RESULT, result)
     if not request.get("anonymous"):
         _write(output.with_name(f"{output.name}.json"), result)
-    store.finish(claim)
-    _prune(store, claim.job)
-    tell(f"job {claim.job.id}: {output}, {joined.duration_s:.2f} s")
+    store.finish(lease)
+    _prune(store, lease.job)
+    tell(f"job {lease.job.id}: {output}, {joined.duration_s:.2f} s")
     told = {key: result[key] for key in ("sha256", "frames")}
-    _notify(claim, {"state": FINISHED, **told}, tell)
+    _notify(lease, {"state": FINISHED, **told}, tell)
 
 
 def _prune(store: Store, job: Job) -> None:
@@ -238,9 +238,9 @@ def _check_inputs(request: Mapping[str, Any]) -> None:
             )
 
 
-def _check_space(folder: Path, output: Path, outlook: Outlook, *, hls: bool) -> None:
-    seconds = outlook.num_blocks * BLOCK_S
-    pictures = outlook.height * outlook.width * VIDEO_FPS * seconds * _BITS_PER_PIXEL / 8
+def _check_space(folder: Path, output: Path, estimate: JobEstimate, *, hls: bool) -> None:
+    seconds = estimate.num_blocks * BLOCK_S
+    pictures = estimate.height * estimate.width * VIDEO_FPS * seconds * _BITS_PER_PIXEL / 8
     made = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     needed = max(0, int((_COPIES + hls) * pictures) - made) + _SPARE_BYTES
     for place in (folder, output.parent):
@@ -252,13 +252,13 @@ def _check_space(folder: Path, output: Path, outlook: Outlook, *, hls: bool) -> 
             )
 
 
-def _is_whole(store: Store, claim: Claim, number: int) -> bool:
+def _is_whole(store: Store, lease: Lease, number: int) -> bool:
     """Whether a segment is in the store, and its files are what was written."""
-    segment = store.segments(claim.job.id).get(number)
+    segment = store.segments(lease.job.id).get(number)
     if segment is None:
         return False
-    files = ((video_path(claim.folder, number), segment.sha256),
-             (past_path(claim.folder, number), segment.past_sha256))  # fmt: skip
+    files = ((video_path(lease.folder, number), segment.sha256),
+             (snapshot_path(lease.folder, number), segment.past_sha256))  # fmt: skip
     for path, sha256 in files:
         if not path.is_file() or file_sha256(path) != sha256:
             _LOG.warning("%s: damaged or gone; it is made again", path)
@@ -266,14 +266,14 @@ def _is_whole(store: Store, claim: Claim, number: int) -> bool:
     return True
 
 
-def _make(store: Store, claim: Claim, maker: SegmentMaker, task: SegmentTask) -> None:
-    folder, number, began_s = claim.folder, task.number, time.perf_counter()
-    video_to, past_to = task.video_to, task.past_to
-    report = maker.make(claim.job.request, task)
-    hashes = file_sha256(video_to), file_sha256(past_to)
+def _make(store: Store, lease: Lease, maker: SegmentMaker, task: SegmentTask) -> None:
+    folder, number, began_s = lease.folder, task.number, time.perf_counter()
+    video_to, snapshot_to = task.video_to, task.snapshot_to
+    report = maker.make(lease.job.request, task)
+    hashes = file_sha256(video_to), file_sha256(snapshot_to)
     try:
         for made, finished in (
-            (past_to, past_path(folder, number)),
+            (snapshot_to, snapshot_path(folder, number)),
             (video_to, video_path(folder, number)),
         ):
             _sync(made)
@@ -282,20 +282,20 @@ def _make(store: Store, claim: Claim, maker: SegmentMaker, task: SegmentTask) ->
     except OSError as error:
         raise explained(folder / "segment", error) from error
     elapsed_s = time.perf_counter() - began_s
-    store.add_segment(claim, Segment(number, *hashes, {"elapsed_s": elapsed_s, **report}))
+    store.add_segment(lease, Segment(number, *hashes, {"elapsed_s": elapsed_s, **report}))
 
 
-def _result(store: Store, claim: Claim, outlook: Outlook, output: Path) -> dict[str, Any]:
+def _result(store: Store, lease: Lease, estimate: JobEstimate, output: Path) -> dict[str, Any]:
     """Everything that is needed to make the video again."""
-    segments = store.segments(claim.job.id).values()
+    segments = store.segments(lease.job.id).values()
     return {
         "status": "finished",
-        "job": claim.job.id,
+        "job": lease.job.id,
         "output": str(output),
         "sha256": file_sha256(output),
-        "hls": str(hls_playlist(output)) if claim.job.request.get("hls") else None,
-        "request": dict(claim.job.request),
-        "plan": dict(outlook.plan),
+        "hls": str(hls_playlist(output)) if lease.job.request.get("hls") else None,
+        "request": dict(lease.job.request),
+        "plan": dict(estimate.plan),
         "segments": [
             {"number": s.number, "sha256": s.sha256, **s.report}
             for s in sorted(segments, key=lambda segment: segment.number)

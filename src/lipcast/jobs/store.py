@@ -54,7 +54,7 @@ class Job:
     error: str
     submitted_s: float
     """Seconds since 1970, for people."""
-    claim: int
+    lease: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class Lease:
     """The right to work at a job, until `release` or the end of the process."""
 
     job: Job
@@ -149,16 +149,16 @@ class Store:
         """Where the files of a job are."""
         return self.workspace / name
 
-    def claim(self, name: str | None = None) -> Claim | None:
+    def lease(self, name: str | None = None) -> Lease | None:
         """Take the first job that waits, or whose worker is gone; None where there is none."""
         for job in self.jobs((WAITING, RUNNING)):
             if name in (None, job.id):
-                claim = self._claim(job.id)
-                if claim is not None:
-                    return claim
+                lease = self._claim(job.id)
+                if lease is not None:
+                    return lease
         return None
 
-    def _claim(self, name: str) -> Claim | None:
+    def _claim(self, name: str) -> Lease | None:
         lock = self._lock(name)
         if lock is None:
             return None
@@ -167,7 +167,7 @@ class Store:
             with self._writing() as base:
                 found = base.execute(query, (RUNNING, name, WAITING, RUNNING)).rowcount
             if found:
-                return Claim(self.job(name), self.folder(name), lock)
+                return Lease(self.job(name), self.folder(name), lock)
         except BaseException:
             lock.close()
             raise
@@ -191,41 +191,41 @@ class Store:
             return None
         return lock
 
-    def plan(self, claim: Claim, num_segments: int) -> None:
+    def plan(self, lease: Lease, num_segments: int) -> None:
         """Note how many segments the claimed job has."""
-        self._update(claim, "num_segments = ?", num_segments)
+        self._update(lease, "num_segments = ?", num_segments)
 
-    def add_segment(self, claim: Claim, segment: Segment) -> None:
+    def add_segment(self, lease: Lease, segment: Segment) -> None:
         """Note a finished segment; raises CancelledError where the claim is no longer valid."""
         with self._writing() as base:
-            _check(base, claim)
+            _check(base, lease)
             base.execute(
                 "INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?)",
-                (claim.job.id, segment.number, segment.sha256, segment.past_sha256,
+                (lease.job.id, segment.number, segment.sha256, segment.past_sha256,
                  json.dumps(dict(segment.report), default=str)),
             )  # fmt: skip
 
-    def check(self, claim: Claim) -> None:
+    def check(self, lease: Lease) -> None:
         """Raise CancelledError where the job was cancelled or belongs to somebody else."""
         with self._connected() as base:
-            _check(base, claim)
+            _check(base, lease)
 
-    def finish(self, claim: Claim) -> None:
+    def finish(self, lease: Lease) -> None:
         """The job is done."""
-        self._update(claim, "error = '', state = ?", FINISHED)
+        self._update(lease, "error = '', state = ?", FINISHED)
 
-    def put_back(self, claim: Claim) -> None:
+    def put_back(self, lease: Lease) -> None:
         """The job waits again, for whoever comes next."""
-        self._update(claim, "state = ?", WAITING)
+        self._update(lease, "state = ?", WAITING)
 
-    def fail(self, claim: Claim, error: str) -> None:
+    def fail(self, lease: Lease, error: str) -> None:
         """The job cannot go on; `retry` lets it try again."""
-        self._update(claim, "state = ?, error = ?", FAILED, error)
+        self._update(lease, "state = ?, error = ?", FAILED, error)
 
-    def _update(self, claim: Claim, what: str, *values: object) -> None:
+    def _update(self, lease: Lease, what: str, *values: object) -> None:
         with self._writing() as base:
-            _check(base, claim)
-            base.execute(f"UPDATE jobs SET {what} WHERE id = ?", (*values, claim.job.id))
+            _check(base, lease)
+            base.execute(f"UPDATE jobs SET {what} WHERE id = ?", (*values, lease.job.id))
 
     def cancel(self, name: str) -> None:
         """End a job; its worker stops after the segment it is making."""
@@ -287,8 +287,8 @@ class Store:
 
 
 def _job(row: tuple[Any, ...]) -> Job:
-    name, state, request, num_segments, error, submitted_s, claim = row
-    return Job(name, state, json.loads(request), num_segments, error, submitted_s, claim)
+    name, state, request, num_segments, error, submitted_s, lease = row
+    return Job(name, state, json.loads(request), num_segments, error, submitted_s, lease)
 
 
 def _segment(row: Sequence[Any]) -> Segment:
@@ -296,7 +296,7 @@ def _segment(row: Sequence[Any]) -> Segment:
     return Segment(number, sha256, past_sha256, json.loads(report))
 
 
-def _check(base: sqlite3.Connection, claim: Claim) -> None:
-    row = base.execute("SELECT state, claim FROM jobs WHERE id = ?", (claim.job.id,)).fetchone()
-    if row != (RUNNING, claim.job.claim):
-        raise CancelledError(f"job {claim.job.id} was cancelled or taken over")
+def _check(base: sqlite3.Connection, lease: Lease) -> None:
+    row = base.execute("SELECT state, claim FROM jobs WHERE id = ?", (lease.job.id,)).fetchone()
+    if row != (RUNNING, lease.job.lease):
+        raise CancelledError(f"job {lease.job.id} was cancelled or taken over")

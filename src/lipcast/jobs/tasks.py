@@ -11,9 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
-from lipcast.core.config import VIDEO_FPS
+from lipcast.config.models import VIDEO_FPS
 from lipcast.jobs.independent import Edges, pieces_of, with_fades
-from lipcast.jobs.store import Claim
+from lipcast.jobs.store import Lease
 from lipcast.media.split import BLOCK_FRAMES
 
 BLOCK_S = BLOCK_FRAMES / VIDEO_FPS
@@ -22,7 +22,7 @@ VOICES = "voices"
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class JobEstimate:
     """What a job will be; sizes in pixels. `plan` is for the result."""
 
     num_blocks: int
@@ -33,14 +33,14 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True)
 class SegmentTask:
-    """One segment to be made: from `past` (None: the portrait) up to `end_block`, not included."""
+    """One segment to be made: from `snapshot` (None: the portrait) up to `end_block`, not included."""
 
     number: int
     first_block: int
     end_block: int
-    past: Path | None
+    snapshot: Path | None
     video_to: Path
-    past_to: Path
+    snapshot_to: Path
     before: Path | None = None
     """The video of the segment that it goes on from."""
     audio: Path | None = None
@@ -50,7 +50,7 @@ class SegmentTask:
 
     @property
     def edges(self) -> Edges | None:
-        """What an independent segment writes to `past_to`."""
+        """What an independent segment writes to `snapshot_to`."""
         return self.overlaps and Edges(head=self.overlaps[0], tail=self.overlaps[1])
 
 
@@ -60,21 +60,21 @@ class SegmentMaker(Protocol):
     width: int
     """How many threads may use it at a time."""
 
-    def look(self, request: Mapping[str, Any]) -> Outlook:
+    def look(self, request: Mapping[str, Any]) -> JobEstimate:
         """Judge a request. Raises what makes it impossible."""
 
     def make(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
         """Write one segment's video and past; returns what to tell of it."""
 
 
-def tasks_of(claim: Claim, outlook: Outlook) -> list[SegmentTask]:
+def tasks_of(lease: Lease, estimate: JobEstimate) -> list[SegmentTask]:
     """All segments of a job, in order."""
-    request, folder = claim.job.request, claim.folder
+    request, folder = lease.job.request, lease.folder
 
-    def task(number: int, first: int, end: int, past: Path | None, **more: Any) -> SegmentTask:
+    def task(number: int, first: int, end: int, snapshot: Path | None, **more: Any) -> SegmentTask:
         making = folder / f"making-{number:05d}"
         to = making.with_suffix(".mp4"), making.with_suffix(".past")
-        return SegmentTask(number, first, end, past, *to, **more)
+        return SegmentTask(number, first, end, snapshot, *to, **more)
 
     if request.get("independent"):
         pieces = pieces_of(Path(request["audio"]), folder / VOICES, request["segment_s"])
@@ -86,21 +86,21 @@ def tasks_of(claim: Claim, outlook: Outlook) -> list[SegmentTask]:
             )
             for n, piece in enumerate(pieces)
         ]  # fmt: skip
-    length, num_blocks = max(1, round(request["segment_s"] / BLOCK_S)), outlook.num_blocks
+    length, num_blocks = max(1, round(request["segment_s"] / BLOCK_S)), estimate.num_blocks
     ends = [*range(length, num_blocks, length), num_blocks]
     return [task(0, 0, ends[0], None)] + [
-        task(n, first, end, past_path(folder, n - 1), before=video_path(folder, n - 1))
+        task(n, first, end, snapshot_path(folder, n - 1), before=video_path(folder, n - 1))
         for n, (first, end) in enumerate(pairwise(ends), 1)
     ]
 
 
-def parts_of(claim: Claim, num_segments: int) -> list[Path]:
+def parts_of(lease: Lease, num_segments: int) -> list[Path]:
     """The videos that the whole one is joined of."""
-    request, numbers = claim.job.request, range(num_segments)
-    videos = [video_path(claim.folder, number) for number in numbers]
+    request, numbers = lease.job.request, range(num_segments)
+    videos = [video_path(lease.folder, number) for number in numbers]
     if not request.get("independent"):
         return videos
-    edges = [past_path(claim.folder, number) for number in numbers]
+    edges = [snapshot_path(lease.folder, number) for number in numbers]
     return with_fades(videos, edges, Path(request["audio"]))
 
 
@@ -108,5 +108,5 @@ def video_path(folder: Path, number: int) -> Path:
     return folder / f"segment-{number:05d}.mp4"
 
 
-def past_path(folder: Path, number: int) -> Path:
+def snapshot_path(folder: Path, number: int) -> Path:
     return folder / f"past-{number:05d}.safetensors"

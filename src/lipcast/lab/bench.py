@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipcast.api import Lipcast, open_writer
-from lipcast.core.config import SAMPLE_RATE, VIDEO_FPS
-from lipcast.core.request import ScheduleName
-from lipcast.core.schedule import Tick
-from lipcast.engine.rollout import Executor, LaneExecutor
+from lipcast.config.generate_options import ScheduleName
+from lipcast.config.models import SAMPLE_RATE, VIDEO_FPS
+from lipcast.config.schedule import Tick
+from lipcast.engine.executor import Executor, LaneExecutor
 from lipcast.engine.session import Session
 from lipcast.errors import MemoryBudgetError
 from lipcast.lab.sampler import own_peak_rss_bytes
@@ -57,7 +57,7 @@ class Place:
     step: int | None = None
 
 
-class _Witness:
+class _TracingExecutor:
     """An executor that says where it is."""
 
     def __init__(self, inner: Executor, place: Place) -> None:
@@ -144,9 +144,11 @@ def bench(
     Raises OutOfMemoryError.
     """
     place = Place()
-    if model.steward is None and model.crew is None:  # else their own errors say where it was
+    if (
+        model.memory_manager is None and model.distributed is None
+    ):  # else their own errors say where it was
         model = Lipcast(
-            model.bundle, make_executor=lambda *what: _Witness(LaneExecutor(*what), place)
+            model.bundle, make_executor=lambda *what: _TracingExecutor(LaneExecutor(*what), place)
         )
     try:
         return _bench(model, schedules, num_blocks, warm_up_blocks, options)
@@ -191,7 +193,7 @@ def conditions(model: Lipcast) -> dict[str, Any]:
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
         "precision": str(bundle.dit.dtype).removeprefix("torch."),
         "weights": bundle.precision,
-        "layout": str(model.crew.plan.layout) if model.crew is not None else None,
+        "layout": str(model.distributed.plan.layout) if model.distributed is not None else None,
         "peak_rss_bytes": own_peak_rss_bytes(),
     }
 

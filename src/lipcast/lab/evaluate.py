@@ -24,11 +24,11 @@ from lipcast.lab.drift import (
 from lipcast.lab.face import FaceTrack, expression, face_track
 from lipcast.lab.footage import Footage, Survey, survey
 from lipcast.lab.identity import identity, load_recogniser, unavailable_identity
-from lipcast.lab.joins import joins
 from lipcast.lab.metric import Metric, unavailable
 from lipcast.lab.motion import frozen_frames, jumps, motion
 from lipcast.lab.mouth import mouth_of_drawing
-from lipcast.lab.mouths import Mouth, mouths, why
+from lipcast.lab.mouth_select import Mouth, mouth_select, why
+from lipcast.lab.seams import seams
 from lipcast.lab.sync import GROUP as SYNC
 from lipcast.lab.sync import Curve, lip_sync, loudness
 from lipcast.lab.syncnet import load_network, syncnet, without_weights
@@ -38,7 +38,7 @@ BLOCK_FRAMES = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class EvaluationInput:
     """What is to be evaluated, and with what beside it."""
 
     video: Path
@@ -83,7 +83,7 @@ class Evaluation:
         }
 
 
-def evaluate(question: Question) -> Evaluation:
+def evaluate(question: EvaluationInput) -> Evaluation:
     """Measure everything that can be measured. Raises InputError for files that cannot be read."""
     footage = Footage.of_file(question.video)
     seen = survey(footage)
@@ -93,7 +93,7 @@ def evaluate(question: Question) -> Evaluation:
     face = face_track(footage, question.face_model)
     metrics = [*motion(seen, fps=footage.fps), *expression(face)]
     who, resemblance = _identity(question, footage, face)
-    metrics += joins(seen, dict(question.pieces))
+    metrics += seams(seen, dict(question.pieces))
     metrics += [*drift(seen, portrait, fps=footage.fps), *who, *flicker(seen)]
     curves = _curves(seen, footage.fps)
     if resemblance is not None:
@@ -126,7 +126,7 @@ def _curves(seen: Survey, fps: float) -> dict[str, list[float]]:
 
 
 def _identity(
-    question: Question, footage: Footage, face: FaceTrack
+    question: EvaluationInput, footage: Footage, face: FaceTrack
 ) -> tuple[list[Metric], Curve | None]:
     if question.identity is None:
         return unavailable_identity(
@@ -141,7 +141,7 @@ def _identity(
 
 
 def _spoken(
-    question: Question, footage: Footage, face: FaceTrack, curves: dict[str, list[float]]
+    question: EvaluationInput, footage: Footage, face: FaceTrack, curves: dict[str, list[float]]
 ) -> list[Metric]:
     """Lip sync of the mouth that is believed, by SyncNet, and by both ways of seeing a mouth.
 
@@ -152,7 +152,7 @@ def _spoken(
     if source is not None:
         voice = loudness(source, fps=footage.fps, num_frames=len(curves["change"]))
         curves["loudness"] = voice.tolist()
-    both = mouths(footage, mouth_of_drawing(footage), face)
+    both = mouth_select(footage, mouth_of_drawing(footage), face)
     found = _sync(both[0], voice, reason, SYNC, note=why(both))
     found += _by_syncnet(question, footage, face, source)
     for mouth in sorted(both, key=lambda mouth: mouth.way):
@@ -172,7 +172,7 @@ def _sync(
 
 
 def _by_syncnet(
-    question: Question, footage: Footage, face: FaceTrack, source: Path | None
+    question: EvaluationInput, footage: Footage, face: FaceTrack, source: Path | None
 ) -> list[Metric]:
     if question.syncnet is None:
         return without_weights()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lipcast.core.config import VIDEO_FPS
+from lipcast.config.models import VIDEO_FPS
 from lipcast.errors import InputError
 from lipcast.lab.pictures import Floats, Frame, thumbnail
 from lipcast.media.video import iter_frames, timing

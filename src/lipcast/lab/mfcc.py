@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from lipcast.core.config import SAMPLE_RATE
+from lipcast.config.models import SAMPLE_RATE
 
 Curve = NDArray[np.float64]
 COLUMNS_PER_S = 100

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lipcast.env import logger
 from lipcast.errors import InputError, OutputError
-from lipcast.runtime import logger
 
 _log = logger("lab.results")
 BLOCK_S = 0.48

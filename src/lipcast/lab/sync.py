@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lipcast.core.config import SAMPLE_RATE
+from lipcast.config.models import SAMPLE_RATE
 from lipcast.lab.metric import Metric, measured, unavailable
 from lipcast.media.audio import open_audio
 

@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lipcast.core.config import SAMPLE_RATE, VIDEO_FPS
+from lipcast.config.models import SAMPLE_RATE, VIDEO_FPS
 from lipcast.lab.face import FaceTrack
 from lipcast.lab.footage import Footage
 from lipcast.lab.metric import Metric, measured, unavailable

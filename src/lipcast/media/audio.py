@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lipcast.core.config import SAMPLE_RATE, VIDEO_FPS
+from lipcast.config.models import SAMPLE_RATE, VIDEO_FPS
 from lipcast.errors import CancelledError, InputError, UsageError
 from lipcast.media.decode import (
     EXPECTED_SOUND,

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lipcast.env import logger
 from lipcast.errors import InputError
 from lipcast.media.resample import Samples, mean_of_channels, stereo_weights
-from lipcast.runtime import logger
 
 FileSource = str | os.PathLike[str] | bytes
 """A path, or the content of a file."""

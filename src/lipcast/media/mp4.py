@@ -12,8 +12,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from lipcast.env import logger
 from lipcast.errors import OutputError
-from lipcast.runtime import logger
 
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 """What a suffix means to the muxer."""

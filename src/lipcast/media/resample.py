@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lipcast.core.config import SAMPLE_RATE, VIDEO_FPS
+from lipcast.config.models import SAMPLE_RATE, VIDEO_FPS
 
 Samples = NDArray[np.float32]
 

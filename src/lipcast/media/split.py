@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lipcast.core.config import VIDEO_FPS
+from lipcast.config.models import VIDEO_FPS
 from lipcast.errors import UsageError
 from lipcast.media.audio import AudioFile, open_audio
 from lipcast.media.decode import FileSource

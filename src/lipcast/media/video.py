@@ -19,7 +19,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from lipcast.core.config import SAMPLE_RATE, VIDEO_FPS
+from lipcast.config.models import SAMPLE_RATE, VIDEO_FPS
+from lipcast.env import logger
 from lipcast.errors import InputError, OutputError
 from lipcast.media.decode import open_container, read_sound
 from lipcast.media.h264 import (
@@ -38,7 +39,6 @@ from lipcast.media.h264 import (
 from lipcast.media.mp4 import check_target, container_of, explained, keep_complete, make_plain
 from lipcast.media.resample import Fifo, Samples
 from lipcast.media.sound_track import SoundTrack
-from lipcast.runtime import logger
 
 Frames = NDArray[np.uint8]
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lipcast.core.hardware import format_bytes
+from lipcast.planning.hardware import format_bytes
 
 
 class BufferMaker(Protocol):

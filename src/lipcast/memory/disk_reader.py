@@ -13,10 +13,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from lipcast.core.plan_search import DISK_STAGING_LAYERS
 from lipcast.memory.arena import Arena
-from lipcast.memory.copier import Copier, Mark
-from lipcast.memory.packs import Pack
+from lipcast.memory.copier import Copier, Event
+from lipcast.memory.layer_params import FlatParams
+from lipcast.planning.search import DISK_STAGING_LAYERS
 from lipcast.weights.source import TensorSource
 
 STAGING = "staging for layers from disk"
@@ -31,17 +31,17 @@ class DiskReader:
         """`num_bytes`: of the biggest pack."""
         self._source, self._host, self._copier = source, host, copier
         self._staging = [host.allocate(STAGING, num_bytes) for _ in range(DISK_STAGING_LAYERS)]
-        self._copied: list[Mark] = [None] * len(self._staging)
+        self._copied: list[Event] = [None] * len(self._staging)
         self._num_read = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="lipcast-disk")
 
-    def fetch(self, pack: Pack, target: Tensor, *, after: Sequence[Mark]) -> Future[Mark]:
+    def fetch(self, pack: FlatParams, target: Tensor, *, after: Sequence[Event]) -> Future[Event]:
         """Read `pack` and copy it to `target` when all of `after` are done."""
         return self._thread.submit(self._fetch, pack, target, list(after))
 
-    def read(self, pack: Pack, buffer: Tensor) -> None:
+    def read(self, pack: FlatParams, buffer: Tensor) -> None:
         """Read `pack` into host memory, behind what is under way: sources serve one at a time."""
-        self._thread.submit(read_pack, self._source, pack, buffer).result()
+        self._thread.submit(read_params, self._source, pack, buffer).result()
 
     def close(self) -> None:
         """Finish what is under way and give the staging back."""
@@ -53,19 +53,19 @@ class DiskReader:
             self._host.release(buffer)
         self._staging.clear()
 
-    def _fetch(self, pack: Pack, target: Tensor, after: Sequence[Mark]) -> Mark:
+    def _fetch(self, pack: FlatParams, target: Tensor, after: Sequence[Event]) -> Event:
         index = self._num_read % len(self._staging)
         self._num_read += 1
         if self._copied[index] is not None:
             self._copier.finish(self._copied[index])
         staging = self._staging[index]
-        read_pack(self._source, pack, staging)
+        read_params(self._source, pack, staging)
         mark = self._copier.fetch(target[: pack.num_bytes], staging[: pack.num_bytes], after=after)
         self._copied[index] = mark
         return mark
 
 
-def read_pack(source: TensorSource, pack: Pack, buffer: Tensor) -> None:
+def read_params(source: TensorSource, pack: FlatParams, buffer: Tensor) -> None:
     """Read the tensors of a pack into `buffer`, in the dtypes of its layout."""
     with torch.no_grad():
         for name, view in pack.layout.views(buffer).items():

@@ -14,17 +14,17 @@ from typing import Any
 
 from torch import Tensor
 
-from lipcast.core.plan_types import Placement
 from lipcast.memory.arena import Arena
-from lipcast.memory.copier import Copier, Mark
+from lipcast.memory.copier import Copier, Event
 from lipcast.memory.slots import SlotPool, Streamed
+from lipcast.planning.plan import Placement
 
 ByteRange = tuple[int, int]
 """(first byte, number of bytes)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class BufferAllocator:
     """Where buffers are taken from, and under which names they are counted."""
 
     device: Arena
@@ -51,16 +51,16 @@ class LayerBuffers:
         num_bytes: int,
         placements: Sequence[Placement],
         *,
-        room: Room,
+        allocator: BufferAllocator,
         view: Callable[[Tensor], Any],
     ) -> None:
         """`num_bytes` per layer; `view` makes of a layer's bytes what `planes` gives."""
         self.num_layers, self.layer_bytes = len(placements), num_bytes
-        self._room, self._view = room, view
+        self._room, self._view = allocator, view
         self._where: list[Placement] = list(placements)
         self._homes: list[Tensor] = [self._allocate(where) for where in placements]
         self._planes = [view(home) for home in self._homes]
-        self._on_host: list[Mark] = [None] * self.num_layers
+        self._on_host: list[Event] = [None] * self.num_layers
         """The last copy of each layer to the host."""
         self._items = self._make_items()
         self._pool: SlotPool | None = None
@@ -80,7 +80,7 @@ class LayerBuffers:
         if self._where[layer] == "resident":
             return self._planes[layer]
         assert self._pool is not None, "streamed layers pass through slots"
-        planes = self._pool.enter(self._items[layer])
+        planes = self._pool.acquire(self._items[layer])
         if (following := self._after(layer)) is not None:
             self._pool.prefetch([following])
         return planes
@@ -112,7 +112,7 @@ class LayerBuffers:
 
     # Moving
 
-    def arrange(self, placements: Sequence[Placement], rewrite: Rewrite | None = None) -> None:
+    def apply_plan(self, placements: Sequence[Placement], rewrite: Rewrite | None = None) -> None:
         """Move layers, and bring all of them into another form if `rewrite` says which.
 
         No layer passes through slots any more; call `pass_through` again. Raises
@@ -141,35 +141,35 @@ class LayerBuffers:
         copier, old = self._room.copier, self._homes[layer]
         begin = copier.store if where != "resident" else copier.fetch
         copier.finish(begin(new, old, after=[copier.here(), *self._marks(layer)]))
-        self._settle(layer, where, new)
+        self._relocate(layer, where, new)
 
     def _rewrite(self, layer: int, where: Placement, rewrite: Rewrite) -> None:
         if self._homes[layer].nbytes == rewrite.num_bytes:
             return  # an earlier call that ran out of memory came this far
-        room, copier = self._room, self._room.copier
+        allocator, copier = self._room, self._room.copier
         old = self._on_device(layer)
-        new = room.device.allocate(room.device_part, rewrite.num_bytes)
+        new = allocator.device.allocate(allocator.device_part, rewrite.num_bytes)
         rewrite.convert(self._view(old), rewrite.view(new))
         if old is not self._homes[layer]:
-            room.device.release(old)
+            allocator.device.release(old)
         if where == "resident":
-            self._settle(layer, where, new, view=rewrite.view)
+            self._relocate(layer, where, new, view=rewrite.view)
             return
         home = self._allocate(where, rewrite.num_bytes)
         copier.finish(copier.store(home, new, after=[copier.here()]))
-        room.device.release(new)
-        self._settle(layer, where, home, view=rewrite.view)
+        allocator.device.release(new)
+        self._relocate(layer, where, home, view=rewrite.view)
 
     def _on_device(self, layer: int) -> Tensor:
         """The layer's bytes on the device: its home, or a copy."""
         if self._where[layer] == "resident":
             return self._homes[layer]
-        room, copier = self._room, self._room.copier
-        copy = room.device.allocate(room.device_part, self.layer_bytes)
+        allocator, copier = self._room, self._room.copier
+        copy = allocator.device.allocate(allocator.device_part, self.layer_bytes)
         copier.finish(copier.fetch(copy, self._homes[layer], after=self._marks(layer)))
         return copy
 
-    def _settle(
+    def _relocate(
         self,
         layer: int,
         where: Placement,
@@ -187,14 +187,14 @@ class LayerBuffers:
             self._room.copier.finish(mark)
         self._on_host[layer] = None
 
-    def _marks(self, layer: int) -> list[Mark]:
+    def _marks(self, layer: int) -> list[Event]:
         mark = self._on_host[layer]
         return [] if mark is None else [mark]
 
     def _make_items(self) -> list[Streamed]:
         return [Streamed(partial(self._fetch, i), self._view_slot) for i in range(self.num_layers)]
 
-    def _fetch(self, layer: int, slot: Tensor, after: Sequence[Mark]) -> Mark:
+    def _fetch(self, layer: int, slot: Tensor, after: Sequence[Event]) -> Event:
         marks = [*after, *self._marks(layer)]
         return self._room.copier.fetch(slot[: self.layer_bytes], self._homes[layer], after=marks)
 
@@ -202,10 +202,10 @@ class LayerBuffers:
         return self._view(slot[: self.layer_bytes])
 
     def _allocate(self, where: Placement, num_bytes: int | None = None) -> Tensor:
-        room, count = self._room, self.layer_bytes if num_bytes is None else num_bytes
+        allocator, count = self._room, self.layer_bytes if num_bytes is None else num_bytes
         if where == "resident":
-            return room.device.allocate(room.device_part, count)
-        return room.host.allocate(room.host_part, count)
+            return allocator.device.allocate(allocator.device_part, count)
+        return allocator.host.allocate(allocator.host_part, count)
 
     def _arena(self, layer: int) -> Arena:
         return self._room.device if self._where[layer] == "resident" else self._room.host

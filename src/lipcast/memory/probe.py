@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lipcast.core.hardware import Hardware, gpu_described
 from lipcast.errors import UsageError
 from lipcast.memory.pinned import PinnedMaker
+from lipcast.planning.hardware import Hardware, gpu_described
 from lipcast.weights.fp8 import FP8, has_fp8_matmul, linear_row_wise
 
 _COPY_BYTES = 256 << 20

@@ -14,16 +14,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lipcast.core.plan_types import Placement
-from lipcast.core.plan_work import RING_SLOTS
-from lipcast.core.sizes import KVPrecision
+from lipcast.memory.device_context import DeviceContext
 from lipcast.memory.layer_buffers import LayerBuffers, Rewrite
-from lipcast.memory.machine import Machine
 from lipcast.memory.slots import SlotPool
 from lipcast.models.dit import DiT
 from lipcast.models.kv_codec import KVCodec, PlainCodec, kv_codec
 from lipcast.models.kv_ring import KVRing, RingLayout, RingPlanes, Slots
 from lipcast.models.sink import Sink, SinkPlanes
+from lipcast.planning.plan import Placement
+from lipcast.planning.sizes import KVPrecision
+from lipcast.planning.workload import RING_SLOTS
 
 RINGS, RING_SLOTS_PART, SINK = "KV rings", "slots for streamed rings", "sink"
 RINGS_PINNED = "KV rings, pinned"
@@ -75,7 +75,7 @@ class _RingLayers:
         planes: RingPlanes = self._buffers.planes(layer)
         return planes
 
-    def wrote(self, layer: int, slots: Sequence[Slots]) -> None:
+    def mark_dirty(self, layer: int, slots: Sequence[Slots]) -> None:
         size = self._layout.slot_bytes
         self._buffers.write_back(layer, [(first * size, count * size) for first, count in slots])
 
@@ -90,19 +90,23 @@ class _SinkLayers:
         planes: SinkPlanes = self._buffers.planes(layer)
         return planes
 
-    def wrote(self, layer: int) -> None:
+    def mark_dirty(self, layer: int) -> None:
         self._buffers.write_back(layer, [(0, self._buffers.layer_bytes)])
 
 
 class SessionMemory:
-    """`rings[step]`, `sink`, and `placed_room(block)` for the blocks in flight."""
+    """`rings[step]`, `sink`, and `rotated_ref_buffer(block)` for the blocks in flight."""
 
     def __init__(
-        self, model: DiT, shape: SessionShape, machine: Machine, plan: SessionPlan | None = None
+        self,
+        model: DiT,
+        shape: SessionShape,
+        device_context: DeviceContext,
+        plan: SessionPlan | None = None,
     ) -> None:
         """Raises torch.OutOfMemoryError where the plan does not fit."""
         self.plan = plan or SessionPlan.resident(model.config.num_layers)
-        self._shape, self._machine, self._dtype = shape, machine, model.dtype
+        self._shape, self._device_context, self._dtype = shape, device_context, model.dtype
         self._num_heads = shape.num_heads or model.config.num_heads
         self._head_dim = model.config.head_dim
         self._num_layers = model.config.num_layers
@@ -110,12 +114,12 @@ class SessionMemory:
         self._placed: list[Tensor] = []
         """One buffer per lane for the placed reference keys of a block."""
         self._layout = self._ring_layout(self.plan)
-        ring_room = machine.room(RINGS, RINGS_PINNED)
+        ring_allocator = device_context.allocator(RINGS, RINGS_PINNED)
         self._rings = [
             LayerBuffers(
                 self._layout.num_bytes,
                 self.plan.ring_layers,
-                room=ring_room,
+                allocator=ring_allocator,
                 view=self._layout.view,
             )
             for _ in range(shape.num_steps)
@@ -125,7 +129,7 @@ class SessionMemory:
         self._sink = LayerBuffers(
             layout.num_bytes,
             self._sink_placements(self.plan),
-            room=machine.room(SINK, SINK),
+            allocator=device_context.allocator(SINK, SINK),
             view=layout.view,
         )
         self.sink = Sink(layout, _SinkLayers(self._sink), num_layers=self._num_layers)
@@ -136,7 +140,7 @@ class SessionMemory:
         """Rings and sink, wherever they are."""
         return self._sink.num_bytes + sum(ring.num_bytes for ring in self._rings)
 
-    def placed_room(self, block: int) -> Tensor | None:
+    def rotated_ref_buffer(self, block: int) -> Tensor | None:
         """Memory for the placed keys [L, S, N, d] of a block; None while the sink is streamed.
 
         Blocks in flight follow each other, so each has a room of its own.
@@ -145,7 +149,7 @@ class SessionMemory:
             return None
         return self.sink.layout.placed_view(self._placed[block % self._shape.num_lanes])
 
-    def arrange(self, plan: SessionPlan) -> None:
+    def apply_plan(self, plan: SessionPlan) -> None:
         """Move what the new plan puts elsewhere, or stores in another precision.
 
         Placed keys are lost: place the sink again. Raises torch.OutOfMemoryError where there is no
@@ -157,10 +161,10 @@ class SessionMemory:
         if layout.num_bytes != self._layout.num_bytes:
             rewrite = Rewrite(layout.num_bytes, layout.view, partial(self._convert, layout))
         # Whatever leaves the device goes first: the sink makes room for the rings, or they for it.
-        movers = [partial(ring.arrange, plan.ring_layers, rewrite) for ring in self._rings]
+        movers = [partial(ring.apply_plan, plan.ring_layers, rewrite) for ring in self._rings]
         movers.insert(
             0 if plan.sink_streamed else len(movers),
-            partial(self._sink.arrange, self._sink_placements(plan)),
+            partial(self._sink.apply_plan, self._sink_placements(plan)),
         )
         for move in movers:
             move()
@@ -201,7 +205,7 @@ class SessionMemory:
         if not self.plan.sink_streamed:
             size = self._num_layers * self.sink.layout.placed_bytes
             for _ in range(self._shape.num_lanes):
-                self._placed.append(self._machine.vram.allocate(SINK, size))
+                self._placed.append(self._device_context.vram.allocate(SINK, size))
         else:
             self._sink.pass_through(self._pool(SINK, self._sink), self._sink)
         if any(where != "resident" for where in self.plan.ring_layers):
@@ -222,8 +226,8 @@ class SessionMemory:
         ]
 
     def _pool(self, part: str, buffers: LayerBuffers) -> SlotPool:
-        arena = self._machine.vram
-        pool = SlotPool(self._machine.copier)
+        arena = self._device_context.vram
+        pool = SlotPool(self._device_context.copier)
         self._pools.append(pool)
         for _ in range(RING_SLOTS):
             pool.add(arena.allocate(part, buffers.layer_bytes))
@@ -231,8 +235,8 @@ class SessionMemory:
 
     def _close(self) -> None:
         for buffer in self._placed:
-            self._machine.vram.release(buffer)
+            self._device_context.vram.release(buffer)
         for pool in self._pools:
             for buffer in pool.close():
-                self._machine.vram.release(buffer)
+                self._device_context.vram.release(buffer)
         self._placed, self._pools = [], []

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lipcast.memory.copier import Copier, Mark
+from lipcast.memory.copier import Copier, Event
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,7 +25,7 @@ class Streamed:
     `fetch` begins the copy into a slot after the given marks, and gives the mark of its end.
     """
 
-    fetch: Callable[[Tensor, Sequence[Mark]], Mark | Future[Mark]]
+    fetch: Callable[[Tensor, Sequence[Event]], Event | Future[Event]]
     view: Callable[[Tensor], Any]
 
 
@@ -33,14 +33,14 @@ class Streamed:
 class _Slot:
     buffer: Tensor
     item: Streamed | None = None
-    ready: Mark | Future[Mark] = None
-    free: list[Mark] = field(default_factory=list)
+    ready: Event | Future[Event] = None
+    free: list[Event] = field(default_factory=list)
     views: dict[int, Any] = field(default_factory=dict)
     """Views by item, made once."""
 
 
 class SlotPool:
-    """`enter` one item after the other; each is usable until the next `enter` or `leave`."""
+    """`acquire` one item after the other; each is usable until the next `acquire` or `release`."""
 
     def __init__(self, copier: Copier) -> None:
         self._copier = copier
@@ -51,10 +51,10 @@ class SlotPool:
         """One more slot, as big as the biggest item."""
         self._slots.append(_Slot(buffer))
 
-    def enter(self, item: Streamed) -> Any:
+    def acquire(self, item: Streamed) -> Any:
         """The item's view on the device, for the computation enqueued from now on."""
         if self._current is None or self._current.item is not item:
-            self.leave()
+            self.release()
             slot = self._holding(item)
             if slot is None:
                 slot = self._slots[0]
@@ -81,12 +81,12 @@ class SlotPool:
         assert self._current is not None, "no item has entered"
         return self._current.buffer
 
-    def copied_out(self, mark: Mark) -> None:
+    def copied_out(self, mark: Event) -> None:
         """The current slot is being copied to the host until `mark`."""
         assert self._current is not None
         self._current.free.append(mark)
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """The computation with the current item is enqueued; its slot is free after that."""
         if self._current is not None:
             self._current.free.append(self._copier.here())
@@ -94,7 +94,7 @@ class SlotPool:
 
     def close(self) -> list[Tensor]:
         """Wait for copies and computation under way, and give the buffers back."""
-        self.leave()
+        self.release()
         for slot in self._slots:
             if isinstance(slot.ready, Future):
                 slot.ready = _result_of(slot.ready)
@@ -113,7 +113,7 @@ class SlotPool:
         slot.ready = item.fetch(slot.buffer, slot.free)
         slot.item, slot.free = item, []
 
-    def _arrival(self, slot: _Slot) -> Mark:
+    def _arrival(self, slot: _Slot) -> Event:
         """When the slot's item is here; raises what went wrong on its way."""
         if isinstance(slot.ready, Future):
             try:
@@ -124,7 +124,7 @@ class SlotPool:
         return slot.ready
 
 
-def _result_of(future: Future[Mark]) -> Mark:
+def _result_of(future: Future[Event]) -> Event:
     """What a copy gave; None if it failed or never began, which no longer matters."""
     with suppress(Exception, CancelledError):
         return future.result()

@@ -1,9 +1,9 @@
 """Weights of the transformer's layers, each where the plan puts it, brought to the device when needed.
 
-Input: a tensor source, placements, arenas, a copier. Output: a `bring_in` for the model. State: the buffer
-of every pack, on the device or in host memory (those on disk have none), and the slots that packs from
+Input: a tensor source, placements, arenas, a copier. Output: an `ensure_resident` for the model. State: the
+buffer of every pack, on the device or in host memory (those on disk have none), and the slots that packs from
 elsewhere pass through: while one is computed with, the next are copied.
-Invariant: from `bring_in(use, layer)` until the next one, the module's tensors of that pack are the
+Invariant: from `ensure_resident(use, layer)` until the next one, the module's tensors of that pack are the
 checkpoint's.
 """
 
@@ -17,14 +17,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lipcast.core.plan_types import Placement
-from lipcast.core.tensors import WeightUse
 from lipcast.memory.arena import Arena
-from lipcast.memory.copier import Copier, Mark
-from lipcast.memory.disk_reader import DiskReader, read_pack
-from lipcast.memory.packs import Pack, PackKey, layer_packs, root_pack
+from lipcast.memory.copier import Copier, Event
+from lipcast.memory.disk_reader import DiskReader, read_params
+from lipcast.memory.layer_params import FlatParams, ParamsKey, layer_params, root_params
 from lipcast.memory.slots import SlotPool, Streamed
 from lipcast.models.dit import DiT
+from lipcast.planning.plan import Placement
+from lipcast.planning.tensors import WeightUse
 from lipcast.weights.source import TensorSource
 
 LAYERS, ROOT = "weights of layers", "weights outside layers"
@@ -43,7 +43,7 @@ class WeightPlan:
     keeps_prompt: bool = True
     """Weights that only a new prompt needs stay in host memory; else they are read again."""
 
-    def placement(self, key: PackKey) -> Placement:
+    def placement(self, key: ParamsKey) -> Placement:
         use, layer = key
         if use == "prompt":
             return "pinned" if self.keeps_prompt else "disk"
@@ -67,12 +67,12 @@ class WeightStore:
         self.plan = plan
         self._source, self._dtype = source, dtype
         self._device, self._host, self._copier = device, host, copier
-        self._packs: dict[PackKey, Pack] = {}
-        self._where: dict[PackKey, Placement] = {}
-        self._homes: dict[PackKey, Tensor] = {}
+        self._packs: dict[ParamsKey, FlatParams] = {}
+        self._where: dict[ParamsKey, Placement] = {}
+        self._homes: dict[ParamsKey, Tensor] = {}
         """Buffers of the packs that are on the device or in host memory."""
-        self._items: dict[PackKey, Streamed] = {}
-        self._upcoming: dict[PackKey, list[Streamed]] = {}
+        self._items: dict[ParamsKey, Streamed] = {}
+        self._upcoming: dict[ParamsKey, list[Streamed]] = {}
         """By pack: those to fetch ahead while it is used. Made anew with every arrangement."""
         self._pool: SlotPool | None = None
         self._reader: DiskReader | None = None
@@ -83,11 +83,11 @@ class WeightStore:
     def place(self, model: nn.Module) -> dict[str, Tensor | None]:
         """By tensor name: memory to load it into; None for one that stays on disk."""
         assert isinstance(model, DiT) and not self._packs
-        root = root_pack(model, self._dtype)
+        root = root_params(model, self._dtype)
         root_views = root.layout.views(self._device.allocate(ROOT, root.num_bytes))
-        root.bind(root_views)
+        root.attach(root_views)
         homes: dict[str, Tensor | None] = dict(root_views)
-        self._packs = layer_packs(model, self._dtype)
+        self._packs = layer_params(model, self._dtype)
         self._items = {
             key: Streamed(partial(self._fetch, key), pack.layout.views)
             for key, pack in self._packs.items()
@@ -95,18 +95,18 @@ class WeightStore:
         for key, pack in self._packs.items():
             where = self.plan.placement(key)
             home = self._allocate(key, where)
-            self._settle(key, where, home)
+            self._relocate(key, where, home)
             homes.update(dict.fromkeys(pack.places) if home is None else pack.layout.views(home))
         return homes
 
     def attach(self, model: DiT) -> None:
         """Make the model use this store; its tensors are loaded."""
         self._open_slots()
-        model.bring_in = self.bring_in
+        model.ensure_resident = self.ensure_resident
 
     # Running
 
-    def bring_in(self, use: WeightUse, layer: int) -> None:
+    def ensure_resident(self, use: WeightUse, layer: int) -> None:
         """Make the tensors of this pack usable; the packs that follow are on their way."""
         key = use, layer
         if use == "prompt":
@@ -115,12 +115,12 @@ class WeightStore:
         self._release_passing()
         if self._pool is None:
             return
-        self._pool.leave()
+        self._pool.release()
         if self._where.get(key, "resident") != "resident":
-            self._packs[key].bind(self._pool.enter(self._items[key]))
+            self._packs[key].attach(self._pool.acquire(self._items[key]))
         self._pool.prefetch(self._upcoming[key])
 
-    def _following(self, key: PackKey) -> list[Streamed]:
+    def _following(self, key: ParamsKey) -> list[Streamed]:
         """The streamed packs that come next: the rest of this pass, then the next tick's."""
         use, layer = key
         streamed = [k for k in self._packs if self._streams(k)]
@@ -128,17 +128,19 @@ class WeightStore:
         again = [k for k in streamed if k[0] == "tick" and k not in rest and k != key]
         return [self._items[k] for k in (rest + again)[: self.plan.num_slots - 1]]
 
-    def _streams(self, key: PackKey) -> bool:
+    def _streams(self, key: ParamsKey) -> bool:
         return key[0] != "prompt" and self._where[key] != "resident"
 
-    def _fetch(self, key: PackKey, target: Tensor, after: Sequence[Mark]) -> Mark | Future[Mark]:
+    def _fetch(
+        self, key: ParamsKey, target: Tensor, after: Sequence[Event]
+    ) -> Event | Future[Event]:
         pack = self._packs[key]
         if key in self._homes:
             return self._copier.fetch(target[: pack.num_bytes], self._homes[key], after=after)
         assert self._reader is not None, "layers on disk have a reader"
         return self._reader.fetch(pack, target, after=after)
 
-    def _pass_prompt(self, key: PackKey) -> None:
+    def _pass_prompt(self, key: ParamsKey) -> None:
         """Once per prompt, without haste: one buffer, one copy after the other."""
         pack = self._packs[key]
         if self._passing is None:
@@ -149,7 +151,7 @@ class WeightStore:
             self._passing[: pack.num_bytes], home, after=[self._copier.here()]
         )
         self._copier.finish(mark)
-        pack.bind(pack.layout.views(self._passing))
+        pack.attach(pack.layout.views(self._passing))
 
     def _release_passing(self) -> None:
         if self._passing is not None:
@@ -159,7 +161,7 @@ class WeightStore:
 
     # Moving
 
-    def arrange(self, plan: WeightPlan) -> None:
+    def apply_plan(self, plan: WeightPlan) -> None:
         """Move what another plan puts elsewhere: first what leaves the device, then what comes.
 
         Raises torch.OutOfMemoryError where the new place has no room; every pack is then at its old
@@ -174,22 +176,22 @@ class WeightStore:
                     self._move(key, wanted)
         self._open_slots()
 
-    def _move(self, key: PackKey, where: Placement) -> None:
+    def _move(self, key: ParamsKey, where: Placement) -> None:
         new, old = self._allocate(key, where), self._homes.get(key)
         if new is not None:
             self._copy_home(key, new)
         if old is not None:
             self._arena(key).release(old)
-        self._settle(key, where, new)
+        self._relocate(key, where, new)
 
-    def _copy_home(self, key: PackKey, new: Tensor) -> None:
+    def _copy_home(self, key: ParamsKey, new: Tensor) -> None:
         if self._where[key] == "resident":
             mark = self._copier.store(new, self._homes[key], after=[self._copier.here()])
         else:
             mark = self._copier.fetch(new, self._on_host(key), after=[self._copier.here()])
         self._copier.finish(mark)
 
-    def _on_host(self, key: PackKey) -> Tensor:
+    def _on_host(self, key: ParamsKey) -> Tensor:
         """The pack in host memory: its home, or read anew."""
         if key in self._homes:
             return self._homes[key]
@@ -197,10 +199,10 @@ class WeightStore:
         if self._reader is not None:
             self._reader.read(self._packs[key], buffer)
         else:
-            read_pack(self._source, self._packs[key], buffer)
+            read_params(self._source, self._packs[key], buffer)
         return buffer
 
-    def _settle(self, key: PackKey, where: Placement, home: Tensor | None) -> None:
+    def _relocate(self, key: ParamsKey, where: Placement, home: Tensor | None) -> None:
         """From now on the pack lives there; on the device its tensors are the module's for good."""
         pack = self._packs[key]
         self._where[key] = where
@@ -208,11 +210,11 @@ class WeightStore:
         if home is not None:
             self._homes[key] = home
         if home is not None and where == "resident":
-            pack.bind(pack.layout.views(home))
+            pack.attach(pack.layout.views(home))
         else:
-            pack.unbind()
+            pack.detach()
 
-    def _allocate(self, key: PackKey, where: Placement) -> Tensor | None:
+    def _allocate(self, key: ParamsKey, where: Placement) -> Tensor | None:
         """Memory for a pack at a place; None on disk."""
         num_bytes = self._packs[key].num_bytes
         if where == "resident":
@@ -221,7 +223,7 @@ class WeightStore:
             return self._host.allocate(PROMPT if key[0] == "prompt" else PINNED, num_bytes)
         return None
 
-    def _arena(self, key: PackKey) -> Arena:
+    def _arena(self, key: ParamsKey) -> Arena:
         return self._device if self._where[key] == "resident" else self._host
 
     def _open_slots(self) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lipcast.core.config import DiTConfig
+from lipcast.config.models import DiTConfig
 from lipcast.models.attention import attend_batch
 from lipcast.models.layers import AttentionProjections, layer_norm32, linear32
 

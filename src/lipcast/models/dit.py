@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lipcast.core.config import DiTConfig
-from lipcast.core.tensors import WeightUse
+from lipcast.config.models import DiTConfig
 from lipcast.models.attention import KeyValue, attend
 from lipcast.models.audio import AudioConditioning, AudioInjector, CausalAudioEncoder, join_audio
 from lipcast.models.kv_ring import KVRing
@@ -28,13 +27,14 @@ from lipcast.models.layers import AttentionProjections, conv32, layer_norm32, li
 from lipcast.models.motion import FramePacker
 from lipcast.models.rope import REF_FRAME, Rotary, RotaryTable, time_sinusoid
 from lipcast.models.sink import PlacedSink, Sink, SinkLayout, SinkPlanes
+from lipcast.planning.tensors import WeightUse
 
 _NOISY_ROW, _REF_ROW, _MOTION_ROW = 0, 1, 2
 """Rows of the condition-mask embedding."""
 
 SelfAttend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q_GSNd, k_GSNd, v_GSNd) -> o_GSNd."""
-BringIn = Callable[[WeightUse, int], None]
+WeightHook = Callable[[WeightUse, int], None]
 """Called with (use, layer) before weights of a layer are used: whoever keeps them elsewhere fetches them."""
 
 
@@ -73,7 +73,7 @@ class DiT(nn.Module):
     def __init__(self, config: DiTConfig, *, half_precision_rope: bool = False) -> None:
         super().__init__()
         self.config = config
-        self.bring_in: BringIn = _nothing_to_bring
+        self.ensure_resident: WeightHook = _nothing_to_bring
         self.rotary = Rotary(config.head_dim, half_precision_tables=half_precision_rope)
         dim, patch = config.dim, config.patch_size
         self.patch_embedding = nn.Conv3d(config.in_dim, dim, kernel_size=patch, stride=patch)
@@ -134,7 +134,7 @@ class DiT(nn.Module):
         overall_AFD, local_AFKD = self.casual_audio_encoder(features_ALCV)
         prepared = []
         for index, layer in enumerate(self.config.audio_inject_layers):
-            self.bring_in("voice", layer)
+            self.ensure_resident("voice", layer)
             prepared.append(self.audio_injector.prepare(index, overall_AFD, local_AFKD))
         return AudioConditioning(tuple(prepared), mask_AFS)
 
@@ -162,7 +162,7 @@ class DiT(nn.Module):
 
     def block_rotary(self, first_frame: int, latent_height: int, latent_width: int) -> RotaryTable:
         """Positions of one block's tokens."""
-        frames = self.config.num_frames_per_block
+        frames = self.config.latents_per_block
         patches = self._patches(latent_height, latent_width)
         return self.rotary.video(first_frame, frames, *patches).to(self.device)
 
@@ -201,7 +201,7 @@ class DiT(nn.Module):
     def _each_layer(self, use: WeightUse) -> Iterator[tuple[int, TransformerBlock]]:
         """The layers in order, each with its weights at hand."""
         for layer, block in enumerate(self.layers):
-            self.bring_in(use, layer)
+            self.ensure_resident(use, layer)
             yield layer, block
 
     def _embed_noisy(self, latent_CFHW: Tensor) -> Tensor:

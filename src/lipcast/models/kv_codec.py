@@ -2,7 +2,7 @@
 
 Duty: a codec turns numbers into planes, tensors with the same leading axes, and planes into numbers.
 Inputs and outputs: x_TNd, T standing for any leading axes. Bytes per token are exactly those of
-`core.sizes.kv_bytes_per_token`. Largest error of one number x of a token's head, before the output
+`planning.sizes.kv_bytes_per_token`. Largest error of one number x of a token's head, before the output
 is rounded to its dtype:
     fp8   |x| / 16, and near zero m / 2^18, m being the largest magnitude of the head
     int4  (highest - lowest) / 29 of its group, and m / 2^7, m being the largest magnitude of the group
@@ -22,8 +22,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from lipcast.core.sizes import KVPrecision
 from lipcast.errors import UsageError
+from lipcast.planning.sizes import KVPrecision
 
 _FP8 = torch.float8_e4m3fn
 _FP8_MAX = 448.0

@@ -80,7 +80,7 @@ class RingStorage(Protocol):
     def planes(self, layer: int) -> RingPlanes:
         """The layer, ready to be read and written; valid until another layer is asked for."""
 
-    def wrote(self, layer: int, slots: Sequence[Slots]) -> None:
+    def mark_dirty(self, layer: int, slots: Sequence[Slots]) -> None:
         """These slots of the layer asked for last have changed: who streams, writes them back."""
 
     @property
@@ -98,7 +98,7 @@ class ResidentRing:
     def planes(self, layer: int) -> RingPlanes:
         return self._planes[layer]
 
-    def wrote(self, layer: int, slots: Sequence[Slots]) -> None:
+    def mark_dirty(self, layer: int, slots: Sequence[Slots]) -> None:
         """Nothing to do: the layer is where it belongs."""
 
 
@@ -139,7 +139,7 @@ class KVRing:
             for plane_WS, new_FS in zip(stored, encoded, strict=True):
                 for begin, slot, count in runs:
                     plane_WS[slot : slot + count] = new_FS[begin : begin + count]
-        self._storage.wrote(layer, [(slot, count) for _, slot, count in runs])
+        self._storage.mark_dirty(layer, [(slot, count) for _, slot, count in runs])
 
     def num_tokens(self, next_frame: int) -> int:
         """Tokens kept, `next_frame` being the first frame not written yet."""

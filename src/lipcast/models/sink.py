@@ -73,7 +73,7 @@ class SinkStorage(Protocol):
     def planes(self, layer: int) -> SinkPlanes:
         """The layer, ready to be read and written; valid until another layer is asked for."""
 
-    def wrote(self, layer: int) -> None:
+    def mark_dirty(self, layer: int) -> None:
         """The layer asked for last was filled: who streams, writes it back."""
 
 
@@ -88,7 +88,7 @@ class ResidentSink:
     def planes(self, layer: int) -> SinkPlanes:
         return self._planes[layer]
 
-    def wrote(self, layer: int) -> None:
+    def mark_dirty(self, layer: int) -> None:
         """Nothing to do: the layer is where it belongs."""
 
 
@@ -119,18 +119,18 @@ class Sink:
         planes.ref_keys_SNd.copy_(kept.ref_keys_SNd)
         planes.motion_keys_MNd.copy_(kept.motion_keys_MNd)
         planes.values_TNd.copy_(kept.values_TNd)
-        self._storage.wrote(layer)
+        self._storage.mark_dirty(layer)
 
-    def place(self, table: RotaryTable, room_LSNd: Tensor | None) -> PlacedSink:
+    def place(self, table: RotaryTable, buffer_LSNd: Tensor | None) -> PlacedSink:
         """The sink with its reference at the positions of `table`, for one block.
 
-        The rotated keys of all layers are written into `room_LSNd`; without it they are rotated
+        The rotated keys of all layers are written into `buffer_LSNd`; without it they are rotated
         anew wherever they are read, which costs time and no memory.
         """
-        if room_LSNd is not None:
-            for layer, placed_SNd in enumerate(room_LSNd):
+        if buffer_LSNd is not None:
+            for layer, placed_SNd in enumerate(buffer_LSNd):
                 placed_SNd.copy_(table.apply(self.planes(layer).ref_keys_SNd))
-        return PlacedSink(self, table, room_LSNd)
+        return PlacedSink(self, table, buffer_LSNd)
 
 
 @dataclass(frozen=True, slots=True)

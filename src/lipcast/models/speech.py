@@ -20,7 +20,7 @@ from typing import Any, Literal, Self, cast
 import torch
 from torch import Tensor, nn
 
-from lipcast.core.config import SAMPLE_RATE, VIDEO_FPS
+from lipcast.config.models import SAMPLE_RATE, VIDEO_FPS
 from lipcast.errors import CheckpointError
 
 FEATURE_RATE = 50

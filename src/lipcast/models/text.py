@@ -20,7 +20,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lipcast.core.config import TextConfig
+from lipcast.config.models import TextConfig
 from lipcast.errors import CheckpointError, InputError
 
 BYTE_OFFSET = 3

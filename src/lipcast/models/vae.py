@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from lipcast.core.config import VAEConfig
+from lipcast.config.models import VAEConfig
 from lipcast.models.vae_blocks import (
     CausalConv3d,
     DecoderNetwork,
@@ -33,8 +33,8 @@ from lipcast.models.vae_blocks import (
     name_causal_layers,
     run_layers,
 )
-from lipcast.models.vae_plan import Unit, latents_to_run, units_to_run
-from lipcast.models.vae_still import encode_settling
+from lipcast.models.vae_receptive import Unit, latents_to_run, units_to_run
+from lipcast.models.vae_static import encode_settling
 
 RGB = 3
 
@@ -73,7 +73,7 @@ class VideoVAE(nn.Module):
         """
         group = self.config.temporal_factor
         num_used = 1 + (num_frames - 1) // group * group
-        return self._normalise(self.encoder.settle(image_BCHW.to(self._dtype), num_used))
+        return self._normalise(self.encoder.encode_static(image_BCHW.to(self._dtype), num_used))
 
     def decode(self, latent_BCTHW: Tensor) -> Tensor:
         """Normalised latents to video in [-1, 1], 1 + 4 (T - 1) frames."""
@@ -133,7 +133,7 @@ class Encoder(nn.Module):
     def forward(self, x_BCTHW: Tensor, state: StreamState) -> Tensor:
         return run_layers(self.layers, x_BCTHW, state)
 
-    def settle(self, image_BCHW: Tensor, num_frames: int) -> Tensor:
+    def encode_static(self, image_BCHW: Tensor, num_frames: int) -> Tensor:
         """The moments of a picture shown for `num_frames`."""
         return encode_settling(self.layers, image_BCHW, num_frames)
 

@@ -62,7 +62,7 @@ class EncoderNetwork(Protocol):
 
     def __call__(self, x_BCTHW: Tensor, state: StreamState, /) -> Tensor: ...
 
-    def settle(self, image_BCHW: Tensor, num_frames: int) -> Tensor:
+    def encode_static(self, image_BCHW: Tensor, num_frames: int) -> Tensor:
         """The moments of a picture shown for `num_frames`."""
         ...
 

@@ -38,7 +38,7 @@ from lipcast.models.vae_parts import (
     Part,
     bias_of,
 )
-from lipcast.models.vae_plan import Unit, latents_to_run, units_to_run
+from lipcast.models.vae_receptive import Unit, latents_to_run, units_to_run
 
 Block = list[ConvStep]
 """The convolutions of one residual block, or one alone."""
@@ -105,11 +105,11 @@ class CpuNetwork(nn.Module):
 class CpuEncoder(CpuNetwork):
     """Stands in for `Encoder`."""
 
-    def settle(self, image_BCHW: Tensor, num_frames: int) -> Tensor:
+    def encode_static(self, image_BCHW: Tensor, num_frames: int) -> Tensor:
         x_THWC, length = self.enter(image_BCHW.unsqueeze(2)), num_frames
         for part in self.parts:
             assert not isinstance(part, DoubleFrames)
-            x_THWC, length = part.settle(x_THWC, length)
+            x_THWC, length = part.encode_static(x_THWC, length)
         num_missing = length - x_THWC.shape[0]
         return leave(torch.cat([x_THWC, x_THWC[-1:].expand(num_missing, -1, -1, -1)]))
 

@@ -1,7 +1,7 @@
 """The parts that a network of the autoencoder is cut into for `Kernels`, each a stream.
 
 `stream(x_THWC, state, num_units)` gives the next x_THWC, through the first units of the part;
-`num_convs` says how many convolutions in time each unit has. `settle(x_THWC, length)` is for a
+`num_convs` says how many convolutions in time each unit has. `encode_static(x_THWC, length)` is for a
 video of `length` frames whose last given frame stands still, and gives the same of the result.
 Between two parts lies a point where whole frames are needed: an attention, a change of the frame
 rate. Inside a part, convolution steps follow each other in chains.
@@ -23,7 +23,7 @@ from torch.nn.functional import linear, normalize, scaled_dot_product_attention
 
 from lipcast.models.vae_blocks import FrameAttention, StreamState
 from lipcast.models.vae_kernels import ConvStep, Kernels
-from lipcast.models.vae_plan import settled_by_conv, settled_by_halving
+from lipcast.models.vae_receptive import settled_by_conv, settled_by_halving
 
 ROWS_PER_STEP = 16
 """A chain has at most one step per so many rows: with every step a thread computes one more row
@@ -57,7 +57,7 @@ class ConvRun:
                     remember(state, step.name, frames)
         return x_THWC
 
-    def settle(self, x_THWC: Tensor, length: int) -> tuple[Tensor, int]:
+    def encode_static(self, x_THWC: Tensor, length: int) -> tuple[Tensor, int]:
         for start, end in self._chains(x_THWC.shape[1], len(self._blocks)):
             head, num_frames = x_THWC.shape[0], []
             for step in chain(*self._blocks[start:end]):
@@ -134,7 +134,7 @@ class HalveFrames:
             return x_THWC
         return run_one(self._kernels, self._packed, x_THWC, past, x_THWC.shape[0])[0]
 
-    def settle(self, x_THWC: Tensor, length: int) -> tuple[Tensor, int]:
+    def encode_static(self, x_THWC: Tensor, length: int) -> tuple[Tensor, int]:
         count, halved = settled_by_halving(x_THWC.shape[0], length)
         if count == 1:
             return x_THWC[:1], halved
@@ -159,7 +159,7 @@ class Attention:
     def stream(self, x_THWC: Tensor, _state: StreamState, _num_units: int) -> Tensor:
         return self._mix(x_THWC)
 
-    def settle(self, x_THWC: Tensor, length: int) -> tuple[Tensor, int]:
+    def encode_static(self, x_THWC: Tensor, length: int) -> tuple[Tensor, int]:
         return self._mix(x_THWC), length
 
     def _mix(self, x_THWC: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ _MAX_UNDER_WAY = 2
 """Sent tensors that are kept until they have arrived; beyond them the sender waits."""
 
 
-class Inlet:
+class LatentReceiver:
     """Blocks from the rank before."""
 
     def __init__(self, source: int, shape: tuple[int, ...], device: torch.device) -> None:
@@ -37,7 +37,7 @@ class Inlet:
         return latent
 
 
-class Outlet:
+class LatentSender:
     """Blocks to the rank after."""
 
     def __init__(self, target: int) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lipcast.core.plan_gpus import Layout
-from lipcast.core.schedule import Tick
-from lipcast.core.video_spec import VideoSpec
+from lipcast.config.schedule import Tick
+from lipcast.config.video_spec import VideoSpec
 from lipcast.engine.loading import LoadSettings
-from lipcast.engine.past import Past
+from lipcast.engine.snapshot import SessionSnapshot
+from lipcast.planning.layouts import Layout
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -26,7 +26,7 @@ Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
-class Join:
+class InitRank:
     """The first message: what to load, and where the ranks meet."""
 
     rank: int
@@ -40,17 +40,17 @@ class Join:
 
 
 @dataclass(frozen=True, slots=True)
-class Encode:
+class EncodePortrait:
     """To the decoder, before a video: the portrait in its pixels [height, width, 3]."""
 
     video: int
     spec: VideoSpec
     portrait_HWC: Pixels
-    past: Past | None
+    snapshot: SessionSnapshot | None
 
 
 @dataclass(frozen=True, slots=True)
-class Open:
+class StartSession:
     """A video begins. The one before it, finished or not, is forgotten."""
 
     video: int
@@ -58,11 +58,11 @@ class Open:
     ref_C1HW: Floats
     motion_CFHW: Floats
     context_TC: Floats
-    past: Past | None
+    snapshot: SessionSnapshot | None
 
 
 @dataclass(frozen=True, slots=True)
-class Voice:
+class AudioFeatures:
     """Speech features of a block that will start."""
 
     block: int
@@ -77,15 +77,15 @@ class FirstLatent:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RunTick:
     """The next tick of all stages; each does its own units."""
 
     tick: Tick
 
 
 @dataclass(frozen=True, slots=True)
-class Tell:
-    """Answer with a `Told`."""
+class GetStats:
+    """Answer with a `RankStats`."""
 
     number: int
 
@@ -99,13 +99,13 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class RankReady:
     """The networks are loaded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The answer to `Encode`."""
+    """The answer to `EncodePortrait`."""
 
     video: int
     ref_C1HW: Floats
@@ -113,7 +113,7 @@ class Encoded:
 
 
 @dataclass(frozen=True, slots=True)
-class Clean:
+class BlockDone:
     """A block has passed its last step."""
 
     video: int
@@ -141,7 +141,7 @@ class Frames:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class RankStats:
     """What a rank has done since its video began, in seconds, and what it holds."""
 
     number: int
@@ -150,7 +150,7 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class RankFailed:
     """A rank cannot go on. `lost_peer`: because another rank is gone."""
 
     kind: str

@@ -16,38 +16,38 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lipcast.core.schedule import Tick
-from lipcast.core.video_spec import VideoSpec
+from lipcast.config.schedule import Tick
+from lipcast.config.video_spec import VideoSpec
 from lipcast.engine.decode import PendingFrames
-from lipcast.engine.opening import Subject
-from lipcast.engine.past import Past
+from lipcast.engine.session_builder import Conditioning
+from lipcast.engine.snapshot import SessionSnapshot
 from lipcast.errors import CancelledError
-from lipcast.parallel.crew import Crew
 from lipcast.parallel.messages import (
-    Clean,
-    Encode,
+    AudioFeatures,
+    BlockDone,
     Encoded,
+    EncodePortrait,
     FirstLatent,
     Floats,
     Frames,
-    Open,
-    Run,
+    RankStats,
+    RunTick,
+    StartSession,
     StepInputs,
-    Told,
-    Voice,
 )
+from lipcast.parallel.rank_group import RankGroup
 from lipcast.parallel.roles import Role
 
 _AHEAD = 2
 """Blocks whose last step is asked for before the first of them has come out."""
 
 
-class CrewVideo:
+class DistributedSession:
     """One video of a crew: what has come from its ranks, kept until it is asked for."""
 
-    def __init__(self, crew: Crew, number: int, spec: VideoSpec) -> None:
+    def __init__(self, distributed: RankGroup, number: int, spec: VideoSpec) -> None:
         self.spec = spec
-        self.crew, self._number = crew, number
+        self.distributed, self._number = distributed, number
         self.is_current = True
         self._clean: dict[int, Tensor] = {}
         self._frames: dict[int, NDArray[np.uint8]] = {}
@@ -56,18 +56,20 @@ class CrewVideo:
         self._encoded: Encoded | None = None
         self._first_C1HW: Floats | None = None
 
-    def open(self, subject: Subject, past: Past | None) -> None:
+    def open(self, conditioning: Conditioning, snapshot: SessionSnapshot | None) -> None:
         """Encode the portrait where the decoder is, then let every stage get ready."""
-        past = None if past is None else past.to("cpu")
+        snapshot = None if snapshot is None else snapshot.to("cpu")
         spec, geometry = self.spec, self.spec.geometry
-        portrait = subject.fit(geometry.height, geometry.width)
-        self.crew.send(Encode(self._number, spec, portrait, past), lambda role: role.decodes)
+        portrait = conditioning.fit(geometry.height, geometry.width)
+        self.distributed.send(
+            EncodePortrait(self._number, spec, portrait, snapshot), lambda role: role.decodes
+        )
         self._pump_until(lambda: self._encoded is not None)
         assert self._encoded is not None
         ref, motion = self._encoded.ref_C1HW, self._encoded.motion_CFHW
-        context_TC = subject.context_TC.float().cpu().numpy()
-        opened = Open(self._number, spec, ref, motion, context_TC, past)
-        self.crew.send(opened, _has_steps)
+        context_TC = conditioning.context_TC.float().cpu().numpy()
+        opened = StartSession(self._number, spec, ref, motion, context_TC, snapshot)
+        self.distributed.send(opened, _has_steps)
 
     def inputs_of(self, block: int) -> tuple[Tensor, ...]:
         """What each step took of a clean block; waits for the stages to say so."""
@@ -97,10 +99,10 @@ class CrewVideo:
         self._pump(0.0)
         return block in self._frames
 
-    def tell(self) -> list[Told]:
+    def tell(self) -> list[RankStats]:
         """What every rank has done for this video."""
         self._check()
-        return self.crew.tell(self._keep)
+        return self.distributed.tell(self._keep)
 
     def _take(self, kept: dict[int, Any], block: int, *, wait: bool) -> Any:
         if wait:
@@ -116,7 +118,7 @@ class CrewVideo:
     def _pump(self, timeout_s: float | None) -> None:
         """Keep what has come from the ranks; waits for one message at most."""
         self._check()
-        while (received := self.crew.receive(timeout_s)) is not None:
+        while (received := self.distributed.receive(timeout_s)) is not None:
             self._keep(received[1])
             timeout_s = 0.0
 
@@ -127,7 +129,7 @@ class CrewVideo:
         match message:
             case Encoded():
                 self._encoded = message
-            case Clean(_, block, latent_CFHW):
+            case BlockDone(_, block, latent_CFHW):
                 self._clean[block] = torch.from_numpy(latent_CFHW)
                 if block == 0:
                     self._first_C1HW = latent_CFHW[:, :1].copy()
@@ -141,13 +143,13 @@ class CrewVideo:
             raise CancelledError("another video was begun with this model; several GPUs make one")
 
 
-class CrewExecutor:
+class PipelineExecutor:
     """The stages of a crew as one executor."""
 
-    def __init__(self, video: CrewVideo, past: Past | None) -> None:
+    def __init__(self, video: DistributedSession, snapshot: SessionSnapshot | None) -> None:
         self._video = video
         self._expected: deque[int] = deque()
-        self._anchor_block = video.spec.order.anchor_block if past is None else None
+        self._anchor_block = video.spec.order.anchor_block if snapshot is None else None
         """The block that a first latent is sent out for; with a past the stages have it."""
 
     @property
@@ -157,14 +159,14 @@ class CrewExecutor:
     def start(self, block: int, features_LCV: Tensor) -> None:
         """Tell every stage the voice of a block, and once what it shall refer to from now on."""
         if block == self._anchor_block:
-            self._video.crew.send(FirstLatent(self._video.first_latent()), _has_steps)
+            self._video.distributed.send(FirstLatent(self._video.first_latent()), _has_steps)
         features = features_LCV.detach().float().cpu().numpy()
-        self._video.crew.send(Voice(block, features), _has_steps)
+        self._video.distributed.send(AudioFeatures(block, features), _has_steps)
 
     def run(self, tick: Tick) -> list[tuple[int, Tensor]]:
         """Have every stage do its units; blocks come out later, the next one if there are no units."""
         if tick:
-            self._video.crew.send(Run(tick))
+            self._video.distributed.send(RunTick(tick))
             last = self._video.spec.order.num_steps - 1
             self._expected.extend(unit.block for unit in tick if unit.step == last)
         found: list[tuple[int, Tensor]] = []
@@ -181,10 +183,10 @@ class CrewExecutor:
         return self._video.inputs_of(block)
 
 
-class CrewDecoder:
+class RemoteDecoder:
     """The decoder of a crew: blocks are on their way to it as soon as they are clean."""
 
-    def __init__(self, video: CrewVideo, first_block: int) -> None:
+    def __init__(self, video: DistributedSession, first_block: int) -> None:
         self._video, self._next_block = video, first_block
 
     def submit(self, latent_CFHW: Tensor) -> PendingFrames:
@@ -196,7 +198,7 @@ class CrewDecoder:
 
 @dataclass(frozen=True, slots=True)
 class _RemoteFrames:
-    video: CrewVideo
+    video: DistributedSession
     block: int
 
     @property

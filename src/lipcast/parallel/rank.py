@@ -22,23 +22,23 @@ import torch
 import torch.distributed as dist
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 
-from lipcast.core.schedule import Tick
+from lipcast.config.schedule import Tick
 from lipcast.engine.loading import LoadSettings, load_networks
 from lipcast.engine.stopwatch import Stopwatch
 from lipcast.parallel.messages import (
-    Clean,
-    Encode,
-    Failed,
+    AudioFeatures,
+    BlockDone,
+    EncodePortrait,
     FirstLatent,
-    Join,
-    Open,
-    Ready,
-    Run,
+    GetStats,
+    InitRank,
+    RankFailed,
+    RankReady,
+    RankStats,
+    RunTick,
+    StartSession,
     StepInputs,
     Stop,
-    Tell,
-    Told,
-    Voice,
 )
 from lipcast.parallel.roles import Role, num_dit_ranks, roles_of
 from lipcast.parallel.stage import RANK_PARTS, DecoderVideo, Networks, StageVideo
@@ -46,7 +46,7 @@ from lipcast.parallel.ulysses import apply_ulysses
 from lipcast.weights.bundle import Network
 
 if TYPE_CHECKING:
-    from lipcast.parallel.shard import ShardedWeights
+    from lipcast.parallel.fsdp import ShardedWeights
 
 _LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")
 """What errors say of a peer that is gone: torch has no type of its own for it."""
@@ -60,7 +60,7 @@ def serve(link: Connection, *, local_rank: int | None = None) -> None:
     inbox = Inbox(link)
     try:
         join = inbox.take()
-        assert isinstance(join, Join)
+        assert isinstance(join, InitRank)
         if local_rank is not None and join.settings.device.type == "cuda":
             device = torch.device("cuda", local_rank)
             join = replace(join, settings=replace(join.settings, device=device))
@@ -82,7 +82,7 @@ class Inbox:
         self._link = link
         self._messages: deque[Any] = deque()
         self._changed = threading.Condition()
-        threading.Thread(target=self._listen, daemon=True).start()
+        threading.Thread(target=self._fetch_features, daemon=True).start()
 
     def take(self) -> Any:
         """The next message; waits for it."""
@@ -97,7 +97,7 @@ class Inbox:
             self._messages.clear()
             return found
 
-    def _listen(self) -> None:
+    def _fetch_features(self) -> None:
         message = None
         while not isinstance(message, Stop):
             try:
@@ -129,7 +129,7 @@ class Rank:
         self._decoder: DecoderVideo | None = None
         self._watch = Stopwatch(networks.device, RANK_PARTS)
         self._video = -1
-        self._say(Ready())
+        self._say(RankReady())
 
     def run(self) -> None:
         """Until told to stop."""
@@ -154,9 +154,9 @@ class Rank:
     def _look_ahead(self) -> None:
         """What other ranks will send for this video is received while this one computes."""
         for waiting in self._waiting:
-            if isinstance(waiting.message, Encode | Open):
+            if isinstance(waiting.message, EncodePortrait | StartSession):
                 return
-            if isinstance(waiting.message, Run) and not waiting.is_expected:
+            if isinstance(waiting.message, RunTick) and not waiting.is_expected:
                 waiting.is_expected = True
                 self._expect(waiting.message.tick)
 
@@ -167,27 +167,27 @@ class Rank:
 
     def _do(self, message: Any) -> None:
         match message:
-            case Encode():
+            case EncodePortrait():
                 self._close()
                 self._watch = Stopwatch(self._networks.device, RANK_PARTS)
                 self._decoder = DecoderVideo(self._networks, message, self._watch)
                 self._say(self._decoder.encoded)
-            case Open():
+            case StartSession():
                 self._open(message)
-            case Voice(block, features_LCV):
+            case AudioFeatures(block, features_LCV):
                 assert self._stage is not None
-                self._stage.hear(block, features_LCV)
+                self._stage.set_features(block, features_LCV)
             case FirstLatent(latent_C1HW):
                 assert self._stage is not None
                 self._stage.learn_first(latent_C1HW)
-            case Run(tick):
+            case RunTick(tick):
                 self._run(tick)
-            case Tell(number):
-                self._say(Told(number, self._watch.totals(), self._memory()))
+            case GetStats(number):
+                self._say(RankStats(number, self._watch.totals(), self._memory()))
             case _:
                 raise AssertionError(f"expected a message to a rank, got {message!r}")
 
-    def _open(self, message: Open) -> None:
+    def _open(self, message: StartSession) -> None:
         if self._decoder is None:
             self._close()
             self._watch = Stopwatch(self._networks.device, RANK_PARTS)
@@ -206,7 +206,7 @@ class Rank:
             self._say(StepInputs(self._video, block, *self._stage.inputs_of(block)))
             if not role.is_last_stage:
                 continue
-            self._say(Clean(self._video, block, latent.cpu().numpy()))
+            self._say(BlockDone(self._video, block, latent.cpu().numpy()))
             if role.decodes:
                 assert self._decoder is not None
                 self._decoder.submit(block, latent)
@@ -221,14 +221,14 @@ class Rank:
             self._link.send_bytes(pickle.dumps(message, protocol=5))
 
     def _memory(self) -> dict[str, Any] | None:
-        steward = self._networks.steward
-        if steward is None:
+        memory_manager = self._networks.memory_manager
+        if memory_manager is None:
             return None
-        machine = steward.machine
+        device_context = memory_manager.device_context
         return {
-            "vram_peak_bytes": machine.vram.peak_bytes,
-            "ram_peak_bytes": machine.ram.peak_bytes,
-            "vram_parts_bytes": dict(machine.vram.parts),
+            "vram_peak_bytes": device_context.vram.peak_bytes,
+            "ram_peak_bytes": device_context.ram.peak_bytes,
+            "vram_parts_bytes": dict(device_context.vram.parts),
         }
 
     def _close(self) -> None:
@@ -238,7 +238,7 @@ class Rank:
         self._stage = self._decoder = None
 
 
-def _meet(join: Join) -> None:
+def _meet(join: InitRank) -> None:
     """All ranks find each other."""
     num_ranks = len(roles_of(join.layout))
     device = join.settings.device
@@ -252,7 +252,7 @@ def _meet(join: Join) -> None:
         dist.init_process_group(backend, store=store, rank=join.rank, world_size=num_ranks)
 
 
-def _load(join: Join) -> Networks:
+def _load(join: InitRank) -> Networks:
     """This rank's networks, applied to what it shares with others."""
     role, settings = roles_of(join.layout)[join.rank], join.settings
     groups = [_group(other) for other in roles_of(join.layout) if other.place == 0]
@@ -260,7 +260,7 @@ def _load(join: Join) -> Networks:
     sharded = (
         _shards(everyone, settings) if role.stage is not None and join.layout.sharded else None
     )
-    bundle, steward = load_networks(
+    bundle, memory_manager = load_networks(
         settings,
         networks=_networks_of(role),
         share=role.share(join.num_steps),
@@ -269,12 +269,12 @@ def _load(join: Join) -> Networks:
     num_heads = bundle.dit.config.num_heads
     if role.stage is not None and join.layout.ulysses > 1:
         num_heads = apply_ulysses(bundle.dit, groups[role.stage])
-    return Networks(role, bundle, steward, sharded, num_heads)
+    return Networks(role, bundle, memory_manager, sharded, num_heads)
 
 
 def _shards(group: Any, settings: LoadSettings) -> ShardedWeights:
     # Imported where it is used: FSDP brings sympy along, which takes a second or more.
-    from lipcast.parallel.shard import ShardedWeights
+    from lipcast.parallel.fsdp import ShardedWeights
 
     offload = settings.memory.offload_model
     return ShardedWeights(group, settings.device, dtype=settings.dtype, offload=offload)
@@ -294,11 +294,11 @@ def _networks_of(role: Role) -> tuple[Network, ...]:
     return tuple(networks)
 
 
-def _failure(error: Exception) -> Failed:
+def _failure(error: Exception) -> RankFailed:
     first = (str(error).splitlines() or ["no message"])[0]
     lost = isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST)
     trace = "".join(traceback.format_exception(error))
-    return Failed(type(error).__name__, first, trace, lost_peer=lost)
+    return RankFailed(type(error).__name__, first, trace, lost_peer=lost)
 
 
 def main() -> None:

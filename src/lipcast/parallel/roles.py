@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lipcast.core.plan_gpus import Layout, stage_steps
-from lipcast.core.plan_types import Share
+from lipcast.planning.layouts import Layout, stage_steps
+from lipcast.planning.plan import Share
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,28 +15,28 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from lipcast.core.plan_types import Plan
-from lipcast.core.schedule import Tick
-from lipcast.core.video_spec import VideoSpec
-from lipcast.engine.conditions import Anchor, encode_anchor
+from lipcast.config.schedule import Tick
+from lipcast.config.video_spec import VideoSpec
+from lipcast.engine.conditioning import ReferenceLatents, encode_reference
 from lipcast.engine.decode import FrameDecoder, PendingFrames, StreamingDecoder
-from lipcast.engine.ladder import Ladder
-from lipcast.engine.opening import last_latents
-from lipcast.engine.past import Past
-from lipcast.engine.rollout import LaneExecutor, session_shape
-from lipcast.engine.session import Continuation, insist
-from lipcast.engine.steward import Steward, session_plan
+from lipcast.engine.executor import LaneExecutor, session_shape
+from lipcast.engine.fallback import Ladder
+from lipcast.engine.memory_manager import MemoryManager, session_plan
+from lipcast.engine.session import SessionParts, retry_on_oom
+from lipcast.engine.session_builder import last_latents
+from lipcast.engine.snapshot import SessionSnapshot
 from lipcast.engine.stopwatch import Stopwatch
 from lipcast.engine.tiled_decode import TiledDecoder
-from lipcast.memory.machine import Machine
+from lipcast.memory.device_context import DeviceContext
 from lipcast.memory.session_memory import SessionMemory, SessionPlan
-from lipcast.parallel.flow import Inlet, Outlet
-from lipcast.parallel.messages import Encode, Encoded, Floats, Frames, Open
+from lipcast.parallel.flow import LatentReceiver, LatentSender
+from lipcast.parallel.messages import Encoded, EncodePortrait, Floats, Frames, StartSession
 from lipcast.parallel.roles import Role
+from lipcast.planning.plan import Plan
 from lipcast.weights.bundle import ModelBundle
 
 if TYPE_CHECKING:
-    from lipcast.parallel.shard import ShardedWeights
+    from lipcast.parallel.fsdp import ShardedWeights
 
 _Result = TypeVar("_Result")
 RANK_PARTS = ("compute_s", "decode_s", "wait_s", "send_s")
@@ -48,7 +48,7 @@ class Networks:
 
     role: Role
     bundle: ModelBundle
-    steward: Steward | None
+    memory_manager: MemoryManager | None
     sharded: ShardedWeights | None
     num_heads: int
     """Attention heads that stay on this rank."""
@@ -61,38 +61,44 @@ class Networks:
 class StageVideo:
     """The steps of this rank."""
 
-    def __init__(self, networks: Networks, opened: Open, watch: Stopwatch) -> None:
+    def __init__(self, networks: Networks, opened: StartSession, watch: Stopwatch) -> None:
         """Raises torch.OutOfMemoryError, MemoryBudgetError where the rings do not fit."""
         self._networks, self._watch = networks, watch
-        role, spec, past = networks.role, opened.spec, opened.past
-        past = None if past is None else past.to(networks.device)
+        role, spec, snapshot = networks.role, opened.spec, opened.snapshot
+        snapshot = None if snapshot is None else snapshot.to(networks.device)
         self._spec = spec
         self._steps = role.steps(spec.order.num_steps)
-        self._voices: dict[int, Floats] = {}
+        self._features: dict[int, Floats] = {}
         self.ladder: Ladder | None = None
         plan = self._plan()
         dit = networks.bundle.dit
-        shape = replace(session_shape(spec, past, self._steps), num_heads=networks.num_heads)
-        machine = networks.steward.machine if networks.steward else Machine.of(networks.device)
+        shape = replace(session_shape(spec, snapshot, self._steps), num_heads=networks.num_heads)
+        device_context = (
+            networks.memory_manager.device_context
+            if networks.memory_manager
+            else DeviceContext.of(networks.device)
+        )
         motion_CFHW = self._tensor(opened.motion_CFHW)
-        anchor = Anchor(self._tensor(opened.ref_C1HW), motion_CFHW, still_CFHW=motion_CFHW)
+        anchor = ReferenceLatents(
+            self._tensor(opened.ref_C1HW), motion_CFHW, still_CFHW=motion_CFHW
+        )
         self._executor = LaneExecutor(
             dit,
             spec,
             anchor,
             self._tensor(opened.context_TC),
-            memory=SessionMemory(dit, shape, machine, plan),
-            past=past,
+            memory=SessionMemory(dit, shape, device_context, plan),
+            snapshot=snapshot,
             steps=self._steps,
             on_replayed=self._keep_pace_of_replay,
         )
         self._inlet = _inlet(networks, spec)
-        self._outlet = None if role.after is None else Outlet(role.after)
-        self._insist(self._executor.prepare)
+        self._outlet = None if role.after is None else LatentSender(role.after)
+        self._retry_on_oom(self._executor.prepare)
 
-    def hear(self, block: int, features_LCV: Floats) -> None:
+    def set_features(self, block: int, features_LCV: Floats) -> None:
         """The voice of a block that will start."""
-        self._voices[block] = features_LCV
+        self._features[block] = features_LCV
 
     def learn_first(self, latent_C1HW: Floats) -> None:
         """The first clean latent of the video."""
@@ -115,13 +121,13 @@ class StageVideo:
         for block in starting:
             self._start(block)
         if sharded is not None and not starting:
-            sharded.keep_pace("voice")
+            sharded.join_collectives("voice")
         if not own:
             if sharded is not None:
-                sharded.keep_pace("tick")
+                sharded.join_collectives("tick")
             return []
         with self._watch.part("compute_s"):
-            finished = self._insist(partial(self._executor.run, own), own[0].block)
+            finished = self._retry_on_oom(partial(self._executor.run, own), own[0].block)
         if self._outlet is not None:
             with self._watch.part("send_s"):
                 for _, latent in finished:
@@ -139,12 +145,12 @@ class StageVideo:
         self._executor.release()
 
     def _start(self, block: int) -> None:
-        voice, latent = torch.from_numpy(self._voices.pop(block)), None
+        features, latent = torch.from_numpy(self._features.pop(block)), None
         if self._inlet is not None:
             with self._watch.part("wait_s"):
                 latent = self._inlet.take(block)
         with self._watch.part("compute_s"):
-            self._insist(partial(self._executor.start, block, voice, latent), block)
+            self._retry_on_oom(partial(self._executor.start, block, features, latent), block)
 
     def _renew_together(self, tick: Tick) -> None:
         """With sharded weights all stages fill their sinks in the same tick."""
@@ -159,34 +165,42 @@ class StageVideo:
         if sharded is not None:
             most = -(-self._spec.order.num_steps // layout.stages)
             for _ in range(most - len(self._steps)):
-                sharded.keep_pace("tick")
+                sharded.join_collectives("tick")
 
     def _plan(self) -> SessionPlan | None:
         """Where rings and sink live; weights are moved to where the plan wants them."""
-        steward = self._networks.steward
-        if steward is None:
+        memory_manager = self._networks.memory_manager
+        if memory_manager is None:
             return None
-        plan = steward.plan(self._spec.geometry, self._spec.options)
-        steward.arrange(plan)
+        plan = memory_manager.plan(self._spec.geometry, self._spec.options)
+        memory_manager.apply_plan(plan)
         layout = self._networks.role.layout
         if layout.ulysses == 1:
             # Ranks that exchange within a pass cannot repeat one alone.
-            rungs = [rung for rung in steward.rungs(plan) if rung.rung.keeps_the_picture]
+            fallbacks = [
+                fallback
+                for fallback in memory_manager.fallbacks(plan)
+                if fallback.fallback.keeps_the_picture
+            ]
             self.ladder = Ladder(
-                plan, rungs, move=self._move, restart=_no_restart, used_bytes=steward.used_bytes
+                plan,
+                fallbacks,
+                move=self._move,
+                restart=_no_restart,
+                used_bytes=memory_manager.used_bytes,
             )
         return session_plan(plan)
 
     def _move(self, plan: Plan) -> None:
         """Bring about a plan that keeps the picture."""
-        assert self._networks.steward is not None
+        assert self._networks.memory_manager is not None
         if self._networks.device.type == "cuda":
             torch.cuda.empty_cache()
-        self._networks.steward.arrange(plan)
-        self._executor.arrange(session_plan(plan))
+        self._networks.memory_manager.apply_plan(plan)
+        self._executor.apply_plan(session_plan(plan))
 
-    def _insist(self, call: Callable[[], _Result], block: int = 0) -> _Result:
-        return insist(call, self.ladder, block)
+    def _retry_on_oom(self, call: Callable[[], _Result], block: int = 0) -> _Result:
+        return retry_on_oom(call, self.ladder, block)
 
     def _tensor(self, array: Floats) -> Tensor:
         return torch.from_numpy(array).to(self._networks.device)
@@ -195,12 +209,12 @@ class StageVideo:
 class DecoderVideo:
     """The frames of a video. With a rank of its own the blocks come in from the last stage."""
 
-    def __init__(self, networks: Networks, asked: Encode, watch: Stopwatch) -> None:
+    def __init__(self, networks: Networks, asked: EncodePortrait, watch: Stopwatch) -> None:
         """Encodes the portrait; `encoded` is what the stages need of it."""
         self._video, self._watch = asked.video, watch
         bundle, spec, role = networks.bundle, asked.spec, networks.role
         self._last_step = spec.order.num_steps - 1
-        anchor = encode_anchor(
+        anchor = encode_reference(
             bundle.vae,
             asked.portrait_HWC,
             config=bundle.dit.config,
@@ -208,9 +222,11 @@ class DecoderVideo:
             device=networks.device,
         )
         self.encoded = Encoded(asked.video, _array(anchor.ref_C1HW), _array(anchor.motion_CFHW))
-        past = None if asked.past is None else asked.past.to(networks.device)
+        snapshot = None if asked.snapshot is None else asked.snapshot.to(networks.device)
         self._decoder = FrameDecoder(
-            _tiled(networks, spec), anchor, past_CFHW=last_latents(past) if past else None
+            _tiled(networks, spec),
+            anchor,
+            resume_CFHW=last_latents(snapshot) if snapshot else None,
         )
         self._inlet = _inlet(networks, spec) if role.stage is None else None
         self._pending: deque[tuple[int, PendingFrames]] = deque()
@@ -257,23 +273,23 @@ class DecoderVideo:
 
 def _tiled(networks: Networks, spec: VideoSpec) -> StreamingDecoder:
     """The decoder, in tiles where the plan of this rank says so."""
-    decoder, steward = networks.bundle.decoder, networks.steward
-    if steward is None:
+    decoder, memory_manager = networks.bundle.decoder, networks.memory_manager
+    if memory_manager is None:
         return decoder
-    tiles = steward.plan(spec.geometry, spec.options).choice.tiles
+    tiles = memory_manager.plan(spec.geometry, spec.options).config.tiles
     return decoder if tiles == (1, 1) else TiledDecoder(decoder, tiles, park=True)
 
 
-def _no_restart(plan: Plan, past: Past | None) -> Continuation:
-    raise AssertionError(f"a rank takes no rung that changes the picture: {plan}, {past}")
+def _no_restart(plan: Plan, snapshot: SessionSnapshot | None) -> SessionParts:
+    raise AssertionError(f"a rank takes no rung that changes the picture: {plan}, {snapshot}")
 
 
-def _inlet(networks: Networks, spec: VideoSpec) -> Inlet | None:
+def _inlet(networks: Networks, spec: VideoSpec) -> LatentReceiver | None:
     """Where the blocks of the rank before come in; None for the first stage."""
     before, geometry = networks.role.before, spec.geometry
     size = geometry.latent_height, geometry.latent_width
-    shape = (geometry.latent_channels, geometry.frames_per_block, *size)
-    return None if before is None else Inlet(before, shape, networks.device)
+    shape = (geometry.latent_channels, geometry.latents_per_block, *size)
+    return None if before is None else LatentReceiver(before, shape, networks.device)
 
 
 def _array(x: Tensor) -> Floats:

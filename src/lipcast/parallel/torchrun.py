@@ -13,15 +13,15 @@ from multiprocessing.connection import Client, Connection, Listener
 
 from torch.distributed import Store, rendezvous  # type: ignore[attr-defined]
 
+from lipcast.env import Launched
 from lipcast.errors import RankError
-from lipcast.parallel.crew import Process, spawn
 from lipcast.parallel.rank import serve
-from lipcast.runtime import Launched
+from lipcast.parallel.rank_group import Process, spawn
 
 _NAME = "lipcast/rank 0"
 
 
-class Gathering:
+class TorchrunRendezvous:
     """Rank 0's end: the connections of the others as they come."""
 
     def __init__(self, launched: Launched) -> None:

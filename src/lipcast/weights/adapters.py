@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from lipcast.env import logger
 from lipcast.errors import CheckpointError
-from lipcast.runtime import logger
 from lipcast.weights.checkpoint import (
     ADAPTER_MODEL,
     ADAPTER_NAME,

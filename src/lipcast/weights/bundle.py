@@ -16,14 +16,14 @@ from typing import Literal, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
-from lipcast.core.config import DiTConfig, TextConfig, VAEConfig
+from lipcast.config.models import DiTConfig, TextConfig, VAEConfig
+from lipcast.env import logger
 from lipcast.errors import CheckpointError
 from lipcast.models.dit import DiT
 from lipcast.models.speech import SpeechConfig, SpeechEncoder, speech_name
 from lipcast.models.text import TextEncoder, text_name
 from lipcast.models.vae import VideoVAE
 from lipcast.models.vae_tiny import TinyDecoder
-from lipcast.runtime import logger
 from lipcast.weights.adapters import adapters_of
 from lipcast.weights.checkpoint import (
     MODEL_PARTS,
@@ -57,7 +57,7 @@ class ModelBundle:
     files: CheckpointFiles
     dit: DiT
     vae: VideoVAE
-    listener: SpeechEncoder | None
+    speech_encoder: SpeechEncoder | None
     """None where the speech encoder is not loaded, whose library alone takes seconds to import."""
     device: torch.device
     prompts: PromptCache | None = None
@@ -69,8 +69,8 @@ class ModelBundle:
     @property
     def speech(self) -> SpeechEncoder:
         """The speech encoder, which must be among the networks that were loaded."""
-        assert self.listener is not None, "the speech encoder is not loaded"
-        return self.listener
+        assert self.speech_encoder is not None, "the speech encoder is not loaded"
+        return self.speech_encoder
 
     @property
     def decoder(self) -> VideoVAE | TinyDecoder:

@@ -14,8 +14,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from lipcast.env import cache_dir
 from lipcast.errors import CheckpointError
-from lipcast.runtime import cache_dir
 
 EMBEDDED_MODELS = ("tiny",)
 

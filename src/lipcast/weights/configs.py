@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lipcast.core.config import DiTConfig, TextConfig, VAEConfig
-from lipcast.core.plan_types import Models
-from lipcast.core.tensors import SpeechShape
+from lipcast.config.models import DiTConfig, TextConfig, VAEConfig
 from lipcast.errors import CheckpointError
+from lipcast.planning.plan import Models
+from lipcast.planning.tensors import SpeechShape
 from lipcast.weights.checkpoint import read_json
 
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from lipcast.env import logger
 from lipcast.errors import CheckpointError, OutputError, UsageError
-from lipcast.runtime import logger
 from lipcast.weights.checkpoint import (
     ADAPTER_MODEL,
     ADAPTER_NAME,

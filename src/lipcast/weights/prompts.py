@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lipcast.env import logger
 from lipcast.errors import CheckpointError, OutputError
-from lipcast.runtime import logger
 from lipcast.weights.checkpoint import CheckpointFiles
 from lipcast.weights.disk import make_directory, sha256_of, write_text
 from lipcast.weights.files import open_tensors

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipcast.core.config import DiTConfig, TextConfig, VAEConfig
-from lipcast.core.tensors import dit_tensors, num_parameters, text_tensors, vae_tensors
+from lipcast.config.models import DiTConfig, TextConfig, VAEConfig
+from lipcast.planning.tensors import dit_tensors, num_parameters, text_tensors, vae_tensors
 from lipcast.weights.checkpoint import DIT_NAME, INDEX_SUFFIX
 from lipcast.weights.disk import write_text
 from lipcast.weights.shards import plan_shards
@@ -72,6 +72,13 @@ def configs_of_size(dit_bytes: int, *, dim: int = 1024) -> SyntheticConfigs:
     return replace(SMALL, dit=replace(wide, num_layers=num_layers))
 
 
+def _official_keys(config: DiTConfig) -> dict[str, Any]:
+    """Return the configuration under the keys of a published `config.json`."""
+    values = dict(_VARIANT) | asdict(config)
+    values["num_frames_per_block"] = values.pop("latents_per_block")
+    return values
+
+
 def write_synthetic(
     directory: Path, configs: SyntheticConfigs = SMALL, *, speech: Path, seed: int = 0,
     sparse: bool = False,
@@ -86,7 +93,7 @@ def write_synthetic(
     text = _infos(text_tensors(configs.text), torch.bfloat16)
     _write_single(directory / "Wan2.1_VAE", vae, seed + 1, sparse=sparse)
     _write_single(directory / "models_t5_umt5-xxl-enc-bf16", text, seed + 2, sparse=sparse)
-    _write_json(directory / "config.json", dict(_VARIANT) | asdict(configs.dit))
+    _write_json(directory / "config.json", _official_keys(configs.dit))
     if configs.vae != VAEConfig():
         values = asdict(configs.vae)
         values["temperal_downsample"] = values.pop("temporal_downsample")

@@ -1,0 +1,141 @@
+"""Which (block, step) units run together, as data.
+
+Unit (b, s) needs (b, s-1), whose latents it continues, and (b-1, s), whose keys and values lie in
+the ring of step s. A stage is a device that owns consecutive steps, their rings and a sink; one device has
+all of them. The first unit of the anchor block on a stage needs the block before it finished there, so
+that one sink a stage is in memory, and block 0 finished, whose first latent becomes the new reference.
+Any list of ticks that respects this gives the same latents.
+
+Input: number of steps, the anchor block, the stages, the lanes a tick may carry on each. Output: ticks,
+lazily and without end; `take_blocks` cuts them to a length, `check` proves a list right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from lipcast.config.generate_options import ScheduleName
+
+
+class Unit(NamedTuple):
+    """One denoising step of one block."""
+
+    block: int
+    step: int
+
+
+Tick = tuple[Unit, ...]
+"""Units that one pass of the transformer computes together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """The dependencies of a run. `anchor_block` is None where the anchor is never replaced."""
+
+    num_steps: int
+    anchor_block: int | None = None
+    stages: tuple[tuple[int, ...], ...] = ()
+    """The steps of each stage; none: one stage has all."""
+    drains_at_anchor: bool = False
+    """All stages replace the anchor at the same time, with no block under way."""
+
+    @property
+    def all_stages(self) -> tuple[tuple[int, ...], ...]:
+        return self.stages or (tuple(range(self.num_steps)),)
+
+    def needs(self, unit: Unit) -> list[Unit]:
+        """The units that must be finished before `unit` starts."""
+        needed = []
+        if unit.step > 0:
+            needed.append(Unit(unit.block, unit.step - 1))
+        if unit.block > 0:
+            needed.append(Unit(unit.block - 1, unit.step))
+        if self.anchor_block is not None and unit.block == self.anchor_block:
+            needed.extend(self._needs_of_anchor(unit))
+        return needed
+
+    def _needs_of_anchor(self, unit: Unit) -> Iterator[Unit]:
+        for steps in self.all_stages:
+            if unit.step == steps[0]:
+                yield Unit(unit.block - 1, steps[-1])
+        if unit.step == 0:
+            yield Unit(unit.block - 1 if self.drains_at_anchor else 0, self.num_steps - 1)
+
+
+class Scheduler:
+    """Makes the ticks of a run: in each, the units that are ready, on every stage older blocks first.
+
+    One lane gives the sequential order, `num_steps` lanes the full wavefront; several stages of one
+    lane each, a pipeline. State: what is finished. What lies before `first_block` is taken as finished.
+    """
+
+    def __init__(self, order: Order, *, max_lanes: int, first_block: int = 0) -> None:
+        """`max_lanes`: of each stage."""
+        assert max_lanes >= 1
+        self._order, self._max_lanes = order, max_lanes
+        self._next_block = [first_block] * order.num_steps
+        """For each step, the block that it computes next: blocks pass every step in order."""
+
+    def ready(self, end_block: int | None = None) -> Tick:
+        """The units of the next tick, of blocks before `end_block`."""
+        found: list[Unit] = []
+        for steps in reversed(self._order.all_stages):
+            units = (Unit(self._next_block[step], step) for step in reversed(steps))
+            ready = [unit for unit in units if self._is_ready(unit, end_block)]
+            found.extend(ready[: self._max_lanes])
+        return tuple(found)
+
+    def advance(self, tick: Tick) -> None:
+        """These units of what was ready are run."""
+        for unit in tick:
+            assert unit.block == self._next_block[unit.step], "blocks pass every step in order"
+            self._next_block[unit.step] += 1
+
+    def _is_ready(self, unit: Unit, end_block: int | None) -> bool:
+        if end_block is not None and unit.block >= end_block:
+            return False
+        return all(need.block < self._next_block[need.step] for need in self._order.needs(unit))
+
+
+def ticks(order: Order, *, max_lanes: int, first_block: int = 0) -> Iterator[Tick]:
+    """Ticks without end, as `Scheduler` makes them."""
+    scheduler = Scheduler(order, max_lanes=max_lanes, first_block=first_block)
+    while True:
+        tick = scheduler.ready()
+        scheduler.advance(tick)
+        yield tick
+
+
+def lanes_of(name: ScheduleName, num_steps: int) -> int:
+    """How many lanes a tick of the named schedule carries."""
+    return num_steps if name == "wavefront" else 1
+
+
+def take_blocks(endless: Iterable[Tick], num_blocks: int, num_steps: int) -> Iterator[Tick]:
+    """The ticks of the first `num_blocks` blocks; what is left of a tick stays together."""
+    remaining = num_blocks * num_steps
+    for tick in endless:
+        if remaining <= 0:
+            return
+        kept = tuple(unit for unit in tick if unit.block < num_blocks)
+        remaining -= len(kept)
+        if kept:
+            yield kept
+
+
+def check(schedule: Iterable[Tick], order: Order, num_blocks: int) -> None:
+    """Raise ValueError unless every unit runs once, after all it needs, in an earlier tick."""
+    done: set[Unit] = set()
+    for number, tick in enumerate(schedule):
+        if len({unit.step for unit in tick}) < len(tick):
+            raise ValueError(f"tick {number}: two units share the ring of one step: {tick}")
+        for unit in tick:
+            missing = [n for n in order.needs(unit) if n not in done]
+            if missing or unit in done:
+                raise ValueError(f"tick {number}: {unit} runs again or before {missing}")
+        done.update(tick)
+    expected = {Unit(b, s) for b in range(num_blocks) for s in range(order.num_steps)}
+    if done != expected:
+        raise ValueError(f"expected {len(expected)} units, got {len(done)}")

@@ -1,0 +1,275 @@
+"""Runs ticks: any list of (block, step) units becomes finished latents, in the order of the list.
+
+Input: ticks, and the speech features of every block when it starts. Output: (block, latent) pairs as
+blocks become clean. State: one ring per step, the blocks in flight, the sink in force. One device may own
+some of the steps only: then blocks come in from the stage before it, and leave for the next one.
+Invariant: the latents do not depend on how units are grouped into ticks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lipcast.config.schedule import Tick, Unit
+from lipcast.config.video_spec import VideoSpec
+from lipcast.engine.conditioning import ReferenceLatents
+from lipcast.engine.sampler import NoiseSource, euler_step
+from lipcast.engine.snapshot import SessionSnapshot
+from lipcast.memory.device_context import DeviceContext
+from lipcast.memory.session_memory import SessionMemory, SessionPlan, SessionShape
+from lipcast.models.attention import KeyValue
+from lipcast.models.audio import AudioConditioning
+from lipcast.models.dit import BlockConditions, DiT, Lane
+from lipcast.models.rope import RotaryTable, ref_frame
+from lipcast.models.sink import PlacedSink
+
+
+class Executor(Protocol):
+    """Whatever can start blocks and run ticks: one device, a pipeline of devices, a pass-through."""
+
+    @property
+    def num_outstanding(self) -> int:
+        """Blocks that were run to their last step and have not come out yet."""
+
+    def start(self, block: int, features_LCV: Tensor) -> None:
+        """Make a block ready for its first step. Features [layers, channels, video frames]."""
+
+    def run(self, tick: Tick) -> list[tuple[int, Tensor]]:
+        """Compute the units of a tick; the blocks that came out clean, with latents [C, F, H, W].
+
+        Blocks come out in order, perhaps later than with the tick of their last step; with no units,
+        the next outstanding one is waited for.
+        """
+
+    def inputs_of(self, block: int) -> tuple[Tensor, ...]:
+        """What each step took of a block that the last `run` gave out, latents [C, F, H, W].
+
+        Empty where that was not kept: then a continuation estimates it.
+        """
+
+
+@dataclass(slots=True)
+class _InFlight:
+    """One block between its first and its last step."""
+
+    latent_CFHW: Tensor
+    first_frame: int
+    rotary: RotaryTable
+    audio: AudioConditioning
+    inputs: tuple[Tensor, ...] = ()
+    """What each step so far took."""
+    placed: tuple[int, PlacedSink] | None = None
+    """The sink with its reference at a position; anew only where the position varies by step."""
+
+
+class LaneExecutor:
+    """Runs ticks on one device. A call that runs out of memory may be made again."""
+
+    num_outstanding = 0
+
+    def __init__(
+        self,
+        model: DiT,
+        spec: VideoSpec,
+        anchor: ReferenceLatents,
+        context_TC: Tensor,
+        *,
+        memory: SessionMemory | None = None,
+        snapshot: SessionSnapshot | None = None,
+        steps: range | None = None,
+        on_replayed: Callable[[], None] | None = None,
+    ) -> None:
+        """`memory` holds rings and sink; by default all of it is on the device of the model.
+        `steps`: those computed here, by default all. `on_replayed` is called after every block of a past.
+
+        With a `snapshot` the first block to start is `snapshot.next_block`; `memory` then has the shape of
+        `session_shape(spec, snapshot)`.
+        """
+        self._model = model
+        self._spec = spec
+        self._motion_CFHW = anchor.motion_CFHW
+        self._noise = NoiseSource(spec.options.seed, spec.geometry)
+        self._text: tuple[KeyValue, ...] = _encode_text(model, context_TC)
+        self._times = [model.encode_time(t) for t in spec.flow.timesteps]
+        self._steps = steps or range(spec.order.num_steps)
+        shape = session_shape(spec, snapshot, steps)
+        self.memory = memory or SessionMemory(model, shape, DeviceContext.of(model.device))
+        self._next_ref_C1HW: Tensor | None = anchor.ref_C1HW
+        """The reference that the sink is prefilled with before the next block starts."""
+        self._swap_ref_C1HW: Tensor | None = None
+        """The first clean latent, until the anchor block starts."""
+        self._in_flight: dict[int, _InFlight] = {}
+        self._on_replayed = on_replayed
+        self._last_inputs: tuple[int, tuple[Tensor, ...]] = -1, ()
+        """The newest finished block, and what each step took of it."""
+        self._snapshot = snapshot
+        """What the rings are to be refilled with before the next block starts."""
+        anchor_block = spec.order.anchor_block
+        if snapshot is not None and anchor_block is not None:
+            if snapshot.next_block > anchor_block:
+                self._next_ref_C1HW = snapshot.first_C1HW
+            else:
+                self._swap_ref_C1HW = snapshot.first_C1HW
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of all rings and of the sink."""
+        return self.memory.num_bytes
+
+    @torch.inference_mode()
+    def start(self, block: int, features_LCV: Tensor, latent_CFHW: Tensor | None = None) -> None:
+        """Make a block ready for the first step here; `latent_CFHW`: as the stage before left it."""
+        if block == self._spec.order.anchor_block:
+            self.renew_sink()
+        self.prepare()
+        self._enter(block, features_LCV, latent_CFHW)
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Fill sink and rings with what the next block refers to, if they are not; else nothing."""
+        self._prefill()
+        self._replay()
+
+    def renew_sink(self) -> None:
+        """From the next block on the reference is the first clean latent."""
+        assert not self._in_flight, "the schedule started the anchor block too early"
+        if self._swap_ref_C1HW is not None:
+            self._next_ref_C1HW, self._swap_ref_C1HW = self._swap_ref_C1HW, None
+
+    def learn_first(self, first_C1HW: Tensor) -> None:
+        """The first clean latent, from the stage that has made it."""
+        self._swap_ref_C1HW = first_C1HW
+
+    def _enter(self, block: int, features_LCV: Tensor, latent_CFHW: Tensor | None = None) -> None:
+        """The block is in flight, by default all noise."""
+        first = self._spec.first_frame(block)
+        self._in_flight[block] = _InFlight(
+            latent_CFHW=self._noise_of(block) if latent_CFHW is None else latent_CFHW,
+            first_frame=first,
+            rotary=self._model.block_rotary(first, *self._latent_size),
+            audio=self._model.encode_audio(features_LCV[None].to(self._model.device)),
+        )
+
+    @torch.inference_mode()
+    def run(self, tick: Tick) -> list[tuple[int, Tensor]]:
+        velocities = self._model([self._lane(unit) for unit in tick])
+        states = [self._in_flight[unit.block] for unit in tick]
+        latents = [
+            euler_step(state.latent_CFHW, velocity, self._spec.flow, unit.step)
+            for unit, state, velocity in zip(tick, states, velocities, strict=True)
+        ]
+        # Nothing is changed before everything is computed, so that a failed tick can be repeated.
+        for state, latent in zip(states, latents, strict=True):
+            state.inputs += (state.latent_CFHW,)
+            state.latent_CFHW = latent
+        last = self._steps[-1]
+        return [(unit.block, self._finish(unit.block)) for unit in tick if unit.step == last]
+
+    def inputs_of(self, block: int) -> tuple[Tensor, ...]:
+        """Of the steps that are computed here."""
+        finished, inputs = self._last_inputs
+        return inputs if finished == block else ()
+
+    def apply_plan(self, plan: SessionPlan) -> None:
+        """Move rings and sink; blocks in flight go on."""
+        for state in self._in_flight.values():
+            state.placed = None
+        self.memory.apply_plan(plan)
+
+    def release(self) -> None:
+        """Give the memory back; nothing runs here any more."""
+        self._in_flight.clear()
+        self.memory.release()
+
+    def _lane(self, unit: Unit) -> Lane:
+        state = self._in_flight[unit.block]
+        conditions = BlockConditions(
+            first_frame=state.first_frame,
+            rotary=state.rotary,
+            sink=self._placed_sink(unit),
+            text=self._text,
+            audio=state.audio,
+        )
+        ring = self.memory.rings[unit.step - self._steps.start]
+        return Lane(state.latent_CFHW, self._times[unit.step], ring, conditions)
+
+    def _placed_sink(self, unit: Unit) -> PlacedSink:
+        state = self._in_flight[unit.block]
+        frame = ref_frame(state.first_frame, self._spec.distance(unit.block, unit.step))
+        if state.placed is None or state.placed[0] != frame:
+            table = self._model.ref_rotary(frame, *self._latent_size)
+            buffer_LSNd = self.memory.rotated_ref_buffer(unit.block)
+            state.placed = frame, self.memory.sink.place(table, buffer_LSNd)
+        return state.placed[1]
+
+    def _finish(self, block: int) -> Tensor:
+        state = self._in_flight.pop(block)
+        self._last_inputs, latent_CFHW = (block, state.inputs), state.latent_CFHW
+        is_clean = self._steps[-1] == self._spec.order.num_steps - 1
+        if block == 0 and is_clean and self._spec.order.anchor_block is not None:
+            self._swap_ref_C1HW = latent_CFHW[:, :1]
+        return latent_CFHW
+
+    def _prefill(self) -> None:
+        """Fill the sink, if the reference is a new one."""
+        if self._next_ref_C1HW is None:
+            return
+        self._model.prefill(self._next_ref_C1HW, self._motion_CFHW, self._text, self.memory.sink)
+        self._next_ref_C1HW = None
+
+    def _replay(self) -> None:
+        """Refill the rings from the past: its blocks pass once more, as each step took them."""
+        if self._snapshot is None:
+            return
+        for block, remembered in enumerate(self._snapshot.blocks, self._snapshot.first_block):
+            inputs = remembered.inputs or self._estimated_inputs(block, remembered.latent_CFHW)
+            self._enter(block, remembered.features_LCV, inputs[self._steps.start])
+            for step in self._steps:
+                self._in_flight[block].latent_CFHW = inputs[step].to(self._model.device)
+                self._model([self._lane(Unit(block, step))])
+            del self._in_flight[block]
+            if self._on_replayed is not None:
+                self._on_replayed()
+        self._snapshot = None
+
+    def _estimated_inputs(self, block: int, clean_CFHW: Tensor) -> tuple[Tensor, ...]:
+        """Clean latents noised again to the level of every step."""
+        clean_CFHW, noise_CFHW = clean_CFHW.to(self._model.device), self._noise_of(block)
+        sigmas = self._spec.flow.sigmas[:-1]
+        return tuple(clean_CFHW + sigma * (noise_CFHW - clean_CFHW) for sigma in sigmas)
+
+    def _noise_of(self, block: int) -> Tensor:
+        frames = self._spec.geometry.latents_per_block
+        noise_CFHW = self._noise.frames(self._spec.first_frame(block), frames)
+        return noise_CFHW.to(self._model.device)
+
+    @property
+    def _latent_size(self) -> tuple[int, int]:
+        return self._spec.geometry.latent_height, self._spec.geometry.latent_width
+
+
+def session_shape(
+    spec: VideoSpec, snapshot: SessionSnapshot | None = None, steps: range | None = None
+) -> SessionShape:
+    """What decides the memory of a session, or of these steps of it."""
+    geometry, first_block = spec.geometry, 0 if snapshot is None else snapshot.first_block
+    num_steps = len(steps or range(spec.order.num_steps))
+    return SessionShape(
+        window=geometry.window,
+        tokens_per_frame=geometry.tokens_per_frame,
+        latent_height=geometry.latent_height,
+        latent_width=geometry.latent_width,
+        num_steps=num_steps,
+        num_lanes=min(spec.max_lanes, num_steps),
+        start_frame=spec.first_frame(first_block),
+    )
+
+
+def _encode_text(model: DiT, context_TC: Tensor) -> tuple[KeyValue, ...]:
+    with torch.inference_mode():
+        return model.encode_text(context_TC)

@@ -1,0 +1,96 @@
+"""What plans are made from, found out before anything is loaded.
+
+Input: a checkpoint's folder, a device, the user's options. Output: `PlannerInputs` (rates, budget,
+configurations, precision) and the `DeviceContext` that memory is taken from.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import psutil
+import torch
+
+from lipcast.config.generate_options import GenerateOptions
+from lipcast.config.geometry import Geometry
+from lipcast.config.video_spec import video_spec
+from lipcast.engine.memory_manager import PlannerInputs
+from lipcast.memory.device_context import DeviceContext
+from lipcast.memory.probe import describe_gpu
+from lipcast.planning.hardware import CPU, Hardware
+from lipcast.planning.memory_options import MemoryOptions
+from lipcast.planning.plan import Budget, Models, Share
+from lipcast.planning.sizes import Precision
+from lipcast.weights.checkpoint import find_checkpoint
+from lipcast.weights.configs import models_in
+from lipcast.weights.files import open_tensors
+from lipcast.weights.quant_linear import quantised_layers
+
+_CONTEXT_BYTES = 512 << 20
+"""What this process's CUDA context has taken already; the planner counts it in its reserve."""
+_PORTRAIT = (1280, 720)
+
+
+def measure_planner_inputs(
+    directory: Path,
+    device: torch.device,
+    options: MemoryOptions,
+    *,
+    precision: Precision | None,
+    dtype: torch.dtype,
+    share: Share | None = None,
+    hardware: Hardware | None = None,
+) -> PlannerInputs:
+    """`precision` is the user's; None leaves it to the checkpoint, then to the planner.
+
+    `hardware`: of a device that is not to be touched from here, and whose memory is taken as free.
+    Raises CheckpointError for a folder that is no checkpoint.
+    """
+    if precision is None:
+        precision = _stored_precision(directory)
+    if precision is None and device.type == "cpu":
+        precision = "fp32" if dtype == torch.float32 else "bf16"
+    if hardware is None:
+        hardware = describe_gpu(device) if device.type == "cuda" else CPU
+        free_bytes = _free_bytes(device, hardware)
+    else:
+        free_bytes = hardware.memory_bytes
+    budget = Budget(
+        options.budget_bytes("vram", free_bytes),
+        options.budget_bytes("ram", psutil.virtual_memory().available),
+    )
+    return PlannerInputs(
+        hardware, budget, options, models_in(directory), precision, share or Share()
+    )
+
+
+def open_device_context(device: torch.device, options: MemoryOptions) -> DeviceContext:
+    """The real memory of this machine. On a GPU, the budget bounds everything that torch takes."""
+    if device.type == "cuda" and options.vram is not None:
+        total = torch.cuda.get_device_properties(device).total_memory
+        wanted = options.budget_bytes("vram", total) - _CONTEXT_BYTES
+        torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, wanted / total)), device)
+    return DeviceContext.of(device)
+
+
+def default_geometry(models: Models) -> Geometry:
+    """Of a video with default options and an upright portrait: what weights are placed for first."""
+    height, width = _PORTRAIT
+    spec = video_spec(GenerateOptions(), models.dit, models.vae, height=height, width=width)
+    return spec.geometry
+
+
+def _stored_precision(directory: Path) -> Precision | None:
+    """The precision of a quantised checkpoint; None for one that is not."""
+    files = find_checkpoint(directory, need=("dit",))
+    assert files.dit is not None
+    found = (scheme.precision for _, scheme in quantised_layers(open_tensors(files.dit)))
+    return cast("Precision | None", next(found, None))
+
+
+def _free_bytes(device: torch.device, hardware: Hardware) -> int:
+    if device.type != "cuda":
+        return hardware.memory_bytes
+    free, total = torch.cuda.mem_get_info(device)
+    return min(total, free + _CONTEXT_BYTES)

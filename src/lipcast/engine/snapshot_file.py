@@ -1,0 +1,74 @@
+"""A `SessionSnapshot` as one file: what a video goes on from in another process, or on another day.
+
+Input: a past, a path. Output: one safetensors file, complete or not there at all, that holds the hash of
+its data; the past again, bit for bit. Bytes: 4 * (voices + (1 + steps) * latents) of the blocks remembered,
+6 MB for the embedded model at 256x256, 36 MB for the 14B at 704x384; no rings, which are tens of GB for a
+large model and are made again by replay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lipcast.engine.snapshot import BlockSnapshot, SessionSnapshot
+from lipcast.errors import InputError
+from lipcast.weights.safetensors_file import SafetensorsSource
+from lipcast.weights.source import TensorInfo
+from lipcast.weights.writer import write_safetensors
+
+FORMAT = "lipcast past 2"
+_LATENTS, _VOICES, _FIRST, _INPUTS = "latents", "voices", "first", "inputs"
+_ALWAYS = {_LATENTS, _VOICES, _FIRST}
+"""Inputs are there for the newest blocks: all, or those since the video last changed its size or steps."""
+
+
+def write_snapshot(path: Path, snapshot: SessionSnapshot) -> str:
+    """Write a past; returns the sha256 of the file. Raises OutputError."""
+    tensors = {
+        _LATENTS: torch.stack([block.latent_CFHW for block in snapshot.blocks]),
+        _VOICES: torch.stack([block.features_LCV for block in snapshot.blocks]),
+        _FIRST: snapshot.first_C1HW,
+    }
+    inputs = [torch.stack(block.inputs) for block in snapshot.blocks if block.inputs]
+    if inputs:
+        tensors[_INPUTS] = torch.stack(inputs)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    infos = [TensorInfo(name, tuple(t.shape), t.dtype) for name, t in tensors.items()]
+    metadata = {
+        "format": FORMAT,
+        "next_block": str(snapshot.next_block),
+        "sha256": _hash(snapshot.next_block, tensors),
+    }
+    return write_safetensors(path, infos, tensors.__getitem__, metadata=metadata)
+
+
+def read_snapshot(path: Path, device: torch.device | str = "cpu") -> SessionSnapshot:
+    """Read a past onto a device. Raises InputError, CheckpointError for a file that is not whole."""
+    if not path.is_file():
+        raise InputError(f"{path}: expected the past of a video, found nothing there; start anew")
+    source = SafetensorsSource(path)
+    found = source.metadata.get("format", "another file")
+    if found != FORMAT or set(source.infos) - {_INPUTS} != _ALWAYS:
+        raise InputError(
+            f'{path}: expected the past of a video ("{FORMAT}"), got "{found}"; start the video anew'
+        )
+    tensors = {name: source.read(name) for name in source.infos}
+    next_block = int(source.metadata["next_block"])
+    if source.metadata.get("sha256") != _hash(next_block, tensors):
+        raise InputError(f"{path}: expected data with the hash in it, got others; start anew")
+    latents, inputs = tensors[_LATENTS], [tuple(steps) for steps in tensors.get(_INPUTS, ())]
+    known = [()] * (len(latents) - len(inputs)) + inputs
+    blocks = tuple(map(BlockSnapshot, latents, tensors[_VOICES], known))
+    return SessionSnapshot(next_block, blocks, tensors[_FIRST]).to(device)
+
+
+def _hash(next_block: int, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(f"{next_block}".encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

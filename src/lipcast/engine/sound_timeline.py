@@ -1,0 +1,148 @@
+"""The sound of one video: speech features for the model, samples for the listener, cut by block.
+
+Input: an `AudioSource`, read only as far as needed. Output: features of block b, or None past the end;
+samples of the next frames. Memory: what is read and not yet taken.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lipcast.config.models import VIDEO_FPS
+from lipcast.errors import InputError
+
+Samples = NDArray[np.float32]
+
+
+class Chunk(Protocol):
+    """A piece of sound, twice: as it is heard, and as 16 kHz mono for the speech encoder."""
+
+    @property
+    def samples(self) -> Samples: ...
+
+    @property
+    def speech(self) -> Samples: ...
+
+
+class AudioSource(Protocol):
+    """Where sound comes from: a file, a microphone. Lengths are None while they are not known."""
+
+    sample_rate: int
+    num_channels: int
+
+    @property
+    def num_samples(self) -> int | None: ...
+
+    def ready(self) -> bool:
+        """Whether `read` returns at once."""
+
+    def read(self) -> Chunk | None:
+        """The next piece; None at the end. May wait for it."""
+
+
+class Features(Protocol):
+    """Speech features by block, from 16 kHz pieces."""
+
+    def push(self, wave_N: Samples) -> None: ...
+
+    def finish(self) -> None: ...
+
+    def take(self, block: int) -> Tensor | None: ...
+
+
+class AudioTimeline:
+    """Reads a source up to `max_frames` video frames and cuts it along the blocks."""
+
+    def __init__(
+        self,
+        source: AudioSource,
+        features: Features,
+        *,
+        video_frames_per_block: int,
+        max_frames: int | None,
+        first_block: int = 0,
+    ) -> None:
+        """`first_block`: where the video goes on; the samples before it are read and dropped."""
+        self._source = source
+        self._features = features
+        self._video_frames_per_block = video_frames_per_block
+        self._max_frames = max_frames
+        self._samples_per_frame = source.sample_rate // VIDEO_FPS
+        self._pending: list[Samples] = []
+        self._num_unwanted = first_block * video_frames_per_block * self._samples_per_frame
+        """Samples still to be dropped."""
+        self._num_read = 0
+        self._ended = False
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the samples that `take_samples` gives, in Hz."""
+        return self._source.sample_rate
+
+    @property
+    def num_frames(self) -> int | None:
+        """Length of the video in frames: ceil(seconds * 25), bounded; None while not known."""
+        known = self._num_read if self._ended else self._source.num_samples
+        if known is None:
+            return None
+        frames = -(-known // self._samples_per_frame)
+        return frames if self._max_frames is None else min(frames, self._max_frames)
+
+    @property
+    def num_blocks(self) -> int | None:
+        """Blocks that the video needs; None while not known."""
+        frames = self.num_frames
+        return None if frames is None else -(-frames // self._video_frames_per_block)
+
+    def features(self, block: int, *, wait: bool = True) -> Tensor | None:
+        """Features [layers, channels, frames per block] of a block.
+
+        None where the sound ends before it, or, with `wait` off, where it has not come yet.
+        Raises InputError if the whole source turns out to hold no sample.
+        """
+        while not self._is_past_end(block):
+            taken = self._features.take(block)
+            if taken is not None:
+                return taken
+            if self._ended or (not wait and not self._source.ready()):
+                return None
+            self._read()
+        return None
+
+    def _is_past_end(self, block: int) -> bool:
+        known = self.num_blocks
+        return known is not None and block >= known
+
+    def take_samples(self, num_frames: int) -> Samples:
+        """The samples of the next frames, [n, channels]; silence where the source has ended."""
+        wanted = num_frames * self._samples_per_frame
+        held = np.concatenate(self._pending) if self._pending else self._silence(0)
+        taken, rest = held[:wanted], held[wanted:]
+        self._pending = [rest] if len(rest) else []
+        missing = wanted - len(taken)
+        return np.concatenate((taken, self._silence(missing))) if missing else taken
+
+    def _read(self) -> None:
+        chunk = self._source.read()
+        if chunk is None:
+            self._end()
+            return
+        dropped = min(self._num_unwanted, len(chunk.samples))
+        self._num_unwanted -= dropped
+        if dropped < len(chunk.samples):  # an empty view would keep all of the chunk in memory
+            self._pending.append(chunk.samples[dropped:])
+        self._features.push(chunk.speech)
+        self._num_read += len(chunk.samples)
+
+    def _end(self) -> None:
+        self._ended = True
+        self._features.finish()
+        if self._num_read == 0:
+            raise InputError("audio: expected at least one sample, got none; give a sound to speak")
+
+    def _silence(self, count: int) -> Samples:
+        return np.zeros((count, self._source.num_channels), dtype=np.float32)

@@ -1,0 +1,43 @@
+"""One device and its host, as the stores see them: two arenas and the link between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+
+from lipcast.memory.arena import Arena, DeviceMaker
+from lipcast.memory.copier import Copier, CudaCopier, DirectCopier
+from lipcast.memory.layer_buffers import BufferAllocator
+from lipcast.memory.pinned import PinnedMaker
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceContext:
+    """Where memory is taken from. On a CPU, device and host memory are of one kind."""
+
+    device: torch.device
+    vram: Arena
+    ram: Arena
+    copier: Copier
+
+    @classmethod
+    def of(
+        cls, device: torch.device, *, vram_bytes: int | None = None, ram_bytes: int | None = None
+    ) -> Self:
+        """The real ones of `device`; budgets bound what is taken through the arenas."""
+        is_cuda = device.type == "cuda"
+        on_device = DeviceMaker(device)
+        return cls(
+            device=device,
+            vram=Arena(f"memory of {device}", on_device, budget_bytes=vram_bytes),
+            ram=Arena(
+                "host memory", PinnedMaker() if is_cuda else on_device, budget_bytes=ram_bytes
+            ),
+            copier=CudaCopier(device) if is_cuda else DirectCopier(),
+        )
+
+    def allocator(self, device_part: str, host_part: str) -> BufferAllocator:
+        """Where to take buffers that are counted under these names."""
+        return BufferAllocator(self.vram, self.ram, self.copier, device_part, host_part)

@@ -1,0 +1,102 @@
+"""The tensors of a transformer's layers, sorted into packs: what is used together lies together.
+
+Input: a DiT built without memory. Output: one pack per layer and use (every tick, once per block, once per
+prompt), and one for everything outside the layers. Names are the checkpoint's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lipcast.memory.flat_params import ParamsLayout
+from lipcast.models.dit import DiT
+from lipcast.planning.tensors import WEIGHT_USES, WeightUse, weight_use
+
+ParamsKey = tuple[WeightUse, int]
+"""Use and layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a module keeps a tensor."""
+
+    owner: nn.Module
+    leaf: str
+    is_parameter: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FlatParams:
+    """Tensors that lie in one buffer, and where the module keeps them."""
+
+    layout: ParamsLayout
+    places: Mapping[str, _Place]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.layout.num_bytes
+
+    def attach(self, views: Mapping[str, Tensor]) -> None:
+        """Make these tensors the module's own."""
+        for name, place in self.places.items():
+            if place.is_parameter:
+                parameter = nn.Parameter(views[name], requires_grad=False)
+                place.owner._parameters[place.leaf] = parameter
+            else:
+                place.owner._buffers[place.leaf] = views[name]
+
+    def detach(self) -> None:
+        """Leave the module with shapes only, so that a use without `attach` is an error."""
+        self.attach(
+            self.layout.views(torch.empty(self.num_bytes, dtype=torch.uint8, device="meta"))
+        )
+
+
+def layer_params(model: DiT, dtype: torch.dtype) -> dict[ParamsKey, FlatParams]:
+    """The packs of all layers, by use and then by layer; parameters are stored in `dtype`."""
+    groups: dict[ParamsKey, list[str]] = {}
+    for name in _stored(model):
+        layer = _layer_of(model, name)
+        if layer is not None:
+            groups.setdefault((weight_use(name), layer), []).append(name)
+    order = sorted(groups, key=lambda key: (WEIGHT_USES.index(key[0]), key[1]))
+    return {key: _pack(model, groups[key], dtype) for key in order}
+
+
+def root_params(model: DiT, dtype: torch.dtype) -> FlatParams:
+    """Everything outside the layers."""
+    return _pack(model, [n for n in _stored(model) if _layer_of(model, n) is None], dtype)
+
+
+def _stored(model: DiT) -> Iterator[str]:
+    return iter(model.state_dict(keep_vars=True))
+
+
+def _layer_of(model: DiT, name: str) -> int | None:
+    """The layer that a tensor belongs to; an injector belongs to the layer that it follows."""
+    first, *rest = name.split(".")
+    if first == "blocks":
+        return int(rest[0])
+    if first == "audio_injector":
+        return model.config.audio_inject_layers[int(rest[1])]
+    return None
+
+
+def _pack(model: DiT, names: Iterable[str], dtype: torch.dtype) -> FlatParams:
+    places = {name: _place(model, name) for name in names}
+    tensors = model.state_dict(keep_vars=True)
+    described = (
+        (name, tensors[name].shape, dtype if place.is_parameter else tensors[name].dtype)
+        for name, place in places.items()
+    )
+    return FlatParams(ParamsLayout.of(described), places)
+
+
+def _place(model: DiT, name: str) -> _Place:
+    owner_name, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(owner_name)
+    return _Place(owner, leaf, is_parameter=leaf in owner._parameters)

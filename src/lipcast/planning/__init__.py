@@ -1,0 +1,1 @@
+"""The planner: where every tensor goes, predicted before anything is loaded; standard library only."""

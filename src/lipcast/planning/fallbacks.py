@@ -1,0 +1,230 @@
+"""What else could be done: the ladder of fallbacks below a plan, and the alternatives beside it.
+
+Inputs: a Plan or a PlanRequest. Outputs: `FallbackPlan`s and `Alternative`s with predicted bytes and
+seconds. A rung is a change of the request; rungs add up. Rungs that keep the pictures come first,
+and the ones that change them only where the user allowed it. A rung that frees nothing is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from lipcast.config.generate_options import SCHEDULES, GenerateOptions, parse_size
+from lipcast.config.geometry import Geometry, fit_size
+from lipcast.errors import MemoryBudgetError, UsageError
+from lipcast.planning.plan import Budget, Plan, PlanConfig, PlanConstraints, PlanRequest
+from lipcast.planning.planner import make_plan, smallest_vram
+from lipcast.planning.search import tile_grids
+from lipcast.planning.sizes import KVPrecision, Precision
+
+SIZE_STEPS = ("1280*720", "832*480", "704*384", "688*368", "512*320", "384*256")
+_KEEPING = ("online_decode", "kv_streamed", "weights_streamed", "kv_fp8", "tiling", "offload")
+_CHANGING = ("infer_frames", "size", "sample_steps")
+_UNLIMITED = Budget(2**50, 2**50)
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """One fallback: a name, and a value where the name needs one ("infer_frames", "32")."""
+
+    name: str
+    value: str = ""
+
+    @property
+    def keeps_the_picture(self) -> bool:
+        """Same video, or one that differs by rounding only."""
+        return self.name in _KEEPING
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.value}" if self.value else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class FallbackPlan:
+    """A rung taken after all those before it."""
+
+    fallback: Fallback
+    plan: Plan
+    bytes_before: int
+    """GPU memory predicted before it; after it: `plan.vram_bytes`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """Another choice and what it would cost: a plan, or the GPU memory it lacks."""
+
+    name: str
+    plan: Plan | None
+    needed_vram_bytes: int | None
+    """Where there is no plan: the smallest GPU budget that works; None: no amount does."""
+
+
+def default_fallbacks(request: PlanRequest, *, allow_degrade: bool = False) -> tuple[Fallback, ...]:
+    """The order that is taken where the user gave none."""
+    keeping = tuple(Fallback(name) for name in _KEEPING if name != "offload")
+    return (*keeping, *_degrading(request)) if allow_degrade else keeping
+
+
+def _degrading(request: PlanRequest) -> Iterator[Fallback]:
+    geometry = request.geometry
+    if geometry.window > 8:
+        yield Fallback("infer_frames", "32")
+    area = geometry.height * geometry.width
+    yield from (Fallback("size", size) for size in SIZE_STEPS if parse_size(size) < area)
+    if request.sample_steps > 3:
+        yield Fallback("sample_steps", "3")
+
+
+def parse_fallbacks(text: str) -> tuple[Fallback, ...]:
+    """ "online_decode, infer_frames=32, size=384*256, sample_steps=3, offload", in that order."""
+    return tuple(_parse_fallback(word.strip()) for word in text.split(",") if word.strip())
+
+
+def _parse_fallback(text: str) -> Fallback:
+    name, _, value = (part.strip() for part in text.partition("="))
+    wants_value = name in _CHANGING
+    if name not in _KEEPING + _CHANGING or wants_value != bool(value):
+        known = ", ".join((*_KEEPING, *(f"{name}=…" for name in _CHANGING)))
+        raise UsageError(f'fallback: expected some of {known}, got "{text}"')
+    if name == "size":
+        parse_size(value)
+    elif wants_value:
+        _check_number(name, value)
+    return Fallback(name, value)
+
+
+def _check_number(name: str, value: str) -> None:
+    """Refuse what generation refuses."""
+    if not value.isdigit():
+        raise UsageError(f"fallback: expected {name}=<whole number>, got {name}={value}")
+    if name == "infer_frames":
+        GenerateOptions(infer_frames=int(value))
+    else:
+        GenerateOptions(sample_steps=int(value))
+
+
+def apply_fallback(request: PlanRequest, fallback: Fallback) -> PlanRequest:
+    """The request with one more fallback taken."""
+    constraints = request.constraints
+    changes: dict[str, PlanConstraints] = {
+        "kv_streamed": replace(constraints, max_resident_ring_layers=0, stream_sink=True),
+        "weights_streamed": replace(constraints, max_resident_layers=0),
+        "offload": replace(
+            constraints, max_resident_layers=0, max_resident_ring_layers=0, stream_sink=True
+        ),
+        "kv_fp8": replace(constraints, ring_precision="fp8"),
+        "tiling": replace(constraints, tiles=_finer(request)),
+    }
+    if fallback.name in changes:
+        return replace(request, constraints=changes[fallback.name])
+    if fallback.name == "sample_steps":
+        return replace(request, sample_steps=min(request.sample_steps, int(fallback.value)))
+    if fallback.name == "infer_frames":
+        return replace(request, geometry=_with_window(request, int(fallback.value)))
+    if fallback.name == "size":
+        return replace(request, geometry=_with_area(request, parse_size(fallback.value)))
+    assert fallback.name == "online_decode", fallback
+    return request  # always on
+
+
+def _finer(request: PlanRequest) -> tuple[int, int]:
+    """The next grid of decoder tiles."""
+    grids = tile_grids(request)
+    now = grids.index(request.constraints.tiles) if request.constraints.tiles in grids else 0
+    return grids[min(now + 1, len(grids) - 1)]
+
+
+def _with_window(request: PlanRequest, infer_frames: int) -> Geometry:
+    window = infer_frames // request.models.vae.temporal_factor
+    return replace(request.geometry, window=min(window, request.geometry.window))
+
+
+def _with_area(request: PlanRequest, area: int) -> Geometry:
+    now = request.geometry
+    height, width = fit_size(now.height, now.width, area)
+    if height * width >= now.height * now.width:
+        return now
+    infer_frames = now.window * request.models.vae.temporal_factor
+    return Geometry.of(
+        request.models.dit,
+        request.models.vae,
+        height=height,
+        width=width,
+        infer_frames=infer_frames,
+    )
+
+
+def ladder(plan: Plan, fallbacks: tuple[Fallback, ...]) -> tuple[FallbackPlan, ...]:
+    """The rungs below a plan, each added to those before it; what frees nothing is left out."""
+    found: list[FallbackPlan] = []
+    request = _pinned(plan)
+    for fallback in fallbacks:
+        before = found[-1].plan if found else plan
+        budget = replace(request.budget, vram_bytes=before.vram_bytes)
+        tried = replace(apply_fallback(request, fallback), budget=budget)
+        try:
+            after = make_plan(tried)
+        except MemoryBudgetError:
+            continue  # host memory has no room for what would leave the GPU
+        if after.generate_bytes < before.generate_bytes:
+            request = tried
+            found.append(FallbackPlan(fallback, after, before.vram_bytes))
+    return tuple(found)
+
+
+def _pinned(plan: Plan) -> PlanRequest:
+    """The request that allows this plan and what a rung adds; the schedule stays free."""
+    choice = plan.config
+    constraints = PlanConstraints(
+        precision=choice.precision,
+        ring_precision=choice.ring_precision,
+        schedule=plan.request.constraints.schedule,
+        max_resident_layers=choice.resident_layers,
+        max_resident_ring_layers=choice.resident_ring_layers,
+        stream_sink=choice.sink_streamed,
+        tiles=choice.tiles,
+        text_encoder=plan.request.constraints.text_encoder,
+    )
+    return replace(plan.request, constraints=constraints)
+
+
+def alternatives(plan: Plan) -> tuple[Alternative, ...]:
+    """Every knob turned once, the rest chosen anew under the same budget."""
+    return tuple(_weigh(name, request) for name, request in _variants(plan))
+
+
+def _weigh(name: str, request: PlanRequest) -> Alternative:
+    try:
+        return Alternative(name, make_plan(request), None)
+    except MemoryBudgetError:
+        return Alternative(name, None, smallest_vram(request))
+
+
+def _variants(plan: Plan) -> Iterator[tuple[str, PlanRequest]]:
+    request, choice = plan.request, plan.config
+    yield "everything on the GPU", replace(request, budget=_UNLIMITED)
+    for name, constraints in _other_constraints(choice, request.constraints):
+        yield name, replace(request, constraints=constraints)
+    yield "all weights streamed", apply_fallback(request, Fallback("weights_streamed"))
+    yield "all KV streamed", apply_fallback(request, Fallback("kv_streamed"))
+    if request.fold_last_step and request.sample_steps > 1:
+        yield "last step not folded", replace(request, fold_last_step=False)
+    if request.geometry.window > 8:
+        yield "infer_frames 32", apply_fallback(request, Fallback("infer_frames", "32"))
+    if request.geometry.height * request.geometry.width > parse_size(SIZE_STEPS[-1]):
+        yield f"size {SIZE_STEPS[-1]}", apply_fallback(request, Fallback("size", SIZE_STEPS[-1]))
+
+
+def _other_constraints(
+    choice: PlanConfig, constraints: PlanConstraints
+) -> Iterator[tuple[str, PlanConstraints]]:
+    precisions: tuple[Precision, ...] = ("bf16", "fp8", "int4")
+    for precision in precisions:
+        if precision != choice.precision:
+            yield f"weights in {precision}", replace(constraints, precision=precision)
+    ring: KVPrecision = "fp8" if choice.ring_precision == "bf16" else "bf16"
+    yield f"KV rings in {ring}", replace(constraints, ring_precision=ring)
+    for schedule in SCHEDULES:
+        if schedule != choice.schedule:
+            yield f"{schedule} schedule", replace(constraints, schedule=schedule)

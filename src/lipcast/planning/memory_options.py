@@ -1,0 +1,91 @@
+"""What the user says about memory, checked: budgets, offloading, and what may give way when it runs out.
+
+Input: plain values. Output: a frozen `MemoryOptions`, and from it the planner's budget and wishes.
+Raises UsageError for what makes no sense.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from lipcast.config.generate_options import ScheduleName
+from lipcast.errors import UsageError
+from lipcast.planning.fallbacks import Fallback, default_fallbacks, parse_fallbacks
+from lipcast.planning.hardware import parse_bytes
+from lipcast.planning.plan import PlanConstraints, PlanRequest
+from lipcast.planning.sizes import KV_PRECISIONS, KVPrecision, Precision
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryOptions:
+    """How memory is to be used. The defaults leave everything to the planner.
+
+    `vram` and `ram` are budgets such as "12GB" or "11.5GiB"; None: what is free.
+    `offload_model` streams all weights from host memory, `offload_kv_cache` all that attention
+    remembers. `kv_precision` stores it in "bf16", "fp8" or "int4".
+    `fallback` is what gives way, and in which order, when memory runs out all the same: names as in
+    "kv_streamed, infer_frames=32, size=384*256"; "none" lets nothing give way. Without it the video
+    stays the same, and `allow_degrade` adds what changes it.
+    """
+
+    vram: str | None = None
+    ram: str | None = None
+    offload_model: bool = False
+    offload_kv_cache: bool = False
+    kv_precision: KVPrecision | None = None
+    fallback: str | None = None
+    allow_degrade: bool = False
+
+    def __post_init__(self) -> None:
+        for budget in (self.vram, self.ram):
+            if budget is not None:
+                parse_bytes(budget)
+        if self.kv_precision not in {None, *KV_PRECISIONS}:
+            known = ", ".join(KV_PRECISIONS)
+            raise UsageError(f"kv_precision: expected one of {known}, got {self.kv_precision!r}")
+        if self.fallback is not None and self.fallback != "none":
+            parse_fallbacks(self.fallback)
+
+    @property
+    def asks_for_a_plan(self) -> bool:
+        """Whether anything is said that a CPU, which has one kind of memory, would not do anyway."""
+        return self.vram is not None or self.kv_precision is not None
+
+    def budget_bytes(self, name: str, default: int) -> int:
+        """The budget "vram" or "ram" in bytes; `default` where the user gave none."""
+        given: str | None = getattr(self, name)
+        return default if given is None else parse_bytes(given)
+
+    def constraints(
+        self, precision: Precision | None, schedule: ScheduleName | None
+    ) -> PlanConstraints:
+        """What the planner has to respect."""
+        return PlanConstraints(
+            precision=precision,
+            ring_precision=self.kv_precision,
+            schedule=schedule,
+            max_resident_layers=0 if self.offload_model else None,
+            max_resident_ring_layers=0 if self.offload_kv_cache else None,
+            stream_sink=True if self.offload_kv_cache else None,
+        )
+
+    def fallbacks(self, request: PlanRequest) -> tuple[Fallback, ...]:
+        """What may give way, in order."""
+        if self.fallback == "none":
+            return ()
+        if self.fallback is not None:
+            return parse_fallbacks(self.fallback)
+        return default_fallbacks(request, allow_degrade=self.allow_degrade)
+
+
+MEMORY_OPTION_NAMES = tuple(field.name for field in fields(MemoryOptions))
+
+
+def make_memory_options(options: dict[str, Any]) -> MemoryOptions:
+    """Checked options from keyword arguments; raises UsageError for an unknown name."""
+    for name in options:
+        if name not in MEMORY_OPTION_NAMES:
+            known = ", ".join(MEMORY_OPTION_NAMES)
+            raise UsageError(f"{name}: expected a memory option ({known}), got this one")
+    return MemoryOptions(**options)

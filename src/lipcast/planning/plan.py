@@ -1,0 +1,199 @@
+"""What the planner is asked and what it answers: frozen data.
+
+`PlanRequest` is the question: models, geometry, hardware, budget, wishes. `Plan` is the answer:
+every placement, with predicted bytes by part and seconds per block.
+Invariant: `Plan.vram_bytes <= budget.vram_bytes` and `Plan.ram_bytes <= budget.ram_bytes`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lipcast.config.generate_options import ScheduleName
+from lipcast.config.geometry import Geometry
+from lipcast.config.models import DiTConfig, TextConfig, VAEConfig
+from lipcast.planning.hardware import Hardware
+from lipcast.planning.sizes import KVPrecision, Precision
+from lipcast.planning.tensors import SpeechShape
+
+Placement = Literal["resident", "pinned", "disk"]
+"""On the GPU; streamed from pinned host memory; streamed from a mapped file."""
+EncoderPlacement = Literal["device", "host", "disk"]
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The configs of the four networks (defaults: the published 14B)."""
+
+    dit: DiTConfig = field(default_factory=DiTConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    speech: SpeechShape = field(default_factory=SpeechShape)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What one process may take: memory of its GPU and of the host."""
+
+    vram_bytes: int
+    ram_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlanConstraints:
+    """What the user fixes; None leaves it to the planner.
+
+    `max_resident_layers=0` streams all weights, `max_resident_ring_layers=0` all of the KV rings.
+    `tiles` is the grid (rows, columns) the decoder works in.
+    """
+
+    precision: Precision | None = None
+    ring_precision: KVPrecision | None = None
+    schedule: ScheduleName | None = None
+    max_resident_layers: int | None = None
+    max_resident_ring_layers: int | None = None
+    stream_sink: bool | None = None
+    tiles: tuple[int, int] | None = None
+    text_encoder: EncoderPlacement | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """One question to the planner."""
+
+    geometry: Geometry
+    hardware: Hardware
+    budget: Budget
+    models: Models = field(default_factory=Models)
+    constraints: PlanConstraints = field(default_factory=PlanConstraints)
+    sample_steps: int = 4
+    fold_last_step: bool = True
+
+    @property
+    def num_evaluations(self) -> int:
+        """Passes of the transformer per block, and KV rings: folding drops the last."""
+        return max(1, self.sample_steps - self.fold_last_step)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The part of the work that one GPU does; the default is all of it.
+
+    `num_steps`: denoising steps it owns (None: all). `ulysses`: GPUs that split tokens and heads of
+    one step. `shards`: GPUs that keep a part of the weights each and gather them layer by layer.
+    """
+
+    num_steps: int | None = None
+    ulysses: int = 1
+    shards: int = 1
+    decodes: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PlanConfig:
+    """One setting of every knob."""
+
+    precision: Precision
+    ring_precision: KVPrecision
+    schedule: ScheduleName
+    num_lanes: int
+    """Lanes in a tick: 1, or one per evaluated step."""
+    resident_layers: int
+    disk_layers: int
+    resident_ring_layers: int
+    sink_streamed: bool
+    num_slots: int
+    """Device buffers for streamed layers; 0 where none is streamed."""
+    tiles: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryItem:
+    """A named share of memory."""
+
+    name: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTime:
+    """Predicted seconds per block, in the steady state; the longest stream decides."""
+
+    compute_s: float
+    """Ticks of the transformer, everything at hand."""
+    decode_s: float
+    copy_s: float
+    """The link between host and GPU."""
+    disk_s: float
+    peer_s: float
+    """Other GPUs: gathers of sharded weights and exchanges of heads."""
+    block_s: float
+
+    @property
+    def hidden_s(self) -> float:
+        """What overlap saves."""
+        return (
+            self.compute_s + self.decode_s + self.copy_s + self.disk_s + self.peer_s - self.block_s
+        )
+
+    @property
+    def bottleneck(self) -> str:
+        streams = {
+            "compute": self.compute_s + self.decode_s,
+            "link": self.copy_s,
+            "disk": self.disk_s,
+            "peers": self.peer_s,
+        }
+        return max(streams, key=lambda name: streams[name])
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Every placement of one run on one GPU, and what it is predicted to take."""
+
+    request: PlanRequest
+    share: Share
+    config: PlanConfig
+    layers: tuple[Placement, ...]
+    """Weights of each layer."""
+    ring_layers: tuple[Placement, ...]
+    """Keys and values of each layer, all rings."""
+    prompt_weights: Literal["host", "disk"]
+    """Weights that only a new prompt needs: kept, or read again from the checkpoint."""
+    text_encoder: EncoderPlacement
+    speech_encoder: EncoderPlacement
+    generate_parts: tuple[MemoryItem, ...]
+    """GPU memory while blocks are made."""
+    prepare_parts: tuple[MemoryItem, ...]
+    """GPU memory while picture and prompt are encoded, before rings exist."""
+    ram_parts: tuple[MemoryItem, ...]
+    time: BlockTime
+
+    @property
+    def vram_bytes(self) -> int:
+        """The predicted peak on the GPU."""
+        return max(total(self.generate_parts), total(self.prepare_parts))
+
+    @property
+    def generate_bytes(self) -> int:
+        """Predicted on the GPU while blocks are made."""
+        return total(self.generate_parts)
+
+    @property
+    def ram_bytes(self) -> int:
+        return total(self.ram_parts)
+
+    @property
+    def frames_per_s(self) -> float:
+        return self.request.models.dit.video_frames_per_block / self.time.block_s
+
+    @property
+    def first_block_s(self) -> float:
+        """From prepared conditions to the first pictures: a wavefront fills up first."""
+        ticks = self.config.num_lanes
+        return self.time.block_s * ticks
+
+
+def total(parts: tuple[MemoryItem, ...]) -> int:
+    return sum(part.num_bytes for part in parts)

@@ -1,0 +1,343 @@
+"""The search: the fastest setting under a budget, or the smallest budget that works.
+
+Input: a PlanRequest and a Share. Output: `Candidate`s. Every combination of the coarse knobs is
+tried, and for each every number of resident layers; the rings take the memory that is left, which
+is never slower. So a bigger budget never gives a slower plan: what fitted before still fits.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+from lipcast.config.generate_options import SCHEDULES
+from lipcast.planning import costs
+from lipcast.planning.plan import BlockTime, Budget, PlanConstraints, PlanRequest, Share
+from lipcast.planning.sizes import KVPrecision, Precision
+from lipcast.planning.workload import Setting, Workload, tile_size
+
+DISK_STAGING_LAYERS = 2
+"""Pinned buffers that layers from disk pass through."""
+_SLOTS = (3, 2)
+_TILE_GRIDS = ((1, 1), (2, 1), (2, 2), (3, 2), (3, 3), (4, 4))
+_DISK_DRAG = 0.1
+"""Part of the reading of mapped files that nothing hides; an assumption."""
+_DECIMALS = 6
+"""Plans are compared in whole microseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One complete answer."""
+
+    work: Workload
+    resident: int
+    """Layers whose weights stay on the GPU."""
+    resident_rings: int
+    pinned: int
+    """Layers streamed from host memory; the rest come from disk."""
+    time: BlockTime
+
+    @property
+    def rank(self) -> tuple[float | int | bool, ...]:
+        """Less is better: seconds first, then the plainer of two equally fast plans."""
+        setting = self.work.setting
+        precision, ring = (
+            _PLAINNESS.index(setting.precision),
+            _PLAINNESS.index(setting.ring_precision),
+        )
+        return (
+            self.time.block_s,
+            precision,
+            ring,
+            setting.schedule != SCHEDULES[0],
+            setting.sink_streamed,
+            self.work.num_tiles,
+            -setting.num_slots,
+            -self.resident,
+            -self.resident_rings,
+        )
+
+
+_PLAINNESS = ("fp32", "bf16", "fp8", "int8", "int4")
+
+
+def settings(request: PlanRequest) -> Iterator[Setting]:
+    """Every combination of the coarse knobs that the wishes allow."""
+    constraints = request.constraints
+    precisions: tuple[Precision, ...] = (
+        (constraints.precision,) if constraints.precision else ("bf16", "fp8")
+    )
+    schedules = (constraints.schedule,) if constraints.schedule else SCHEDULES
+    sinks = (False, True) if constraints.stream_sink is None else (constraints.stream_sink,)
+    grids = (constraints.tiles,) if constraints.tiles else tile_grids(request)
+    for precision in precisions:
+        rings = _ring_precisions(constraints, precision)
+        for combination in product(rings, schedules, sinks, _SLOTS, grids):
+            yield Setting(precision, *combination)
+
+
+def _ring_precisions(constraints: PlanConstraints, precision: Precision) -> tuple[KVPrecision, ...]:
+    """What is wished; else as the transformer computes, or 8 bits."""
+    if constraints.ring_precision:
+        return (constraints.ring_precision,)
+    return ("fp32" if precision == "fp32" else "bf16", "fp8")
+
+
+def _leanest(request: PlanRequest) -> Iterator[Setting]:
+    """Settings that can need least: fewest slots, and one lane where that is allowed."""
+    schedule = request.constraints.schedule or SCHEDULES[0]
+    for setting in settings(request):
+        if setting.num_slots == min(_SLOTS) and setting.schedule == schedule:
+            yield setting
+
+
+def tile_grids(request: PlanRequest) -> tuple[tuple[int, int], ...]:
+    """Grids of decoder tiles worth trying, coarsest first: those whose tiles get smaller."""
+    geometry = request.geometry
+    tall = geometry.latent_height >= geometry.latent_width
+    found: list[tuple[int, int]] = []
+    areas: list[int] = []
+    for rows, columns in _TILE_GRIDS:
+        grid = (rows, columns) if tall else (columns, rows)
+        height, width = tile_size(request, grid)
+        if not areas or height * width < areas[-1]:
+            found.append(grid)
+            areas.append(height * width)
+    return tuple(found)
+
+
+def fastest(request: PlanRequest, share: Share) -> Candidate | None:
+    """The best candidate under the budget; None where nothing fits."""
+    searches = [_Search(request, share, setting) for setting in settings(request)]
+    best: Candidate | None = None
+    for search in sorted(searches, key=lambda search: search.floor_s):
+        if best is not None and search.floor_s > best.time.block_s:
+            break  # even without any copy it would be slower, and so are all that follow
+        for candidate in search.candidates():
+            if best is None or candidate.rank < best.rank:
+                best = candidate
+    return best
+
+
+def least_vram(request: PlanRequest, share: Share) -> int | None:
+    """The smallest GPU budget that works with this host memory; None where none does."""
+    searches = (_Search(request, share, setting) for setting in _leanest(request))
+    found = (need for search in searches for need in search.least_vram())
+    return min(found, default=None)
+
+
+def least_ram(request: PlanRequest, share: Share) -> int | None:
+    """The smallest host budget that works with this GPU memory; None where none does."""
+    searches = (_Search(request, share, setting) for setting in _leanest(request))
+    found = (need for search in searches for need in search.least_ram())
+    return min(found, default=None)
+
+
+def decode_block_seconds(request: PlanRequest, *, area_factor: float = 1.0) -> float:
+    """Seconds to decode one block on the request's GPU."""
+    return costs.decode_seconds(
+        request.models.vae, request.geometry, request.hardware, area_factor=area_factor
+    )
+
+
+class _Search:
+    """One setting: bytes and seconds over the numbers of resident layers."""
+
+    def __init__(self, request: PlanRequest, share: Share, setting: Setting) -> None:
+        self._work = Workload(request, share, setting)
+        self._budget = request.budget
+
+    @property
+    def floor_s(self) -> float:
+        """No plan of this setting is faster."""
+        return self._times.floor_s
+
+    def candidates(self) -> Iterator[Candidate]:
+        work = self._work
+        for resident in self._residents():
+            rings = self._fitting_rings(resident, self._budget)
+            pinned = None if rings is None else self._pinned(resident, rings)
+            if rings is not None and pinned is not None:
+                time = self._times.block(resident, rings, pinned)
+                yield Candidate(work, resident, rings, pinned, time)
+
+    def least_vram(self) -> Iterator[int]:
+        work = self._work
+        for resident in self._residents_of_least():
+            for rings in self._rings_for_ram(resident):
+                weights = work.weights_bytes(resident)
+                generate = work.fixed_bytes + weights + work.rings_bytes(rings)
+                yield max(generate, work.prepare_fixed_bytes + weights)
+
+    def least_ram(self) -> Iterator[int]:
+        for resident in self._residents_of_least():
+            rings = self._fitting_rings(resident, self._budget)
+            if rings is not None:
+                yield self._least_ram_of(resident, rings)
+
+    @cached_property
+    def _times(self) -> _Times:
+        return _Times(self._work)
+
+    def _residents(self) -> range:
+        work = self._work
+        wish = work.request.constraints.max_resident_layers
+        if work.share.shards > 1:
+            return range(work.num_layers, work.num_layers + 1)
+        return range(min(work.num_layers, work.num_layers if wish is None else wish) + 1)
+
+    def _residents_of_least(self) -> Iterator[int]:
+        """The numbers that can need least: the first, and those whose rest is less than staging.
+
+        In between, a layer more on the GPU frees nothing on the host, since all may come from disk.
+        """
+        allowed, staging = self._residents(), self._staging_bytes
+        yield allowed[0]
+        yield from (r for r in allowed[1:] if self._streamed_bytes(r) < staging)
+
+    @cached_property
+    def _max_rings(self) -> int:
+        layers, wish = (
+            self._work.num_layers,
+            self._work.request.constraints.max_resident_ring_layers,
+        )
+        return layers if wish is None else min(layers, wish)
+
+    def _fitting_rings(self, resident: int, budget: Budget) -> int | None:
+        """The most ring layers that fit beside the weights."""
+        work = self._work
+        weights = work.weights_bytes(resident)
+        if work.prepare_fixed_bytes + weights > budget.vram_bytes:
+            return None
+        left = budget.vram_bytes - work.fixed_bytes - weights
+        if self._max_rings == work.num_layers and work.rings_bytes(work.num_layers) <= left:
+            return work.num_layers
+        left -= work.rings_bytes(0)
+        if left < 0:
+            return None
+        return min(left // work.rings_layer_bytes, work.num_layers - 1, self._max_rings)
+
+    def _ram_of_rings(self, rings: int) -> int:
+        work = self._work
+        return work.fixed_ram_bytes + (work.num_layers - rings) * work.rings_layer_bytes
+
+    def _streamed_bytes(self, resident: int) -> int:
+        return self._work.layers_total[-1] - self._work.layers_total[resident]
+
+    @cached_property
+    def _staging_bytes(self) -> int:
+        return DISK_STAGING_LAYERS * self._work.widest_layer_bytes
+
+    def _pinned(self, resident: int, rings: int) -> int | None:
+        """How many streamed layers host memory holds; None where not even the rings fit."""
+        left = self._budget.ram_bytes - self._ram_of_rings(rings)
+        if left >= self._streamed_bytes(resident):
+            return self._work.num_layers - resident
+        left -= self._staging_bytes
+        if left < 0:
+            return None
+        totals = self._work.layers_total
+        return bisect_right(totals, totals[resident] + left) - 1 - resident
+
+    def _least_ram_of(self, resident: int, rings: int) -> int:
+        streamed = min(self._streamed_bytes(resident), self._staging_bytes)
+        return self._ram_of_rings(rings) + streamed
+
+    def _rings_for_ram(self, resident: int) -> Iterator[int]:
+        """The numbers of resident ring layers that can be the least: all, and the fewest RAM
+        allows."""
+        work = self._work
+        excess = self._least_ram_of(resident, 0) - self._budget.ram_bytes
+        fewest = max(0, -(-excess // work.rings_layer_bytes))
+        if fewest <= self._max_rings:
+            yield fewest
+            if self._max_rings == work.num_layers:
+                yield work.num_layers
+
+
+class _Times:
+    """Seconds per block of one setting."""
+
+    def __init__(self, work: Workload) -> None:
+        self._work = work
+        self._hardware = work.request.hardware
+        self.compute_s = work.ticks_per_block * self._tick_s()
+        self.decode_s = self._decode_s() if work.share.decodes else 0.0
+        self.floor_s = round(self.compute_s + self.decode_s, _DECIMALS)
+
+    def block(self, resident: int, rings: int, pinned: int) -> BlockTime:
+        """`pinned` of the streamed layers come from host memory, the rest from disk."""
+        work = self._work
+        to_gpu = self._fixed_to_gpu + self._crossing(resident)
+        disk = self._crossing(resident + pinned)
+        ring_bytes = (work.num_layers - rings) * work.rings_layer_bytes
+        written = (
+            ring_bytes * work.request.geometry.latents_per_block / work.request.geometry.window
+        )
+        copy_s = costs.copy_seconds(
+            self._hardware,
+            to_gpu_bytes=to_gpu + ring_bytes,
+            to_host_bytes=self._parked_bytes + written,
+        )
+        disk_s = disk / self._hardware.disk_bytes_per_s
+        longest = max(self.compute_s + self.decode_s, copy_s, disk_s, self._gather_s)
+        longest += _DISK_DRAG * disk_s
+        return BlockTime(
+            self.compute_s, self.decode_s, copy_s, disk_s, self._gather_s, round(longest, _DECIMALS)
+        )
+
+    def _crossing(self, first: int) -> int:
+        """Bytes per block of the layers from `first` on in residency order."""
+        work = self._work
+        if work.share.shards > 1:
+            return 0
+        ticks, voices = work.ticks_total, work.voices_total
+        return work.ticks_per_block * (ticks[-1] - ticks[first]) + voices[-1] - voices[first]
+
+    def _tick_s(self) -> float:
+        work = self._work
+        dit, geometry = work.request.models.dit, work.request.geometry
+        alone = costs.tick_seconds(
+            dit,
+            geometry,
+            self._hardware,
+            precision=work.setting.precision,
+            num_lanes=work.num_lanes,
+            stored_layer_bytes=work.ticks_total[-1],
+            split=work.share.ulysses,
+        )
+        exchange = costs.exchange_seconds(
+            dit, geometry, self._hardware, num_lanes=work.num_lanes, split=work.share.ulysses
+        )
+        return alone + exchange
+
+    def _decode_s(self) -> float:
+        work = self._work
+        geometry, (height, width) = work.request.geometry, work.tile
+        factor = work.num_tiles * height * width / (geometry.latent_height * geometry.latent_width)
+        return decode_block_seconds(work.request, area_factor=factor)
+
+    @cached_property
+    def _parked_bytes(self) -> int:
+        """Decoder states that leave and return once per block."""
+        return (
+            self._work.num_tiles * self._work.decoder_state_bytes if self._work.parks_decoder else 0
+        )
+
+    @cached_property
+    def _fixed_to_gpu(self) -> int:
+        work = self._work
+        sink = work.ticks_per_block * work.num_layers * work.sink_layer_bytes
+        shards = work.ticks_per_block * work.shard_bytes if work.shards_on_host else 0
+        return self._parked_bytes + shards + (sink if work.setting.sink_streamed else 0)
+
+    @cached_property
+    def _gather_s(self) -> float:
+        """Every tick each GPU receives the others' shards of all layers."""
+        work, shards = self._work, self._work.share.shards
+        received = work.ticks_total[-1] * (shards - 1) / shards
+        return work.ticks_per_block * received / self._hardware.peer_bytes_per_s

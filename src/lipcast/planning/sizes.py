@@ -1,0 +1,283 @@
+"""Bytes of everything that generation keeps or needs, from configs and geometry alone.
+
+Inputs: the configs, a Geometry, precisions. Outputs: bytes as whole numbers, by part.
+Weights: linear layers inside the transformer's layers are quantised, everything outside them stays
+in bf16. Ring, sink and text keys: exact. Working memory of a tick and of the autoencoder: multiples
+of one activation, counted on the modules themselves (see the constants); cuDNN's workspace is an
+allowance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from types import MappingProxyType
+from typing import Literal, get_args
+
+from lipcast.config.geometry import Geometry
+from lipcast.config.models import DiTConfig, TextConfig, VAEConfig
+from lipcast.planning.tensors import (
+    WEIGHT_USES,
+    Shape,
+    SpeechShape,
+    Tensors,
+    WeightUse,
+    decoder_stages,
+    dit_root_tensors,
+    dit_used_tensors,
+    num_parameters,
+    num_speech_parameters,
+    text_tensors,
+    vae_tensors,
+)
+
+Precision = Literal["fp32", "bf16", "fp8", "int8", "int4"]
+KVPrecision = Literal["fp32", "bf16", "fp8", "int4"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+KV_PRECISIONS: tuple[KVPrecision, ...] = get_args(KVPrecision)
+
+PACK_ALIGN = 256
+"""Every tensor of a packed layer begins at a multiple of this many bytes."""
+_BF16, _FP32 = 2, 4
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFormat:
+    """How a linear weight [out, in] is stored: its numbers, and what is needed to read them."""
+
+    bits: int
+    side_bytes: tuple[int, ...] = ()
+    """Bytes per group of each side tensor: the scale, and for 4 bits the minimum."""
+    group: int = 0
+    """Numbers of a row that share a scale; 0: the whole row."""
+
+    def fits(self, num_in: int) -> bool:
+        """Whether rows of this length can be stored so; else the weight stays plain."""
+        return self.bits >= 8 or num_in % 2 == 0
+
+    def part_bytes(self, shape: Shape) -> tuple[int, ...]:
+        """Bytes of the numbers and of each side tensor."""
+        rows, columns = shape
+        # A short row takes the largest power of two that divides it.
+        group = min(self.group, columns & -columns) if self.group else columns
+        groups = rows * (columns // group)
+        return (prod(shape) * self.bits // 8, *(groups * side for side in self.side_bytes))
+
+
+WEIGHT_FORMATS: Mapping[Precision, WeightFormat] = MappingProxyType(
+    {
+        "fp32": WeightFormat(32),
+        "bf16": WeightFormat(16),
+        "fp8": WeightFormat(8, side_bytes=(4,)),
+        "int8": WeightFormat(8, side_bytes=(4,)),
+        "int4": WeightFormat(4, side_bytes=(2, 2), group=64),
+    }
+)
+
+
+def plain_bytes(precision: Precision) -> int:
+    """Bytes of a number that is not quantised: biases, norms, everything outside the layers."""
+    return _FP32 if precision == "fp32" else _BF16
+
+
+def is_quantised(name: str, shape: Shape, precision: Precision) -> bool:
+    """Whether this tensor of a layer takes the layer's precision: matrices of linear layers do."""
+    is_matrix = len(shape) == 2 and name.endswith(".weight")
+    return is_matrix and WEIGHT_FORMATS[precision].fits(shape[1])
+
+
+def packed_bytes(tensors: Tensors, precision: Precision) -> int:
+    """One contiguous buffer of these tensors of a layer: numbers and scales, each aligned."""
+    total = 0
+    for name, shape in tensors.items():
+        if is_quantised(name, shape, precision):
+            total += sum(map(_aligned, WEIGHT_FORMATS[precision].part_bytes(shape)))
+        else:
+            total += _aligned(prod(shape) * plain_bytes(precision))
+    return total
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // PACK_ALIGN) * PACK_ALIGN
+
+
+@cache
+def layer_bytes(config: DiTConfig, precision: Precision, use: WeightUse) -> tuple[int, ...]:
+    """The packed buffer of every layer for one use; layers with an audio injector are bigger."""
+    sizes: dict[bool, int] = {}
+    for layer in range(config.num_layers):
+        injects = layer in config.audio_inject_layers
+        if injects not in sizes:
+            sizes[injects] = packed_bytes(dit_used_tensors(config, layer, use), precision)
+    return tuple(sizes[i in config.audio_inject_layers] for i in range(config.num_layers))
+
+
+@cache
+def root_bytes(config: DiTConfig, precision: Precision) -> int:
+    """Everything of the transformer outside its layers, packed; never quantised."""
+    plain: Precision = "fp32" if precision == "fp32" else "bf16"
+    return packed_bytes(dit_root_tensors(config), plain)
+
+
+def dit_bytes(config: DiTConfig, precision: Precision) -> int:
+    """All of the transformer."""
+    layers = (sum(layer_bytes(config, precision, use)) for use in WEIGHT_USES)
+    return sum(layers) + root_bytes(config, precision)
+
+
+def widest_linear_bytes(config: DiTConfig, precision: Precision) -> int:
+    """The biggest linear weight of a layer, dequantised: what weight-only formats need beside
+    it."""
+    widest = max(config.ffn_dim, 2 * config.dim) * config.dim
+    return widest * plain_bytes(precision)
+
+
+# Keys and values
+
+
+def kv_bytes_per_token(config: DiTConfig, precision: KVPrecision) -> int:
+    """Keys and values of one token in one layer."""
+    head = config.head_dim
+    per_head = {
+        "fp32": 4 * head,
+        "bf16": 2 * head,
+        "fp8": head + 4,  # one fp32 scale per token and head
+        "int4": head // 2 + 4 * -(-head // 64),  # bf16 scale and minimum per 64 numbers
+    }[precision]
+    return 2 * config.num_heads * per_head
+
+
+def ring_layer_bytes(config: DiTConfig, geometry: Geometry, precision: KVPrecision) -> int:
+    """One layer of the KV ring of one denoising step."""
+    tokens = geometry.window * geometry.tokens_per_frame
+    return tokens * kv_bytes_per_token(config, precision)
+
+
+def sink_layer_bytes(config: DiTConfig, geometry: Geometry, precision: KVPrecision) -> int:
+    """One layer of the sink: reference keys unrotated, motion keys rotated, all values."""
+    return geometry.sink_tokens * kv_bytes_per_token(config, precision)
+
+
+def placed_layer_bytes(config: DiTConfig, geometry: Geometry, precision: KVPrecision) -> int:
+    """One layer of the reference keys as one block in flight sees them (rotated)."""
+    return geometry.tokens_per_frame * kv_bytes_per_token(config, precision) // 2
+
+
+def text_kv_layer_bytes(config: DiTConfig, precision: KVPrecision) -> int:
+    """One layer of the prompt's keys and values."""
+    return config.text_len * kv_bytes_per_token(config, precision)
+
+
+def audio_conditioning_bytes(config: DiTConfig, precision: Precision) -> int:
+    """What the injectors keep of the voice of one block: AdaLN rows, keys and values."""
+    frames, tokens = config.latents_per_block, config.num_audio_token + 1
+    per_frame = 2 * config.dim * (1 + tokens)
+    return len(config.audio_inject_layers) * frames * per_frame * plain_bytes(precision)
+
+
+# Working memory of a tick
+
+
+def attention_workspace_bytes(config: DiTConfig, geometry: Geometry, precision: Precision) -> int:
+    """Keys and values of ring and sink side by side, for one layer and lane."""
+    tokens = geometry.window * geometry.tokens_per_frame + geometry.sink_tokens
+    return tokens * 2 * config.dim * plain_bytes(precision)
+
+
+def tick_bytes(
+    config: DiTConfig, geometry: Geometry, precision: Precision, *, num_lanes: int, split: int = 1
+) -> int:
+    """The most that one tick holds beside weights, rings and conditions.
+
+    Per token and channel, with b bytes a number: 2.4 + 8 b and the attention workspace in
+    self-attention; 14.5 + 7.8 b where the text queries are normalised (the residual stream and
+    the norm are fp32); 4 + 5 b + 2 b ffn/D in the feed-forward. Counted on the modules.
+    """
+    numbers = (
+        num_lanes * geometry.latents_per_block * geometry.tokens_per_frame * config.dim / split
+    )
+    b, ratio = plain_bytes(precision), config.ffn_dim / config.dim
+    workspace = attention_workspace_bytes(config, geometry, precision) / split
+    phases = (
+        (2.4 + 8.05 * b) * numbers + workspace,
+        (14.6 + 7.8 * b) * numbers,
+        (4 + 5 * b + 2 * b * ratio) * numbers,
+    )
+    return int(max(*phases, audio_encoding_bytes(config)))
+
+
+def audio_encoding_bytes(config: DiTConfig) -> int:
+    """The most that encoding the voice of one block holds: fp32 copies of the widest
+    convolutions."""
+    third, second = config.dim * config.dim // 2, config.dim * config.dim // 8
+    features = (
+        config.num_audio_layers
+        * config.audio_dim
+        * (config.motion_frames + config.video_frames_per_block)
+    )
+    return _FP32 * (3 * (third + second) + 2 * features)
+
+
+# Encoders and decoder
+
+
+_DECODE_UNITS = 7.0
+"""Full-size activations alive while one latent frame is decoded: 5.1 counted, the rest for
+cuDNN."""
+_ENCODE_UNITS = 15.0
+"""The same while a still picture is encoded: about 13 counted, the rest for cuDNN."""
+
+
+@cache
+def vae_bytes(config: VAEConfig, precision: Precision = "bf16") -> int:
+    """Encoder and decoder weights."""
+    return num_parameters(vae_tensors(config)) * plain_bytes(precision)
+
+
+@cache
+def decoder_state_bytes(
+    config: VAEConfig, latent_height: int, latent_width: int, *, precision: Precision = "bf16"
+) -> int:
+    """What the streaming decoder remembers: two frames of the input of every causal convolution."""
+    area = latent_height * latent_width
+    first = config.dim * config.dim_mult[-1]
+    numbers = area * (config.z_dim + 4 * first)
+    channels = first
+    for stage in decoder_stages(config):
+        blocks = stage.in_dim + (2 * config.num_res_blocks + 1) * stage.out_dim
+        numbers += area * (blocks + stage.out_dim * stage.doubles_frames)
+        channels, area = stage.out_dim, area * (4 if stage.upsamples else 1)
+    return 2 * (numbers + area * channels) * plain_bytes(precision)
+
+
+def _frames_bytes(config: VAEConfig, height: int, width: int, precision: Precision) -> int:
+    """Activations of one latent frame at full size: `dim` channels of its video frames."""
+    return config.dim * config.temporal_factor * height * width * plain_bytes(precision)
+
+
+def decode_work_bytes(
+    config: VAEConfig, height: int, width: int, *, precision: Precision = "bf16"
+) -> int:
+    """The most that decoding holds beside weights and state, for a picture of this size."""
+    return int(_DECODE_UNITS * _frames_bytes(config, height, width, precision))
+
+
+def encode_work_bytes(
+    config: VAEConfig, height: int, width: int, *, precision: Precision = "bf16"
+) -> int:
+    """The most that encoding a still picture holds beside the weights."""
+    return int(_ENCODE_UNITS * _frames_bytes(config, height, width, precision))
+
+
+@cache
+def text_encoder_bytes(config: TextConfig) -> int:
+    """The text encoder in bf16."""
+    return num_parameters(text_tensors(config)) * _BF16
+
+
+@cache
+def speech_encoder_bytes(shape: SpeechShape) -> int:
+    """The speech encoder in fp32."""
+    return num_speech_parameters(shape) * _FP32

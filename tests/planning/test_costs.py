@@ -1,0 +1,169 @@
+"""Predicted seconds against figures measured on one H100 (see the comments); and cards by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lipcast.config.geometry import Geometry
+from lipcast.config.models import DiTConfig, VAEConfig
+from lipcast.errors import UsageError
+from lipcast.planning import costs
+from lipcast.planning.costs import BARE, ENGINE, tick_seconds
+from lipcast.planning.hardware import GIB, format_bytes, gpu, gpu_names, parse_bytes
+from lipcast.planning.sizes import Precision
+
+H100 = gpu("h100")
+FULL = DiTConfig()
+NO_AUDIO = DiTConfig(audio_inject_layers=())
+"""What the streaming prototype ran: 40 layers without injectors."""
+WITHIN = 0.15
+
+
+def geometry(height: int = 704, width: int = 384, infer_frames: int = 48) -> Geometry:
+    return Geometry.of(FULL, VAEConfig(), height=height, width=width, infer_frames=infer_frames)
+
+
+def bare_ms(config: DiTConfig, at: Geometry, precision: Precision, *, num_lanes: int = 1) -> float:
+    seconds = tick_seconds(config, at, H100, precision=precision, num_lanes=num_lanes, costs=BARE)
+    return 1e3 * seconds
+
+
+@pytest.mark.parametrize(
+    ("at", "precision", "num_lanes", "measured_ms"),
+    [
+        (geometry(), "bf16", 1, 191.9),
+        (geometry(), "fp8", 1, 141.1),
+        (geometry(640), "fp8", 1, 123.7),
+        (geometry(infer_frames=24), "fp8", 1, 110.1),
+        (geometry(), "bf16", 4, 777.0),
+        (geometry(), "fp8", 4, 540.5),
+    ],
+)
+def test_sustained_products_and_attention(
+    at: Geometry, precision: Precision, num_lanes: int, measured_ms: float
+) -> None:
+    predicted = bare_ms(FULL, at, precision, num_lanes=num_lanes)
+    assert predicted == pytest.approx(measured_ms, rel=0.04)
+
+
+WEIGHTS, RING_FP8, RING_BF16 = 11.95e9, 5.19e9, 10.38e9
+
+
+@pytest.mark.parametrize(
+    ("num_lanes", "streamed_bytes", "measured_ms"),
+    [
+        (1, 0.0, 133.0),
+        (1, WEIGHTS, 221.6),
+        (1, RING_FP8, 136.0),
+        (4, 0.0, 542.7),
+        (4, WEIGHTS, 539.3),
+        (4, 4 * RING_FP8, 540.8),
+        (4, WEIGHTS + 4 * RING_FP8, 616.8),
+        (4, 4 * RING_BF16, 770.6),
+    ],
+)
+def test_streaming_prototype(num_lanes: int, streamed_bytes: float, measured_ms: float) -> None:
+    """A tick takes the longer of its arithmetic and its copies."""
+    copies = 1e3 * costs.copy_seconds(H100, to_gpu_bytes=streamed_bytes)
+    predicted = max(bare_ms(NO_AUDIO, geometry(), "fp8", num_lanes=num_lanes), copies)
+    assert predicted == pytest.approx(measured_ms, rel=0.04)
+
+
+def test_both_directions_slow_each_other() -> None:
+    """Measured: 37.7 to 45.2 GB/s each way instead of 54.5."""
+    both = costs.copy_seconds(H100, to_gpu_bytes=1e9, to_host_bytes=1e9)
+    assert 37.7 <= 1 / both <= 45.2
+
+
+def test_decoding_a_block() -> None:
+    """Measured: 27.5 TFLOP and 241.7 ms for 3 latents at 704x384, the public implementation."""
+    at = geometry()
+    flops = costs.decode_flops(VAEConfig(), at.latent_height, at.latent_width, num_latents=3)
+    assert flops == pytest.approx(27.5e12, rel=0.01)
+    assert costs.decode_seconds(VAEConfig(), at, H100) == pytest.approx(0.2417, rel=0.02)
+
+
+def test_a_real_tick_lies_between_the_limit_and_the_public_implementation() -> None:
+    """Public, compiled: kernels sum to 238.5 ms in fp8 and 276.5 in bf16."""
+    for precision, limit_ms, public_ms in (("fp8", 141.1, 238.5), ("bf16", 191.9, 276.5)):
+        tick = 1e3 * tick_seconds(FULL, geometry(), H100, precision=precision, num_lanes=1)  # type: ignore[arg-type]
+        assert limit_ms < tick < public_ms
+
+
+def test_small_pictures_wait_for_the_host() -> None:
+    tick = tick_seconds(FULL, geometry(64, 64, 12), H100, precision="fp8", num_lanes=1)
+    launches = ENGINE.host_s_per_layer + ENGINE.host_s_per_lane_layer
+    assert tick == pytest.approx(FULL.num_layers * launches)
+
+
+def test_weights_are_dequantised_once_a_tick() -> None:
+    ampere = gpu("rtx3090")
+    assert costs.needs_dequantising(ampere, "fp8") and not costs.needs_dequantising(H100, "fp8")
+    ticks = [
+        tick_seconds(
+            FULL, geometry(), ampere, precision="fp8", num_lanes=n, stored_layer_bytes=16 * 10**9
+        )
+        for n in (1, 2)
+    ]
+    bf16 = tick_seconds(FULL, geometry(), ampere, precision="bf16", num_lanes=1)
+    extra = 2 * ticks[0] - ticks[1]  # what a second lane does not pay again
+    assert ticks[0] == pytest.approx(bf16 + extra)
+    assert extra == pytest.approx((16e9 + 2 * 14.37e9) / ampere.memory_bytes_per_s, rel=0.25)
+
+
+# Cards and sizes
+
+
+def test_every_card_has_plausible_rates() -> None:
+    for name in gpu_names():
+        card = gpu(name)
+        assert 7 * GIB < card.memory_bytes < 200 * GIB
+        assert 10e12 < card.bf16_flops < 3e15
+        assert card.fp8_flops == 0 or 1.5 < card.fp8_flops / card.bf16_flops < 2.1
+        assert 5e9 < card.link_bytes_per_s < card.memory_bytes_per_s
+    assert [gpu(name).name for name in gpu_names() if gpu(name).source == "measured"] == ["h100"]
+
+
+@pytest.mark.parametrize("name", ["RTX 4090", "rtx4090", "NVIDIA GeForce RTX 4090", "4090"])
+def test_cards_are_found_by_their_usual_names(name: str) -> None:
+    assert gpu(name) == replace(gpu("rtx4090"))
+
+
+def test_unknown_card_is_refused_with_near_names() -> None:
+    with pytest.raises(UsageError, match="rtx4090"):
+        gpu("rtx4091")
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [
+        ("12GB", 12 * 10**9),
+        ("12gib", 12 * 2**30),
+        ("11.5 GiB", 23 * 2**29),
+        ("900M", 900 * 10**6),
+        ("1024", 1024),
+        ("64B", 64),
+    ],
+)
+def test_sizes_are_parsed(text: str, num_bytes: int) -> None:
+    assert parse_bytes(text) == num_bytes
+
+
+@pytest.mark.parametrize("text", ["", "GB", "12 XB", "-3GB", "1e9", "12GBs"])
+def test_nonsense_sizes_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match='expected a size such as "12GB"'):
+        parse_bytes(text)
+
+
+@given(st.integers(0, 2**50))
+def test_a_plain_number_is_bytes(num_bytes: int) -> None:
+    assert parse_bytes(str(num_bytes)) == num_bytes
+
+
+def test_bytes_are_written_with_their_unit() -> None:
+    assert format_bytes(9.668 * GIB) == "9.67 GiB"
+    assert format_bytes(750 * 2**20) == "750 MiB"

@@ -1,0 +1,160 @@
+"""Predicted working memory against what the modules really hold.
+
+Every storage that an operation makes is counted from its birth to its death. Kernels' own
+workspaces are not seen this way. The published proportions (feed-forward, sink, stages of the
+autoencoder) at a tenth of the width: the prediction is made of multiples of an activation.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from lipcast.config.geometry import Geometry
+from lipcast.config.models import DiTConfig, VAEConfig
+from lipcast.models import dit as dit_module
+from lipcast.models import vae as vae_module
+from lipcast.models.kv_codec import PlainCodec
+from lipcast.models.kv_ring import KVRing, RingLayout
+from lipcast.models.sink import Sink
+from lipcast.planning import sizes
+
+BF16: dict[str, Any] = {"dtype": torch.bfloat16}
+CONFIG = DiTConfig(
+    dim=512,
+    ffn_dim=1382,
+    num_heads=4,
+    num_layers=2,
+    text_dim=64,
+    audio_dim=64,
+    num_audio_layers=4,
+    audio_inject_layers=(0,),
+)
+VAE = VAEConfig(dim=16)
+HEIGHT, WIDTH = 256, 128
+SIDE = 64
+"""Of the pictures that the autoencoder gets."""
+SMALL = 1.03
+"""What biases and tables add at this width."""
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the storages born inside that are still alive, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.peak = 0
+        self._sizes: dict[int, int] = {}
+
+    def count(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """What a dispatch mode calls for every operation."""
+        tree_map_only(Tensor, lambda t: self._add(t, born=False), (args, kwargs))
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, lambda t: self._add(t, born=True), result)
+        return result
+
+    def _add(self, tensor: Tensor, *, born: bool) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._sizes:
+            self._sizes[key] = storage.nbytes() if born else 0
+            self.now += self._sizes[key]
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._drop, key)
+
+    def _drop(self, key: int) -> None:
+        self.now -= self._sizes.pop(key, 0)
+
+
+# Not in the class body: there, torch wraps it in a way that imports its compiler, many seconds.
+LiveBytes.__torch_dispatch__ = LiveBytes.count  # type: ignore[method-assign, assignment]
+
+
+def attend(q_TNd: Tensor, *_: Tensor) -> Tensor:
+    """What attention holds beside its inputs: the result."""
+    return torch.empty_like(q_TNd)
+
+
+def voice() -> Tensor:
+    """Features of one block of 12 video frames."""
+    return torch.zeros(1, CONFIG.num_audio_layers, CONFIG.audio_dim, 12, **BF16)
+
+
+def lane(model: dit_module.DiT, geometry: Geometry) -> dit_module.Lane:
+    tokens, heads, head_dim = geometry.tokens_per_frame, CONFIG.num_heads, CONFIG.head_dim
+    rows, columns, layers = geometry.patch_height, geometry.patch_width, CONFIG.num_layers
+    table = model.rotary.video(0, geometry.latents_per_block, rows, columns)
+    codec = PlainCodec(heads, head_dim, torch.bfloat16)
+    layout = RingLayout(codec, geometry.window, tokens)
+    ring = KVRing.allocate(layout, num_layers=layers, device=torch.device("cpu"))
+    height, width = geometry.latent_height, geometry.latent_width
+    sink_layout = model.sink_layout(height, width)
+    assert sink_layout.num_tokens == geometry.sink_tokens
+    sink = Sink.allocate(sink_layout, num_layers=layers, device=torch.device("cpu"))
+    placed = torch.empty(layers, tokens, heads, head_dim, **BF16)
+    text = torch.empty(CONFIG.text_len, heads, head_dim, **BF16)
+    conditions = dit_module.BlockConditions(
+        first_frame=100,
+        rotary=table,
+        sink=sink.place(model.rotary.video(120, 1, rows, columns), placed),
+        text=((text, text),) * layers,
+        audio=model.encode_audio(voice()),
+    )
+    rows_6D = torch.zeros(6, CONFIG.dim)
+    latent = torch.zeros(16, 3, geometry.latent_height, geometry.latent_width)
+    return dit_module.Lane(latent, dit_module.TimeRows(rows_6D[0], rows_6D), ring, conditions)
+
+
+@pytest.mark.parametrize(("num_lanes", "infer_frames"), [(1, 48), (1, 24), (3, 48)])
+def test_a_tick(monkeypatch: pytest.MonkeyPatch, num_lanes: int, infer_frames: int) -> None:
+    monkeypatch.setattr(dit_module, "attend", attend)
+    monkeypatch.setattr("lipcast.models.audio.attend_batch", lambda q, *_: torch.empty_like(q))
+    geometry = Geometry.of(CONFIG, VAE, height=HEIGHT, width=WIDTH, infer_frames=infer_frames)
+    model = dit_module.DiT(CONFIG).to(torch.bfloat16)
+    with torch.inference_mode():
+        lanes = [lane(model, geometry) for _ in range(num_lanes)]
+    with torch.inference_mode(), LiveBytes() as live:
+        model(lanes)
+    predicted = sizes.tick_bytes(CONFIG, geometry, "bf16", num_lanes=num_lanes)
+    assert live.peak <= SMALL * predicted <= 1.25 * live.peak
+
+
+def test_encoding_the_voice() -> None:
+    model = dit_module.DiT(CONFIG).to(torch.bfloat16)
+    with torch.inference_mode(), LiveBytes() as live:
+        model.encode_audio(voice())
+    predicted = sizes.audio_encoding_bytes(CONFIG)
+    assert live.peak <= SMALL * predicted <= 1.25 * live.peak
+
+
+def test_decoding() -> None:
+    vae = vae_module.VideoVAE(VAE).to(torch.bfloat16)
+    state = vae.new_decoder_state()
+    sides = SIDE // VAE.spatial_factor, SIDE // VAE.spatial_factor
+    with torch.inference_mode():
+        vae.decode_chunk(torch.zeros(1, 16, 2, *sides), state)
+    assert state.num_bytes == sizes.decoder_state_bytes(VAE, *sides)
+    with torch.inference_mode(), LiveBytes() as live:
+        vae.decode_chunk(torch.zeros(1, 16, 3, *sides), state)
+    # The caches are replaced on the way: what is alive at the peak holds nearly all new ones.
+    work = live.peak - state.num_bytes
+    predicted = sizes.decode_work_bytes(VAE, SIDE, SIDE)
+    assert work <= SMALL * predicted <= 1.6 * work
+
+
+def test_encoding_a_still() -> None:
+    vae = vae_module.VideoVAE(VAE).to(torch.bfloat16)
+    with torch.inference_mode(), LiveBytes() as live:
+        vae.encode_still(torch.zeros(1, 3, SIDE, SIDE), 73)
+    predicted = sizes.encode_work_bytes(VAE, SIDE, SIDE)
+    assert live.peak <= SMALL * predicted <= 1.25 * live.peak
