@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipcast.core.config import DiTConfig, VAEConfig
-from lipcast.core.tensors import dit_tensors, vae_tensors
+from lipcast.config.models import DiTConfig, VAEConfig
 from lipcast.models.speech import SpeechConfig, SpeechEncoder
+from lipcast.planning.tensors import dit_tensors, vae_tensors
 from lipcast.weights.load import without_memory
 from lipcast.weights.prompts import PromptEmbedding, write_embedding
 from lipcast.weights.quant import kept_because

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from lipcast.core.config import DiTConfig, VAEConfig
+from lipcast.config.models import DiTConfig, VAEConfig
 from lipcast.lab.counting import Work
 from lipcast.lab.gpu_work import StepCase, count_step, count_vae, default_spec
 

@@ -16,7 +16,7 @@ from gpu.runner import Part
 from gpu.steps import StepTimes, memory_of, paced_video, profiled, timed_steps, without_decoding
 from gpu.timing import median_ms
 from gpu.videos import make_video
-from lipcast.core.config import DiTConfig
+from lipcast.config.models import DiTConfig
 from lipcast.lab.gpu_work import StepCase, count_step
 from lipcast.weights.fp8 import FP8, has_fp8_matmul, linear_row_wise
 from lipcast.weights.schemes import Precision

@@ -9,18 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lipcast.core.config import DiTConfig, VAEConfig
-from lipcast.core.plan_types import Placement
-from lipcast.core.schedule import ticks
-from lipcast.core.sizes import KVPrecision
-from lipcast.core.tensors import dit_tensors
-from lipcast.core.video_spec import VideoSpec
-from lipcast.engine.rollout import LaneExecutor, session_shape
+from lipcast.config.models import DiTConfig, VAEConfig
+from lipcast.config.schedule import ticks
+from lipcast.config.video_spec import VideoSpec
+from lipcast.engine.executor import LaneExecutor, session_shape
 from lipcast.lab.fake_cuda import DEVICE
-from lipcast.lab.gpu_work import default_spec, fake_anchor, fake_features, fake_machine
+from lipcast.lab.gpu_work import default_spec, fake_device_context, fake_features, fake_reference
 from lipcast.memory.session_memory import SessionMemory, SessionPlan
 from lipcast.memory.weight_store import WeightPlan, WeightStore
 from lipcast.models.dit import DiT
+from lipcast.planning.plan import Placement
+from lipcast.planning.sizes import KVPrecision
+from lipcast.planning.tensors import dit_tensors
 from lipcast.weights.load import load_into, without_memory
 from lipcast.weights.quant import kept_because
 from lipcast.weights.schemes import SCHEMES, Precision
@@ -71,15 +71,15 @@ def _infos(config: DiTConfig, precision: Precision) -> Iterator[TensorInfo]:
 
 def loaded_dit(config: DiTConfig, placed: Placed) -> DiT:
     """The transformer, filled by the weight store as a plan would have it. Needs `fake_cuda`."""
-    machine, source = fake_machine(), FakeWeights(config, placed.precision)
+    context, source = fake_device_context(), FakeWeights(config, placed.precision)
     num_slots = 0 if placed.weights == "resident" else 2
     store = WeightStore(
         source,
         WeightPlan((placed.weights,) * config.num_layers, num_slots),
         dtype=torch.bfloat16,
-        device=machine.vram,
-        host=machine.ram,
-        copier=machine.copier,
+        device=context.vram,
+        host=context.ram,
+        copier=context.copier,
     )
     with without_memory():
         dit = DiT(config)
@@ -94,9 +94,9 @@ def opened(placed: Placed, config: DiTConfig = TWO_LAYERS) -> tuple[LaneExecutor
     spec = replace(spec, max_lanes=placed.num_lanes)
     dit = loaded_dit(config, placed)
     plan = placed.session_plan(config)
-    memory = SessionMemory(dit, session_shape(spec), fake_machine(), plan)
+    memory = SessionMemory(dit, session_shape(spec), fake_device_context(), plan)
     context = torch.empty(120, config.text_dim, device=DEVICE)
-    return LaneExecutor(dit, spec, fake_anchor(spec, config), context, memory=memory), spec
+    return LaneExecutor(dit, spec, fake_reference(spec, config), context, memory=memory), spec
 
 
 def run_blocks(
@@ -118,7 +118,7 @@ def run_blocks(
 def latent_shape(spec: VideoSpec) -> tuple[int, ...]:
     """Shape of one block's latents."""
     geometry = spec.geometry
-    frames = geometry.frames_per_block
+    frames = geometry.latents_per_block
     return geometry.latent_channels, frames, geometry.latent_height, geometry.latent_width
 
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from fake_videos import TWO_LAYERS, VAE, Placed, latent_shape, opened, run_blocks
 
-from lipcast.core.config import SAMPLE_RATE, TextConfig
+from lipcast.config.models import SAMPLE_RATE, TextConfig
 from lipcast.engine.decode import FrameDecoder
 from lipcast.engine.tiled_decode import TiledDecoder
 from lipcast.lab.fake_cuda import DEVICE, fake_cuda
-from lipcast.lab.gpu_work import default_spec, fake_anchor, fake_vae, put_on_device
+from lipcast.lab.gpu_work import default_spec, fake_reference, fake_vae, put_on_device
 from lipcast.models.speech import SpeechConfig, SpeechEncoder, interpolate
 from lipcast.models.text import TextEncoder
 from lipcast.weights.load import without_memory
@@ -66,7 +66,7 @@ def test_memory_moves_while_a_video_runs() -> None:
         executor, spec = opened(Placed())
         run_blocks(executor, spec, count=1)
         for block, placed in enumerate(plans, 1):
-            executor.arrange(placed.session_plan(TWO_LAYERS))
+            executor.apply_plan(placed.session_plan(TWO_LAYERS))
             blocks = run_blocks(executor, spec, count=1, first_block=block)
             assert blocks[0].device == DEVICE
 
@@ -76,7 +76,7 @@ def test_frames_are_decoded_on_the_device(tiles: tuple[int, int] | None) -> None
     spec = default_spec(TWO_LAYERS)
     with fake_vae(VAE) as vae:
         decoder = vae if tiles is None else TiledDecoder(vae, tiles, park=True)
-        frames = FrameDecoder(decoder, fake_anchor(spec, TWO_LAYERS))
+        frames = FrameDecoder(decoder, fake_reference(spec, TWO_LAYERS))
         pixels = frames.submit(torch.empty(latent_shape(spec), device=DEVICE)).collect()
     assert pixels.shape == (12, spec.geometry.height, spec.geometry.width, 3)
 

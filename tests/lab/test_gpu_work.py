@@ -10,8 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from lipcast.core import costs
-from lipcast.core.config import DiTConfig, VAEConfig
+from lipcast.config.models import DiTConfig, VAEConfig
 from lipcast.lab.counting import Work
 from lipcast.lab.gpu_work import (
     StepCase,
@@ -21,6 +20,7 @@ from lipcast.lab.gpu_work import (
     count_vae,
     default_spec,
 )
+from lipcast.planning import costs
 
 FULL = DiTConfig()
 BUDGETS = {

@@ -14,21 +14,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from lipcast.core.config import DiTConfig, VAEConfig
-from lipcast.core.request import GenerateOptions
-from lipcast.core.schedule import Unit
-from lipcast.core.sizes import KVPrecision
-from lipcast.core.video_spec import VideoSpec, video_spec
-from lipcast.engine.conditions import Anchor
-from lipcast.engine.rollout import LaneExecutor, session_shape
+from lipcast.config.generate_options import GenerateOptions
+from lipcast.config.models import DiTConfig, VAEConfig
+from lipcast.config.schedule import Unit
+from lipcast.config.video_spec import VideoSpec, video_spec
+from lipcast.engine.conditioning import ReferenceLatents
+from lipcast.engine.executor import LaneExecutor, session_shape
 from lipcast.lab.counting import OperatorCount, Work
 from lipcast.lab.fake_cuda import DEVICE, fake_cuda
 from lipcast.memory.arena import Arena, DeviceMaker
 from lipcast.memory.copier import CudaCopier
-from lipcast.memory.machine import Machine
+from lipcast.memory.device_context import DeviceContext
 from lipcast.memory.session_memory import SessionMemory, SessionPlan
 from lipcast.models.dit import DiT
 from lipcast.models.vae import VideoVAE
+from lipcast.planning.sizes import KVPrecision
 from lipcast.weights.load import without_memory
 from lipcast.weights.quant import kept_because
 from lipcast.weights.quant_linear import replace_linears, use_fp8_matmul
@@ -125,9 +125,9 @@ def steady_executor(
     dit = fake_dit(config, case.precision, fp8_matmul=case.fp8_matmul)
     resident = SessionPlan.resident(config.num_layers)
     plan = replace(resident, ring_precision=case.ring_precision)
-    memory = SessionMemory(dit, session_shape(spec), fake_machine(), plan)
+    memory = SessionMemory(dit, session_shape(spec), fake_device_context(), plan)
     context = torch.empty(120, config.text_dim, device=DEVICE)
-    executor = LaneExecutor(dit, spec, fake_anchor(spec, config), context, memory=memory)
+    executor = LaneExecutor(dit, spec, fake_reference(spec, config), context, memory=memory)
     # The tick before it places the sink for blocks that are under way, as in a running video.
     for tick in _ticks_before(case.num_lanes):
         _start_new(executor, tick, config)
@@ -193,13 +193,15 @@ def put_on_device(module: nn.Module, dtype: torch.dtype) -> None:
                 part._buffers[name] = torch.empty_like(buffer, device=DEVICE)
 
 
-def fake_machine() -> Machine:
+def fake_device_context() -> DeviceContext:
     """The fake device, its host memory, and copies that are counted as copies."""
     host = Arena("host memory", DeviceMaker(torch.device("cpu")))
-    return Machine(DEVICE, Arena("fake device", DeviceMaker(DEVICE)), host, CudaCopier(DEVICE))
+    return DeviceContext(
+        DEVICE, Arena("fake device", DeviceMaker(DEVICE)), host, CudaCopier(DEVICE)
+    )
 
 
-def fake_anchor(spec: VideoSpec, config: DiTConfig) -> Anchor:
+def fake_reference(spec: VideoSpec, config: DiTConfig) -> ReferenceLatents:
     """Reference and motion latents of a portrait."""
     geometry = spec.geometry
     num_latents = 1 + (config.motion_frames - 1) // 4
@@ -207,7 +209,7 @@ def fake_anchor(spec: VideoSpec, config: DiTConfig) -> Anchor:
         geometry.latent_channels, num_latents, geometry.latent_height, geometry.latent_width,
         device=DEVICE,
     )  # fmt: skip
-    return Anchor(still_CFHW[:, :1], still_CFHW, still_CFHW)
+    return ReferenceLatents(still_CFHW[:, :1], still_CFHW, still_CFHW)
 
 
 def fake_features(config: DiTConfig) -> Tensor:
@@ -230,7 +232,7 @@ def count_vae(config: VAEConfig, spec: VideoSpec, *, still_frames: int) -> Mappi
     """Count decoding one block of a running video, warming its caches up, and encoding a portrait."""
     geometry = spec.geometry
     size = geometry.latent_height, geometry.latent_width
-    channels, block = geometry.latent_channels, geometry.frames_per_block
+    channels, block = geometry.latent_channels, geometry.latents_per_block
     counts = {name: OperatorCount() for name in ("decode_block", "prime", "encode_still")}
     with fake_vae(config) as vae:
         state = vae.new_decoder_state()
