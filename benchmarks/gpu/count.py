@@ -9,11 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from lipcast.config.models import DiTConfig, VAEConfig
 from lipcast.lab.counting import Work
 from lipcast.lab.gpu_work import StepCase, count_step, count_vae, default_spec
+from lipcast.lab.kernel_fit import fitted_counts
+from lipcast.planning.kernel_counts import KernelCounts
 
 CASES: Mapping[str, StepCase] = {
     "fp8": StepCase("fp8"),
@@ -31,13 +34,20 @@ def add_command(commands: Any) -> None:
     """Add `count` to the commands."""
     parser = commands.add_parser("count", help="count launches, bytes and FLOP; needs no GPU")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "--table", action="store_true", help="print the planner's table, counted anew (minutes)"
+    )
     parser.add_argument("--size", default="704*384")
     parser.add_argument("--infer-frames", type=int, default=48)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the counts."""
+    """Print the counts, or the rows of `lipcast.planning.kernel_counts`."""
+    if options.table:
+        for name, row in fitted_counts().items():
+            print(f"{name} = {_rounded(row)}")
+        return 0
     document = counted(options.size, options.infer_frames)
     print(json.dumps(document) if options.json else table(document))
     return 0
@@ -61,6 +71,10 @@ def counted(size: str, infer_frames: int) -> dict[str, Any]:
         **by_case,
         "vae": {name: vae_measures(work) for name, work in decoder.items()},
     }
+
+
+def _rounded(row: KernelCounts) -> KernelCounts:
+    return KernelCounts(*(round(getattr(row, field.name), 2) for field in fields(row)))
 
 
 def step_measures(work: Work) -> dict[str, float]:

@@ -20,7 +20,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from gpu_lowvram import RandomWeights
-
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.models import DiTConfig, VAEConfig
 from lipcast.config.schedule import take_blocks, ticks

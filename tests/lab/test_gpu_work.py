@@ -7,6 +7,7 @@ steady state). After an improvement, lower the budget to the new count.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -21,6 +22,7 @@ from lipcast.lab.gpu_work import (
     default_spec,
 )
 from lipcast.planning import costs
+from lipcast.planning.kernel_counts import kernel_counts
 
 FULL = DiTConfig()
 BUDGETS = {
@@ -49,19 +51,42 @@ def assert_within(work: Work, launches: int, num_bytes: float) -> None:
     assert 0 < work.elementwise_bytes <= num_bytes
 
 
-@pytest.mark.parametrize(
-    "case",
-    [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in BUDGETS],
-    ids=str,
-)
+CASES = [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in BUDGETS]
+
+
+@cache
+def counted(case: StepCase) -> Work:
+    """One tick of the true model."""
+    return count_step(FULL, case).total(FULL)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_step_stays_within_its_budget(case: StepCase) -> None:
-    total = count_step(FULL, case).total(FULL)
+    total = counted(case)
     assert_within(total, *BUDGETS[case])
     geometry = default_spec(FULL).geometry
     products = case.num_lanes * costs.lane_gemm_flops(FULL, geometry)
     attention = case.num_lanes * costs.lane_attention_flops(FULL, geometry)
     assert total.gemm_flop == pytest.approx(products, rel=0.005)
     assert total.attention_flop == pytest.approx(attention, rel=0.005)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_planner_knows_what_a_step_asks_for(case: StepCase) -> None:
+    """Its table of counts is that of the engine. After a change of kernels: `gpu_check.py count --table`."""
+    total, geometry = counted(case), default_spec(FULL).geometry
+    counts = kernel_counts(
+        case.precision,
+        case.ring_precision or "bf16",
+        num_lanes=case.num_lanes,
+        dequantised=case.precision in {"int8", "int4"},
+    )
+    weights = costs.lane_gemm_flops(FULL, geometry) / costs.lane_tokens(geometry) / 2
+    traffic = case.num_lanes * costs.lane_traffic_bytes(counts, FULL, geometry)
+    planned_bytes = traffic + counts.bytes_per_weight * weights
+    assert planned_bytes == pytest.approx(total.elementwise_bytes, rel=0.01)
+    planned = costs.launches(counts, FULL, num_lanes=case.num_lanes)
+    assert planned == pytest.approx(total.launches, rel=0.01)
 
 
 @pytest.mark.slow
@@ -96,3 +121,6 @@ def test_the_autoencoder_stays_within_its_budget() -> None:
         VAEConfig(), geometry.latent_height, geometry.latent_width, num_latents=3
     )
     assert counts["decode_block"].convolution_flop == pytest.approx(flop, rel=0.01)
+    pixels = 12 * geometry.height * geometry.width * VAEConfig().dim
+    planned_bytes = costs.DECODE_TRAFFIC_BYTES * pixels
+    assert planned_bytes == pytest.approx(counts["decode_block"].elementwise_bytes, rel=0.01)
