@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -88,15 +89,20 @@ def loaded_dit(config: DiTConfig, placed: Placed) -> DiT:
     return dit.eval().requires_grad_(False)
 
 
-def opened(placed: Placed, config: DiTConfig = TWO_LAYERS) -> tuple[LaneExecutor, VideoSpec]:
-    """An executor before its first block. Needs `fake_cuda`."""
+@contextmanager
+def opened(
+    placed: Placed, config: DiTConfig = TWO_LAYERS
+) -> Iterator[tuple[LaneExecutor, VideoSpec]]:
+    """An executor before its first block, released at the end."""
     spec = default_spec(config, infer_frames=INFER_FRAMES)
     spec = replace(spec, max_lanes=placed.num_lanes)
     dit = loaded_dit(config, placed)
     plan = placed.session_plan(config)
     memory = SessionMemory(dit, session_shape(spec), fake_device_context(), plan)
     context = torch.empty(120, config.text_dim, device=DEVICE)
-    return LaneExecutor(dit, spec, fake_reference(spec, config), context, memory=memory), spec
+    executor = LaneExecutor(dit, spec, fake_reference(spec, config), context, memory=memory)
+    yield executor, spec
+    executor.release()
 
 
 def run_blocks(

@@ -50,8 +50,7 @@ ALL = {**PLACED, **MORE}
     "name", [*PLACED, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
 )
 def test_blocks_are_made_on_the_device(name: str) -> None:
-    with fake_cuda():
-        executor, spec = opened(ALL[name])
+    with fake_cuda(), opened(ALL[name]) as (executor, spec):
         blocks = run_blocks(executor, spec, count=BLOCKS)
     assert len(blocks) >= BLOCKS
     for latent in blocks:
@@ -62,8 +61,7 @@ def test_blocks_are_made_on_the_device(name: str) -> None:
 def test_memory_moves_while_a_video_runs() -> None:
     """To host memory, back, and into another precision."""
     plans = Placed(rings="pinned", ring_precision="fp8", sink_streamed=True), Placed()
-    with fake_cuda():
-        executor, spec = opened(Placed())
+    with fake_cuda(), opened(Placed()) as (executor, spec):
         run_blocks(executor, spec, count=1)
         for block, placed in enumerate(plans, 1):
             executor.apply_plan(placed.session_plan(TWO_LAYERS))

@@ -100,27 +100,24 @@ def count_step(
 def count_tick(config: DiTConfig, spec: VideoSpec, case: StepCase) -> OperatorCount:
     """Count one tick of a steady video with every layer of the model."""
     counted = OperatorCount()
-    with fake_cuda():
-        executor, tick = steady_executor(config, spec, case)
-        with counted:
-            executor.run(tick)
+    with fake_cuda(), steady_executor(config, spec, case) as (executor, tick), counted:
+        executor.run(tick)
     return counted
 
 
 def count_block_start(config: DiTConfig, spec: VideoSpec, case: StepCase) -> OperatorCount:
     """Count what is done once per block: positions, audio tokens, the placed reference."""
     counted = OperatorCount()
-    with fake_cuda():
-        executor, _ = steady_executor(config, spec, case)
-        with counted:
-            executor.start(STEADY_BLOCK + spec.order.num_steps, fake_features(config))
+    with fake_cuda(), steady_executor(config, spec, case) as (executor, _), counted:
+        executor.start(STEADY_BLOCK + spec.order.num_steps, fake_features(config))
     return counted
 
 
+@contextmanager
 def steady_executor(
     config: DiTConfig, spec: VideoSpec, case: StepCase
-) -> tuple[LaneExecutor, tuple[Unit, ...]]:
-    """An executor whose rings are full, and a tick that it is ready to run. Needs `fake_cuda`."""
+) -> Iterator[tuple[LaneExecutor, tuple[Unit, ...]]]:
+    """Give an executor whose rings are full, and a tick that it is ready to run. Needs `fake_cuda`."""
     spec = replace(spec, max_lanes=case.num_lanes)
     dit = fake_dit(config, case.precision, fp8_matmul=case.fp8_matmul)
     resident = SessionPlan.resident(config.num_layers)
@@ -134,7 +131,8 @@ def steady_executor(
         executor.run(tick)
     last = _wavefront(case.num_lanes - 1) if case.num_lanes > 1 else (Unit(STEADY_BLOCK, 1),)
     _start_new(executor, last, config)
-    return executor, last
+    yield executor, last
+    executor.release()
 
 
 def _ticks_before(num_lanes: int) -> list[tuple[Unit, ...]]:
