@@ -53,17 +53,18 @@ def environment(settings: Settings, report: Report) -> None:
     report.figure("card", dict(zip(_SMI, shown.stdout.strip().split(", "), strict=False)))
     with report.attempt("a GiB of host memory can be pinned"):
         begin = time.perf_counter()
-        buffer = PinnedMaker().make(_PIN_BYTES)
+        maker = PinnedMaker(settings.device)
+        buffer = maker.make(_PIN_BYTES)
         report.claim("a GiB of host memory can be pinned", True, time.perf_counter() - begin)
         _refuse_a_pin(settings, report)
-        PinnedMaker().drop(buffer)
+        maker.drop(buffer)
 
 
 def _refuse_a_pin(settings: Settings, report: Report) -> None:
     """Pages that are registered already are refused: like any refusal, it must cost one error only."""
     text = "a refused pin leaves the device usable"
     with report.attempt(text), _same_pages_again():
-        maker = PinnedMaker()
+        maker = PinnedMaker(settings.device)
         first = maker.make(1 << 20)
         try:
             maker.make(1 << 20)
