@@ -19,8 +19,7 @@ import psutil
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from gpu_lowvram import RandomWeights
-
+from gpu.checkpoints import dit_infos
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.models import DiTConfig, VAEConfig
 from lipcast.config.schedule import take_blocks, ticks
@@ -35,14 +34,32 @@ from lipcast.planning.hardware import CPU
 from lipcast.planning.memory_options import MemoryOptions
 from lipcast.planning.plan import Budget, Models
 from lipcast.weights.load import without_memory
+from lipcast.weights.source import TensorSource
 
 CONFIG = DiTConfig(
     dim=1024, ffn_dim=2816, num_heads=8, num_layers=26, text_dim=256, audio_dim=128,
     num_audio_layers=4, audio_inject_layers=(0, 4, 8, 12),
 )  # fmt: skip
 LIMIT = 0.05
+NOISE_BYTES = 1 << 22
 BLOCKS = 5
 PLENTY = 2**40
+
+
+class RandomWeights(TensorSource):
+    """A transformer's tensors in bf16, made of one ramp of small numbers."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        self.path, self.files, self.metadata = Path("random"), (), {}
+        self.infos = {info.name: info for info in dit_infos(config, "bf16")}
+        self._small = torch.linspace(-0.02, 0.02, NOISE_BYTES // 2).bfloat16()
+
+    def read(self, name: str) -> torch.Tensor:
+        info = self.infos[name]
+        if "norm" in name or name.endswith(".weights"):
+            return torch.ones(info.shape, dtype=info.dtype)
+        repeats = -(-info.num_elements // len(self._small))
+        return self._small.repeat(repeats)[: info.num_elements].view(info.shape)
 
 
 def main() -> None:
@@ -72,7 +89,7 @@ def measure(*, offload: bool) -> dict[str, Any]:
     before = resident_bytes()
     with without_memory():
         model = DiT(CONFIG)
-    memory_manager.load(model, RandomWeights(CONFIG, "bf16"), plan=plan, dtype=torch.bfloat16)
+    memory_manager.load(model, RandomWeights(CONFIG), plan=plan, dtype=torch.bfloat16)
     side = spec.geometry.latent_height
     anchor = ReferenceLatents(
         torch.zeros(16, 1, side, side), torch.zeros(16, 19, side, side), torch.empty(0)

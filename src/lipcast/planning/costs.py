@@ -3,67 +3,56 @@
 Inputs: configs, geometry, `Hardware`, precision. Outputs: FLOPs and seconds.
 A tick is the sum of its lanes' matrix products, attention and elementwise traffic, or the host's
 launch time where that is longer. Copies overlap with all of it: a tick with streaming takes the
-longer of the two. Calibrated on one H100; `BARE` is the matrix products and attention alone,
-`ENGINE` all of a real tick.
+longer of the two. Rates are an H100's, measured; launches and traffic are counted
+(`lipcast.planning.kernel_counts`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 
 from lipcast.config.geometry import Geometry
 from lipcast.config.models import DiTConfig, VAEConfig
 from lipcast.planning.hardware import Hardware
-from lipcast.planning.sizes import Precision, attention_workspace_bytes, plain_bytes
+from lipcast.planning.kernel_counts import KernelCounts, kernel_counts
+from lipcast.planning.sizes import KVPrecision, Precision
 from lipcast.planning.tensors import decoder_stages
 
-
-@dataclass(frozen=True, slots=True)
-class KernelCosts:
-    """What a tick costs beside matrix products and attention.
-
-    Passes are reads or writes of one activation [tokens, D] in bf16, per layer.
-    """
-
-    elementwise_passes: float
-    quantise_passes: float
-    joins_kv: bool
-    """Ring and sink are copied side by side for every lane and layer."""
-    host_s_per_layer: float
-    host_s_per_lane_layer: float
-
-
-BARE = KernelCosts(0.0, 0.0, joins_kv=False, host_s_per_layer=0.0, host_s_per_lane_layer=0.0)
-# Passes: the measured 48 ms of norms, modulation, residuals and rotation, and 16 ms of
-# quantisation, of the public implementation under torch.compile (3168 tokens, 40 layers), less what
-# this engine does once per block. Host: 75 + 15 launches of 10 µs, an assumption.
-ENGINE = KernelCosts(
-    111.0, 37.0, joins_kv=True, host_s_per_layer=7.5e-4, host_s_per_lane_layer=1.5e-4
-)
-
+HOST_S_PER_LAUNCH = 1e-5
+"""What the host needs to launch a kernel; assumed."""
 WRITE_BACK_COST = 0.3
 """A byte to the host slows the copies towards the GPU by this part of a byte (both directions at
 once, measured)."""
 
-_DECODE_TRAFFIC_BYTES = 610e9 / (704 * 384 * 12 * 96)
-"""Memory traffic of decoding per pixel, frame and channel of the widest picture: 242 ms measured
-for 12 frames of 704x384 at 96 channels, less the arithmetic at the rate of matrix products."""
+DECODE_TRAFFIC_BYTES = 88.7e9 / (704 * 384 * 12 * 96)
+"""Elementwise traffic of decoding per pixel, frame and channel of the widest picture; counted."""
+_CONVOLUTION_EFFICIENCY = 129 / 700
+"""Rate of the decoder's convolutions over that of matrix products: of the measured 242 ms for 12 frames
+of 704x384, what the counted traffic leaves for 27.5 TFLOP."""
 
 
 def lane_gemm_flops(config: DiTConfig, geometry: Geometry) -> float:
     """Matrix products of one lane: a multiplication and an addition per weight and token."""
+    return 2.0 * lane_tokens(geometry) * _num_weights(config)
+
+
+def _num_weights(config: DiTConfig) -> int:
+    """Weights that a tick multiplies."""
     dim = config.dim
     per_layer = 6 * dim * dim + 2 * dim * config.ffn_dim  # q k v o, text q and o, feed-forward
     injectors = 2 * dim * dim * len(config.audio_inject_layers)  # q and o
-    weights = config.num_layers * per_layer + injectors
-    return 2.0 * lane_tokens(geometry) * weights
+    return config.num_layers * per_layer + injectors
 
 
 def lane_attention_flops(config: DiTConfig, geometry: Geometry) -> float:
     """Self-attention over ring and sink, and attention to the text, of one lane."""
-    keys = geometry.window * geometry.tokens_per_frame + geometry.sink_tokens + config.text_len
+    keys = _lane_keys(geometry) + config.text_len
     return 4.0 * lane_tokens(geometry) * keys * config.dim * config.num_layers
+
+
+def _lane_keys(geometry: Geometry) -> int:
+    """Keys of ring and sink."""
+    return geometry.window * geometry.tokens_per_frame + geometry.sink_tokens
 
 
 def lane_tokens(geometry: Geometry) -> int:
@@ -89,45 +78,58 @@ def tick_seconds(
     hardware: Hardware,
     *,
     precision: Precision,
+    ring_precision: KVPrecision,
     num_lanes: int,
-    stored_layer_bytes: int = 0,
     split: int = 1,
-    costs: KernelCosts = ENGINE,
 ) -> float:
-    """Seconds of one tick with everything at hand.
-
-    `stored_layer_bytes` counts where weights are dequantised; `split` GPUs share tokens and heads.
-    """
-    products = lane_gemm_flops(config, geometry) / gemm_flops_per_s(hardware, precision)
-    attention = lane_attention_flops(config, geometry) / hardware.attention_flops
-    lane_s = (
-        products
-        + attention
-        + _lane_traffic_s(config, geometry, hardware, precision=precision, costs=costs)
+    """Seconds of one tick with everything at hand; `split` GPUs share tokens and heads."""
+    counts = kernel_counts(
+        precision,
+        ring_precision,
+        num_lanes=num_lanes,
+        dequantised=needs_dequantising(hardware, precision),
     )
-    gpu_s = num_lanes * lane_s / split
-    if needs_dequantising(hardware, precision):
-        expanded = lane_gemm_flops(config, geometry) / lane_tokens(geometry)  # 2 bytes a weight
-        gpu_s += (stored_layer_bytes + expanded) / hardware.memory_bytes_per_s
-    host_s = costs.host_s_per_layer + num_lanes * costs.host_s_per_lane_layer
-    return max(gpu_s, config.num_layers * host_s)
+    arithmetic = arithmetic_seconds(
+        config, geometry, hardware, precision=precision, num_lanes=num_lanes
+    )
+    lane_bytes = lane_traffic_bytes(counts, config, geometry)
+    traffic = num_lanes * lane_bytes / hardware.memory_bytes_per_s
+    weights = counts.bytes_per_weight * _num_weights(config) / hardware.memory_bytes_per_s
+    gpu_s = (arithmetic + traffic) / split + weights
+    return max(gpu_s, HOST_S_PER_LAUNCH * launches(counts, config, num_lanes=num_lanes))
 
 
-def _lane_traffic_s(
+def arithmetic_seconds(
     config: DiTConfig,
     geometry: Geometry,
     hardware: Hardware,
     *,
     precision: Precision,
-    costs: KernelCosts,
+    num_lanes: int,
 ) -> float:
-    passes = costs.elementwise_passes
-    if precision == "fp8" and hardware.has_fp8:
-        passes += costs.quantise_passes
-    per_layer = passes * lane_tokens(geometry) * config.dim * plain_bytes(precision)
-    if costs.joins_kv:
-        per_layer += 2 * attention_workspace_bytes(config, geometry, precision)
-    return config.num_layers * per_layer / hardware.memory_bytes_per_s
+    """Seconds of the matrix products and the attention of one tick, and of nothing else."""
+    products = lane_gemm_flops(config, geometry) / gemm_flops_per_s(hardware, precision)
+    attention = lane_attention_flops(config, geometry) / hardware.attention_flops
+    return num_lanes * (products + attention)
+
+
+def lane_traffic_bytes(counts: KernelCounts, config: DiTConfig, geometry: Geometry) -> float:
+    """Elementwise traffic of one lane: whatever grows with its tokens and keys."""
+    tokens, keys = lane_tokens(geometry), _lane_keys(geometry)
+    per_layer = (
+        counts.bytes_per_value * tokens * config.dim
+        + counts.bytes_per_hidden * tokens * config.ffn_dim
+        + counts.bytes_per_key * keys * config.dim
+    )
+    injected = counts.bytes_per_injected_value * tokens * config.dim
+    return config.num_layers * per_layer + len(config.audio_inject_layers) * injected
+
+
+def launches(counts: KernelCounts, config: DiTConfig, *, num_lanes: int) -> float:
+    """Kernels of one tick."""
+    per_layer = counts.launches_per_layer + num_lanes * counts.launches_per_lane_layer
+    injectors = len(config.audio_inject_layers)
+    return config.num_layers * per_layer + injectors * counts.launches_per_injector
 
 
 def copy_seconds(hardware: Hardware, *, to_gpu_bytes: float, to_host_bytes: float = 0.0) -> float:
@@ -182,6 +184,7 @@ def decode_seconds(
         num_latents=geometry.latents_per_block,
     )
     frames = geometry.latents_per_block * config.temporal_factor
-    traffic = _DECODE_TRAFFIC_BYTES * geometry.height * geometry.width * frames * config.dim
-    seconds = flops / hardware.bf16_flops + traffic / hardware.memory_bytes_per_s
+    traffic = DECODE_TRAFFIC_BYTES * geometry.height * geometry.width * frames * config.dim
+    rate = _CONVOLUTION_EFFICIENCY * hardware.bf16_flops
+    seconds = flops / rate + traffic / hardware.memory_bytes_per_s
     return area_factor * seconds

@@ -306,8 +306,8 @@ class _Times:
             geometry,
             self._hardware,
             precision=work.setting.precision,
+            ring_precision=work.setting.ring_precision,
             num_lanes=work.num_lanes,
-            stored_layer_bytes=work.ticks_total[-1],
             split=work.share.ulysses,
         )
         exchange = costs.exchange_seconds(

@@ -1,0 +1,224 @@
+"""The check `fast`: true shapes with random weights, against this very card's ceilings and the plan."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import lipcast
+from gpu.checkpoints import FULL, SMALL, RandomCheckpoint, random_checkpoint, room_for_bytes
+from gpu.report import Report, Settings
+from gpu.runner import Part
+from gpu.steps import StepTimes, memory_of, paced_video, profiled, timed_steps, without_decoding
+from gpu.timing import median_ms
+from gpu.videos import make_video
+from lipcast.config.models import DiTConfig
+from lipcast.lab.gpu_work import StepCase, count_step
+from lipcast.weights.fp8 import FP8, has_fp8_matmul, linear_row_wise
+from lipcast.weights.schemes import Precision
+
+_PLAN_ERROR = 0.15
+"""Predicted against measured."""
+_BF16_DISK_BYTES = 45e9
+_GROUPS = {
+    "gemm": ("gemm", "nvjet", "cutlass", "cublas", "_scaled_mm", "xmma"),
+    "attention": ("flash", "fmha", "cudnn_generated", "sdpa", "attend"),
+    "copies": ("memcpy", "memset", "copy", "cat"),
+    "norms": ("norm",),
+    "reductions": ("reduce",),
+}
+"""Rows of the table of kernels, by words in their names; what is left is elementwise."""
+
+
+def ceilings(settings: Settings, report: Report) -> None:
+    """Products, attention and copies alone: what a step cannot be faster than."""
+    rows = 3168 if settings.is_full else 48
+    dim, hidden = (5120, 13_824) if settings.is_full else (64, 128)
+    keys = 15_312 if settings.is_full else 96
+    calls = {(dim, dim): 264, (dim, hidden): 40, (hidden, dim): 40}
+    attend_ms = median_ms(_attention(rows, keys, settings), settings)
+    report.figure("attention ms", attend_ms)
+    kinds = ("bf16", "fp8") if has_fp8_matmul(settings.device) else ("bf16",)
+    for kind in kinds:
+        each = {k_n: median_ms(_product(kind, rows, *k_n, settings), settings) for k_n in calls}
+        report.figure(f"{kind} products ms", {str(k_n): ms for k_n, ms in each.items()})
+        step = sum(each[k_n] * count for k_n, count in calls.items()) + 40 * attend_ms
+        report.figure(f"{kind} step ms", round(step, 2))
+    copied = torch.empty((1 << 30) if settings.is_full else (1 << 20), dtype=torch.uint8)
+    there = copied.to(settings.device)
+    seconds = median_ms(there.clone, settings) / 1e3
+    report.figure("copy GB/s", round(2 * there.nbytes / seconds / 1e9, 1))
+
+
+def _product(kind: str, rows: int, num_in: int, num_out: int, settings: Settings) -> Any:
+    """One product with its bias, over weights that take turns, so that none stays in a cache."""
+    x = torch.randn(rows, num_in, device=settings.device).bfloat16()
+    bias = torch.randn(num_out, device=settings.device).bfloat16()
+    weights = [
+        (torch.randn(num_out, num_in, device=settings.device) * 0.02).bfloat16() for _ in range(4)
+    ]
+    if kind == "bf16":
+        work: Any = partial(functional.linear, bias=bias)
+        operands: list[tuple[Tensor, ...]] = [(x, weight) for weight in weights]
+    else:
+        # The activations are quantised in the loop too; their part is in the table of kernels.
+        scale = torch.full((num_out,), 1e-3, device=settings.device)
+        work = linear_row_wise
+        operands = [(x, weight.to(FP8), scale, bias) for weight in weights]
+    turn = iter(range(1 << 30))
+    return lambda: work(*operands[next(turn) % len(operands)])
+
+
+def _attention(rows: int, keys: int, settings: Settings) -> Any:
+    heads = 40 if settings.is_full else 2
+    q, k, v = (
+        torch.randn(1, heads, n, 128, device=settings.device).bfloat16() for n in (rows, keys, keys)
+    )
+    return lambda: functional.scaled_dot_product_attention(q, k, v)
+
+
+def steps(precision: Precision, settings: Settings, report: Report) -> None:
+    """Milliseconds of a step in every order and size, against the plan."""
+    if precision == "bf16" and settings.is_full and room_for_bytes() < _BF16_DISK_BYTES:
+        report.skip("bf16 steps are as planned", "no room on the disk for the checkpoint")
+        return
+    checkpoint, model = _loaded(settings, precision)
+    for name, options in _videos(settings).items():
+        with report.attempt(f"{precision}, {name}: the video is made"):
+            with timed_steps(settings) as times, without_decoding(model):
+                made = make_video(model, 8, prompt=checkpoint.prompt, **options)
+            _claim_steps(report, f"{precision}, {name}", times, memory_of(made))
+
+
+def _claim_steps(report: Report, name: str, times: StepTimes, memory: dict[str, Any]) -> None:
+    report.claim(f"{name}: the outputs are finite", times.finite, times.finite)
+    num_lanes = max(times.lanes)
+    step_ms = times.steady("device_ms", num_lanes=num_lanes)
+    host_ms = times.steady("host_ms", num_lanes=num_lanes)
+    figures = {"lanes": num_lanes, "tick ms": step_ms, "host ms": host_ms}
+    if memory:
+        plan = memory["plan"]
+        ticks = plan["video"]["evaluations_per_block"] / plan["lanes"]
+        figures["planned ms"] = planned = round(
+            1e3 * plan["seconds_per_block"]["compute"] / ticks, 1
+        )
+        error = planned / step_ms - 1
+        text = f"{name}: a tick is as planned within {_PLAN_ERROR:.0%}"
+        report.claim(text, abs(error) <= _PLAN_ERROR, f"{step_ms} ms, planned {planned}")
+    report.figure(name, figures)
+
+
+def kernels(settings: Settings, report: Report) -> None:
+    """Where the milliseconds of one step go, and how many kernels they are."""
+    text = "a step launches no more kernels than counted"
+    if not settings.is_cuda:
+        report.skip(text, "no CUDA device")
+        return
+    checkpoint, model = _loaded(settings, "fp8")
+    rows: list[tuple[str, int, float]] = []
+    forward = model.bundle.dit.forward
+    calls = 0
+
+    def watched(lanes: Any) -> Any:
+        nonlocal calls, rows
+        calls += 1
+        if calls != 20:
+            return forward(lanes)
+        results: list[Any] = []
+        rows = profiled(lambda: results.append(forward(lanes)))
+        return results[0]
+
+    model.bundle.dit.forward = watched  # type: ignore[method-assign]
+    with without_decoding(model):
+        make_video(model, 8, prompt=checkpoint.prompt, size="704*384", infer_frames=48)
+    report.figure("by group", _grouped(rows))
+    report.figure("longest", [(name[:90], count, round(ms, 3)) for name, count, ms in rows[:40]])
+    launched = sum(count for _, count, _ in rows)
+    counted = count_step(DiTConfig(), StepCase("fp8")).total(DiTConfig()).launches
+    report.claim(text, launched <= 1.05 * counted, f"{launched} launched, {counted} counted")
+
+
+def _grouped(rows: list[tuple[str, int, float]]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for name, count, milliseconds in rows:
+        lower = name.lower()
+        group = next(
+            (g for g, words in _GROUPS.items() if any(word in lower for word in words)),
+            "elementwise",
+        )
+        row = found.setdefault(group, {"launches": 0, "ms": 0.0})
+        row["launches"] += count
+        row["ms"] = round(row["ms"] + milliseconds, 3)
+    return found
+
+
+def decoder(settings: Settings, report: Report) -> None:
+    """Milliseconds of the autoencoder's parts."""
+    _, model = _loaded(settings, "fp8")
+    vae, device = model.bundle.vae, settings.device
+    height, width = (88, 48) if settings.is_full else (8, 8)
+    latents = torch.randn(1, vae.config.z_dim, 7, height, width, device=device)
+    image = torch.rand(1, 3, 8 * height, 8 * width, device=device) * 2 - 1
+    with torch.inference_mode():
+        state = vae.new_decoder_state()
+        vae.prime(latents, state)
+        parts = {
+            "decode a block": partial(vae.decode_chunk, latents[:, :, :3], state),
+            "prime": lambda: vae.prime(latents, vae.new_decoder_state()),
+            "encode a portrait": partial(vae.encode_still, image, 73),
+        }
+        for name, work in parts.items():
+            report.figure(f"{name} ms", median_ms(work, settings, repeats=3))
+        frames = vae.decode_chunk(latents[:, :, :3], state)
+    finite = bool(torch.isfinite(frames).all())
+    report.claim("decoded frames are finite", finite, finite)
+
+
+def end_to_end(settings: Settings, report: Report) -> None:
+    """Sound in, frames out: frames per second against the plan."""
+    checkpoint, model = _loaded(settings, "fp8")
+    options = next(iter(_videos(settings).values()))
+    paced = paced_video(model, 12, prompt=checkpoint.prompt, **options)
+    frames_per_s = 12 / paced.block_s
+    report.figure("frames/s", round(frames_per_s, 2))
+    memory = memory_of(paced.made)
+    if not settings.is_cuda:
+        report.skip("frames per second are as planned", "the rates of a CPU are not known")
+        return
+    planned = memory["plan"]["frames_per_s"]
+    error = planned / frames_per_s - 1
+    text = f"frames per second are as planned within {_PLAN_ERROR:.0%}"
+    found = f"{frames_per_s:.2f}, planned {planned}"
+    report.claim(text, abs(error) <= _PLAN_ERROR, found)
+
+
+def _loaded(settings: Settings, precision: Precision) -> tuple[RandomCheckpoint, lipcast.Lipcast]:
+    shapes = FULL if settings.is_full else SMALL
+    checkpoint = random_checkpoint(settings.model, shapes, precision)
+    return checkpoint, lipcast.load(checkpoint.folder, device=str(settings.device))
+
+
+def _videos(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Options of the videos that are timed."""
+    if not settings.is_full:
+        return {"64x64": {"size": "64*64", "infer_frames": 12}}
+    return {
+        "704x384": {"size": "704*384", "infer_frames": 48},
+        "704x384, wavefront": {"size": "704*384", "infer_frames": 48, "schedule": "wavefront"},
+        "704x384, 32 frames": {"size": "704*384", "infer_frames": 32},
+        "384x256": {"size": "384*256", "infer_frames": 48},
+    }
+
+
+PARTS = (
+    Part("ceilings", ceilings, 60),
+    Part("fp8", partial(steps, "fp8"), 150),
+    Part("kernels", kernels, 70),
+    Part("decoder", decoder, 60),
+    Part("end", end_to_end, 70),
+    Part("bf16", partial(steps, "bf16"), 180),
+)

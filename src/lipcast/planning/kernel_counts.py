@@ -1,0 +1,81 @@
+"""Launches and memory traffic of one tick beside matrix products and attention, counted.
+
+Inputs: how weights and rings are stored, how many lanes a tick carries. Output: counts that grow with
+tokens, keys, weights and layers. They come from the real engine on fake CUDA tensors of the published
+model (`lipcast.lab.kernel_fit`); a test compares this table with a fresh count, and
+`benchmarks/gpu_check.py count --table` prints a new one after the kernels have changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+
+from lipcast.planning.sizes import KVPrecision, Precision
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCounts:
+    """What a tick asks of a GPU; counts of several properties add up.
+
+    Bytes are reads and writes of the device's memory. The first three are of every lane and layer.
+    """
+
+    bytes_per_value: float = 0.0
+    """Per number of the hidden states [tokens, D]."""
+    bytes_per_hidden: float = 0.0
+    """Per number inside the feed-forward [tokens, F]."""
+    bytes_per_key: float = 0.0
+    """Per number of the keys of ring and sink [keys, D]."""
+    bytes_per_injected_value: float = 0.0
+    """Per number of the hidden states, of every lane and audio injector."""
+    bytes_per_weight: float = 0.0
+    """Per weight that is multiplied, once per tick."""
+    launches_per_layer: float = 0.0
+    launches_per_lane_layer: float = 0.0
+    launches_per_injector: float = 0.0
+
+    def __add__(self, other: KernelCounts) -> KernelCounts:
+        names = [field.name for field in fields(self)]
+        return KernelCounts(*(getattr(self, name) + getattr(other, name) for name in names))
+
+
+HALF = KernelCounts(344.4, 4.0, 8.0, 80.0, 0.0, 57, 27, 18)
+"""Weights, activations and rings of two bytes."""
+SINGLE = KernelCounts(280.4, 8.0, 16.0, 64.0, 0.0, 42, 23, 14)
+"""Weights, activations and rings in float32."""
+FP8_PRODUCTS = KernelCounts(175.0, 25.0, 0.0, 50.0, 0.0, 64, 0, 16)
+"""Activations are quantised for products of 8-bit floats."""
+DEQUANTISED: Mapping[Precision, KernelCounts] = MappingProxyType(
+    {
+        "fp8": KernelCounts(bytes_per_weight=7.0, launches_per_layer=16, launches_per_injector=4),
+        "int8": KernelCounts(bytes_per_weight=7.0, launches_per_layer=16, launches_per_injector=4),
+        "int4": KernelCounts(
+            bytes_per_weight=15.1, launches_per_layer=48, launches_per_injector=12
+        ),
+    }
+)
+"""Weights are expanded to two bytes before every use."""
+RINGS: Mapping[KVPrecision, KernelCounts] = MappingProxyType(
+    {
+        "fp8": KernelCounts(57.5, bytes_per_key=6.06, launches_per_lane_layer=22),
+        "int4": KernelCounts(86.4, bytes_per_key=10.12, launches_per_lane_layer=40),
+    }
+)
+"""Keys and values are encoded where they are written and decoded where they are read."""
+SEVERAL_LANES = KernelCounts(13.8, launches_per_layer=12, launches_per_injector=4)
+"""Lanes are joined for what they share."""
+
+
+def kernel_counts(
+    precision: Precision, ring_precision: KVPrecision, *, num_lanes: int, dequantised: bool
+) -> KernelCounts:
+    """Return the counts of a tick; `dequantised`: weights are expanded before use."""
+    counts = SINGLE if precision == "fp32" else HALF
+    if dequantised:
+        counts += DEQUANTISED[precision]
+    elif precision == "fp8":
+        counts += FP8_PRODUCTS
+    counts += RINGS.get(ring_precision, KernelCounts())
+    return counts + SEVERAL_LANES if num_lanes > 1 else counts

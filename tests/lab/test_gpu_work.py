@@ -1,0 +1,126 @@
+"""What a step and a block ask of a GPU, held by budgets that may only fall.
+
+Counted by the real engine on fake CUDA tensors of the true model's shapes (704x384, 48 frames of window,
+steady state). After an improvement, lower the budget to the new count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+from lipcast.config.models import DiTConfig, VAEConfig
+from lipcast.lab.counting import Work
+from lipcast.lab.gpu_work import (
+    StepCase,
+    count_block_start,
+    count_step,
+    count_tick,
+    count_vae,
+    default_spec,
+)
+from lipcast.planning import costs
+from lipcast.planning.kernel_counts import kernel_counts
+
+FULL = DiTConfig()
+BUDGETS = {
+    StepCase("fp8"): (6348, 439.0e9),
+    StepCase("bf16"): (3596, 271.9e9),
+    StepCase("fp8", "fp8"): (7228, 495.3e9),
+    StepCase("fp8", "int4"): (7948, 526.9e9),
+    StepCase("bf16", "fp8"): (4476, 328.3e9),
+    StepCase("bf16", "int4"): (5196, 359.7e9),
+    StepCase("int8"): (4284, 360.0e9),
+    StepCase("int4"): (5660, 461.4e9),
+    StepCase("fp8", "fp8", num_lanes=3): (11694, 1512.8e9),
+}
+"""Launches and bytes of elementwise traffic of one tick."""
+QUICK = {StepCase("fp8"), StepCase("bf16")}
+BLOCK_START = 488, 13.0e9
+VAE_BUDGETS = {
+    "decode_block": (912, 88.7e9),
+    "prime": (1900, 128.9e9),
+    "encode_still": (266, 65.7e9),
+}
+
+
+def assert_within(work: Work, launches: int, num_bytes: float) -> None:
+    assert 0 < work.launches <= launches
+    assert 0 < work.elementwise_bytes <= num_bytes
+
+
+CASES = [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in BUDGETS]
+
+
+@cache
+def counted(case: StepCase) -> Work:
+    """One tick of the true model."""
+    return count_step(FULL, case).total(FULL)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_step_stays_within_its_budget(case: StepCase) -> None:
+    total = counted(case)
+    assert_within(total, *BUDGETS[case])
+    geometry = default_spec(FULL).geometry
+    products = case.num_lanes * costs.lane_gemm_flops(FULL, geometry)
+    attention = case.num_lanes * costs.lane_attention_flops(FULL, geometry)
+    assert total.gemm_flop == pytest.approx(products, rel=0.005)
+    assert total.attention_flop == pytest.approx(attention, rel=0.005)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_planner_knows_what_a_step_asks_for(case: StepCase) -> None:
+    """Its table of counts is that of the engine. After a change of kernels: `gpu_check.py count --table`."""
+    total, geometry = counted(case), default_spec(FULL).geometry
+    counts = kernel_counts(
+        case.precision,
+        case.ring_precision or "bf16",
+        num_lanes=case.num_lanes,
+        dequantised=case.precision in {"int8", "int4"},
+    )
+    weights = costs.lane_gemm_flops(FULL, geometry) / costs.lane_tokens(geometry) / 2
+    traffic = case.num_lanes * costs.lane_traffic_bytes(counts, FULL, geometry)
+    planned_bytes = traffic + counts.bytes_per_weight * weights
+    assert planned_bytes == pytest.approx(total.elementwise_bytes, rel=0.01)
+    planned = costs.launches(counts, FULL, num_lanes=case.num_lanes)
+    assert planned == pytest.approx(total.launches, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [StepCase("fp8"), StepCase("bf16", "fp8", 3)], ids=str)
+def test_all_layers_are_alike(case: StepCase) -> None:
+    """The extension from two layers is the count of every layer."""
+    some = replace(FULL, num_layers=7, audio_inject_layers=(0, 2, 5))
+    counted = count_tick(some, default_spec(some), case).total()
+    assert count_step(some, case).total(some) == counted
+
+
+@pytest.mark.slow
+def test_every_layer_of_the_true_model() -> None:
+    counted = count_tick(FULL, default_spec(FULL), StepCase("fp8")).total()
+    assert count_step(FULL, StepCase("fp8")).total(FULL) == counted
+
+
+@pytest.mark.slow
+def test_the_start_of_a_block_stays_within_its_budget() -> None:
+    work = count_block_start(FULL, default_spec(FULL), StepCase("fp8")).total()
+    assert_within(work, *BLOCK_START)
+
+
+@pytest.mark.slow
+def test_the_autoencoder_stays_within_its_budget() -> None:
+    counts = count_vae(VAEConfig(), default_spec(FULL), still_frames=FULL.motion_frames)
+    assert counts.keys() == VAE_BUDGETS.keys()
+    for name, work in counts.items():
+        assert_within(work, *VAE_BUDGETS[name])
+    geometry = default_spec(FULL).geometry
+    flop = costs.decode_flops(
+        VAEConfig(), geometry.latent_height, geometry.latent_width, num_latents=3
+    )
+    assert counts["decode_block"].convolution_flop == pytest.approx(flop, rel=0.01)
+    pixels = 12 * geometry.height * geometry.width * VAEConfig().dim
+    planned_bytes = costs.DECODE_TRAFFIC_BYTES * pixels
+    assert planned_bytes == pytest.approx(counts["decode_block"].elementwise_bytes, rel=0.01)
