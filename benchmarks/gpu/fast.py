@@ -18,7 +18,8 @@ from gpu.timing import median_ms
 from gpu.videos import make_video
 from lipcast.config.models import DiTConfig
 from lipcast.lab.gpu_work import StepCase, count_step
-from lipcast.weights.fp8 import FP8, has_fp8_matmul, linear_row_wise
+from lipcast.models.quant_formats import FP8
+from lipcast.weights.fp8 import has_fp8_matmul, linear_row_wise
 from lipcast.weights.schemes import Precision
 
 _PLAN_ERROR = 0.15

@@ -10,6 +10,7 @@ import torch
 
 from lipcast.engine import loading, planner_inputs
 from lipcast.engine.loading import LoadSettings, device_of, load_networks, read_device
+from lipcast.memory.device_context import DeviceContext
 from lipcast.planning.memory_options import MemoryOptions
 from lipcast.planning.plan import Plan
 from lipcast.weights.checkpoint import checkpoint_dir
@@ -70,6 +71,6 @@ def test_a_budget_bounds_the_allocator_of_the_default_gpu(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", set_fraction)
-    monkeypatch.setattr(planner_inputs.DeviceContext, "of", lambda device: device)
+    monkeypatch.setattr(DeviceContext, "of", lambda device: device)
     planner_inputs.open_device_context(read_device(None), MemoryOptions(vram="8.5GiB"))
     assert bounded == [(0.5, torch.device("cuda", 0))]

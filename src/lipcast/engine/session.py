@@ -222,13 +222,6 @@ class Session:
             begun.extend(tick)
         return tuple(begun)
 
-    def _start_blocks(self, tick: Tick) -> None:
-        """Give the executor the speech features of the blocks that begin with this tick."""
-        with self._watch.part("dit_s"):
-            for block in [unit.block for unit in tick if unit.step == 0]:
-                start = partial(self._executor.start, block, self._features[block])
-                self._retry_on_oom(start)
-
     def run_tick(self, tick: Tick) -> None:
         """Compute a tick that `begin_tick` gave, and finish it."""
         with self._guarded():
@@ -314,12 +307,10 @@ class Session:
         return features is not None
 
     def _start(self, tick: Tick) -> None:
-        """Make the blocks of a tick that begin ready for their first step."""
+        """Give the executor the speech features of the blocks that begin with this tick."""
         with self._watch.part("dit_s"):
-            for unit in tick:
-                if unit.step == 0:
-                    features = self._features[unit.block]
-                    self._retry_on_oom(partial(self._executor.start, unit.block, features))
+            for block in [unit.block for unit in tick if unit.step == 0]:
+                self._retry_on_oom(partial(self._executor.start, block, self._features[block]))
 
     def _finish(self, tick: Tick, finished: list[tuple[int, Tensor]]) -> None:
         self._scheduler.advance(tick)

@@ -174,12 +174,15 @@ def ladder(plan: Plan, fallbacks: tuple[Fallback, ...]) -> tuple[FallbackPlan, .
 
 
 def _pinned(plan: Plan) -> PlanRequest:
-    """The request that allows this plan and what a rung adds; the schedule stays free."""
+    """Return the request that allows this plan and what a fallback adds.
+
+    The schedule is that of the plan: a session under way cannot change it.
+    """
     choice = plan.config
     constraints = PlanConstraints(
         precision=choice.precision,
         ring_precision=choice.ring_precision,
-        schedule=plan.request.constraints.schedule,
+        schedule=choice.schedule,
         max_resident_layers=choice.resident_layers,
         max_resident_ring_layers=choice.resident_ring_layers,
         stream_sink=choice.sink_streamed,

@@ -206,7 +206,7 @@ def open_transformer(
             "for; leave the precision out, or load the checkpoint that it was converted from"
         )
     _log.info("quantising to %s while loading; `lipcast convert` does it once for all", precision)
-    return quantised(merged, precision)
+    return quantised(merged, precision, device=torch.device(device))
 
 
 def load_speech_encoder(folder: Path, *, device: torch.device) -> SpeechEncoder:
