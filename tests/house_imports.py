@@ -56,7 +56,7 @@ OUTSIDE = (
     Outside("transformers", ("models/text.py", "models/speech.py"), lazily=True),
     Outside("av", ("media",)),
     Outside("PIL", ("media",)),
-    Outside("typer", ("cli",)),
+    Outside("click", ("cli",)),
     Outside("rich", ("cli",)),
     Outside("fastapi", ("serve",)),
     Outside("starlette", ("serve",)),
