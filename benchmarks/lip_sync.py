@@ -48,7 +48,7 @@ def measure(model: lipcast.Lipcast, portrait: int, voice: str) -> dict[str, floa
         prompt="a person is talking, calm",
         num_clip=2,
     )
-    drive = np.load(examples / f"{voice}_mouth_open.npy")
+    drive = np.load(ROOT / "tests" / "data" / f"{voice}_mouth_open.npy")
     opening = mouth_opening(video.frames[:84])
     inner = opening[1:-1]
     return {str(lag): correlation(inner, drive[1 + lag :]) for lag in (-1, 0, 1)}

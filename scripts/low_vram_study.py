@@ -38,6 +38,7 @@ from lipcast.lab.sync import lagged
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES, PAGE = ROOT / "examples", ROOT / "docs" / "low-vram-study.md"
+TRACKS = ROOT / "tests" / "data"
 FIGURES = ROOT / "benchmarks" / "low_vram_study.jsonl"
 PORTRAITS = (0, 2, 3, 4, 5)
 """Portrait 1 has a beard, which hides the mouth from the model."""
@@ -168,7 +169,7 @@ def summary(record: Mapping[str, Any]) -> dict[str, Any]:
     lags = lagged(mouth, voice)
     found["shifted"] = round((lags[SHIFT] + lags[-SHIFT]) / 2, 5)
     if record["voice"] in TRACKED:
-        track = np.load(EXAMPLES / f"{record['voice']}_mouth_open.npy")[: len(mouth)]
+        track = np.load(TRACKS / f"{record['voice']}_mouth_open.npy")[: len(mouth)]
         found["track"] = round(float(np.corrcoef(mouth[: len(track)], track)[0, 1]), 5)
     names = ("kind", "cell", "portrait", "voice")
     return {name: record[name] for name in names} | {"values": found}

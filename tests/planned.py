@@ -12,8 +12,9 @@ import torch
 
 import lipcast
 from lipcast.config.generate_options import GenerateOptions
-from lipcast.engine.memory_manager import MemoryManager, PlannerInputs
+from lipcast.engine.backend import LocalBackend
 from lipcast.memory.device_context import DeviceContext
+from lipcast.memory.manager import MemoryManager, PlannerInputs
 from lipcast.models.dit import DiT
 from lipcast.planning.hardware import CPU as CPU_RATES
 from lipcast.planning.memory_options import MemoryOptions
@@ -51,7 +52,13 @@ def planned(tiny: lipcast.Lipcast, vram_bytes: int = PLENTY, **memory: Any) -> l
         dit, source, plan=memory_manager.plan(geometry, options), dtype=torch.float32
     )
     bundle = replace(tiny.bundle, dit=dit.eval().requires_grad_(False))
-    return lipcast.Lipcast(bundle, memory_manager=memory_manager)
+    return lipcast.Lipcast(bundle, LocalBackend(bundle, memory_manager))
+
+
+def manager_of(model: lipcast.Lipcast) -> MemoryManager:
+    """The memory manager of a model whose memory is planned."""
+    assert isinstance(model.backend, LocalBackend) and model.backend.manager is not None
+    return model.backend.manager
 
 
 class Faults:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+DATA = Path(__file__).parent / "data"
+"""For two voices of examples/: how far the mouth is open, as it was drawn, 25 values a second."""
 
 
 def syllables(seconds: float, rate: int = 16_000) -> np.ndarray:

@@ -169,7 +169,19 @@ def test_the_main_use_is_shown() -> None:
     assert {words[0] for _, words in commands()} >= SET_UP
 
 
-@pytest.mark.parametrize("page", [*PAGES, "docs/plan.md", "docs/low-vram-study.md", "CHANGELOG.md"])
+OTHER_PAGES = (
+    "docs/plan.md",
+    "docs/low-vram-study.md",
+    "docs/api-reference.md",
+    "docs/decisions/README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "CODE_OF_CONDUCT.md",
+    "SECURITY.md",
+)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *OTHER_PAGES])
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text("utf-8")):

@@ -17,7 +17,7 @@ from lipcast.lab.footage import Footage
 from lipcast.lab.mouth import mouth_of_drawing
 from lipcast.lab.sync import lagged, loudness
 from pixels import correlation, mouth_opening
-from sounds import EXAMPLES
+from sounds import DATA, EXAMPLES
 
 NUM_CLIP, INFER_FRAMES = 2, 48
 
@@ -39,7 +39,7 @@ def model() -> lipcast.Lipcast:
     ],
 )
 def test_mouth_follows_the_voice(model, portrait, voice, least_count, least_lab):
-    drive = np.load(EXAMPLES / f"{voice}_mouth_open.npy")
+    drive = np.load(DATA / f"{voice}_mouth_open.npy")
     video = model.generate(
         image=EXAMPLES / f"portrait_{portrait}.png",
         audio=EXAMPLES / f"{voice}.wav",

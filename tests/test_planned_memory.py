@@ -11,7 +11,7 @@ import torch
 import lipcast
 from lipcast.errors import MemoryBudgetError
 from lipcast.planning.planner import smallest_vram
-from planned import SIDE, SMALL, Faults, planned
+from planned import SIDE, SMALL, Faults, manager_of, planned
 from sounds import EXAMPLES, write_wav
 
 SCHEDULE = {"schedule": "sequential"}
@@ -34,9 +34,8 @@ def undisturbed(tiny: lipcast.Lipcast, inputs: dict[str, Any]) -> np.ndarray:
 def least(tiny: lipcast.Lipcast) -> int:
     """The smallest budget in which a small video can be made."""
     model = planned(tiny, kv_precision="fp32")
-    assert model.memory_manager is not None
     options = lipcast.api.make_options({**SMALL, **SCHEDULE})
-    plan = model.memory_manager.plan(tiny.spec(options, height=SIDE, width=SIDE).geometry, options)
+    plan = manager_of(model).plan(tiny.spec(options, height=SIDE, width=SIDE).geometry, options)
     found = smallest_vram(plan.request)
     assert found is not None
     return found
@@ -94,8 +93,7 @@ def test_rungs_that_keep_the_picture_lose_nothing(
     """Mid-block and mid-copy: every rung is reached, and the video goes on as if nothing had been."""
     model = planned(tiny, fallback=", ".join(KEEPING))
     session = model.stream(**inputs)
-    assert model.memory_manager is not None
-    copier = model.memory_manager.device_context.copier
+    copier = manager_of(model).device_context.copier
     owner, method, fail_at = {
         "ensure_resident": (model.bundle.dit, "ensure_resident", {30, 70}),
         "start": (session._executor, "start", {1, 3}),
@@ -188,8 +186,7 @@ def test_memory_that_runs_out_before_the_first_block(
 ) -> None:
     """The rings find less than was planned: a rung is taken before anything is made."""
     model = planned(tiny)
-    assert model.memory_manager is not None
-    vram = model.memory_manager.device_context.vram
+    vram = manager_of(model).device_context.vram
     vram.budget_bytes = vram.used_bytes + 2_000_000
     session = model.stream(**inputs)
     frames = np.concatenate([block.frames for block in session])

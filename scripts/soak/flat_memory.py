@@ -27,30 +27,20 @@ import lipcast
 from lipcast.api import save_blocks
 from lipcast.config.models import SAMPLE_RATE
 from lipcast.config.schedule import Tick
-from lipcast.config.video_spec import VideoSpec
-from lipcast.engine.conditioning import ReferenceLatents
+from lipcast.engine.backend import LocalBackend
 from lipcast.engine.executor import LaneExecutor
-from lipcast.engine.sampler import NoiseSource
-from lipcast.models.dit import DiT
 
 PORTRAIT = Path(__file__).parents[2] / "examples" / "portrait_0.png"
 LIMIT = 0.03
 
 
-class PassThrough:
+class PassThrough(LaneExecutor):
     """Prepares a video for real, rings and sink included, and calls the noise of a block clean."""
 
-    num_outstanding = 0
-
-    def __init__(
-        self, model: DiT, spec: VideoSpec, anchor: ReferenceLatents, context: torch.Tensor
+    def start(
+        self, block: int, features_LCV: torch.Tensor, latent_CFHW: torch.Tensor | None = None
     ) -> None:
-        self._real = LaneExecutor(model, spec, anchor, context)
-        self._noise = NoiseSource(spec.options.seed, spec.geometry)
-        self._spec = spec
-
-    def start(self, block: int, features_LCV: torch.Tensor) -> None:
-        assert features_LCV.isfinite().all(), block
+        assert features_LCV.isfinite().all() and latent_CFHW is None, block
 
     def run(self, tick: Tick) -> list[tuple[int, torch.Tensor]]:
         last, count = self._spec.order.num_steps - 1, self._spec.geometry.latents_per_block
@@ -70,7 +60,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = lipcast.load("tiny")
     if arguments.pass_through:
-        model = lipcast.Lipcast(model.bundle, make_executor=PassThrough)
+        model = lipcast.Lipcast(model.bundle, LocalBackend(model.bundle, make_executor=PassThrough))
     with tempfile.TemporaryDirectory() as folder:
         sound = write_sound(Path(folder) / "voice.wav", arguments.minutes * 60)
         samples = watch(model, sound, Path(folder) / "out.mp4", arguments)

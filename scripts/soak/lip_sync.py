@@ -54,7 +54,7 @@ def main() -> None:
 def measure(
     model: lipcast.Lipcast, portrait: int, voice: str, **options: Any
 ) -> dict[str, float | int]:
-    drive = np.load(ROOT / "examples" / f"{voice}_mouth_open.npy")
+    drive = np.load(ROOT / "tests" / "data" / f"{voice}_mouth_open.npy")
     frames = model.generate(
         image=ROOT / "examples" / f"portrait_{portrait}.png",
         audio=ROOT / "examples" / f"{voice}.wav",

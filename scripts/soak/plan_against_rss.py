@@ -27,8 +27,8 @@ from lipcast.config.schedule import take_blocks, ticks
 from lipcast.config.video_spec import video_spec
 from lipcast.engine.conditioning import ReferenceLatents
 from lipcast.engine.executor import LaneExecutor, session_shape
-from lipcast.engine.memory_manager import MemoryManager, PlannerInputs, session_plan
 from lipcast.memory.device_context import DeviceContext
+from lipcast.memory.manager import MemoryManager, PlannerInputs, session_plan
 from lipcast.memory.session_memory import SessionMemory
 from lipcast.models.dit import DiT
 from lipcast.planning.hardware import CPU
@@ -77,7 +77,9 @@ def measure(*, offload: bool) -> dict[str, Any]:
     anchor = ReferenceLatents(
         torch.zeros(16, 1, side, side), torch.zeros(16, 19, side, side), torch.empty(0)
     )
-    memory = SessionMemory(model, session_shape(spec), memory_manager.machine, session_plan(plan))
+    memory = SessionMemory(
+        model, session_shape(spec), memory_manager.device_context, session_plan(plan)
+    )
     executor = LaneExecutor(model, spec, anchor, torch.zeros(9, CONFIG.text_dim), memory=memory)
     voice = torch.zeros(CONFIG.num_audio_layers, CONFIG.audio_dim, 12)
     for tick in take_blocks(ticks(spec.order, max_lanes=1), BLOCKS, spec.order.num_steps):
@@ -86,8 +88,10 @@ def measure(*, offload: bool) -> dict[str, Any]:
                 executor.start(unit.block, voice)
         executor.run(tick)
     grown = resident_bytes() - before
-    known = {**memory_manager.machine.vram.parts, **memory_manager.machine.ram.parts}
-    taken = memory_manager.machine.vram.used_bytes + memory_manager.machine.ram.used_bytes
+    known = {**memory_manager.device_context.vram.parts, **memory_manager.device_context.ram.parts}
+    taken = (
+        memory_manager.device_context.vram.used_bytes + memory_manager.device_context.ram.used_bytes
+    )
     generate = {part.name: part.num_bytes for part in plan.generate_parts}
     predicted = taken + generate["text keys, voice"]
     return {

@@ -21,6 +21,7 @@ import torch
 
 import lipcast
 from lipcast.config.video_spec import VideoSpec
+from lipcast.engine.backend import LocalBackend
 from lipcast.engine.executor import LaneExecutor, session_shape
 from lipcast.env import cache_dir
 from lipcast.memory.device_context import DeviceContext
@@ -65,13 +66,14 @@ def generate(
 ) -> Made:
     executors = []
 
-    def make_executor(dit: DiT, spec: VideoSpec, *rest: Any) -> LaneExecutor:
+    def make_executor(dit: DiT, spec: VideoSpec, *rest: Any, **more: Any) -> LaneExecutor:
         plan = replace(SessionPlan.resident(dit.config.num_layers), ring_precision=precision)
-        memory = SessionMemory(dit, session_shape(spec), DeviceContext.of(dit.device), plan)
-        executors.append(LaneExecutor(dit, spec, *rest, memory=memory))
+        more["memory"].release()
+        more["memory"] = SessionMemory(dit, session_shape(spec), DeviceContext.of(dit.device), plan)
+        executors.append(LaneExecutor(dit, spec, *rest, **more))
         return executors[-1]
 
-    model = lipcast.Lipcast(bundle, make_executor=make_executor)
+    model = lipcast.Lipcast(bundle, LocalBackend(bundle, make_executor=make_executor))
     latents: list[np.ndarray] = []
     with model.stream(image=EXAMPLES / image, audio=EXAMPLES / voice, num_clip=clips) as session:
         session.on_latent = lambda _block, latent: latents.append(latent.numpy().copy())

@@ -1,4 +1,4 @@
-"""The front door: load a model, make videos with it. Here all parts are put together.
+"""The public API: load a model, generate videos with it.
 
 model = load("tiny")
 model.generate(image="me.png", audio="hello.wav").save("out.mp4")     a whole video
@@ -8,46 +8,40 @@ with model.session(image=…) as live: live.push(pcm); …               sound a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from lipcast.config.generate_options import OPTION_NAMES, GenerateOptions
 from lipcast.config.video_spec import VideoSpec, video_spec
-from lipcast.engine.decode import FrameDecoder
-from lipcast.engine.executor import Executor, LaneExecutor
+from lipcast.engine.backend import Backend, LocalBackend
+from lipcast.engine.engine import Engine
 from lipcast.engine.frames import FrameBlock
 from lipcast.engine.loading import LoadSettings, load_networks, read_device, read_precision
-from lipcast.engine.memory_manager import MemoryManager
 from lipcast.engine.session import Session
-from lipcast.engine.session_builder import (
-    Conditioning,
-    SessionBuilder,
-    encode_conditioning,
-    last_latents,
-)
+from lipcast.engine.session_builder import Conditioning
 from lipcast.engine.snapshot import WHOLE_VIDEO, BlockRange, SessionSnapshot
 from lipcast.engine.sound_timeline import AudioSource, AudioTimeline
 from lipcast.engine.speech_features import FeatureStream
 from lipcast.env import launched
 from lipcast.errors import UsageError
-from lipcast.media.audio import PcmSource, open_audio
+from lipcast.media.audio import AudioFile, PcmSource, open_audio
 from lipcast.media.image import ImageSource, fit_portrait, load_portrait
 from lipcast.media.video import VideoWriter
 from lipcast.parallel.distributed_model import DistributedModel
 from lipcast.planning.gpu_options import GPU_OPTION_NAMES, GpuOptions
-from lipcast.planning.memory_options import make_memory_options
+from lipcast.planning.keywords import GenerateKeywords, MachineKeywords
+from lipcast.planning.memory_options import MEMORY_OPTION_NAMES, MemoryOptions
 from lipcast.weights.bundle import ModelBundle, Network
 from lipcast.weights.checkpoint import checkpoint_dir
 from lipcast.weights.lora import LoraSpec
-
-ExecutorFactory = Callable[..., Executor]
 
 
 def load(
@@ -58,7 +52,9 @@ def load(
     loras: Sequence[str | LoraSpec] = (),
     decoder: str | Path | None = None,
     expected: GenerateOptions | None = None,
-    **machine: Any,
+    memory_options: MemoryOptions | None = None,
+    gpu_options: GpuOptions | None = None,
+    **machine: Unpack[MachineKeywords],
 ) -> Lipcast:
     """Load a model by name ("tiny") or from a checkpoint directory, published or converted.
 
@@ -70,13 +66,15 @@ def load(
     merged where it lies beside the weights.
     decoder: a file of a TAEHV "taew2_1" decoder, which is faster and smaller than the autoencoder's and
     somewhat less exact.
-    machine: the fields of `MemoryOptions` (vram="12GB", offload_model=True, ...). On a GPU, and on a
-    CPU with `vram`, all memory is planned: weights and rings that do not fit stream from the host's.
-    And those of `GpuOptions` (gpus=4, ...): several GPUs, or processes of a CPU, make a video together, in
-    the layout that is fastest for the `expected` videos; `close` the model to end them.
+    memory_options: budgets and offloading. On a GPU, and on a CPU with a budget, all memory is planned:
+    weights and KV caches that do not fit stream from the host's.
+    gpu_options: several GPUs, or processes of a CPU, make a video together, in the layout that is fastest
+    for the `expected` videos; `close` the model to end them.
+    machine: the fields of `MemoryOptions` and `GpuOptions` as keywords (vram="12GB", gpus=4, ...).
     Raises MemoryBudgetError where nothing fits, CheckpointError for missing or broken files,
     UsageError for an unknown device, precision or option, RankError where a process fails.
     """
+    memory, gpus = _machine_options(memory_options, gpu_options, machine)
     chosen = read_device(device)
     dtype, asked = read_precision(precision, chosen)
     settings = LoadSettings(
@@ -86,21 +84,18 @@ def load(
         asked,
         loras=tuple(loras),
         decoder=None if decoder is None else Path(decoder),
-        memory=make_memory_options({k: v for k, v in machine.items() if k not in GPU_OPTION_NAMES}),
+        memory=memory,
     )
-    gpus = GpuOptions(**{k: v for k, v in machine.items() if k in GPU_OPTION_NAMES})
     together = launched()
     if gpus.num_gpus > 1 or together is not None:
         here = replace(settings, device=torch.device("cpu"))
-        speech_encoder: tuple[Network, ...] = ("speech",)
-        bundle, _ = load_networks(here, networks=speech_encoder)
-        distributed = DistributedModel(
-            settings, gpus, expected or GenerateOptions(), launched=together
-        )
-        bundle.speech.to(distributed.speech_device)
-        return Lipcast(bundle, distributed=distributed)
-    bundle, memory_manager = load_networks(settings)
-    return Lipcast(bundle, memory_manager=memory_manager)
+        speech_only: tuple[Network, ...] = ("speech",)
+        bundle, _ = load_networks(here, networks=speech_only)
+        ranks = DistributedModel(settings, gpus, expected or GenerateOptions(), launched=together)
+        bundle.speech.to(ranks.speech_device)
+        return Lipcast(bundle, ranks)
+    bundle, manager = load_networks(settings)
+    return Lipcast(bundle, LocalBackend(bundle, manager))
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +174,17 @@ class LiveSession:
         self._source.finish()
 
     def ready(self) -> Iterator[FrameBlock]:
-        """The blocks that the sound so far allows, without waiting for more."""
+        """Yield the blocks that the sound so far allows, without waiting for more."""
         return self._session.ready()
+
+    def take(self) -> Iterator[FrameBlock]:
+        """Yield the blocks that are finished, without computing any; for use with `Lipcast.tick`."""
+        return self._session.take()
+
+    @property
+    def inner(self) -> Session:
+        """The session that the sound is pushed to."""
+        return self._session
 
     def __iter__(self) -> Iterator[FrameBlock]:
         """Every block; waits for `push` from another thread, ends after `finish`."""
@@ -209,35 +213,26 @@ class LiveSession:
 class Lipcast:
     """A loaded model. Its weights are shared by all its sessions and never change."""
 
-    def __init__(
-        self,
-        bundle: ModelBundle,
-        *,
-        make_executor: ExecutorFactory = LaneExecutor,
-        memory_manager: MemoryManager | None = None,
-        distributed: DistributedModel | None = None,
-    ) -> None:
-        """`make_executor` (model, spec, anchor, context[, snapshot]) makes what runs the ticks.
-
-        With a `memory_manager` the memory of videos is planned, and what runs them is its choice. With
-        `distributed`, other processes make them, one at a time.
-        """
+    def __init__(self, bundle: ModelBundle, backend: Backend | None = None) -> None:
+        """`backend` opens the sessions; by default this process does, with all of the model on its device."""
         self.bundle = bundle
-        self.memory_manager = memory_manager
-        self.distributed = distributed
-        self._make_executor = make_executor
+        self.backend: Backend = LocalBackend(bundle) if backend is None else backend
+        self._engine = Engine(bundle.dit)
 
     def generate(
         self,
         *,
         image: ImageSource,
-        audio: str | Path,
+        audio: str | Path | AudioFile,
         prompt: str | Path = "",
         on_block: Callable[[FrameBlock], None] | None = None,
-        **options: Any,
+        options: GenerateOptions | None = None,
+        **keywords: Unpack[GenerateKeywords],
     ) -> Video:
-        """Make a whole video in memory. `options` are the fields of `GenerateOptions`."""
-        with self.stream(image=image, audio=audio, prompt=prompt, **options) as session:
+        """Make a whole video in memory. `keywords` are the fields of `GenerateOptions`."""
+        with self.stream(
+            image=image, audio=audio, prompt=prompt, options=options, **keywords
+        ) as session:
             blocks = []
             for block in session:
                 blocks.append(block)
@@ -249,20 +244,23 @@ class Lipcast:
         self,
         *,
         image: ImageSource,
-        audio: str | Path,
+        audio: str | Path | AudioFile,
         prompt: str | Path = "",
         snapshot: SessionSnapshot | None = None,
         end_block: int | None = None,
-        **options: Any,
+        options: GenerateOptions | None = None,
+        **keywords: Unpack[GenerateKeywords],
     ) -> Session:
         """Make a video block by block: an iterator of `FrameBlock`s, memory flat over any length.
 
-        prompt: a text, or the `Path` of its embedding, which needs no text encoder.
+        audio: a file, or what `open_audio` has made of one. prompt: a text, or the `Path` of its
+        embedding, which needs no text encoder.
         snapshot: `snapshot` of an earlier session of the same video, which this one goes on from, with the
         same picture, whole sound and options. end_block: the session ends before this block.
         """
-        checked = make_options(options)
-        portrait, source = load_portrait(image), open_audio(audio)
+        checked = _generate_options(options, keywords)
+        portrait = load_portrait(image)
+        source = audio if isinstance(audio, AudioFile) else open_audio(audio)
         return self._open(portrait, source, prompt, checked, BlockRange(snapshot, end_block))
 
     def session(
@@ -271,17 +269,27 @@ class Lipcast:
         image: ImageSource,
         prompt: str | Path = "",
         sample_rate: int = 16_000,
-        **options: Any,
+        options: GenerateOptions | None = None,
+        **keywords: Unpack[GenerateKeywords],
     ) -> LiveSession:
-        """A live session: push PCM at `sample_rate`, iterate blocks."""
+        """Open a live session: push PCM at `sample_rate`, iterate blocks."""
         source = PcmSource(sample_rate)
-        session = self._open(load_portrait(image), source, prompt, make_options(options))
+        checked = _generate_options(options, keywords)
+        session = self._open(load_portrait(image), source, prompt, checked)
         return LiveSession(session, source)
+
+    def tick(self, sessions: Iterable[LiveSession | Session]) -> bool:
+        """Advance several sessions of this model by one tick, in one pass of the transformer.
+
+        Their finished blocks are taken with `take`. Returns False where no session had anything to do: wait
+        for sound. A session that fails is ended, and the others go on; several devices take one at a time.
+        """
+        opened = (live if isinstance(live, Session) else live.inner for live in sessions)
+        return self._engine.tick(tuple(opened))
 
     def close(self) -> None:
         """End the processes of a model on several GPUs; nothing to do otherwise."""
-        if self.distributed is not None:
-            self.distributed.close()
+        self.backend.close()
 
     def __enter__(self) -> Self:
         return self
@@ -290,100 +298,22 @@ class Lipcast:
         self.close()
 
     def spec(self, options: GenerateOptions, *, height: int, width: int) -> VideoSpec:
-        """Every size and order of a video of a portrait of `height` x `width` pixels."""
-        if self.distributed is not None:
-            options = self.distributed.adapted(options)
-        return video_spec(
-            options, self.bundle.dit.config, self.bundle.vae.config, height=height, width=width
-        )
-
-    def _open(
-        self,
-        portrait: Any,
-        source: AudioSource,
-        prompt: str | Path,
-        options: GenerateOptions,
-        block_range: BlockRange = WHOLE_VIDEO,
-    ) -> Session:
-        bundle = self.bundle
-        spec = self.spec(options, height=portrait.height, width=portrait.width)
-        conditioning = Conditioning(partial(fit_portrait, portrait), bundle.encode_prompt(prompt))
-        if self.distributed is not None:
-            return self._open_distributed(self.distributed, spec, conditioning, source, block_range)
-        if self.memory_manager is not None:
-            return self._open_planned(self.memory_manager, spec, conditioning, source, block_range)
-        snapshot = block_range.snapshot
-        anchor = encode_conditioning(bundle, conditioning, spec)
-        return Session(
-            spec,
-            self._make_executor(
-                bundle.dit,
-                spec,
-                anchor,
-                conditioning.context_TC,
-                **({"snapshot": snapshot} if snapshot else {}),
-            ),
-            FrameDecoder(
-                bundle.decoder, anchor, resume_CFHW=last_latents(snapshot) if snapshot else None
-            ),
-            self.timeline(source, spec, block_range),
-            device=bundle.device,
-            snapshot=snapshot,
-        )
-
-    def _open_planned(
-        self,
-        memory_manager: MemoryManager,
-        spec: VideoSpec,
-        conditioning: Conditioning,
-        source: AudioSource,
-        block_range: BlockRange,
-    ) -> Session:
-        plan = memory_manager.plan(spec.geometry, spec.options)
-        spec = replace(spec, max_lanes=plan.config.num_lanes)
-        video = SessionBuilder(self.bundle, conditioning, spec, plan, memory_manager)
-        parts = video.begin(block_range.snapshot)
-        return Session(
-            parts.spec,
-            parts.executor,
-            parts.decoder,
-            self.timeline(source, parts.spec, block_range),
-            device=self.bundle.device,
-            snapshot=parts.snapshot,
-            recovery=video.ladder,
-            describe=lambda: {"memory": memory_manager.document(video.ladder)},
-        )
-
-    def _open_distributed(
-        self,
-        distributed: DistributedModel,
-        spec: VideoSpec,
-        conditioning: Conditioning,
-        source: AudioSource,
-        block_range: BlockRange,
-    ) -> Session:
-        opened = distributed.open(spec, conditioning, block_range.snapshot)
-        return Session(
-            opened.spec,
-            opened.executor,
-            opened.decoder,
-            self.timeline(source, opened.spec, block_range),
-            device=self.bundle.device,
-            snapshot=block_range.snapshot,
-            describe=opened.describe,
-        )
+        """Return every size and order of a video of a portrait of `height` x `width` pixels."""
+        adapted = self.backend.adapted(options)
+        dit, vae = self.bundle.dit.config, self.bundle.vae.config
+        return video_spec(adapted, dit, vae, height=height, width=width)
 
     def timeline(
         self, source: AudioSource, spec: VideoSpec, block_range: BlockRange = WHOLE_VIDEO
     ) -> AudioTimeline:
-        """The sound of a stretch of a video, cut along its blocks."""
+        """Return the sound of a range of blocks, cut along them."""
         end = block_range.end_block and block_range.end_block * spec.video_frames_per_block
         features = FeatureStream(
             self.bundle.speech,
             video_frames_per_block=spec.video_frames_per_block,
-            num_samples=getattr(source, "num_speech_samples", None),
-            mean=getattr(source, "speech_mean", None),
-            std=getattr(source, "speech_std", None),
+            num_samples=source.num_speech_samples,
+            mean=source.speech_mean,
+            std=source.speech_std,
             first_block=block_range.first_block,
         )
         return AudioTimeline(
@@ -394,17 +324,55 @@ class Lipcast:
             first_block=block_range.first_block,
         )
 
+    def _open(
+        self,
+        portrait: Image,
+        source: AudioSource,
+        prompt: str | Path,
+        options: GenerateOptions,
+        block_range: BlockRange = WHOLE_VIDEO,
+    ) -> Session:
+        spec = self.spec(options, height=portrait.height, width=portrait.width)
+        context_TC = self.bundle.encode_prompt(prompt)
+        conditioning = Conditioning(partial(fit_portrait, portrait), context_TC)
+        parts = self.backend.open(spec, conditioning, block_range.snapshot)
+        try:
+            timeline = self.timeline(source, spec, block_range)
+        except BaseException:
+            parts.release()
+            raise
+        return Session(parts, timeline, device=self.bundle.device)
 
-def make_options(options: dict[str, Any]) -> GenerateOptions:
-    """Checked options from keyword arguments; raises UsageError for an unknown name."""
-    for name in options:
-        if name not in OPTION_NAMES:
-            raise UsageError(
-                f"{name}: expected an option ({', '.join(OPTION_NAMES)}), got this one"
-            )
-    return GenerateOptions(**options)
+
+def make_options(keywords: Mapping[str, Any]) -> GenerateOptions:
+    """Return checked options from keyword arguments; raises UsageError for an unknown name."""
+    _check_names(keywords, OPTION_NAMES)
+    return GenerateOptions(**keywords)
 
 
-def describe(options: GenerateOptions) -> dict[str, Any]:
-    """Options as plain data, for reports."""
-    return asdict(options)
+def _generate_options(
+    options: GenerateOptions | None, keywords: GenerateKeywords
+) -> GenerateOptions:
+    if options is None:
+        return make_options(keywords)
+    if keywords:
+        raise UsageError("give options either as GenerateOptions or as keywords, not as both")
+    return options
+
+
+def _machine_options(
+    memory: MemoryOptions | None, gpus: GpuOptions | None, keywords: MachineKeywords
+) -> tuple[MemoryOptions, GpuOptions]:
+    _check_names(keywords, (*MEMORY_OPTION_NAMES, *GPU_OPTION_NAMES))
+    given = cast("dict[str, Any]", keywords)
+    of_memory = {name: given[name] for name in MEMORY_OPTION_NAMES if name in given}
+    of_gpus = {name: given[name] for name in GPU_OPTION_NAMES if name in given}
+    if (memory and of_memory) or (gpus and of_gpus):
+        raise UsageError("give options either as objects or as keywords, not as both")
+    return memory or MemoryOptions(**of_memory), gpus or GpuOptions(**of_gpus)
+
+
+def _check_names(keywords: Mapping[str, Any], known: Sequence[str]) -> None:
+    for name in keywords:
+        if name not in known:
+            raise UsageError(f"unknown option {name!r}; expected one of: {', '.join(known)}")

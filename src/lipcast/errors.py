@@ -6,9 +6,11 @@
     ├── InputError          an image, a sound or a prompt that cannot be used
     ├── CheckpointError     a model file that is missing, broken or of another model
     ├── MemoryBudgetError   the request does not fit the memory that there is
+    │   └── AdmissionError  it would fit, but other sessions of the model hold the memory
     ├── OutputError         the result cannot be written (no space, no right, lost mount)
     ├── RankError           one of several processes that make a video has failed or is gone
     └── CancelledError      the session was cancelled or closed while somebody waited for it
+        └── SessionFailedError  the session was ended by an earlier error, and gives no more frames
 
 A message says what was expected, what came, and what to do. `exit_code` is what the
 command line ends with.
@@ -51,6 +53,10 @@ class MemoryBudgetError(LipcastError):
     exit_code = 5
 
 
+class AdmissionError(MemoryBudgetError):
+    """The session would fit, but the sessions that are open hold the memory."""
+
+
 class OutputError(LipcastError):
     """The result cannot be written."""
 
@@ -67,3 +73,7 @@ class CancelledError(LipcastError):
     """The session was cancelled or closed."""
 
     exit_code = 130
+
+
+class SessionFailedError(CancelledError):
+    """The session was ended by an earlier error."""

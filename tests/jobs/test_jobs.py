@@ -41,6 +41,17 @@ def quiet(_: str) -> None:
     """Nobody listens."""
 
 
+def _is_killed_after(seconds: float, command: list[str]) -> bool:
+    """Run a command; return whether it had to be killed because it took longer."""
+    with subprocess.Popen(command) as worker:
+        try:
+            worker.wait(seconds)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            return True
+    return False
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_the_video_is_the_same(
     store: Store, submit: Submit, tmp_path: Path
@@ -57,12 +68,7 @@ def test_killed_at_any_moment_the_video_is_the_same(
         name, number = submit(output), number + 1
         finished: dict[int, Segment] = {}
         while store.job(name).state != "finished":
-            with subprocess.Popen(command) as worker:
-                try:
-                    worker.wait(moments.uniform(0.3, 1.1) * lasts_s)
-                except subprocess.TimeoutExpired:
-                    worker.kill()
-                    kills += 1
+            kills += _is_killed_after(moments.uniform(0.3, 1.1) * lasts_s, command)
             now = store.segments(name)
             # What was finished is not made again.
             assert all(now[key] == segment for key, segment in finished.items())

@@ -159,7 +159,7 @@ def test_out_of_memory_while_moving_loses_nothing(tiny: lipcast.Lipcast) -> None
 
 
 def test_only_new_frames_go_back(tiny: lipcast.Lipcast) -> None:
-    """A tick writes a block's frames to the host, and reads every layer once."""
+    """A tick writes a block's frames to the host, and reads every layer once that has any."""
     spec, config = make_spec(tiny, "sequential", 48), tiny.bundle.dit.config
     device_context = fake_device_context()
     streamed: tuple[Placement, ...] = ("pinned",) * config.num_layers
@@ -173,4 +173,6 @@ def test_only_new_frames_go_back(tiny: lipcast.Lipcast) -> None:
     block = layer * spec.geometry.latents_per_block // spec.geometry.window
     passes = config.num_layers * num_ticks
     assert copier.bytes_to_host == passes * block
-    assert passes * layer <= copier.bytes_to_device <= (passes + 1) * layer
+    passes_with_content = passes - config.num_layers * spec.order.num_steps
+    fetched = copier.bytes_to_device / layer
+    assert passes_with_content <= fetched <= passes_with_content + 1

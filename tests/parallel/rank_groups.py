@@ -89,4 +89,4 @@ def on_ranks(
     distributed = DistributedModel(
         load, GpuOptions(**gpus), expected or GenerateOptions(), start=start_forked
     )
-    return lipcast.Lipcast(single.bundle, distributed=distributed)
+    return lipcast.Lipcast(single.bundle, distributed)

@@ -14,6 +14,7 @@ from rank_groups import SMALL, on_ranks, settings
 import lipcast
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.errors import CancelledError, RankError, UsageError
+from lipcast.parallel.distributed_model import DistributedModel
 from lipcast.planning.layouts import stage_steps
 from lipcast.planning.memory_options import MemoryOptions
 from sounds import EXAMPLES, syllables, write_wav
@@ -124,12 +125,14 @@ def test_layout_equals_one_process(
     """Sequential and, in stages of several steps, wavefront; a second video on the same ranks."""
     asked = GenerateOptions(**options)
     with on_ranks(single, settings(decoder), asked, **gpus) as model:
-        assert model.distributed is not None and str(model.distributed.plan.layout) == layout
+        assert (
+            isinstance(model.backend, DistributedModel) and str(model.backend.plan.layout) == layout
+        )
         first = Made(model, **inputs, **options)
         first.assert_same(expected(**options), tolerance)
         if any(
             len(steps) > 1
-            for steps in stage_steps(4 if options else 3, model.distributed.plan.layout.stages)
+            for steps in stage_steps(4 if options else 3, model.backend.plan.layout.stages)
         ):
             second = Made(model, **inputs, **options, schedule="wavefront")
             second.assert_same(expected(**options), max(tolerance, 1e-5))

@@ -28,8 +28,8 @@ ENDS_WITHIN_S = 10
 
 
 def processes_of(model: lipcast.Lipcast) -> list[psutil.Process]:
-    assert isinstance(model.distributed, DistributedModel)
-    return [psutil.Process(member.process.pid) for member in model.distributed._distributed.members]
+    assert isinstance(model.backend, DistributedModel)
+    return [psutil.Process(member.process.pid) for member in model.backend._distributed.members]
 
 
 def num_playable(path: Path) -> int:
@@ -60,7 +60,7 @@ def test_a_killed_rank_ends_all(
                 killed_at_s = time.monotonic()
     assert time.monotonic() - killed_at_s < ENDS_WITHIN_S
     assert f"rank {victim} " in str(raised.value) and "SIGKILL" in str(raised.value)
-    assert str(roles_of(model.distributed.plan.layout)[victim]) in str(raised.value)
+    assert str(roles_of(model.backend.plan.layout)[victim]) in str(raised.value)
     _, alive = psutil.wait_procs(ranks, timeout=ENDS_WITHIN_S)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
     assert num_playable(output) == written > 0
@@ -76,7 +76,7 @@ def test_ranks_end_when_nobody_makes_a_video_any_more(
     ranks = processes_of(model)
     session = model.stream(image=portrait, audio=sound(9.6), prompt="calm", **SMALL)
     next(session)
-    for member in model.distributed._distributed.members:
+    for member in model.backend._distributed.members:
         member.link.close()
     _, alive = psutil.wait_procs(ranks, timeout=ENDS_WITHIN_S)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]

@@ -7,6 +7,7 @@ depend on the length of the video.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,10 @@ class PendingFrames(Protocol):
     def collect(self) -> NDArray[np.uint8]:
         """Wait for the frames. Raises what went wrong while they were decoded. Called once."""
 
+    @property
+    def decode_s(self) -> float:
+        """Seconds that decoding took; known once the frames are collected."""
+
 
 class FrameDecoder:
     """One video's decoder."""
@@ -68,7 +73,8 @@ class FrameDecoder:
         if resume_CFHW is not None:
             history_CFHW = torch.cat((history_CFHW, resume_CFHW), dim=1)
         device = history_CFHW.device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        # Of high priority: frames leave first, and the transformer fills what the decoder leaves idle.
+        self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
         with self._aside(history_CFHW):
             vae.prime(history_CFHW[None], self.state)
 
@@ -95,19 +101,22 @@ class FrameDecoder:
         try:
             with self._aside(latent_CFHW):
                 return self._decode(latent_CFHW)
-        except torch.OutOfMemoryError:
+        except BaseException:
             self.state.caches = before
             raise
 
     def _decode(self, latent_CFHW: Tensor) -> PendingFrames:
+        began_s = time.perf_counter()
+        began = None if self._stream is None else self._stream.record_event(_timing_event())
         video_CTHW = self._vae.decode_chunk(latent_CFHW[None], self.state)[0]
         frames_THWC = _resized(video_CTHW, self._output_size).permute(1, 2, 3, 0)
         pixels = (frames_THWC.float() + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
-        if self._stream is None:
-            return _FramesHere(pixels.cpu().numpy())
+        if self._stream is None or began is None:
+            frames = pixels.cpu().numpy()
+            return _FramesHere(frames, time.perf_counter() - began_s)
         host = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
         host.copy_(pixels, non_blocking=True)
-        return _FramesComing(host, self._stream.record_event())
+        return _FramesComing(host, began, self._stream.record_event(_timing_event()))
 
     @contextmanager
     def _aside(self, input_CFHW: Tensor) -> Iterator[None]:
@@ -132,9 +141,14 @@ def _resized(video_CTHW: Tensor, size: tuple[int, int] | None) -> Tensor:
     return bigger_TCHW.transpose(0, 1)
 
 
+def _timing_event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)
+
+
 @dataclass(frozen=True, slots=True)
 class _FramesHere:
     frames: NDArray[np.uint8]
+    decode_s: float
     is_ready: bool = True
 
     def collect(self) -> NDArray[np.uint8]:
@@ -146,11 +160,16 @@ class _FramesComing:
     """`host` is pinned and being written until `written`."""
 
     host: Tensor
+    began: torch.cuda.Event
     written: torch.cuda.Event
 
     @property
     def is_ready(self) -> bool:
         return bool(self.written.query())
+
+    @property
+    def decode_s(self) -> float:
+        return float(self.began.elapsed_time(self.written)) / 1000
 
     def collect(self) -> NDArray[np.uint8]:
         self.written.synchronize()

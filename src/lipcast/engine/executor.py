@@ -8,7 +8,7 @@ Invariant: the latents do not depend on how units are grouped into ticks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -157,7 +157,17 @@ class LaneExecutor:
 
     @torch.inference_mode()
     def run(self, tick: Tick) -> list[tuple[int, Tensor]]:
-        velocities = self._model([self._lane(unit) for unit in tick])
+        """Compute the units of a tick; see `Executor.run`."""
+        return self.finish(tick, self._model(self.lanes(tick)))
+
+    @torch.inference_mode()
+    def lanes(self, tick: Tick) -> list[Lane]:
+        """Return the units of a tick as lanes, which a pass of the transformer can carry beside others."""
+        return [self._lane(unit) for unit in tick]
+
+    @torch.inference_mode()
+    def finish(self, tick: Tick, velocities: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
+        """Take the velocities of a tick's lanes; the blocks that came out clean, as `run` gives them."""
         states = [self._in_flight[unit.block] for unit in tick]
         latents = [
             euler_step(state.latent_CFHW, velocity, self._spec.flow, unit.step)
@@ -228,11 +238,13 @@ class LaneExecutor:
             return
         for block, remembered in enumerate(self._snapshot.blocks, self._snapshot.first_block):
             inputs = remembered.inputs or self._estimated_inputs(block, remembered.latent_CFHW)
-            self._enter(block, remembered.features_LCV, inputs[self._steps.start])
-            for step in self._steps:
-                self._in_flight[block].latent_CFHW = inputs[step].to(self._model.device)
-                self._model([self._lane(Unit(block, step))])
-            del self._in_flight[block]
+            try:
+                self._enter(block, remembered.features_LCV, inputs[self._steps.start])
+                for step in self._steps:
+                    self._in_flight[block].latent_CFHW = inputs[step].to(self._model.device)
+                    self._model([self._lane(Unit(block, step))])
+            finally:  # a replay that ran out of memory is made again from its first block
+                self._in_flight.pop(block, None)
             if self._on_replayed is not None:
                 self._on_replayed()
         self._snapshot = None

@@ -1,9 +1,9 @@
-"""What gives way, rung by rung, when memory runs out while a video is made.
+"""The ladder of fallbacks: what gives way, one at a time, when memory runs out while a video is made.
 
-Input: the plan in force and the rungs below it, decided beforehand. Called by the session with the error;
-after it returns the failed call is made again. A rung that keeps the picture moves what is remembered and
-loses nothing; one that changes it makes the session go on from its last finished block with another plan.
-Every rung taken is logged and recorded.
+Input: the plan in force and the fallbacks below it, decided beforehand. Called by the session with the
+reason; after it returns the failed call is made again. A fallback that keeps the picture moves what is in
+memory and loses nothing; one that changes it makes the session go on from its last finished block with
+another plan. Every fallback taken is logged and recorded.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-import torch
-
+from lipcast.engine.retry import first_line
 from lipcast.engine.session import ReplanRequired, SessionParts
 from lipcast.engine.snapshot import SessionSnapshot
 from lipcast.env import logger
 from lipcast.errors import MemoryBudgetError
+from lipcast.memory.oom import is_out_of_memory
 from lipcast.planning.fallbacks import FallbackPlan
 from lipcast.planning.hardware import format_bytes
 from lipcast.planning.plan import Plan
 
-_log = logger("engine.ladder")
+_log = logger("engine.fallback")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,34 +53,44 @@ class Ladder:
         restart: Callable[[Plan, SessionSnapshot | None], SessionParts],
         used_bytes: Callable[[], int],
     ) -> None:
-        """`move` brings a plan about that keeps the picture; `restart` makes what goes on otherwise."""
+        """`move` brings about a plan that keeps the picture; `restart` makes what goes on otherwise."""
         self.plan = plan
         self.taken: list[FallbackTaken] = []
         self._left = list(fallbacks)
         self._move, self._restart, self._used_bytes = move, restart, used_bytes
 
-    def __call__(self, error: torch.OutOfMemoryError, block: int) -> None:
-        reason = str(error).splitlines()[0]
+    def __call__(self, reason: str, block: int) -> None:
+        """Take the next fallback that can be taken; see `engine.retry.Recovery`."""
         before, used_before = self.plan, self._used_bytes()
         while self._left:
             found = self._left.pop(0)
-            self.plan = found.plan
             if not found.fallback.keeps_the_picture:
+                self.plan = found.plan
                 self._record(found, block, reason, before, used_before, None)
                 raise ReplanRequired(partial(self._restart, found.plan))
-            try:
-                self._move(found.plan)
-            except torch.OutOfMemoryError as next_error:
-                reason = str(next_error).splitlines()[0]
+            refusal = self._try(found.plan)
+            if refusal is not None:
+                reason = refusal
                 continue
+            self.plan = found.plan
             self._record(found, block, reason, before, used_before, self._used_bytes())
             return
-        raise MemoryBudgetError(self._refusal(reason, block)) from error
+        raise MemoryBudgetError(self._refusal(reason, block))
 
     def document(self) -> dict[str, Any]:
-        """The rungs taken and those that are left, as plain values."""
+        """Return the fallbacks taken and those that are left, as plain values."""
         left = [str(fallback.fallback) for fallback in self._left]
         return {"taken": [asdict(taken) for taken in self.taken], "left": left}
+
+    def _try(self, plan: Plan) -> str | None:
+        """Move to a plan; return why there was no memory for it, or None."""
+        try:
+            self._move(plan)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return first_line(error)
+        return None
 
     def _record(
         self,
@@ -111,8 +121,8 @@ class Ladder:
         )
 
     def _refusal(self, reason: str, block: int) -> str:
-        tried = ", ".join(taken.fallback for taken in self.taken) or "nothing"
+        tried = ", ".join(taken.fallback for taken in self.taken) or "none"
         return (
-            f"out of memory at block {block} ({reason}); given way: {tried}, and nothing is left that may; "
-            "give more memory, take a smaller --size or --infer_frames, or allow it with --allow_degrade"
+            f"out of memory at block {block} ({reason}); no fallback left (tried: {tried}). "
+            "Free GPU memory, lower --size or --infer_frames, or pass --allow_degrade"
         )

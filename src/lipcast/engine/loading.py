@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from lipcast.engine.memory_manager import MemoryManager
 from lipcast.engine.planner_inputs import (
     default_geometry,
     measure_planner_inputs,
@@ -22,6 +21,7 @@ from lipcast.engine.planner_inputs import (
 )
 from lipcast.env import cache_dir, logger
 from lipcast.errors import UsageError
+from lipcast.memory.manager import MemoryManager
 from lipcast.models.dit import DiT
 from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu
 from lipcast.models.vae_native_build import processor_flags

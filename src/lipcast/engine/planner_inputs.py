@@ -15,8 +15,8 @@ import torch
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.geometry import Geometry
 from lipcast.config.video_spec import video_spec
-from lipcast.engine.memory_manager import PlannerInputs
 from lipcast.memory.device_context import DeviceContext
+from lipcast.memory.manager import PlannerInputs
 from lipcast.memory.probe import describe_gpu
 from lipcast.planning.hardware import CPU, Hardware
 from lipcast.planning.memory_options import MemoryOptions

@@ -1,22 +1,25 @@
-"""One video being made: an iterator of `FrameBlock`s.
+"""One video being generated: an iterator of `FrameBlock`s.
 
-Input: a spec, an executor, a decoder, a timeline of sound. Output: frame blocks in order, each as soon
-as its latents are clean. A step takes the next tick of the schedule, gives new blocks their voice, runs
-the tick and has decoded what became clean; frames that are decoded beside the ticks are collected after
-the next tick, or at once where no tick can be run. State: what is in flight; nothing grows with the length.
+Input: the parts that a backend has made, a timeline of sound. Output: frame blocks in order, each as soon as
+it is decoded. A step takes the next tick of the schedule, gives new blocks their speech features, runs the
+tick and hands what became clean to the decoder; frames that a GPU decodes beside the ticks are collected
+while the next tick computes. State: what is in flight; nothing grows with the length. A session that
+failed, was closed or is dropped gives its memory back and makes no more frames.
 """
 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
 from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -26,10 +29,11 @@ from lipcast.config.video_spec import VideoSpec
 from lipcast.engine.decode import PendingFrames
 from lipcast.engine.executor import Executor
 from lipcast.engine.frames import BlockTimings, FrameBlock
+from lipcast.engine.retry import Recovery, first_line, retry_on_oom
 from lipcast.engine.snapshot import BlockSnapshot, SessionSnapshot, SnapshotRecorder
 from lipcast.engine.sound_timeline import AudioTimeline
 from lipcast.engine.stopwatch import Stopwatch
-from lipcast.errors import CancelledError
+from lipcast.errors import CancelledError, SessionFailedError
 
 _Result = TypeVar("_Result")
 
@@ -41,14 +45,27 @@ class Decoder(Protocol):
         """Begin to decode the next block."""
 
 
+def _hold_nothing() -> None:
+    """Release parts that hold nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class SessionParts:
-    """What a video goes on with."""
+    """Everything that a session runs on, as a backend makes it."""
 
     spec: VideoSpec
     executor: Executor
     decoder: Decoder
-    snapshot: SessionSnapshot | None
+    snapshot: SessionSnapshot | None = None
+    """The snapshot that the parts go on from."""
+    recovery: Recovery | None = None
+    """Called when memory runs out; without it the error ends the session."""
+    describe: Callable[[], dict[str, Any]] | None = None
+    """Returns what the report says of the devices."""
+    release: Callable[[], None] = _hold_nothing
+    """Gives all memory back; may be called again."""
+    device_lock: AbstractContextManager[Any] = field(default_factory=threading.RLock)
+    """Held while the device computes, where sessions of several threads share its weights."""
 
 
 class ReplanRequired(Exception):  # noqa: N818 (a signal between recovery and session, not an error)
@@ -59,70 +76,44 @@ class ReplanRequired(Exception):  # noqa: N818 (a signal between recovery and se
         self.make = make
 
 
-class Recovery(Protocol):
-    """Makes room when memory runs out."""
+class SessionState(Enum):
+    """Where a session is in its life."""
 
-    def __call__(self, error: torch.OutOfMemoryError, block: int) -> None:
-        """Return when the call that failed can be made again; raise Restart to go on otherwise.
-
-        `block` is the first unfinished one. Raises MemoryBudgetError where nothing is left to do.
-        """
-
-
-def retry_on_oom(call: Callable[[], _Result], recovery: Recovery | None, block: int) -> _Result:
-    """Make a call again as long as room can be made for it."""
-    while True:
-        try:
-            return call()
-        except torch.OutOfMemoryError as error:
-            if recovery is None:
-                raise
-            recovery(error, block)
+    OPEN = "open"
+    FAILED = "failed"
+    CLOSED = "closed"
 
 
 class Session:
     """Iterate it; `cancel` it from any thread; `close` it, or use it as a context manager."""
 
     def __init__(
-        self,
-        spec: VideoSpec,
-        executor: Executor,
-        decoder: Decoder,
-        timeline: AudioTimeline,
-        *,
-        device: torch.device,
-        snapshot: SessionSnapshot | None = None,
-        recovery: Recovery | None = None,
-        describe: Callable[[], dict[str, Any]] | None = None,
+        self, parts: SessionParts, timeline: AudioTimeline, *, device: torch.device
     ) -> None:
-        """With a `snapshot` the first block is `snapshot.next_block`, and all parts go on from it.
-
-        `recovery` is asked when memory runs out; without it the error ends the session.
-
-        `describe` gives what the report says of the devices.
-        """
-        self.spec = spec
-        self._executor = executor
-        self._decoder = decoder
+        """With a snapshot in `parts` the first block is `snapshot.next_block`."""
+        self.spec, self.state = parts.spec, SessionState.OPEN
+        self._executor, self._decoder = parts.executor, parts.decoder
+        self._recovery, self._describe = parts.recovery, parts.describe
         self._timeline = timeline
-        first_block = 0 if snapshot is None else snapshot.next_block
-        self._scheduler = _scheduler(spec, first_block)
+        first_block = 0 if parts.snapshot is None else parts.snapshot.next_block
+        self._scheduler = _scheduler(parts.spec, first_block)
         self._features: dict[int, Tensor] = {}
         """Speech features of the blocks that are not finished."""
-        self._recovery, self._describe = recovery, describe
-        self._recorder = _recorder(spec)
-        if snapshot is not None:
-            self._recorder.resume(snapshot)
+        self._recorder = _recorder(parts)
         self.on_latent: Callable[[int, Tensor], None] | None = None
         """Called with (block, clean latents [C, F, H, W]) before they are decoded: for measurement."""
         self._pending: deque[tuple[int, PendingFrames]] = deque()
         self._ready: deque[FrameBlock] = deque()
         self._num_decoded = first_block
         """Blocks given to the decoder, all before the first included; the last may be pending."""
-        self._num_frames_made = first_block * spec.video_frames_per_block
+        self._num_frames_made = first_block * parts.spec.video_frames_per_block
         self._watch = Stopwatch(device)
         self._cancelled = threading.Event()
-        self._closed = False
+        self._failure = ""
+        self._lock, self._device_lock = threading.RLock(), parts.device_lock
+        # Also when the session is dropped without `close`.
+        self._release = weakref.finalize(self, parts.release)
+        self._release.atexit = False
 
     @property
     def num_frames(self) -> int | None:
@@ -139,32 +130,60 @@ class Session:
         """What another session can go on from; None before the first finished block."""
         return self._recorder.snapshot()
 
+    @property
+    def executor(self) -> Executor:
+        """What computes the ticks of this session."""
+        return self._executor
+
+    @property
+    def device_lock(self) -> AbstractContextManager[Any]:
+        """Held while the device computes."""
+        return self._device_lock
+
     def __iter__(self) -> Iterator[FrameBlock]:
         return self
 
     def __next__(self) -> FrameBlock:
-        """The next block; waits for sound if need be. Raises CancelledError after `cancel`."""
+        """Return the next block; waits for sound if need be.
+
+        Raises CancelledError after `cancel` or `close`, SessionFailedError after an earlier error.
+        """
         while not self._ready:
             if not self._step(wait=True):
                 raise StopIteration
         return self._ready.popleft()
 
     def ready(self) -> Iterator[FrameBlock]:
-        """The blocks that can be made from the sound there is, without waiting for more."""
+        """Yield the blocks that can be made from the sound there is, without waiting for more."""
         while self._ready or self._step(wait=False):
-            while self._ready:
-                yield self._ready.popleft()
+            yield from self.take()
+
+    def take(self) -> Iterator[FrameBlock]:
+        """Yield the blocks that are finished, without computing any. Raises as iterating does."""
+        while self._ready:
+            yield self._ready.popleft()
+        if self.state is SessionState.FAILED:
+            self._check_running()
 
     def cancel(self) -> None:
         """Stop before the next tick; whoever iterates gets CancelledError."""
         self._cancelled.set()
 
     def close(self) -> None:
-        """Free what the session holds. May be called again."""
-        self._closed = True
-        self._pending.clear()
-        self._ready.clear()
-        self._features.clear()
+        """Give back everything the session holds, on the device and in pinned memory. May be called again.
+
+        From another thread it waits for the tick that is being computed.
+        """
+        with self._lock:
+            if self.state is SessionState.OPEN:
+                self.state = SessionState.CLOSED
+            self._drop()
+
+    def fail(self, error: BaseException) -> None:
+        """End the session because of an error: its memory is given back, and iterating raises."""
+        if self.state is SessionState.OPEN:
+            self.state, self._failure = SessionState.FAILED, first_line(error)
+        self._drop()
 
     def __enter__(self) -> Self:
         return self
@@ -178,7 +197,7 @@ class Session:
         self.close()
 
     def report(self) -> dict[str, Any]:
-        """What was done so far: blocks, frames, seconds by part."""
+        """Return what was done so far: blocks, frames, seconds by part."""
         report: dict[str, Any] = {
             "num_blocks": self._num_decoded - len(self._pending),
             "num_frames": self._num_frames_made,
@@ -188,35 +207,98 @@ class Session:
             report.update(self._describe())
         return report
 
+    # One tick: begun, computed (here, or by an Engine beside other sessions), finished.
+
+    def begin_tick(self, *, wait: bool = False) -> Tick:
+        """Return the next tick whose sound has come, its blocks ready to be computed; may be empty.
+
+        With `wait`, sound is waited for where nothing else is to be run.
+        """
+        self._check_running()
+        with self._failing():
+            tick = self._next_tick(wait=wait)
+            try:
+                with self._watch.part("dit_s"):
+                    for unit in tick:
+                        if unit.step == 0:
+                            features = self._features[unit.block]
+                            self._retry_on_oom(partial(self._executor.start, unit.block, features))
+            except ReplanRequired as signal:
+                self._replan(signal)
+                return ()
+            return tick
+
+    def run_tick(self, tick: Tick) -> None:
+        """Compute a tick that `begin_tick` gave, and finish it."""
+        with self._failing():
+            try:
+                with self._watch.part("dit_s"):
+                    finished = self._retry_on_oom(partial(self._executor.run, tick))
+                self._finish(tick, finished)
+            except ReplanRequired as signal:
+                self._replan(signal)
+
+    def finish_tick(self, tick: Tick, finished: list[tuple[int, Tensor]]) -> None:
+        """Take over the blocks that a tick computed elsewhere has made clean."""
+        with self._failing():
+            try:
+                self._finish(tick, finished)
+            except ReplanRequired as signal:
+                self._replan(signal)
+
+    def collect(self, *, wait: bool) -> bool:
+        """Take over decoded frames in order, all or those that are ready; False if there are none."""
+        collected = False
+        while self._pending and (wait or self._pending[0][1].is_ready):
+            block, pending = self._pending.popleft()
+            frames = pending.collect()
+            self._watch.add("vae_s", pending.decode_s)
+            self._give_out(block, frames)
+            collected = True
+        return collected
+
     def _step(self, *, wait: bool) -> bool:
         """Run one tick. False where nothing can be done: the end, or no sound yet."""
         self._check_running()
-        if self._is_done():
-            return self._collect(wait=True)
-        is_busy = bool(self._pending) or self._executor.num_outstanding > 0
-        tick = self._next_tick(wait=wait and not is_busy)
-        if not tick and not self._executor.num_outstanding:
-            return self._collect(wait=True)
-        try:
-            self._run(tick)
-        except ReplanRequired as restart:
-            self._restart(restart)
+        with self._failing():
+            self.collect(wait=False)
+            if self._is_done():
+                return self.collect(wait=True) or bool(self._ready)
+            if self._ready:
+                return True
+            is_busy = bool(self._pending) or self._executor.num_outstanding > 0
+            tick = self.begin_tick(wait=wait and not is_busy)
+            if not tick and not self._executor.num_outstanding:
+                return self.collect(wait=True)
+            self.run_tick(tick)
         return True
 
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Keep other threads from closing the session, and end it where the body raises."""
+        with self._lock:
+            try:
+                yield
+            except BaseException as error:
+                self.fail(error)
+                raise
+
     def _next_tick(self, *, wait: bool) -> Tick:
-        """What can be run with the sound that has come; waits for sound if nothing else is to be run."""
+        """Return what can be run with the sound that has come."""
         tick = self._scheduler.ready(self._timeline.num_blocks)
         starting = [unit for unit in tick if unit.step == 0]
         for unit in starting:
             if not self._fetch_features(unit.block, wait=wait and len(tick) == 1):
                 tick = tuple(other for other in tick if other != unit)
-        self._scheduler.advance(tick)
         return tick
 
     def _check_running(self) -> None:
         if self._cancelled.is_set():
+            self.close()
             raise CancelledError("the session was cancelled")
-        if self._closed:
+        if self.state is SessionState.FAILED:
+            raise SessionFailedError(f"the session has failed: {self._failure}; open a new one")
+        if self.state is SessionState.CLOSED:
             raise CancelledError("the session is closed; open a new one")
 
     def _is_done(self) -> bool:
@@ -224,63 +306,48 @@ class Session:
         return total is not None and self._num_decoded >= total
 
     def _fetch_features(self, block: int, *, wait: bool) -> bool:
-        """Fetch the voice of a block; False if it has not come, or lies past the end of the sound."""
+        """Fetch the features of a block; False if they have not come, or lie past the end of the sound."""
         if block in self._features:
             return True
         with self._watch.part("speech_s"):
-            features = self._timeline.features(block, wait=wait)
+            call = partial(self._timeline.features, block, wait=wait)
+            features = retry_on_oom(call, self._recovery, self._num_decoded)
         if features is not None:
             self._features[block] = features
         return features is not None
 
-    def _run(self, tick: Tick) -> None:
-        with self._watch.part("dit_s"):
-            for unit in tick:
-                if unit.step == 0:
-                    features = self._features[unit.block]
-                    self._retry_on_oom(partial(self._executor.start, unit.block, features))
-            finished = self._retry_on_oom(partial(self._executor.run, tick))
-        self._collect(wait=True)
+    def _finish(self, tick: Tick, finished: list[tuple[int, Tensor]]) -> None:
+        self._scheduler.advance(tick)
+        # The tick computes while the frames of the block before are waited for.
+        self.collect(wait=True)
         for block, latent in finished:
             self._decode(block, latent)
-        self._collect(wait=False)
+        self.collect(wait=False)
 
     def _retry_on_oom(self, call: Callable[[], _Result]) -> _Result:
-        return retry_on_oom(call, self._recovery, self._num_decoded)
+        with self._device_lock:
+            return retry_on_oom(call, self._recovery, self._num_decoded)
 
-    def _restart(self, restart: ReplanRequired) -> None:
+    def _replan(self, signal: ReplanRequired) -> None:
         """Go on from the last finished block."""
-        self._collect(wait=True)
-        found = restart.make(self._recorder.snapshot())
+        self.collect(wait=True)
+        with self._device_lock:
+            found = signal.make(self._recorder.snapshot())
         self.spec, self._executor, self._decoder = found.spec, found.executor, found.decoder
-        self._recorder = _recorder(found.spec)
-        if found.snapshot is not None:
-            self._recorder.resume(found.snapshot)
+        self._recorder = _recorder(found)
         self._scheduler = _scheduler(found.spec, self._num_decoded)
 
     def _decode(self, block: int, latent: Tensor) -> None:
         assert block == self._num_decoded, "blocks become clean in order"
         if self.on_latent is not None:
             self.on_latent(block, latent)
-        with self._watch.part("vae_s"):
-            pending = self._retry_on_oom(partial(self._decoder.submit, latent))
+        pending = self._retry_on_oom(partial(self._decoder.submit, latent))
         inputs = self._executor.inputs_of(block)
         self._recorder.add(BlockSnapshot(latent, self._features.pop(block), inputs))
         self._num_decoded += 1
         self._pending.append((block, pending))
 
-    def _collect(self, *, wait: bool) -> bool:
-        """Take over decoded frames in order, all or those that are ready; False if there are none."""
-        collected = False
-        while self._pending and (wait or self._pending[0][1].is_ready):
-            block, pending = self._pending.popleft()
-            with self._watch.part("vae_s"):
-                frames = pending.collect()
-            self._give_out(block, frames)
-            collected = True
-        return collected
-
-    def _give_out(self, block: int, frames: NDArray[np.uint8]) -> None:
+    def _give_out(self, block: int, frames: NDArray[Any]) -> None:
         total = self._timeline.num_frames
         kept = len(frames) if total is None else min(len(frames), total - self._num_frames_made)
         self._num_frames_made += kept
@@ -294,10 +361,20 @@ class Session:
             )
         )
 
+    def _drop(self) -> None:
+        self._pending.clear()
+        if self.state is SessionState.CLOSED:
+            self._ready.clear()
+        self._features.clear()
+        self._release()
+
 
 def _scheduler(spec: VideoSpec, first_block: int) -> Scheduler:
     return Scheduler(spec.order, max_lanes=spec.max_lanes, first_block=first_block)
 
 
-def _recorder(spec: VideoSpec) -> SnapshotRecorder:
-    return SnapshotRecorder(spec.geometry.window, spec.geometry.latents_per_block)
+def _recorder(parts: SessionParts) -> SnapshotRecorder:
+    recorder = SnapshotRecorder(parts.spec.geometry.window, parts.spec.geometry.latents_per_block)
+    if parts.snapshot is not None:
+        recorder.resume(parts.snapshot)
+    return recorder

@@ -1,15 +1,16 @@
-"""From a portrait, a prompt and options to everything that a session runs on.
+"""Makes the parts of one session, at first and after every fallback, and gives their memory back.
 
-Input: a loaded model, pixels by size, the prompt's context, options; a steward where memory is planned.
-Output: spec, executor, decoder and recovery of a new video, or of one that goes on from its past.
+Input: networks, conditioning inputs, a spec; an admission where memory is planned. Output: `SessionParts`.
+State: the executor and the decoder in force. Invariant: after `release`, and after an error, nothing is held.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,10 +23,12 @@ from lipcast.engine.conditioning import ReferenceLatents, encode_reference
 from lipcast.engine.decode import FrameDecoder, StreamingDecoder
 from lipcast.engine.executor import LaneExecutor, session_shape
 from lipcast.engine.fallback import Ladder
-from lipcast.engine.memory_manager import MemoryManager, session_plan
+from lipcast.engine.retry import retry_on_oom
 from lipcast.engine.session import ReplanRequired, SessionParts
 from lipcast.engine.snapshot import BlockSnapshot, SessionSnapshot
 from lipcast.engine.tiled_decode import TiledDecoder
+from lipcast.memory.device_context import DeviceContext
+from lipcast.memory.manager import Admission, MemoryManager, session_plan
 from lipcast.memory.session_memory import SessionMemory
 from lipcast.models.dit import DiT
 from lipcast.models.vae import VideoVAE
@@ -34,10 +37,12 @@ from lipcast.planning.plan import Plan
 
 FitPortrait = Callable[[int, int], NDArray[np.uint8]]
 """(height, width) -> pixels RGB [height, width, 3]."""
+MakeExecutor = Callable[..., LaneExecutor]
+"""Called as `LaneExecutor` is: (model, spec, reference, context_TC, *, memory, snapshot)."""
 
 
 class Networks(Protocol):
-    """What a session computes with."""
+    """Networks that a session computes with."""
 
     dit: DiT
     vae: VideoVAE
@@ -45,91 +50,163 @@ class Networks(Protocol):
 
     @property
     def decoder(self) -> StreamingDecoder:
-        """What makes frames of latents: the autoencoder, or a smaller one."""
+        """Decoder of latents: the autoencoder's, or a smaller one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """Who speaks, and what was said about it."""
+    """Conditioning inputs: a portrait loader and the text embedding [T, C]."""
 
     fit: FitPortrait
     context_TC: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedMemory:
+    """The manager of a model's memory, and what it has admitted one session to."""
+
+    manager: MemoryManager
+    admission: Admission
+
+
 class SessionBuilder:
-    """One video whose memory a steward keeps. Makes its parts, at first and after every rung."""
+    """One session's executor and decoder: made, moved, made again, released."""
 
     def __init__(
         self,
         networks: Networks,
         conditioning: Conditioning,
         spec: VideoSpec,
-        plan: Plan,
-        memory_manager: MemoryManager,
+        planned: PlannedMemory | None = None,
+        *,
+        device_context: DeviceContext,
+        make_executor: MakeExecutor = LaneExecutor,
     ) -> None:
-        self._networks, self._conditioning, self._memory_manager = (
-            networks,
-            conditioning,
-            memory_manager,
-        )
+        """Without `planned` everything is on the device, and nothing gives way."""
+        self._networks, self._conditioning, self._planned = networks, conditioning, planned
+        self._device_context, self._make_executor = device_context, make_executor
         self._spec = spec
         self._output_size = spec.geometry.height, spec.geometry.width
         self._executor: LaneExecutor | None = None
         self._decoder: FrameDecoder | None = None
-        self._tiles = plan.config.tiles
-        self.ladder = Ladder(
-            plan,
-            memory_manager.fallbacks(plan),
-            move=self._move,
-            restart=self.go_on,
-            used_bytes=memory_manager.used_bytes,
-        )
+        self._tiles = (1, 1)
+        self._device_lock = threading.RLock() if planned is None else planned.manager.lock
+        self.ladder = None if planned is None else self._make_ladder(planned)
 
-    def begin(self, snapshot: SessionSnapshot | None = None) -> SessionParts:
-        """The parts of the video from its first block on, or from a past.
+    def open(self, snapshot: SessionSnapshot | None = None) -> SessionParts:
+        """Return the parts of the video from its first block on, or from a snapshot.
 
-        Takes rungs if even that does not fit.
+        Takes fallbacks where even that does not fit. Raises MemoryBudgetError when none is left.
         """
-        while True:
-            try:
-                return self.go_on(self.ladder.plan, snapshot)
-            except torch.OutOfMemoryError as error:
-                self._give_up_parts()
-                # A rung that would change a video under way changes one that has not begun.
-                with suppress(ReplanRequired):
-                    self.ladder(error, 0)
+        try:
+            return retry_on_oom(
+                lambda: self.build(self._plan, snapshot),
+                None if self.ladder is None else self._recover_at_start,
+            )
+        except BaseException:
+            self.release()
+            raise
 
-    def go_on(self, plan: Plan, snapshot: SessionSnapshot | None) -> SessionParts:
-        """The parts under a plan, from the past on."""
-        self._give_up_parts()
-        self._memory_manager.apply_plan(plan)
-        networks, dit = self._networks, self._networks.dit
-        spec = respecified(
-            self._spec, plan.request.geometry, dit.config, steps=plan.request.sample_steps
+    def build(self, plan: Plan | None, snapshot: SessionSnapshot | None) -> SessionParts:
+        """Return the parts under a plan, from the snapshot on; the parts in force are released."""
+        self._release_parts()
+        try:
+            return self._build(plan, snapshot)
+        except BaseException:
+            self._release_parts()
+            raise
+
+    def release(self) -> None:
+        """Give all memory of the session back. May be called again."""
+        self._release_parts()
+        if self._planned is not None:
+            self._planned.admission.release()
+
+    @property
+    def _plan(self) -> Plan | None:
+        return None if self._planned is None else self._planned.admission.plan
+
+    def _make_ladder(self, planned: PlannedMemory) -> Ladder:
+        manager, plan = planned.manager, planned.admission.plan
+        return Ladder(
+            plan,
+            manager.fallbacks(plan),
+            move=self._move,
+            restart=self.build,
+            used_bytes=manager.used_bytes,
         )
-        anchor = encode_conditioning(networks, self._conditioning, spec)
+
+    def _recover_at_start(self, reason: str, block: int) -> None:
+        """Take a fallback; one that would change a video under way changes one that has not begun."""
+        assert self.ladder is not None and self._planned is not None
+        self._release_parts()
+        with suppress(ReplanRequired):
+            self.ladder(reason, block)
+        self._planned.admission.plan = self.ladder.plan
+
+    def _build(self, plan: Plan | None, snapshot: SessionSnapshot | None) -> SessionParts:
+        spec, dit = self._spec, self._networks.dit
+        if plan is not None and self._planned is not None:
+            self._planned.admission.apply_plan(plan)
+            steps, geometry = plan.request.sample_steps, plan.request.geometry
+            in_lanes = replace(spec, max_lanes=plan.config.num_lanes)
+            spec = respecified(in_lanes, geometry, dit.config, steps=steps)
+            self._tiles = plan.config.tiles
+        reference = self._encode_reference(spec)
         seen = None if snapshot is None else _adapted(snapshot, spec)
         memory = SessionMemory(
-            dit, session_shape(spec, seen), self._memory_manager.device_context, session_plan(plan)
+            dit,
+            session_shape(spec, seen),
+            self._device_context,
+            None if plan is None else session_plan(plan),
         )
-        self._executor = LaneExecutor(
-            dit, spec, anchor, self._conditioning.context_TC, memory=memory, snapshot=seen
-        )
-        self._tiles = plan.config.tiles
+        try:
+            self._executor = self._make_executor(
+                dit, spec, reference, self._conditioning.context_TC, memory=memory, snapshot=seen
+            )
+        except BaseException:
+            memory.release()
+            raise
         self._decoder = FrameDecoder(
             self._tiled(self._tiles),
-            anchor,
+            reference,
             resume_CFHW=None if seen is None else last_latents(seen),
             output_size=self._output_size,
         )
         self._spec = spec
-        return SessionParts(spec, self._executor, self._decoder, seen)
+        return SessionParts(
+            spec,
+            self._executor,
+            self._decoder,
+            seen,
+            recovery=self.ladder,
+            describe=self._describe,
+            release=self.release,
+            device_lock=self._device_lock,
+        )
+
+    def _encode_reference(self, spec: VideoSpec) -> ReferenceLatents:
+        return encode_reference(
+            self._networks.vae,
+            self._conditioning.fit(spec.geometry.height, spec.geometry.width),
+            config=self._networks.dit.config,
+            encoding=spec.options.anchor,
+            device=self._networks.device,
+        )
+
+    def _describe(self) -> dict[str, Any]:
+        """Return what the session's report says of its memory."""
+        if self._planned is None or self.ladder is None:
+            return {}
+        document = self._planned.manager.document(self.ladder.plan, self.ladder.document())
+        return {"memory": document}
 
     def _move(self, plan: Plan) -> None:
         """Bring about a plan that keeps the picture; blocks in flight go on."""
+        assert self._planned is not None
         if self._networks.device.type == "cuda":
             torch.cuda.empty_cache()
-        self._memory_manager.apply_plan(plan)
+        self._planned.admission.apply_plan(plan)
         if self._executor is not None:
             self._executor.apply_plan(session_plan(plan))
         self._retile(plan.config.tiles)
@@ -152,34 +229,22 @@ class SessionBuilder:
             return self._networks.decoder
         return TiledDecoder(self._networks.decoder, tiles, park=True)
 
-    def _give_up_parts(self) -> None:
-        if self._executor is not None:
-            self._executor.release()
-        if self._decoder is not None:
-            self._decoder.release()
+    def _release_parts(self) -> None:
+        executor, decoder = self._executor, self._decoder
         self._executor = self._decoder = None
-
-
-def encode_conditioning(
-    networks: Networks, conditioning: Conditioning, spec: VideoSpec
-) -> ReferenceLatents:
-    """The portrait's latents in the size of a video."""
-    return encode_reference(
-        networks.vae,
-        conditioning.fit(spec.geometry.height, spec.geometry.width),
-        config=networks.dit.config,
-        encoding=spec.options.anchor,
-        device=networks.device,
-    )
+        if decoder is not None:
+            decoder.release()
+        if executor is not None:
+            executor.release()
 
 
 def last_latents(snapshot: SessionSnapshot) -> Tensor:
-    """What warms the decoder up before a video goes on: the last clean latents [C, F, H, W]."""
+    """Return what warms the decoder up before a video goes on: the last clean latents [C, F, H, W]."""
     return torch.cat([block.latent_CFHW for block in snapshot.blocks], dim=1)
 
 
 def _adapted(snapshot: SessionSnapshot, spec: VideoSpec) -> SessionSnapshot:
-    """The past as it would look in the size and with the steps of a video."""
+    """Return the snapshot as it would look in the size and with the steps of a video."""
     size = spec.geometry.latent_height, spec.geometry.latent_width
     inputs, is_same = snapshot.blocks[-1].inputs, tuple(snapshot.first_C1HW.shape[2:]) == size
     if is_same and len(inputs) in (0, spec.order.num_steps):

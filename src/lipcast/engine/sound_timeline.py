@@ -6,6 +6,7 @@ samples of the next frames. Memory: what is read and not yet taken.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Protocol
 
 import numpy as np
@@ -29,13 +30,31 @@ class Chunk(Protocol):
 
 
 class AudioSource(Protocol):
-    """Where sound comes from: a file, a microphone. Lengths are None while they are not known."""
-
-    sample_rate: int
-    num_channels: int
+    """Source of sound: a file, a microphone. Lengths and statistics are None while they are not known."""
 
     @property
-    def num_samples(self) -> int | None: ...
+    def sample_rate(self) -> int:
+        """Sampling rate of the muxer's samples in Hz, a multiple of 25."""
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the muxer's samples."""
+
+    @property
+    def num_samples(self) -> int | None:
+        """Samples per channel at `sample_rate`."""
+
+    @property
+    def num_speech_samples(self) -> int | None:
+        """Samples at 16 kHz."""
+
+    @property
+    def speech_mean(self) -> float | None:
+        """Mean of the 16 kHz samples."""
+
+    @property
+    def speech_std(self) -> float | None:
+        """Standard deviation of the 16 kHz samples."""
 
     def ready(self) -> bool:
         """Whether `read` returns at once."""
@@ -72,7 +91,9 @@ class AudioTimeline:
         self._video_frames_per_block = video_frames_per_block
         self._max_frames = max_frames
         self._samples_per_frame = source.sample_rate // VIDEO_FPS
-        self._pending: list[Samples] = []
+        self._pending: deque[Samples] = deque()
+        self._num_taken = 0
+        """Samples of the first pending piece that were given out."""
         self._num_unwanted = first_block * video_frames_per_block * self._samples_per_frame
         """Samples still to be dropped."""
         self._num_read = 0
@@ -118,13 +139,18 @@ class AudioTimeline:
         return known is not None and block >= known
 
     def take_samples(self, num_frames: int) -> Samples:
-        """The samples of the next frames, [n, channels]; silence where the source has ended."""
-        wanted = num_frames * self._samples_per_frame
-        held = np.concatenate(self._pending) if self._pending else self._silence(0)
-        taken, rest = held[:wanted], held[wanted:]
-        self._pending = [rest] if len(rest) else []
-        missing = wanted - len(taken)
-        return np.concatenate((taken, self._silence(missing))) if missing else taken
+        """Return a copy of the next frames' samples, [n, channels]; silence where the source has ended."""
+        taken = self._silence(num_frames * self._samples_per_frame)
+        filled = 0
+        while filled < len(taken) and self._pending:
+            piece = self._pending[0][self._num_taken :]
+            count = min(len(piece), len(taken) - filled)
+            taken[filled : filled + count] = piece[:count]
+            filled, self._num_taken = filled + count, self._num_taken + count
+            if count == len(piece):
+                self._pending.popleft()
+                self._num_taken = 0
+        return taken
 
     def _read(self) -> None:
         chunk = self._source.read()

@@ -172,6 +172,14 @@ class FeatureStream:
 
         Blocks are taken in order, each once. Past the end the last feature is repeated.
         """
+        before = replace(self.state)
+        try:
+            return self._take(block)
+        except BaseException:
+            self.state = before  # the call can be made again
+            raise
+
+    def _take(self, block: int) -> Tensor | None:
         state = self.state
         assert block == state.next_block, f"blocks come in order: {state.next_block}, not {block}"
         position_F = self._positions(block)

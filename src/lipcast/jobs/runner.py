@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -315,8 +316,11 @@ def _write(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Wait until what was written is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until what was written to a file or a folder is on the disk."""
+    is_folder = path.is_dir()
+    if is_folder and sys.platform == "win32":
+        return  # Windows opens no folders, and keeps a journal of their entries.
+    descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

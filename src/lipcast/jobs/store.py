@@ -8,7 +8,6 @@ lease, and one with an old number changes nothing.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import secrets
 import shutil
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lipcast.errors import CancelledError, InputError, OutputError, UsageError
+from lipcast.jobs.lock import try_lock
 
 WAITING, RUNNING, FINISHED, FAILED, CANCELLED = STATES = (
     "waiting", "running", "finished", "failed", "cancelled",
@@ -192,20 +192,15 @@ class Store:
 
     def _lock(self, name: str) -> BinaryIO | None:
         """Return the lock of a job, or None while another process has it."""
+        folder = self.folder(name)
         try:
-            self.folder(name).mkdir(exist_ok=True)
-            lock = (self.folder(name) / "lock").open("ab")
+            folder.mkdir(exist_ok=True)
+            return try_lock(folder / "lock")
         except OSError as error:
             raise OutputError(
-                f"cannot write in {self.folder(name)}: {error.strerror}. "
-                "Check the workspace's permissions."
+                f"cannot lock a job in {folder}: {error.strerror}. "
+                "Check the permissions of the workspace, and that its file system knows locks."
             ) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            return None
-        return lock
 
     def plan(self, lease: Lease, num_segments: int) -> None:
         """Record how many segments the leased job has."""

@@ -15,6 +15,7 @@ import time
 import wave
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,12 @@ from lipcast.api import Lipcast, open_writer
 from lipcast.config.generate_options import ScheduleName
 from lipcast.config.models import SAMPLE_RATE, VIDEO_FPS
 from lipcast.config.schedule import Tick
-from lipcast.engine.executor import Executor, LaneExecutor
+from lipcast.engine.backend import LocalBackend
+from lipcast.engine.executor import LaneExecutor
 from lipcast.engine.session import Session
 from lipcast.errors import MemoryBudgetError
 from lipcast.lab.sampler import own_peak_rss_bytes
+from lipcast.parallel.distributed_model import DistributedModel
 
 PARTS = ("speech_s", "dit_s", "vae_s", "mux_s")
 _PORTRAIT_SIDE = 256
@@ -57,29 +60,23 @@ class Place:
     step: int | None = None
 
 
-class _TracingExecutor:
+class _TracingExecutor(LaneExecutor):
     """An executor that says where it is."""
 
-    def __init__(self, inner: Executor, place: Place) -> None:
-        self._inner, self._place = inner, place
+    def __init__(self, place: Place, *what: Any, **more: Any) -> None:
+        super().__init__(*what, **more)
+        self._place = place
 
-    @property
-    def num_outstanding(self) -> int:
-        return self._inner.num_outstanding
-
-    def start(self, block: int, features_LCV: Tensor) -> None:
+    def start(self, block: int, features_LCV: Tensor, latent_CFHW: Tensor | None = None) -> None:
         self._place.part, self._place.block, self._place.step = "transformer", block, 0
-        self._inner.start(block, features_LCV)
+        super().start(block, features_LCV, latent_CFHW)
 
     def run(self, tick: Tick) -> list[tuple[int, Tensor]]:
         self._place.part = "transformer"
         self._place.block, self._place.step = tick[0].block, tick[0].step
-        finished = self._inner.run(tick)
+        finished = super().run(tick)
         self._place.part, self._place.step = "decoder", None
         return finished
-
-    def inputs_of(self, block: int) -> tuple[Tensor, ...]:
-        return self._inner.inputs_of(block)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +141,19 @@ def bench(
     Raises OutOfMemoryError.
     """
     place = Place()
-    if (
-        model.memory_manager is None and model.distributed is None
-    ):  # else their own errors say where it was
-        model = Lipcast(
-            model.bundle, make_executor=lambda *what: _TracingExecutor(LaneExecutor(*what), place)
-        )
+    backend, together = model.backend, [schedules]
+    # Under a plan, and on several devices, errors say themselves where they were.
+    if isinstance(backend, LocalBackend) and backend.manager is None:
+        traced = partial(_TracingExecutor, place)
+        model = Lipcast(model.bundle, LocalBackend(model.bundle, make_executor=traced))
+    else:  # a schedule has the memory to itself
+        together = [[schedule] for schedule in schedules]
     try:
-        return _bench(model, schedules, num_blocks, warm_up_blocks, options)
+        return [
+            row
+            for group in together
+            for row in _bench(model, group, num_blocks, warm_up_blocks, options)
+        ]
     except (MemoryError, torch.OutOfMemoryError, MemoryBudgetError) as error:
         raise OutOfMemoryError(error, place) from error
 
@@ -181,7 +183,7 @@ def _bench(
 
 def conditions(model: Lipcast) -> dict[str, Any]:
     """What the figures hold for."""
-    bundle = model.bundle
+    bundle, backend = model.bundle, model.backend
     gpu = torch.cuda.get_device_name(bundle.device) if bundle.device.type == "cuda" else None
     return {
         "lipcast": version("lipcast"),
@@ -193,7 +195,7 @@ def conditions(model: Lipcast) -> dict[str, Any]:
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
         "precision": str(bundle.dit.dtype).removeprefix("torch."),
         "weights": bundle.precision,
-        "layout": str(model.distributed.plan.layout) if model.distributed is not None else None,
+        "layout": str(backend.plan.layout) if isinstance(backend, DistributedModel) else None,
         "peak_rss_bytes": own_peak_rss_bytes(),
     }
 

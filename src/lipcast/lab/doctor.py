@@ -21,8 +21,6 @@ from lipcast.planning.hardware import format_bytes
 
 Status = Literal["ok", "warning", "problem"]
 FIRST_PYTHON = (3, 11)
-_COPY_BYTES = 256 << 20
-_NUM_COPIES = 8
 _LOW_DISK_BYTES = 2 << 30
 _OPTIONAL = (("huggingface_hub", "hub", "lipcast pull"), ("gguf", "gguf", ".gguf files"))
 
@@ -112,12 +110,14 @@ def _driver_version() -> str:
 
 
 def _gpu(torch: Any, index: int) -> Iterator[Finding]:
+    from lipcast.memory.probe import link_bytes_per_s
     from lipcast.weights.fp8 import has_fp8_matmul
 
+    device = torch.device("cuda", index)
     name, topic = torch.cuda.get_device_name(index), f"GPU {index}"
     major, minor = torch.cuda.get_device_capability(index)
     free, total = torch.cuda.mem_get_info(index)
-    fp8 = "multiplies fp8" if has_fp8_matmul(torch.device("cuda", index)) else "no fp8 products"
+    fp8 = "multiplies fp8" if has_fp8_matmul(device) else "no fp8 products"
     yield Finding(topic, "ok", f"{name}, compute capability {major}.{minor}, {fp8}")
     memory = f"{format_bytes(free)} free of {format_bytes(total)}"
     if free < total / 2:
@@ -125,24 +125,8 @@ def _gpu(torch: Any, index: int) -> Iterator[Finding]:
         yield Finding(f"{topic} memory", "warning", memory, advice)
     else:
         yield Finding(f"{topic} memory", "ok", memory)
-    rate = pinned_bytes_per_s(torch, index) / 1e9
+    rate = link_bytes_per_s(device) / 1e9
     yield Finding(f"{topic} link", "ok", f"{rate:.1f} GB/s from pinned host memory, measured")
-
-
-def pinned_bytes_per_s(torch: Any, index: int) -> float:
-    """Measured rate of copies from pinned host memory to a GPU."""
-    device = torch.device("cuda", index)
-    host = torch.empty(_COPY_BYTES, dtype=torch.uint8, pin_memory=True)
-    target = torch.empty(_COPY_BYTES, dtype=torch.uint8, device=device)
-    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    with torch.cuda.device(device):
-        target.copy_(host, non_blocking=True)
-        began.record()
-        for _ in range(_NUM_COPIES):
-            target.copy_(host, non_blocking=True)
-        ended.record()
-        ended.synchronize()
-    return float(_NUM_COPIES * _COPY_BYTES / (began.elapsed_time(ended) / 1e3))
 
 
 def _attention(torch: Any) -> Finding:

@@ -7,7 +7,7 @@ driver are there: the memory in use on the whole card, as `nvidia-smi` shows it,
 from __future__ import annotations
 
 import importlib
-import resource
+import sys
 import threading
 import time
 from dataclasses import asdict, dataclass, field
@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 _PERIOD_S = 0.2
+_STATUS = Path("/proc/self/status")
 _MOST_SAMPLES = 240
 """When so many are reached every second one is dropped and the period doubles: memory is bounded."""
 
@@ -133,10 +134,21 @@ def own_peak_rss_bytes() -> int:
     Not the figure of `getrusage` where Linux has a better one: that begins with what the process had
     that started this one.
     """
-    status = Path("/proc/self/status")
-    lines = status.read_text("utf-8").splitlines() if status.exists() else []
-    peaks = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
-    return 1024 * (peaks[0] if peaks else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    lines = _STATUS.read_text("utf-8").splitlines() if _STATUS.exists() else []
+    peaks_kib = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    return 1024 * peaks_kib[0] if peaks_kib else _peak_of_system()
+
+
+def _peak_of_system() -> int:
+    """Return the peak where there is no /proc: kibibytes on most systems, bytes on macOS and Windows."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def rss_bytes(pid: int) -> int:

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
+
+import psutil
 
 from lipcast.errors import CancelledError, MemoryBudgetError
 from lipcast.lab.matrix import Cell
@@ -91,7 +94,7 @@ def _record(sweep: Sweep, cell: Cell, repeat: int) -> dict[str, Any]:
         "repeat": repeat,
         "command": sweep.shown_command(cell),
         "started": began.isoformat(timespec="seconds"),
-        "load_before": round(os.getloadavg()[0], 2),
+        "load_before": round(psutil.getloadavg()[0], 2),
     }
     if reason := sweep.refusal(cell):
         return record | {"status": REFUSED, "reason": reason}
@@ -126,7 +129,9 @@ def _signals_are_errors() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # Windows has no SIGHUP.
+    numbers = (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
+    before = {number: signal.signal(number, end) for number in set(numbers)}
     try:
         yield
     finally:
@@ -147,9 +152,16 @@ def _family(
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
+    """End a process with all its children."""
+    if process.poll() is not None:
+        return
+    if sys.platform == "win32":
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+    else:
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()
 
 
 def _wait(process: subprocess.Popen[bytes], timeout_s: float | None) -> bool:

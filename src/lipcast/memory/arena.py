@@ -1,32 +1,36 @@
-"""Memory taken in named parts, counted, and refused above a budget.
+"""Memory that is allocated in named parts, counted, and bounded by a budget.
 
-Input: sizes in bytes and the planner's name of the part. Output: byte buffers. State: what is taken, by
-part. Invariant: what is taken never exceeds the budget; a refusal takes nothing.
+Inputs: sizes in bytes and the planner's name of each part. Outputs: byte buffers. State: the buffers that
+are allocated, by part. Invariants: `used_bytes` never exceeds the budget, and an allocation that is refused
+takes nothing.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from lipcast.memory.oom import is_out_of_memory
 from lipcast.planning.hardware import format_bytes
 
 
 class BufferMaker(Protocol):
-    """How an arena gets its memory."""
+    """Source of an arena's memory."""
 
     def make(self, num_bytes: int) -> Tensor:
-        """uint8 [num_bytes]; raises torch.OutOfMemoryError where there is none."""
+        """Return a buffer, uint8 [num_bytes]. Raise an out-of-memory error if there is none."""
 
     def drop(self, buffer: Tensor) -> None:
-        """Called when a buffer is given back."""
+        """Free a buffer."""
 
 
 class DeviceMaker:
-    """Plain memory of a device."""
+    """Allocates ordinary memory of a device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -35,14 +39,14 @@ class DeviceMaker:
         return torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
 
     def drop(self, buffer: Tensor) -> None:
-        """Freed with its last reference."""
+        """Do nothing: the buffer is freed with its last reference."""
         del buffer
 
 
 class Arena:
     """Buffers of one kind of memory, counted by part.
 
-    `budget_bytes` (None: no bound) is what all parts together may take; beyond it `allocate` raises
+    `budget_bytes` bounds the sum of all parts (None: no bound). Beyond it `allocate` raises
     torch.OutOfMemoryError, as the device itself would.
     """
 
@@ -56,30 +60,61 @@ class Arena:
 
     @property
     def used_bytes(self) -> int:
+        """Bytes of all buffers that are allocated now."""
         return sum(self._parts.values())
 
     @property
     def parts(self) -> dict[str, int]:
-        """Bytes by part, parts without any left out."""
+        """Bytes by part, without the parts that are empty."""
         return {part: count for part, count in self._parts.items() if count}
 
     def allocate(self, part: str, num_bytes: int) -> Tensor:
-        """A buffer uint8 [num_bytes], uninitialised. Raises torch.OutOfMemoryError."""
+        """Return an uninitialised buffer, uint8 [num_bytes]. Raises torch.OutOfMemoryError."""
         total = self.used_bytes + num_bytes
         if self.budget_bytes is not None and total > self.budget_bytes:
             raise torch.OutOfMemoryError(
-                f"{self.name}: {part} wants {format_bytes(num_bytes)} beside "
-                f"{format_bytes(self.used_bytes)}, and the budget is {format_bytes(self.budget_bytes)}"
+                f"cannot allocate {format_bytes(num_bytes)} of {self.name} for {part}: "
+                f"{format_bytes(self.used_bytes)} of the budget of "
+                f"{format_bytes(self.budget_bytes)} are in use"
             )
-        with torch.inference_mode(False):  # written to from inside and outside inference mode
-            buffer = self._maker.make(num_bytes)
+        buffer = self._make(part, num_bytes)
         self._taken[id(buffer)] = part, buffer
         self._parts[part] += num_bytes
-        self.peak_bytes = max(self.peak_bytes, total)
+        self.peak_bytes = max(self.peak_bytes, self.used_bytes)
         return buffer
 
     def release(self, buffer: Tensor) -> None:
-        """Give back what `allocate` gave; views on it must not be used any more."""
+        """Free a buffer that `allocate` returned. Its views must not be used any more."""
         part, taken = self._taken.pop(id(buffer))
         self._parts[part] -= taken.nbytes
         self._maker.drop(taken)
+
+    @contextmanager
+    def allocated(self, part: str, num_bytes: int) -> Iterator[Tensor]:
+        """Allocate a buffer that the caller keeps unless the block raises."""
+        buffer = self.allocate(part, num_bytes)
+        try:
+            yield buffer
+        except BaseException:
+            self.release(buffer)
+            raise
+
+    @contextmanager
+    def scratch(self, part: str, num_bytes: int) -> Iterator[Tensor]:
+        """Allocate a buffer for the duration of the block."""
+        buffer = self.allocate(part, num_bytes)
+        try:
+            yield buffer
+        finally:
+            self.release(buffer)
+
+    def _make(self, part: str, num_bytes: int) -> Tensor:
+        try:
+            with torch.inference_mode(False):  # written to inside and outside inference mode
+                return self._maker.make(num_bytes)
+        except (RuntimeError, MemoryError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise torch.OutOfMemoryError(
+                f"cannot allocate {format_bytes(num_bytes)} of {self.name} for {part}: {error}"
+            ) from error

@@ -1,8 +1,8 @@
 """Copies between host and device that run beside the computation.
 
-A `Event` is a point in the work of the device. Copies begin after marks and give marks; the computation
-waits for marks. No host thread waits for any of it. `DirectCopier` does everything at once, in order:
-the twin for a device without streams.
+An `Event` is a point in the work of the device. A copy begins after the given events and returns the
+event of its end; the computation waits for events. Only `finish` makes the calling thread wait.
+`DirectCopier` copies at once, in order: it is the counterpart for a device without streams.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ import torch
 from torch import Tensor
 
 Event = Any
-"""What a copier calls a point in time; only the copier that made one can read it."""
+"""A point in the work of the device; only the copier that made it can read it."""
 
 
 class Copier(Protocol):
     """The link between host and device."""
 
     def here(self) -> Event:
-        """The computation enqueued so far."""
+        """Return the end of the computation that is enqueued so far."""
 
     def fetch(self, target: Tensor, source: Tensor, *, after: Iterable[Event]) -> Event:
-        """Copy host `source` to device `target` when all of `after` are done."""
+        """Copy host `source` to device `target` after all events of `after`."""
 
     def store(self, target: Tensor, source: Tensor, *, after: Iterable[Event]) -> Event:
-        """Copy device `source` to host `target` when all of `after` are done."""
+        """Copy device `source` to host `target` after all events of `after`."""
 
-    def wait(self, mark: Event) -> None:
-        """The computation that is enqueued from now on begins after `mark`."""
+    def wait(self, event: Event) -> None:
+        """Make the computation that is enqueued from now on begin after `event`."""
 
-    def finish(self, mark: Event) -> None:
-        """The calling thread waits until `mark` is done."""
+    def finish(self, event: Event) -> None:
+        """Make the calling thread wait for `event`."""
 
 
 class DirectCopier:
-    """Copies on the spot."""
+    """Copies at once, in the calling thread."""
 
     def here(self) -> Event:
         return None
@@ -50,15 +50,15 @@ class DirectCopier:
         del after
         target.copy_(source)
 
-    def wait(self, mark: Event) -> None:
-        del mark
+    def wait(self, event: Event) -> None:
+        del event
 
-    def finish(self, mark: Event) -> None:
-        del mark
+    def finish(self, event: Event) -> None:
+        del event
 
 
 class CudaCopier:
-    """One stream for each direction, so that both directions of the link work at once."""
+    """Copies on one stream per direction, so that both directions of the link work at once."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -76,19 +76,19 @@ class CudaCopier:
     def store(self, target: Tensor, source: Tensor, *, after: Iterable[Event]) -> Event:
         return self._copy(self._to_host, target, source, after)
 
-    def wait(self, mark: Event) -> None:
-        torch.cuda.current_stream(self._device).wait_event(mark)
+    def wait(self, event: Event) -> None:
+        torch.cuda.current_stream(self._device).wait_event(event)
 
-    def finish(self, mark: Event) -> None:
-        mark.synchronize()
+    def finish(self, event: Event) -> None:
+        event.synchronize()
 
     def _copy(
         self, stream: torch.cuda.Stream, target: Tensor, source: Tensor, after: Iterable[Event]
     ) -> Event:
-        for mark in after:
-            stream.wait_event(mark)
+        for event in after:
+            stream.wait_event(event)
         with torch.cuda.stream(stream):
             target.copy_(source, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record(stream)
-        return event
+            end = torch.cuda.Event()
+            end.record(stream)
+        return end

@@ -1,4 +1,4 @@
-"""One device and its host, as the stores see them: two arenas and the link between them."""
+"""A device and its host: one arena of memory for each, and the link between them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import torch
 
 from lipcast.memory.arena import Arena, DeviceMaker
 from lipcast.memory.copier import Copier, CudaCopier, DirectCopier
+from lipcast.memory.device import with_index
 from lipcast.memory.layer_buffers import BufferAllocator
 from lipcast.memory.pinned import PinnedMaker
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceContext:
-    """Where memory is taken from. On a CPU, device and host memory are of one kind."""
+    """Where memory is allocated. On a CPU, device memory and host memory are of one kind."""
 
     device: torch.device
     vram: Arena
@@ -26,18 +27,21 @@ class DeviceContext:
     def of(
         cls, device: torch.device, *, vram_bytes: int | None = None, ram_bytes: int | None = None
     ) -> Self:
-        """The real ones of `device`; budgets bound what is taken through the arenas."""
+        """Return the arenas of `device`, bounded by these budgets (None: no bound)."""
+        device = with_index(device)
         is_cuda = device.type == "cuda"
         on_device = DeviceMaker(device)
         return cls(
             device=device,
-            vram=Arena(f"memory of {device}", on_device, budget_bytes=vram_bytes),
+            vram=Arena(f"{device} memory", on_device, budget_bytes=vram_bytes),
             ram=Arena(
-                "host memory", PinnedMaker() if is_cuda else on_device, budget_bytes=ram_bytes
+                "pinned host memory" if is_cuda else "host memory",
+                PinnedMaker(device) if is_cuda else on_device,
+                budget_bytes=ram_bytes,
             ),
             copier=CudaCopier(device) if is_cuda else DirectCopier(),
         )
 
     def allocator(self, device_part: str, host_part: str) -> BufferAllocator:
-        """Where to take buffers that are counted under these names."""
+        """Return an allocator whose buffers are counted under these names."""
         return BufferAllocator(self.vram, self.ram, self.copier, device_part, host_part)

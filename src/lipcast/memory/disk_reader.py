@@ -1,14 +1,15 @@
-"""Packs that live on disk, read ahead in a thread through pinned staging buffers.
+"""Reader of packs that stay on disk: a thread reads ahead, through pinned staging buffers.
 
-Input: a tensor source, host memory for the staging, a copier. Output: futures of copies to the device.
-Invariant: a staging buffer is overwritten only when its last copy is done. Errors of reading surface where
-the future's result is asked for.
+Inputs: a tensor source, host memory for the staging buffers, a copier. Output: futures of copies to the
+device. Invariant: a staging buffer is overwritten only after its last copy has ended. An error while reading
+is raised by the future's `result`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor
@@ -28,30 +29,34 @@ class DiskReader:
     def __init__(
         self, source: TensorSource, *, host: Arena, copier: Copier, num_bytes: int
     ) -> None:
-        """`num_bytes`: of the biggest pack."""
+        """`num_bytes` is the size of the largest pack. Raises torch.OutOfMemoryError."""
         self._source, self._host, self._copier = source, host, copier
-        self._staging = [host.allocate(STAGING, num_bytes) for _ in range(DISK_STAGING_LAYERS)]
-        self._copied: list[Event] = [None] * len(self._staging)
+        self._copied: list[Event] = [None] * DISK_STAGING_LAYERS
         self._num_read = 0
+        with ExitStack() as stack:
+            self._staging = [
+                stack.enter_context(host.allocated(STAGING, num_bytes)) for _ in self._copied
+            ]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="lipcast-disk")
 
     def fetch(self, pack: FlatParams, target: Tensor, *, after: Sequence[Event]) -> Future[Event]:
-        """Read `pack` and copy it to `target` when all of `after` are done."""
+        """Read `pack`, then copy it to `target` after all events of `after`."""
         return self._thread.submit(self._fetch, pack, target, list(after))
 
     def read(self, pack: FlatParams, buffer: Tensor) -> None:
-        """Read `pack` into host memory, behind what is under way: sources serve one at a time."""
+        """Read `pack` into host memory, after the reads in progress: a source serves one at a time."""
         self._thread.submit(read_params, self._source, pack, buffer).result()
 
     def close(self) -> None:
-        """Finish what is under way and give the staging back."""
+        """Finish the read in progress, cancel the others, and free the staging buffers."""
         self._thread.shutdown(wait=True, cancel_futures=True)
-        for mark in self._copied:
-            if mark is not None:
-                self._copier.finish(mark)
-        for buffer in self._staging:
-            self._host.release(buffer)
-        self._staging.clear()
+        with ExitStack() as stack:  # frees all of them, even if waiting for one raises
+            for buffer in self._staging:
+                stack.callback(self._host.release, buffer)
+            self._staging = []
+            for copied in self._copied:
+                if copied is not None:
+                    self._copier.finish(copied)
 
     def _fetch(self, pack: FlatParams, target: Tensor, after: Sequence[Event]) -> Event:
         index = self._num_read % len(self._staging)
@@ -60,9 +65,11 @@ class DiskReader:
             self._copier.finish(self._copied[index])
         staging = self._staging[index]
         read_params(self._source, pack, staging)
-        mark = self._copier.fetch(target[: pack.num_bytes], staging[: pack.num_bytes], after=after)
-        self._copied[index] = mark
-        return mark
+        copied = self._copier.fetch(
+            target[: pack.num_bytes], staging[: pack.num_bytes], after=after
+        )
+        self._copied[index] = copied
+        return copied
 
 
 def read_params(source: TensorSource, pack: FlatParams, buffer: Tensor) -> None:

@@ -1,16 +1,18 @@
-"""One buffer per layer, some on the device, the others in host memory and passing through slots.
+"""One buffer per layer, some on the device, the others in host memory and streamed through slots.
 
-Input: sizes, placements, arenas, a copier. Output: the bytes of a layer, ready for the computation that
-follows. Rings and sinks are made of these. State: where each layer is, and its last copy to the host.
-Invariant: a layer is fetched only after its last copy to the host.
+Inputs: a layout, placements, an allocator. Output: the bytes of a layer, ready for the computation that is
+enqueued next. KV rings and sinks are made of these. State: where each layer is, in which layout, and its last
+copy to the host. Invariants: a layer is fetched only after its last copy to the host; a layer is always whole
+in one place; a layer that has never been written is not copied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -23,9 +25,24 @@ ByteRange = tuple[int, int]
 """(first byte, number of bytes)."""
 
 
+class BufferLayout(Protocol):
+    """How a layer is stored in one buffer. Layouts of one size are taken to be equal."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of one layer."""
+
+    def view(self, buffer: Tensor) -> Any:
+        """Return the planes of one layer, as views of its bytes (uint8, 1-D)."""
+
+
+Convert = Callable[[Any, Any, Any, Any], None]
+"""`convert(old_layout, old_planes, new_layout, new_planes)` fills the new planes on the device."""
+
+
 @dataclass(frozen=True, slots=True)
 class BufferAllocator:
-    """Where buffers are taken from, and under which names they are counted."""
+    """Arenas that buffers are allocated from, and the parts they are counted under."""
 
     device: Arena
     host: Arena
@@ -33,179 +50,207 @@ class BufferAllocator:
     device_part: str
     host_part: str
 
+    def at(self, where: Placement) -> tuple[Arena, str]:
+        """Return the arena and the part of a placement."""
+        if where == "resident":
+            return self.device, self.device_part
+        return self.host, self.host_part
 
-@dataclass(frozen=True, slots=True)
-class Rewrite:
-    """Another form of a layer's bytes: its size, how to read it, and how to make it of the old one."""
 
-    num_bytes: int
-    view: Callable[[Tensor], Any]
-    convert: Callable[[Any, Any], None]
+@dataclass(slots=True, eq=False)
+class _Layer:
+    where: Placement
+    layout: BufferLayout
+    home: Tensor
+    planes: Any
+    is_written: bool = False
+    on_host: Event = None
+    """End of the last copy to the host."""
+
+    @property
+    def events(self) -> list[Event]:
+        return [] if self.on_host is None else [self.on_host]
 
 
 class LayerBuffers:
-    """Buffers of equal size by layer. `planes(layer)` is valid until another layer is asked for."""
+    """Buffers of equal size, one per layer. `planes(layer)` is valid until another layer is asked for."""
 
     def __init__(
         self,
-        num_bytes: int,
+        layout: BufferLayout,
         placements: Sequence[Placement],
         *,
         allocator: BufferAllocator,
-        view: Callable[[Tensor], Any],
     ) -> None:
-        """`num_bytes` per layer; `view` makes of a layer's bytes what `planes` gives."""
-        self.num_layers, self.layer_bytes = len(placements), num_bytes
-        self._room, self._view = allocator, view
-        self._where: list[Placement] = list(placements)
-        self._homes: list[Tensor] = [self._allocate(where) for where in placements]
-        self._planes = [view(home) for home in self._homes]
-        self._on_host: list[Event] = [None] * self.num_layers
-        """The last copy of each layer to the host."""
-        self._items = self._make_items()
+        """Allocate all layers or none. Raises torch.OutOfMemoryError."""
+        self.num_layers = len(placements)
+        self._layout, self._allocator = layout, allocator
+        self._layers: list[_Layer] = []
+        self._items = [
+            Streamed(partial(self._fetch, layer), partial(self._view_slot, layer))
+            for layer in range(self.num_layers)
+        ]
         self._pool: SlotPool | None = None
         self._following = self
+        try:
+            for where in placements:
+                arena, part = allocator.at(where)
+                home = arena.allocate(part, layout.num_bytes)
+                self._layers.append(_Layer(where, layout, home, layout.view(home)))
+        except BaseException:
+            self.release()
+            raise
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all layers, wherever they are."""
-        return self.num_layers * self.layer_bytes
+        return sum(layer.layout.num_bytes for layer in self._layers)
+
+    @property
+    def layer_bytes(self) -> int:
+        """Bytes of one layer."""
+        return self._layout.num_bytes
 
     def pass_through(self, pool: SlotPool | None, following: LayerBuffers) -> None:
-        """Stream through `pool`. After the last layer, the first of `following` is fetched ahead."""
+        """Stream through `pool`. After the last layer, prefetch the first one of `following`."""
         self._pool, self._following = pool, following
 
     def planes(self, layer: int) -> Any:
-        """The view of a layer on the device, for the computation enqueued from now on."""
-        if self._where[layer] == "resident":
-            return self._planes[layer]
+        """Return the view of a layer on the device, for the computation enqueued from now on."""
+        if self._layers[layer].where == "resident":
+            return self._layers[layer].planes
         assert self._pool is not None, "streamed layers pass through slots"
         planes = self._pool.acquire(self._items[layer])
         if (following := self._after(layer)) is not None:
             self._pool.prefetch([following])
         return planes
 
-    def write_back(self, layer: int, ranges: Iterable[ByteRange]) -> None:
-        """These bytes of the layer asked for last have changed on the device."""
-        if self._where[layer] == "resident":
+    def write_back(self, index: int, ranges: Iterable[ByteRange]) -> None:
+        """Copy these bytes of the layer asked for last, which have changed, back to its home."""
+        layer = self._layers[index]
+        layer.is_written = True
+        if layer.where == "resident":
             return
         assert self._pool is not None
-        copier, home, slot = self._room.copier, self._homes[layer], self._pool.current_buffer
+        copier, slot = self._allocator.copier, self._pool.current_buffer
         for first, count in ranges:
-            after = [copier.here(), *self._marks(layer)]
-            mark = copier.store(
-                home[first : first + count], slot[first : first + count], after=after
-            )
-            self._on_host[layer] = mark
-            self._pool.copied_out(mark)
-
-    def _after(self, layer: int) -> Streamed | None:
-        """The streamed layer that is needed next."""
-        later = range(layer + 1, self.num_layers)
-        found = next((i for i in later if self._where[i] != "resident"), None)
-        return self._items[found] if found is not None else self._following.first_streamed()
+            target, source = layer.home[first : first + count], slot[first : first + count]
+            layer.on_host = copier.store(target, source, after=[copier.here(), *layer.events])
+            self._pool.copied_out(layer.on_host)
 
     def first_streamed(self) -> Streamed | None:
-        """The first layer that passes through slots, if any does."""
-        streamed = (i for i in range(self.num_layers) if self._where[i] != "resident")
-        return next((self._items[i] for i in streamed), None)
+        """Return the first layer that passes through slots, if any does."""
+        return next(self._streamed(range(self.num_layers)), None)
+
+    def _after(self, layer: int) -> Streamed | None:
+        """Return the streamed layer that is needed next."""
+        found = next(self._streamed(range(layer + 1, self.num_layers)), None)
+        return found if found is not None else self._following.first_streamed()
+
+    def _streamed(self, layers: range) -> Iterator[Streamed]:
+        return (self._items[i] for i in layers if self._layers[i].where != "resident")
+
+    def _fetch(self, index: int, slot: Tensor, after: Sequence[Event]) -> Event:
+        layer = self._layers[index]
+        # Nothing to copy if never written; the slot is still to be waited for.
+        count = layer.layout.num_bytes if layer.is_written else 0
+        events = [*after, *layer.events]
+        return self._allocator.copier.fetch(slot[:count], layer.home[:count], after=events)
+
+    def _view_slot(self, index: int, slot: Tensor) -> Any:
+        layout = self._layers[index].layout
+        return layout.view(slot[: layout.num_bytes])
 
     # Moving
 
-    def apply_plan(self, placements: Sequence[Placement], rewrite: Rewrite | None = None) -> None:
-        """Move layers, and bring all of them into another form if `rewrite` says which.
+    def apply_plan(
+        self,
+        placements: Sequence[Placement],
+        layout: BufferLayout | None = None,
+        convert: Convert | None = None,
+    ) -> None:
+        """Move layers, and convert them to another layout if one is given.
 
-        No layer passes through slots any more; call `pass_through` again. Raises
-        torch.OutOfMemoryError where there is no room, and then every layer is whole at one place.
+        No layer passes through slots afterwards; call `pass_through` again. Raises
+        torch.OutOfMemoryError if there is not enough memory. Every layer is then whole, in its old or
+        its new place and layout, nothing else is allocated, and the call may be repeated with these
+        arguments or others.
         """
         self.pass_through(None, self)
-        leaving_first = sorted(range(self.num_layers), key=lambda i: placements[i] == "resident")
-        for layer in leaving_first:
-            if rewrite is not None:
-                self._rewrite(layer, placements[layer], rewrite)
-            elif placements[layer] != self._where[layer]:
-                self._move(layer, placements[layer])
-        if rewrite is not None:
-            self.layer_bytes, self._view = rewrite.num_bytes, rewrite.view
-        self._items = self._make_items()
+        wanted = layout or self._layout
+        for index in sorted(range(self.num_layers), key=lambda i: placements[i] == "resident"):
+            layer = self._layers[index]
+            if layer.layout.num_bytes != wanted.num_bytes:
+                assert convert is not None, "another layout needs a conversion"
+                self._rewrite(layer, placements[index], wanted, convert)
+            elif layer.where != placements[index]:
+                self._move(layer, placements[index])
+        self._layout = wanted
 
     def release(self) -> None:
-        """Give all memory back."""
-        for layer in range(self.num_layers):
-            self._finish_copies(layer)
-            self._arena(layer).release(self._homes[layer])
-        self._homes, self._planes = [], []
+        """Free all layers. Further calls do nothing."""
+        layers, self._layers = self._layers, []
+        with ExitStack() as stack:  # frees every layer, even if waiting for one of them raises
+            for layer in layers:
+                stack.callback(self._allocator.at(layer.where)[0].release, layer.home)
+                stack.callback(self._finish_copies, layer)
 
-    def _move(self, layer: int, where: Placement) -> None:
-        new = self._allocate(where)
-        copier, old = self._room.copier, self._homes[layer]
-        begin = copier.store if where != "resident" else copier.fetch
-        copier.finish(begin(new, old, after=[copier.here(), *self._marks(layer)]))
-        self._relocate(layer, where, new)
+    def _move(self, layer: _Layer, where: Placement) -> None:
+        copier = self._allocator.copier
+        arena, part = self._allocator.at(where)
+        with arena.allocated(part, layer.layout.num_bytes) as new:
+            if layer.is_written:
+                begin = copier.store if where != "resident" else copier.fetch
+                copier.finish(begin(new, layer.home, after=[copier.here(), *layer.events]))
+        self._relocate(layer, where, new, layer.layout)
 
-    def _rewrite(self, layer: int, where: Placement, rewrite: Rewrite) -> None:
-        if self._homes[layer].nbytes == rewrite.num_bytes:
-            return  # an earlier call that ran out of memory came this far
-        allocator, copier = self._room, self._room.copier
-        old = self._on_device(layer)
-        new = allocator.device.allocate(allocator.device_part, rewrite.num_bytes)
-        rewrite.convert(self._view(old), rewrite.view(new))
-        if old is not self._homes[layer]:
-            allocator.device.release(old)
-        if where == "resident":
-            self._relocate(layer, where, new, view=rewrite.view)
+    def _rewrite(
+        self, layer: _Layer, where: Placement, layout: BufferLayout, convert: Convert
+    ) -> None:
+        arena, part = self._allocator.at(where)
+        with arena.allocated(part, layout.num_bytes) as new:
+            if layer.is_written and where == "resident":
+                self._convert(layer, new, layout, convert)
+            elif layer.is_written:
+                self._convert_to_host(layer, new, layout, convert)
+        self._relocate(layer, where, new, layout)
+
+    def _convert_to_host(
+        self, layer: _Layer, target: Tensor, layout: BufferLayout, convert: Convert
+    ) -> None:
+        allocator, copier = self._allocator, self._allocator.copier
+        with allocator.device.scratch(allocator.device_part, layout.num_bytes) as new:
+            self._convert(layer, new, layout, convert)
+            copier.finish(copier.store(target, new, after=[copier.here()]))
+
+    def _convert(
+        self, layer: _Layer, target: Tensor, layout: BufferLayout, convert: Convert
+    ) -> None:
+        """Fill `target`, on the device, with the layer in another layout."""
+        with self._on_device(layer) as old:
+            convert(layer.layout, layer.layout.view(old), layout, layout.view(target))
+
+    @contextmanager
+    def _on_device(self, layer: _Layer) -> Iterator[Tensor]:
+        """Give the layer's bytes on the device: its home, or a copy."""
+        if layer.where == "resident":
+            yield layer.home
             return
-        home = self._allocate(where, rewrite.num_bytes)
-        copier.finish(copier.store(home, new, after=[copier.here()]))
-        allocator.device.release(new)
-        self._relocate(layer, where, home, view=rewrite.view)
-
-    def _on_device(self, layer: int) -> Tensor:
-        """The layer's bytes on the device: its home, or a copy."""
-        if self._where[layer] == "resident":
-            return self._homes[layer]
-        allocator, copier = self._room, self._room.copier
-        copy = allocator.device.allocate(allocator.device_part, self.layer_bytes)
-        copier.finish(copier.fetch(copy, self._homes[layer], after=self._marks(layer)))
-        return copy
+        allocator, copier = self._allocator, self._allocator.copier
+        with allocator.device.scratch(allocator.device_part, layer.layout.num_bytes) as copy:
+            copier.finish(copier.fetch(copy, layer.home, after=[copier.here(), *layer.events]))
+            yield copy
 
     def _relocate(
-        self,
-        layer: int,
-        where: Placement,
-        home: Tensor,
-        view: Callable[[Tensor], Any] | None = None,
+        self, layer: _Layer, where: Placement, home: Tensor, layout: BufferLayout
     ) -> None:
-        """From now on the layer lives there."""
+        """Make `home` the layer's place, and free the old one."""
         self._finish_copies(layer)
-        self._arena(layer).release(self._homes[layer])
-        self._where[layer], self._homes[layer] = where, home
-        self._planes[layer] = (view or self._view)(home)
+        self._allocator.at(layer.where)[0].release(layer.home)
+        layer.where, layer.home, layer.layout = where, home, layout
+        layer.planes = layout.view(home)
 
-    def _finish_copies(self, layer: int) -> None:
-        for mark in self._marks(layer):
-            self._room.copier.finish(mark)
-        self._on_host[layer] = None
-
-    def _marks(self, layer: int) -> list[Event]:
-        mark = self._on_host[layer]
-        return [] if mark is None else [mark]
-
-    def _make_items(self) -> list[Streamed]:
-        return [Streamed(partial(self._fetch, i), self._view_slot) for i in range(self.num_layers)]
-
-    def _fetch(self, layer: int, slot: Tensor, after: Sequence[Event]) -> Event:
-        marks = [*after, *self._marks(layer)]
-        return self._room.copier.fetch(slot[: self.layer_bytes], self._homes[layer], after=marks)
-
-    def _view_slot(self, slot: Tensor) -> Any:
-        return self._view(slot[: self.layer_bytes])
-
-    def _allocate(self, where: Placement, num_bytes: int | None = None) -> Tensor:
-        allocator, count = self._room, self.layer_bytes if num_bytes is None else num_bytes
-        if where == "resident":
-            return allocator.device.allocate(allocator.device_part, count)
-        return allocator.host.allocate(allocator.host_part, count)
-
-    def _arena(self, layer: int) -> Arena:
-        return self._room.device if self._where[layer] == "resident" else self._room.host
+    def _finish_copies(self, layer: _Layer) -> None:
+        for event in layer.events:
+            self._allocator.copier.finish(event)
+        layer.on_host = None

@@ -1,7 +1,8 @@
-"""What the GPU in this machine does in reality: rates measured in a fraction of a second.
+"""Measured rates of a GPU, in a fraction of a second.
 
-Input: a CUDA device. Output: `Hardware` for the planner: a known card's rates with the measured link, or all
-rates measured where the card is unknown.
+Input: a CUDA device. Output: `Hardware` for the planner: the rates of a known GPU with its link as measured,
+or all rates measured if the GPU is unknown. Everything is measured on the device asked for, whichever device
+is current.
 """
 
 from __future__ import annotations
@@ -19,20 +20,35 @@ from lipcast.planning.hardware import Hardware, gpu_described
 from lipcast.weights.fp8 import FP8, has_fp8_matmul, linear_row_wise
 
 _COPY_BYTES = 256 << 20
+_NUM_RUNS = 5
 _ROWS, _SIDE = 3168, 5120
-"""A matrix product of the published model."""
+"""Shape of a matrix product of the published model."""
 _HEADS, _HEAD_DIM, _KEYS = 40, 128, 15_312
 
 
 def describe_gpu(device: torch.device) -> Hardware:
-    """The card with its memory, its link as measured, and its other rates known or measured."""
+    """Return the memory of a GPU, its link as measured, and its other rates, known or measured."""
     properties = torch.cuda.get_device_properties(device)
-    link = _link_bytes_per_s(device)
+    link = link_bytes_per_s(device)
     try:
         known = gpu_described(properties.name, properties.total_memory)
     except UsageError:
-        return _measured(device, properties.name, properties.total_memory, link)
+        with torch.cuda.device(device):
+            return _measured(device, properties.name, properties.total_memory, link)
     return replace(known, link_bytes_per_s=link)
+
+
+def link_bytes_per_s(device: torch.device) -> float:
+    """Return the measured rate of copies from pinned host memory to a GPU."""
+    maker = PinnedMaker(device)
+    with torch.cuda.device(device):
+        host = maker.make(_COPY_BYTES)
+        try:
+            target = torch.empty(_COPY_BYTES, dtype=torch.uint8, device=device)
+            seconds = _seconds(lambda: target.copy_(host, non_blocking=True))
+        finally:
+            maker.drop(host)
+    return _COPY_BYTES / seconds
 
 
 def _measured(device: torch.device, name: str, memory_bytes: int, link: float) -> Hardware:
@@ -66,19 +82,10 @@ def _attention_flops(device: torch.device) -> float:
     return 4.0 * _ROWS * _KEYS * _HEADS * _HEAD_DIM / seconds
 
 
-def _link_bytes_per_s(device: torch.device) -> float:
-    maker = PinnedMaker()
-    host = maker.make(_COPY_BYTES)
-    target = torch.empty(_COPY_BYTES, dtype=torch.uint8, device=device)
-    seconds = _seconds(lambda: target.copy_(host, non_blocking=True))
-    maker.drop(host)
-    return _COPY_BYTES / seconds
-
-
 def _seconds(work: Callable[[], Tensor]) -> float:
-    """The median of a few runs on the current stream."""
+    """Return the median of a few runs on the current stream of the current device."""
     times: list[float] = []
-    for _ in range(5):
+    for _ in range(_NUM_RUNS):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         work()

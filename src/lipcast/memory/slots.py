@@ -1,28 +1,30 @@
-"""A few buffers on the device that things from elsewhere pass through.
+"""Device buffers (slots) into which offloaded tensors are prefetched.
 
-Input: items to enter one after the other, and the items that come next. Output: the item's bytes on the
-device, ready for the computation that follows. State: which item each slot holds, when it is ready and when
-it is free. Invariant: a copy into a slot begins after the computation and the copies that read the slot.
+Inputs: the items to use, one after the other, and the items that follow. Output: the bytes of an item on the
+device, ready for the computation that is enqueued next. State: which item each slot holds, when it will have
+arrived, and what still uses the slot. Invariant: a copy into a slot begins after all computation and all
+copies that use the slot's memory, including the computation that used it before the slot was allocated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from lipcast.memory.arena import Arena
 from lipcast.memory.copier import Copier, Event
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Streamed:
-    """Something that passes through slots: how to copy it to the device, and how to read it there.
+    """An item that is streamed through slots: how to copy it to the device, and how to read it there.
 
-    `fetch` begins the copy into a slot after the given marks, and gives the mark of its end.
+    `fetch` starts a copy into a slot that begins after the given events, and returns the event of its end.
     """
 
     fetch: Callable[[Tensor, Sequence[Event]], Event | Future[Event]]
@@ -32,27 +34,38 @@ class Streamed:
 @dataclass(slots=True, eq=False)
 class _Slot:
     buffer: Tensor
+    free: list[Event]
+    """Events after which nothing uses the buffer, apart from the copy into it."""
     item: Streamed | None = None
     ready: Event | Future[Event] = None
-    free: list[Event] = field(default_factory=list)
     views: dict[int, Any] = field(default_factory=dict)
-    """Views by item, made once."""
+    """View of each item, by the item's id; made once."""
 
 
 class SlotPool:
-    """`acquire` one item after the other; each is usable until the next `acquire` or `release`."""
+    """Slots of one size. An item is usable from `acquire` until the next `acquire` or `release`."""
 
-    def __init__(self, copier: Copier) -> None:
-        self._copier = copier
+    def __init__(
+        self, arena: Arena, copier: Copier, *, part: str, num_slots: int, slot_bytes: int
+    ) -> None:
+        """Allocate all slots or none. `slot_bytes` is the size of the largest item.
+
+        Raises torch.OutOfMemoryError.
+        """
+        self._arena, self._copier = arena, copier
         self._slots: list[_Slot] = []
         self._current: _Slot | None = None
-
-    def add(self, buffer: Tensor) -> None:
-        """One more slot, as big as the biggest item."""
-        self._slots.append(_Slot(buffer))
+        try:
+            for _ in range(num_slots):
+                buffer = arena.allocate(part, slot_bytes)
+                # The allocator may hand out memory that computation already enqueued still uses.
+                self._slots.append(_Slot(buffer, [copier.here()]))
+        except BaseException:
+            self.close()
+            raise
 
     def acquire(self, item: Streamed) -> Any:
-        """The item's view on the device, for the computation enqueued from now on."""
+        """Return the item's view on the device, for the computation that is enqueued from now on."""
         if self._current is None or self._current.item is not item:
             self.release()
             slot = self._holding(item)
@@ -60,14 +73,14 @@ class SlotPool:
                 slot = self._slots[0]
                 self._load(slot, item)
             self._copier.wait(self._arrival(slot))
-            self._current = slot
+            self._current, slot.free = slot, []  # the arrival is later than all of these
         views = self._current.views
         if id(item) not in views:
             views[id(item)] = item.view(self._current.buffer)
         return views[id(item)]
 
     def prefetch(self, upcoming: Sequence[Streamed]) -> None:
-        """Begin to copy what comes next into slots that hold neither it nor the current item."""
+        """Start to copy the items that follow into slots that hold neither them nor the current one."""
         wanted = upcoming[: len(self._slots) - 1]
         for item in wanted:
             if self._holding(item) is not None:
@@ -77,44 +90,47 @@ class SlotPool:
 
     @property
     def current_buffer(self) -> Tensor:
-        """The slot of the item entered last."""
-        assert self._current is not None, "no item has entered"
+        """The slot of the item acquired last."""
+        assert self._current is not None, "no item is acquired"
         return self._current.buffer
 
-    def copied_out(self, mark: Event) -> None:
-        """The current slot is being copied to the host until `mark`."""
+    def copied_out(self, event: Event) -> None:
+        """Keep the current slot from being overwritten before `event`, the end of a copy out of it."""
         assert self._current is not None
-        self._current.free.append(mark)
+        self._current.free.append(event)
 
     def release(self) -> None:
-        """The computation with the current item is enqueued; its slot is free after that."""
+        """Allow the current slot to be overwritten after the computation enqueued so far."""
         if self._current is not None:
             self._current.free.append(self._copier.here())
             self._current = None
 
-    def close(self) -> list[Tensor]:
-        """Wait for copies and computation under way, and give the buffers back."""
-        self.release()
-        for slot in self._slots:
-            if isinstance(slot.ready, Future):
-                slot.ready = _result_of(slot.ready)
-            for mark in (slot.ready, *slot.free):
-                if mark is not None:
-                    self._copier.finish(mark)
-        buffers = [slot.buffer for slot in self._slots]
-        self._slots = []
-        return buffers
+    def close(self) -> None:
+        """Wait for the copies and the computation in progress, and free the slots."""
+        with ExitStack() as stack:  # frees every slot, even if waiting for one of them raises
+            for slot in self._slots:
+                stack.callback(self._arena.release, slot.buffer)
+                stack.callback(self._finish, slot)
+            self._slots = []
+            self.release()
+
+    def _finish(self, slot: _Slot) -> None:
+        ready = _result_of(slot.ready) if isinstance(slot.ready, Future) else slot.ready
+        for event in (ready, *slot.free):
+            if event is not None:
+                self._copier.finish(event)
 
     def _holding(self, item: Streamed) -> _Slot | None:
         return next((s for s in self._slots if s.item is item), None)
 
     def _load(self, slot: _Slot, item: Streamed) -> None:
-        slot.item = None  # stays so if the copy cannot begin
+        slot.free += _called_off(slot.ready)
+        slot.item = slot.ready = None  # stays so if the copy cannot begin
         slot.ready = item.fetch(slot.buffer, slot.free)
-        slot.item, slot.free = item, []
+        slot.item = item
 
     def _arrival(self, slot: _Slot) -> Event:
-        """When the slot's item is here; raises what went wrong on its way."""
+        """Return the event of the item's arrival; raise the error that its copy ended with."""
         if isinstance(slot.ready, Future):
             try:
                 slot.ready = slot.ready.result()
@@ -124,8 +140,15 @@ class SlotPool:
         return slot.ready
 
 
+def _called_off(ready: Event | Future[Event]) -> list[Event]:
+    """Cancel a copy that nobody waits for any more; return the event of its end if it has begun."""
+    if isinstance(ready, Future):
+        ready = None if ready.cancel() else _result_of(ready)
+    return [] if ready is None else [ready]
+
+
 def _result_of(future: Future[Event]) -> Event:
-    """What a copy gave; None if it failed or never began, which no longer matters."""
+    """Return the event of a copy, or None if it failed or never began."""
     with suppress(Exception, CancelledError):
         return future.result()
     return None

@@ -1,16 +1,17 @@
 """Weights of the transformer's layers, each where the plan puts it, brought to the device when needed.
 
-Input: a tensor source, placements, arenas, a copier. Output: an `ensure_resident` for the model. State: the
-buffer of every pack, on the device or in host memory (those on disk have none), and the slots that packs from
-elsewhere pass through: while one is computed with, the next are copied.
-Invariant: from `ensure_resident(use, layer)` until the next one, the module's tensors of that pack are the
-checkpoint's.
+Inputs: a tensor source, placements, arenas, a copier. Output: an `ensure_resident` for the model. State: the
+buffer of every pack, on the device or in host memory (those on disk have none), and the slots that the other
+packs are streamed through: while one is used, the next ones are copied.
+Invariants: from `ensure_resident(use, layer)` until the next call, the module's tensors of that pack are the
+checkpoint's. A call that raises has allocated nothing more than it says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
@@ -35,15 +36,16 @@ PASSING = "weights for the prompt, passing"
 
 @dataclass(frozen=True, slots=True)
 class WeightPlan:
-    """Where the weights go: the placement of each layer, and what they pass through."""
+    """Placement of each layer's weights, and the slots they are streamed through."""
 
     layers: tuple[Placement, ...]
     num_slots: int
-    """Buffers on the device for layers that are not resident; 0 where all are."""
+    """Buffers on the device for layers that are not resident; 0 if all are."""
     keeps_prompt: bool = True
-    """Weights that only a new prompt needs stay in host memory; else they are read again."""
+    """Whether weights that only a new prompt needs stay in host memory, or are read from disk again."""
 
     def placement(self, key: ParamsKey) -> Placement:
+        """Return where a pack goes."""
         use, layer = key
         if use == "prompt":
             return "pinned" if self.keeps_prompt else "disk"
@@ -64,7 +66,8 @@ class WeightStore:
         copier: Copier,
     ) -> None:
         """`source` is read again for packs on disk; parameters become `dtype`."""
-        self.plan = plan
+        self.plan: WeightPlan | None = plan
+        """The plan in force; None after an `apply_plan` that failed, until one succeeds."""
         self._source, self._dtype = source, dtype
         self._device, self._host, self._copier = device, host, copier
         self._packs: dict[ParamsKey, FlatParams] = {}
@@ -73,19 +76,50 @@ class WeightStore:
         """Buffers of the packs that are on the device or in host memory."""
         self._items: dict[ParamsKey, Streamed] = {}
         self._upcoming: dict[ParamsKey, list[Streamed]] = {}
-        """By pack: those to fetch ahead while it is used. Made anew with every arrangement."""
+        """By pack: those to prefetch while it is used. Made anew by every `apply_plan`."""
         self._pool: SlotPool | None = None
         self._reader: DiskReader | None = None
         self._passing: Tensor | None = None
+        """Buffer on the device for the prompt's weights, while a prompt is encoded."""
+        self._root: FlatParams | None = None
+        self._root_home: Tensor | None = None
 
     # Loading
 
     def place(self, model: nn.Module) -> dict[str, Tensor | None]:
-        """By tensor name: memory to load it into; None for one that stays on disk."""
-        assert isinstance(model, DiT) and not self._packs
-        root = root_params(model, self._dtype)
-        root_views = root.layout.views(self._device.allocate(ROOT, root.num_bytes))
-        root.attach(root_views)
+        """Return by tensor name the memory to load it into; None for one that stays on disk.
+
+        Raises torch.OutOfMemoryError, and has allocated nothing then.
+        """
+        assert isinstance(model, DiT) and not self._packs and self.plan is not None
+        try:
+            return self._place(model, self.plan)
+        except BaseException:
+            self.release()
+            raise
+
+    def attach(self, model: DiT) -> None:
+        """Make the model use this store; its tensors are loaded."""
+        assert self.plan is not None
+        self._open_slots(self.plan)
+        model.ensure_resident = self.ensure_resident
+
+    def release(self) -> None:
+        """Free all weights; the model cannot be used any more. Further calls do nothing."""
+        with ExitStack() as stack:  # frees everything, even if waiting for something raises
+            stack.callback(self._release_root)
+            for key, home in self._homes.items():
+                stack.callback(self._packs[key].detach)
+                stack.callback(self._arena(key).release, home)
+            stack.callback(self._homes.clear)
+            self._close_slots()
+        self._packs, self._where, self._items, self.plan = {}, {}, {}, None
+
+    def _place(self, model: DiT, plan: WeightPlan) -> dict[str, Tensor | None]:
+        self._root = root_params(model, self._dtype)
+        self._root_home = self._device.allocate(ROOT, self._root.num_bytes)
+        root_views = self._root.layout.views(self._root_home)
+        self._root.attach(root_views)
         homes: dict[str, Tensor | None] = dict(root_views)
         self._packs = layer_params(model, self._dtype)
         self._items = {
@@ -93,21 +127,23 @@ class WeightStore:
             for key, pack in self._packs.items()
         }
         for key, pack in self._packs.items():
-            where = self.plan.placement(key)
+            where = plan.placement(key)
             home = self._allocate(key, where)
             self._relocate(key, where, home)
             homes.update(dict.fromkeys(pack.places) if home is None else pack.layout.views(home))
         return homes
 
-    def attach(self, model: DiT) -> None:
-        """Make the model use this store; its tensors are loaded."""
-        self._open_slots()
-        model.ensure_resident = self.ensure_resident
+    def _release_root(self) -> None:
+        if self._root is not None:
+            self._root.detach()
+        if self._root_home is not None:
+            self._device.release(self._root_home)
+        self._root = self._root_home = None
 
     # Running
 
     def ensure_resident(self, use: WeightUse, layer: int) -> None:
-        """Make the tensors of this pack usable; the packs that follow are on their way."""
+        """Make the tensors of this pack usable, and prefetch the packs that follow."""
         key = use, layer
         if use == "prompt":
             self._pass_prompt(key)
@@ -120,13 +156,13 @@ class WeightStore:
             self._packs[key].attach(self._pool.acquire(self._items[key]))
         self._pool.prefetch(self._upcoming[key])
 
-    def _following(self, key: ParamsKey) -> list[Streamed]:
-        """The streamed packs that come next: the rest of this pass, then the next tick's."""
+    def _following(self, key: ParamsKey, count: int) -> list[Streamed]:
+        """Return the streamed packs that come next: the rest of this pass, then the next tick's."""
         use, layer = key
         streamed = [k for k in self._packs if self._streams(k)]
         rest = [k for k in streamed if k[0] == use and k[1] > layer]
         again = [k for k in streamed if k[0] == "tick" and k not in rest and k != key]
-        return [self._items[k] for k in (rest + again)[: self.plan.num_slots - 1]]
+        return [self._items[k] for k in (rest + again)[:count]]
 
     def _streams(self, key: ParamsKey) -> bool:
         return key[0] != "prompt" and self._where[key] != "resident"
@@ -141,58 +177,71 @@ class WeightStore:
         return self._reader.fetch(pack, target, after=after)
 
     def _pass_prompt(self, key: ParamsKey) -> None:
-        """Once per prompt, without haste: one buffer, one copy after the other."""
+        """Copy a pack to the one buffer that all of them share, and wait: this is once per prompt."""
         pack = self._packs[key]
         if self._passing is None:
             most = max(p.num_bytes for (use, _), p in self._packs.items() if use == "prompt")
             self._passing = self._device.allocate(PASSING, most)
         home = self._on_host(key)
-        mark = self._copier.fetch(
+        copied = self._copier.fetch(
             self._passing[: pack.num_bytes], home, after=[self._copier.here()]
         )
-        self._copier.finish(mark)
+        self._copier.finish(copied)
         pack.attach(pack.layout.views(self._passing))
 
     def _release_passing(self) -> None:
-        if self._passing is not None:
+        if self._passing is None:
+            return
+        for (use, _), pack in self._packs.items():
+            if use == "prompt":
+                pack.detach()  # all of them are views of this buffer
+        passing, self._passing = self._passing, None
+        try:
             self._copier.finish(self._copier.here())
-            self._device.release(self._passing)
-            self._passing = None
+        finally:
+            self._device.release(passing)
 
     # Moving
 
     def apply_plan(self, plan: WeightPlan) -> None:
         """Move what another plan puts elsewhere: first what leaves the device, then what comes.
 
-        Raises torch.OutOfMemoryError where the new place has no room; every pack is then at its old
-        or at its new place, and the call may be made again, with this plan or another.
+        Raises torch.OutOfMemoryError if there is not enough memory. Every pack is then in its old or
+        in its new place, nothing else is allocated, `self.plan` is None, and the call must be repeated
+        with this plan or another before the model is used.
         """
         self._close_slots()
-        self.plan = plan
+        self.plan = None
         order: tuple[Placement, ...] = ("disk", "pinned", "resident")
         for wanted in order:
             for key in self._packs:
                 if plan.placement(key) == wanted != self._where[key]:
                     self._move(key, wanted)
-        self._open_slots()
+        self._open_slots(plan)
+        self.plan = plan
 
     def _move(self, key: ParamsKey, where: Placement) -> None:
-        new, old = self._allocate(key, where), self._homes.get(key)
-        if new is not None:
-            self._copy_home(key, new)
-        if old is not None:
-            self._arena(key).release(old)
+        new, old, arena = self._allocate(key, where), self._homes.get(key), self._arena(key)
+        try:
+            if new is not None:
+                self._copy_home(key, new)
+        except BaseException:
+            if new is not None:
+                self._arena_of(where).release(new)
+            raise
         self._relocate(key, where, new)
+        if old is not None:
+            arena.release(old)
 
     def _copy_home(self, key: ParamsKey, new: Tensor) -> None:
         if self._where[key] == "resident":
-            mark = self._copier.store(new, self._homes[key], after=[self._copier.here()])
+            copied = self._copier.store(new, self._homes[key], after=[self._copier.here()])
         else:
-            mark = self._copier.fetch(new, self._on_host(key), after=[self._copier.here()])
-        self._copier.finish(mark)
+            copied = self._copier.fetch(new, self._on_host(key), after=[self._copier.here()])
+        self._copier.finish(copied)
 
     def _on_host(self, key: ParamsKey) -> Tensor:
-        """The pack in host memory: its home, or read anew."""
+        """Return the pack in host memory: its home, or a buffer that it is read into."""
         if key in self._homes:
             return self._homes[key]
         buffer = torch.empty(self._packs[key].num_bytes, dtype=torch.uint8)
@@ -203,7 +252,7 @@ class WeightStore:
         return buffer
 
     def _relocate(self, key: ParamsKey, where: Placement, home: Tensor | None) -> None:
-        """From now on the pack lives there; on the device its tensors are the module's for good."""
+        """Record the pack's new home. On the device, its tensors become the module's for good."""
         pack = self._packs[key]
         self._where[key] = where
         self._homes.pop(key, None)
@@ -215,7 +264,7 @@ class WeightStore:
             pack.detach()
 
     def _allocate(self, key: ParamsKey, where: Placement) -> Tensor | None:
-        """Memory for a pack at a place; None on disk."""
+        """Return memory for a pack in a place; None on disk."""
         num_bytes = self._packs[key].num_bytes
         if where == "resident":
             return self._device.allocate(LAYERS, num_bytes)
@@ -224,28 +273,41 @@ class WeightStore:
         return None
 
     def _arena(self, key: ParamsKey) -> Arena:
-        return self._device if self._where[key] == "resident" else self._host
+        return self._arena_of(self._where[key])
 
-    def _open_slots(self) -> None:
+    def _arena_of(self, where: Placement) -> Arena:
+        return self._device if where == "resident" else self._host
+
+    def _open_slots(self, plan: WeightPlan) -> None:
+        """Allocate what the plan streams through. Raises torch.OutOfMemoryError; nothing is open then."""
         streamed = [key for key in self._packs if self._streams(key)]
         if not streamed:
             return
         used = (key for key in self._packs if key[0] != "prompt")
-        self._upcoming = {key: self._following(key) for key in used}
+        self._upcoming = {key: self._following(key, plan.num_slots - 1) for key in used}
         # Of all layers, streamed or not: the planner promises slots for the widest.
         widest = max(p.num_bytes for (use, _), p in self._packs.items() if use != "prompt")
-        if any(self._where[key] == "disk" for key in streamed):
-            self._reader = DiskReader(
-                self._source, host=self._host, copier=self._copier, num_bytes=widest
+        try:
+            if any(self._where[key] == "disk" for key in streamed):
+                self._reader = DiskReader(
+                    self._source, host=self._host, copier=self._copier, num_bytes=widest
+                )
+            self._pool = SlotPool(
+                self._device,
+                self._copier,
+                part=SLOTS,
+                num_slots=plan.num_slots,
+                slot_bytes=widest,
             )
-        self._pool = SlotPool(self._copier)
-        for _ in range(self.plan.num_slots):
-            self._pool.add(self._device.allocate(SLOTS, widest))
+        except BaseException:
+            self._close_slots()
+            raise
 
     def _close_slots(self) -> None:
-        self._release_passing()
-        if self._reader is not None:
-            self._reader.close()
-        for buffer in self._pool.close() if self._pool is not None else ():
-            self._device.release(buffer)
-        self._reader = self._pool = None
+        reader, pool, self._reader, self._pool = self._reader, self._pool, None, None
+        with ExitStack() as stack:  # closes all of it, even if something raises; the reader first
+            if pool is not None:
+                stack.callback(pool.close)
+            if reader is not None:
+                stack.callback(reader.close)
+            self._release_passing()

@@ -6,8 +6,7 @@ video at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -17,6 +16,7 @@ from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.video_spec import VideoSpec
 from lipcast.engine.loading import LoadSettings
 from lipcast.engine.planner_inputs import default_geometry, measure_planner_inputs
+from lipcast.engine.session import SessionParts
 from lipcast.engine.session_builder import Conditioning
 from lipcast.engine.snapshot import SessionSnapshot
 from lipcast.env import Launched, logger
@@ -36,16 +36,6 @@ from lipcast.planning.table import layout_document
 _log = logger("parallel.model")
 SECOND_CONTEXT_BYTES = 512 << 20
 """What a second process on a GPU takes of it before it computes."""
-
-
-@dataclass(frozen=True, slots=True)
-class OpenVideo:
-    """What a session of several devices runs on."""
-
-    spec: VideoSpec
-    executor: PipelineExecutor
-    decoder: RemoteDecoder
-    describe: Callable[[], dict[str, Any]]
 
 
 def plan_distributed(
@@ -122,7 +112,7 @@ class DistributedModel:
 
     def open(
         self, spec: VideoSpec, conditioning: Conditioning, snapshot: SessionSnapshot | None
-    ) -> OpenVideo:
+    ) -> SessionParts:
         """Begin a video, made with adapted options; the one before it ends. Raises UsageError, RankError."""
         spec = self._on_stages(spec)
         if self._video is not None:
@@ -132,11 +122,12 @@ class DistributedModel:
         self._video = video
         video.open(conditioning, snapshot)
         first_block = 0 if snapshot is None else snapshot.next_block
-        return OpenVideo(
+        return SessionParts(
             spec,
             PipelineExecutor(video, snapshot),
             RemoteDecoder(video, first_block),
-            lambda: self._document(video),
+            snapshot,
+            describe=lambda: self._document(video),
         )
 
     @property

@@ -202,6 +202,11 @@ class _RemoteFrames:
     block: int
 
     @property
+    def decode_s(self) -> float:
+        """Nothing: the rank that decodes tells its own seconds."""
+        return 0.0
+
+    @property
     def is_ready(self) -> bool:
         return self.video.has_frames(self.block)
 

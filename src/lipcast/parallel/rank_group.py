@@ -24,7 +24,13 @@ from typing import Any, Protocol
 
 from lipcast import errors
 from lipcast.env import child_environment, logger
-from lipcast.errors import CancelledError, LipcastError, MemoryBudgetError, RankError
+from lipcast.errors import (
+    CancelledError,
+    LipcastError,
+    MemoryBudgetError,
+    NotBuiltError,
+    RankError,
+)
 from lipcast.parallel.messages import GetStats, InitRank, RankFailed, RankReady, RankStats, Stop
 from lipcast.parallel.roles import Role, roles_of
 
@@ -61,7 +67,14 @@ def start_process(rank: int) -> tuple[Connection, Process | None]:
 
 
 def spawn(rank: int, link: Connection, **environment: str) -> Process:
-    """A process that serves the other end of a connection."""
+    """Start a process that serves the other end of a connection.
+
+    Raises NotBuiltError on Windows, where a process cannot inherit an open socket by its number.
+    """
+    if sys.platform == "win32":
+        raise NotBuiltError(
+            "several GPUs need Linux or macOS; use one GPU (--gpus 1), or run Lipcast in WSL 2"
+        )
     _log.debug("starting rank %d", rank)
     descriptor = link.fileno()
     return subprocess.Popen(

@@ -21,13 +21,14 @@ from lipcast.engine.conditioning import ReferenceLatents, encode_reference
 from lipcast.engine.decode import FrameDecoder, PendingFrames, StreamingDecoder
 from lipcast.engine.executor import LaneExecutor, session_shape
 from lipcast.engine.fallback import Ladder
-from lipcast.engine.memory_manager import MemoryManager, session_plan
-from lipcast.engine.session import SessionParts, retry_on_oom
+from lipcast.engine.retry import retry_on_oom
+from lipcast.engine.session import SessionParts
 from lipcast.engine.session_builder import last_latents
 from lipcast.engine.snapshot import SessionSnapshot
 from lipcast.engine.stopwatch import Stopwatch
 from lipcast.engine.tiled_decode import TiledDecoder
 from lipcast.memory.device_context import DeviceContext
+from lipcast.memory.manager import Admission, MemoryManager, session_plan
 from lipcast.memory.session_memory import SessionMemory, SessionPlan
 from lipcast.parallel.flow import LatentReceiver, LatentSender
 from lipcast.parallel.messages import Encoded, EncodePortrait, Floats, Frames, StartSession
@@ -70,6 +71,7 @@ class StageVideo:
         self._steps = role.steps(spec.order.num_steps)
         self._features: dict[int, Floats] = {}
         self.ladder: Ladder | None = None
+        self._admission: Admission | None = None
         plan = self._plan()
         dit = networks.bundle.dit
         shape = replace(session_shape(spec, snapshot, self._steps), num_heads=networks.num_heads)
@@ -143,6 +145,8 @@ class StageVideo:
         if self._outlet is not None:
             self._outlet.finish()
         self._executor.release()
+        if self._admission is not None:
+            self._admission.release()
 
     def _start(self, block: int) -> None:
         features, latent = torch.from_numpy(self._features.pop(block)), None
@@ -172,8 +176,9 @@ class StageVideo:
         memory_manager = self._networks.memory_manager
         if memory_manager is None:
             return None
-        plan = memory_manager.plan(self._spec.geometry, self._spec.options)
-        memory_manager.apply_plan(plan)
+        self._admission = memory_manager.admit(self._spec.geometry, self._spec.options)
+        plan = self._admission.plan
+        self._admission.apply_plan(plan)
         layout = self._networks.role.layout
         if layout.ulysses == 1:
             # Ranks that exchange within a pass cannot repeat one alone.
@@ -196,7 +201,8 @@ class StageVideo:
         assert self._networks.memory_manager is not None
         if self._networks.device.type == "cuda":
             torch.cuda.empty_cache()
-        self._networks.memory_manager.apply_plan(plan)
+        assert self._admission is not None
+        self._admission.apply_plan(plan)
         self._executor.apply_plan(session_plan(plan))
 
     def _retry_on_oom(self, call: Callable[[], _Result], block: int = 0) -> _Result:

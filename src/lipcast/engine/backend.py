@@ -1,0 +1,88 @@
+"""The one way to open a session: a backend makes its parts, here or on several devices.
+
+Input: a spec, conditioning inputs, perhaps a snapshot. Output: `SessionParts`. `LocalBackend` computes in
+this process; `parallel.DistributedModel` is the backend of several devices.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Protocol
+
+from lipcast.config.generate_options import GenerateOptions
+from lipcast.config.video_spec import VideoSpec
+from lipcast.engine.executor import LaneExecutor
+from lipcast.engine.session import SessionParts
+from lipcast.engine.session_builder import (
+    Conditioning,
+    MakeExecutor,
+    Networks,
+    PlannedMemory,
+    SessionBuilder,
+)
+from lipcast.engine.snapshot import SessionSnapshot
+from lipcast.memory.device_context import DeviceContext
+from lipcast.memory.manager import MemoryManager
+
+
+class Backend(Protocol):
+    """Whatever opens sessions of one loaded model."""
+
+    def adapted(self, options: GenerateOptions) -> GenerateOptions:
+        """Return the options of a video as this backend makes it."""
+
+    def open(
+        self, spec: VideoSpec, conditioning: Conditioning, snapshot: SessionSnapshot | None
+    ) -> SessionParts:
+        """Return the parts of a new session, or of one that goes on from a snapshot.
+
+        Raises MemoryBudgetError where it does not fit, AdmissionError where other sessions hold the memory.
+        """
+
+    def close(self) -> None:
+        """End what the backend has started. May be called again."""
+
+
+class LocalBackend:
+    """Sessions of one device, in this process."""
+
+    def __init__(
+        self,
+        networks: Networks,
+        manager: MemoryManager | None = None,
+        *,
+        make_executor: MakeExecutor = LaneExecutor,
+    ) -> None:
+        """Without a `manager` memory is not planned: everything is on the device."""
+        self.networks, self.manager = networks, manager
+        self.device_context = (
+            DeviceContext.of(networks.device) if manager is None else manager.device_context
+        )
+        self._make_executor = make_executor
+
+    def adapted(self, options: GenerateOptions) -> GenerateOptions:
+        """Return the options as they are: one device makes any video that fits."""
+        return options
+
+    def open(
+        self, spec: VideoSpec, conditioning: Conditioning, snapshot: SessionSnapshot | None
+    ) -> SessionParts:
+        """Return the parts of a session; see `Backend.open`."""
+        manager = self.manager
+        with nullcontext() if manager is None else manager.lock:
+            planned = None
+            if manager is not None:
+                admission = manager.admit(spec.geometry, spec.options)
+                planned = PlannedMemory(manager, admission)
+            builder = SessionBuilder(
+                self.networks,
+                conditioning,
+                spec,
+                planned,
+                device_context=self.device_context,
+                make_executor=self._make_executor,
+            )
+            return builder.open(snapshot)
+
+    def close(self) -> None:
+        """Do nothing: the networks go with their last reference."""

@@ -1,0 +1,125 @@
+"""Runs the ticks of several sessions of one model together.
+
+Input: sessions that are open. Output: none; their blocks become ready. One pass of the transformer carries
+the lanes of every session that has something to compute, so weights are read once for all of them.
+Invariants: a session's latents are those it would have alone; each session with a tick gets it in every call;
+what goes wrong in one session ends that session only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+
+from lipcast.config.schedule import Tick
+from lipcast.engine.executor import LaneExecutor
+from lipcast.engine.session import Session, SessionState
+from lipcast.env import logger
+from lipcast.models.dit import DiT
+
+_log = logger("engine.engine")
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One session's tick, its blocks ready to be computed."""
+
+    session: Session
+    executor: LaneExecutor
+    tick: Tick
+
+    @property
+    def tokens_per_frame(self) -> int:
+        return self.session.spec.geometry.tokens_per_frame
+
+
+class Engine:
+    """Carries lanes of several sessions in one pass of `model`."""
+
+    def __init__(self, model: DiT, *, max_lanes: int | None = None) -> None:
+        """`max_lanes` bounds the lanes of one pass; more sessions then take several passes a tick."""
+        assert max_lanes is None or max_lanes >= 1
+        self._model, self._max_lanes = model, max_lanes
+
+    def tick(self, sessions: Sequence[Session]) -> bool:
+        """Run one tick of every open session that has the sound for it; False where nothing was done.
+
+        A session whose tick fails is ended: taking its blocks raises SessionFailedError.
+        """
+        together: list[_Work] = []
+        is_busy = False
+        for session in sessions:
+            if session.state is not SessionState.OPEN:
+                continue
+            work = self._begin(session)
+            if isinstance(work, _Work):
+                together.append(work)
+            is_busy = is_busy or bool(work)
+        for group in self._passes(together):
+            self._run(group)
+        return is_busy
+
+    def _begin(self, session: Session) -> _Work | bool:
+        """Return what can be run together; else whether the session did anything."""
+        try:
+            collected = session.collect(wait=False)
+            executor = session.executor
+            tick = session.begin_tick()
+            if not tick:
+                return session.collect(wait=True) or collected
+            if not isinstance(executor, LaneExecutor) or executor is not session.executor:
+                session.run_tick(tick)
+                return True
+        except Exception as error:
+            _note(session, error)
+            return True
+        return _Work(session, executor, tick)
+
+    def _passes(self, together: Iterable[_Work]) -> Iterable[list[_Work]]:
+        """Group ticks of one picture size into passes of at most `max_lanes`."""
+        ordered = sorted(together, key=lambda work: work.tokens_per_frame)
+        for _, same_size in groupby(ordered, key=lambda work: work.tokens_per_frame):
+            group: list[_Work] = []
+            for work in same_size:
+                lanes = sum(len(other.tick) for other in (*group, work))
+                if group and self._max_lanes is not None and lanes > self._max_lanes:
+                    yield group
+                    group = []
+                group.append(work)
+            if group:
+                yield group
+
+    def _run(self, group: Sequence[_Work]) -> None:
+        """Compute a pass; where it fails, each session computes its own part and meets its own error."""
+        velocities = self._compute(group) if len(group) > 1 else None
+        first = 0
+        for work in group:
+            count = len(work.tick)
+            try:
+                if velocities is None:
+                    work.session.run_tick(work.tick)
+                else:
+                    own = velocities[first : first + count]
+                    finished = work.executor.finish(work.tick, own)
+                    work.session.finish_tick(work.tick, finished)
+            except Exception as error:
+                _note(work.session, error)
+            first += count
+
+    def _compute(self, group: Sequence[_Work]) -> list[torch.Tensor] | None:
+        try:
+            with group[0].session.device_lock, torch.inference_mode():
+                lanes = [lane for work in group for lane in work.executor.lanes(work.tick)]
+                return list(self._model(lanes))
+        except Exception as error:
+            _log.warning("a pass of %d sessions failed (%s); each runs alone", len(group), error)
+            return None
+
+
+def _note(session: Session, error: Exception) -> None:
+    """End a session because of its own error."""
+    session.fail(error)
+    _log.warning("a session has failed: %s", error)
