@@ -27,7 +27,7 @@ HEAD = """\
 # Several GPUs
 
 Any number, with one command. The fastest layout is planned, every process is started, watched and ended
-by it:
+by it. This needs Linux (or macOS, for processes of a CPU); on Windows, use WSL 2:
 
 ```bash
 lipcast generate --image me.png --audio hello.wav --ckpt_dir ckpt/Wan2.2-S2V-14B --gpus 4
