@@ -1,16 +1,16 @@
-"""Writes the tables of flags in docs/generate.md from the table that the parser is made from.
+"""Write the tables of flags in docs/generate.md from the options of the parser.
 
     .venv/bin/python scripts/flag_docs.py
 
-A test fails while the page and the table differ.
+A test fails while the page and the options differ.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from lipcast.cli.flag import Flag, Group, Kind
-from lipcast.cli.flag_table import FLAGS
+from lipcast.cli.command import Option, Section
+from lipcast.cli.options import OPTIONS
 
 PAGE = Path(__file__).parents[1] / "docs" / "generate.md"
 BEGIN, END = "<!-- flags: written by scripts/flag_docs.py -->", "<!-- end of flags -->"
@@ -18,19 +18,24 @@ BEGIN, END = "<!-- flags: written by scripts/flag_docs.py -->", "<!-- end of fla
 
 def tables() -> str:
     """Every flag, by section of the help."""
-    parts = [_section(group, [flag for flag in FLAGS if flag.group is group]) for group in Group]
-    return "\n".join(parts)
+    return "\n".join(_section(section) for section in Section)
 
 
-def _section(group: Group, flags: list[Flag]) -> str:
-    rows = [f"| {_spelling(flag)} | {flag.help} | {flag.default} |" for flag in flags]
-    head = [f"### {group.value}", "", "| flag | what it does | default |", "| --- | --- | --- |"]
+def _section(section: Section) -> str:
+    rows = [
+        f"| {_spelling(option)} | {option.help} | {option.default_text} |"
+        for option in OPTIONS
+        if option.section is section
+    ]
+    head = [f"### {section.value}", "", "| flag | what it does | default |", "| --- | --- | --- |"]
     return "\n".join([*head, *rows, ""])
 
 
-def _spelling(flag: Flag) -> str:
-    names = ", ".join(f"`{name}`" for spelling in flag.spellings for name in spelling.split("/"))
-    return names if flag.kind in {Kind.SWITCH, Kind.TOGGLE} else f"{names} {flag.kind.value}"
+def _spelling(option: Option) -> str:
+    names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
+    if option.is_flag:
+        return names
+    return f"{names} {option.value_text}".replace("|", "\\|")
 
 
 def with_tables(page: str) -> str:

@@ -10,10 +10,7 @@ import io
 import shlex
 from pathlib import Path
 
-import typer
-from typer.main import get_command
-
-from lipcast.cli.plan import plan_request, register
+from lipcast.cli.plan import plan, plan_request
 from lipcast.planning.hardware import GIB
 from lipcast.planning.layouts import plan_layouts
 
@@ -30,7 +27,7 @@ HEAD = """\
 # Several GPUs
 
 Any number, with one command. The fastest layout is planned, every process is started, watched and ended
-by it:
+by it. This needs Linux (or macOS, for processes of a CPU); on Windows, use WSL 2:
 
 ```bash
 lipcast generate --image me.png --audio hello.wav --ckpt_dir ckpt/Wan2.2-S2V-14B --gpus 4
@@ -154,12 +151,9 @@ def _table(card: str, ram: str) -> str:
 
 
 def _example(command: str) -> str:
-    app = typer.Typer(add_completion=False)
-    app.callback()(lambda: None)
-    register(app)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        get_command(app).main(["plan", *shlex.split(command)], standalone_mode=False)
+        plan.main(shlex.split(command), standalone_mode=False)
     return f"\n```text\n$ lipcast plan {command}\n{out.getvalue().rstrip()}\n```\n"
 
 

@@ -10,9 +10,7 @@ import io
 import shlex
 from pathlib import Path
 
-from typer.main import get_command
-
-from lipcast.cli.plan import plan_request, register
+from lipcast.cli.plan import plan, plan_request
 from lipcast.cli.plan_view import plan_text
 from lipcast.config.geometry import Geometry
 from lipcast.config.models import DiTConfig, VAEConfig
@@ -136,14 +134,9 @@ def document() -> str:
 
 def run(command: str) -> str:
     """What `lipcast plan …` prints."""
-    import typer
-
-    app = typer.Typer(add_completion=False)
-    app.callback()(lambda: None)
-    register(app)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        get_command(app).main(["plan", *shlex.split(command)], standalone_mode=False)
+        plan.main(shlex.split(command), standalone_mode=False)
     return out.getvalue()
 
 

@@ -145,7 +145,7 @@ def test_without_a_rung_left_the_error_says_what_was_tried(
         model.bundle.dit, "ensure_resident", faults.wrap(model.bundle.dit.ensure_resident)
     )
     made = []
-    with pytest.raises(MemoryBudgetError, match=r"block \d+ .*given way: kv_streamed.*allow"):
+    with pytest.raises(MemoryBudgetError, match=r"block \d+ .*tried: kv_streamed.*allow"):
         made += list(session)
     assert isinstance(made, list)
 

@@ -26,7 +26,7 @@ MUTABLE_TYPES = {"list", "dict", "set", "defaultdict", "deque", "Counter"}
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Rule = Callable[[str, ast.Module], Iterator[str]]
-HEAVY = {"torch", "numpy", "transformers", "av", "PIL", "safetensors", "typer", "rich"}
+HEAVY = {"torch", "numpy", "transformers", "av", "PIL", "safetensors", "click", "rich"}
 
 
 def functions(tree: ast.Module) -> list[Function]:

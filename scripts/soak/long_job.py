@@ -23,7 +23,7 @@ from seams import EXAMPLES, long_voice
 from lipcast.cli.main import main as lipcast
 from lipcast.engine.snapshot_file import read_snapshot, write_snapshot
 from lipcast.jobs.independent import pieces_of
-from lipcast.jobs.local import LocalMaker
+from lipcast.jobs.local import LocalRenderer
 from lipcast.jobs.store import Segment, Store
 from lipcast.jobs.tasks import JobEstimate, SegmentTask
 
@@ -44,18 +44,18 @@ def measure(folder: Path, hours: float) -> dict[str, Any]:
     voice = long_voice(folder / "voice.wav", hours * 3600)
     with step(found, "submit"):
         submit(folder, voice)
-    store, maker = Store(folder / "jobs"), LocalMaker()
-    claim = store.lease()
+    store, renderer = Store(folder / "jobs"), LocalRenderer()
+    claim = store.claim()
     assert claim is not None
     request = claim.job.request
     with step(found, "load_and_plan"):
-        estimate = maker.look(request)
+        estimate = renderer.estimate(request)
     num_segments = -(-estimate.num_blocks // SEGMENT_BLOCKS)
     store.plan(claim, num_segments)
     with step(found, "first_segment"):
-        report = maker.make(request, first(folder))
+        report = renderer.render(request, first(folder))
     with step(found, "last_segment"):
-        maker.make(request, last(folder, estimate, num_segments))
+        renderer.render(request, last(folder, estimate, num_segments))
     for number in range(num_segments):
         store.add_segment(claim, Segment(number, "0" * 64, "0" * 64, rounded(report)))
     with step(found, "cut_into_pieces"):

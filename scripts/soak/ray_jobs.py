@@ -24,11 +24,11 @@ import psutil
 import torch
 
 from lipcast.cli.main import main as lipcast
-from lipcast.jobs.local import LocalMaker
-from lipcast.jobs.ray import RayMaker
+from lipcast.jobs.local import LocalRenderer
+from lipcast.jobs.ray import RayRenderer
 from lipcast.jobs.runner import run_jobs
 from lipcast.jobs.store import Store
-from lipcast.jobs.tasks import SegmentMaker
+from lipcast.jobs.tasks import SegmentRenderer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -49,14 +49,14 @@ def measure(folder: Path, num_videos: int, num_workers: int, *, kill: bool) -> d
     places = ("ray", "local", "like_a_worker")
     stores = {name: filled(folder / name, num_videos) for name in places}
     began = time.perf_counter()
-    with RayMaker(LocalMaker, address=None, num_workers=num_workers) as maker:
+    with RayRenderer(LocalRenderer, address=None, num_workers=num_workers) as renderer:
         started_s = time.perf_counter() - began
         if kill:
             Thread(target=kill_one, args=(stores["ray"],)).start()
-        ray_s = timed(stores["ray"], maker)
-    local_s = timed(stores["local"], LocalMaker())
+        ray_s = timed(stores["ray"], renderer)
+    local_s = timed(stores["local"], LocalRenderer())
     torch.set_num_threads(1)  # Ray gives an actor as many as it has CPUs
-    timed(stores["like_a_worker"], LocalMaker())
+    timed(stores["like_a_worker"], LocalRenderer())
     compared = ("ray", "like_a_worker")
     pairs = [[folder / name / f"{i}.mp4" for name in compared] for i in range(num_videos)]
     same = all(ours.read_bytes() == theirs.read_bytes() for ours, theirs in pairs)
@@ -81,9 +81,9 @@ def filled(folder: Path, num_videos: int) -> Store:
     return Store(folder / "jobs")
 
 
-def timed(store: Store, maker: SegmentMaker) -> float:
+def timed(store: Store, renderer: SegmentRenderer) -> float:
     began = time.perf_counter()
-    assert run_jobs(store, maker, tell=lambda line: print(line, file=sys.stderr)) == 0
+    assert run_jobs(store, renderer, log=lambda line: print(line, file=sys.stderr)) == 0
     return time.perf_counter() - began
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from lipcast.api import load
 from lipcast.cli.main import main as lipcast
-from lipcast.jobs.local import LocalMaker
+from lipcast.jobs.local import LocalRenderer
 from lipcast.jobs.runner import run_jobs
 from lipcast.jobs.store import Store
 from lipcast.media.concat import concat
@@ -44,7 +44,7 @@ def main() -> None:
         folder = Path(name)
         voice = long_voice(folder / "voice.wav", (arguments.seams + 1) * SEGMENT_BLOCKS * 0.48)
         submit(folder, voice, arguments)
-        assert run_jobs(Store(folder / "jobs"), LocalMaker(), tell=lambda _: None) == 0
+        assert run_jobs(Store(folder / "jobs"), LocalRenderer(), log=lambda _: None) == 0
         found = {
             "size": arguments.size,
             "infer_frames": int(arguments.infer_frames),

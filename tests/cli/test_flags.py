@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
+import click
 import pytest
+from parsing import parse
 
-from lipcast.cli.flag import CompatNoOp, Flag, Group, Kind, SetsOption, Unsupported
-from lipcast.cli.flag_table import FLAGS
-from lipcast.cli.validate import RawFlags, validate
+from lipcast.cli.command import Option, Section
+from lipcast.cli.compat_flags import COMPAT_FLAGS, CompatFlag, accepted_flags
+from lipcast.cli.main import main
+from lipcast.cli.options import OPTIONS
+from lipcast.cli.request import precision
 from lipcast.config.generate_options import OPTION_NAMES
 from lipcast.errors import NotBuiltError, UsageError
 from lipcast.planning.gpu_options import GPU_OPTION_NAMES
@@ -66,14 +71,11 @@ PUBLIC = (
     "server_name",
     "sample_list",
 )
-BY_NAME = {flag.name: flag for flag in FLAGS}
-ALL_NAMES = [spelling.split("/")[0].lstrip("-") for flag in FLAGS for spelling in flag.spellings]
+ALL_NAMES = [word.lstrip("-") for option in OPTIONS for word in option.opts]
 DRIVEN = {"image", "audio", "prompt", "prompt_embedding", "output", "save_dir", "model", "lora",
-          "device", "precision", "decoder", "segment", "json", "quiet", "verbose", "debug"}  # fmt: skip
-
-
-def given(**values: RawFlags) -> dict[str, RawFlags]:
-    return values
+          "device", "precision", "fp8", "decoder", "segment", "json", "quiet", "verbose", "debug",
+          "base_seed"}  # fmt: skip
+REFUSED = [flag for flag in COMPAT_FLAGS if flag.is_refused]
 
 
 def test_every_public_flag_is_known() -> None:
@@ -82,52 +84,43 @@ def test_every_public_flag_is_known() -> None:
 
 
 def test_every_flag_that_sets_something_sets_what_exists() -> None:
-    targets = {flag.target for flag in FLAGS if isinstance(flag.rule, SetsOption)}
-    assert targets == {*OPTION_NAMES, *MEMORY_OPTION_NAMES, *GPU_OPTION_NAMES, *DRIVEN}
+    names = {option.name for option in OPTIONS} - {flag.name for flag in COMPAT_FLAGS}
+    options = {*OPTION_NAMES, *MEMORY_OPTION_NAMES, *GPU_OPTION_NAMES} - {"seed"}
+    assert names == options | DRIVEN
 
 
-@pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
-def test_every_flag_explains_itself(flag: Flag) -> None:
-    assert flag.help.endswith(".")
-    assert isinstance(flag.rule, Unsupported) == (flag.group is Group.REFUSED)
-    if isinstance(flag.rule, CompatNoOp):
-        assert flag.rule.because
-        assert flag.rule.otherwise or flag.rule.values in {None, (True,)}
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_every_flag_explains_itself(option: Option) -> None:
+    assert option.help and option.help.endswith(".")
+    assert option.hidden is (option.section is Section.REFUSED)
 
 
-@pytest.mark.parametrize(
-    "flag", [f for f in FLAGS if isinstance(f.rule, Unsupported)], ids=lambda f: f.name
-)
-def test_refused_flags_say_what_to_do(flag: Flag) -> None:
-    value: RawFlags = True if flag.kind is Kind.SWITCH else "1"
-    with pytest.raises(NotBuiltError, match=rf"^--{flag.name}: .{{20,}}"):
-        validate({flag.name: value})
+@pytest.mark.parametrize("flag", COMPAT_FLAGS, ids=lambda flag: flag.name)
+def test_every_compatibility_flag_has_a_reason(flag: CompatFlag) -> None:
+    assert flag.otherwise if flag.is_refused else flag.reason
+    assert flag.otherwise or flag.values in {None, (True,)}
+
+
+@pytest.mark.parametrize("flag", REFUSED, ids=lambda flag: flag.name)
+def test_refused_flags_say_what_to_do(flag: CompatFlag, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"--{flag.name}"] if flag.is_switch else [f"--{flag.name}", "1"]
+    assert main(["generate", *words]) == NotBuiltError.exit_code
+    assert re.match(rf"lipcast: --{flag.name}: .{{20,}}\n$", capsys.readouterr().err)
 
 
 def test_the_public_script_for_one_gpu_with_a_merged_checkpoint() -> None:
-    parsed = validate(
-        given(
-            ulysses_size="1",
-            task="s2v-14B",
-            size="704*384",
-            base_seed="420",
-            training_config="liveavatar/configs/s2v_causal_sft.yaml",
-            offload_model="True",
-            convert_model_dtype=True,
-            infer_frames="48",
-            sample_steps="4",
-            sample_guide_scale="0",
-            num_clip="10000",
-            num_gpus_dit="1",
-            sample_solver="euler",
-            single_gpu=True,
-            enable_online_decode=True,
-            using_merged_ckpt=True,
-        ),
+    values = parse(
+        *("--ulysses_size", "1", "--task", "s2v-14B", "--size", "704*384", "--base_seed", "420"),
+        *("--training_config", "liveavatar/configs/s2v_causal_sft.yaml", "--offload_model", "True"),
+        *("--convert_model_dtype", "--infer_frames", "48", "--sample_steps", "4"),
+        *("--sample_guide_scale", "0", "--num_clip", "10000", "--num_gpus_dit", "1"),
+        *("--sample_solver", "euler", "--single_gpu", "--enable_online_decode"),
+        "--using_merged_ckpt",
     )
-    assert parsed.settings == {
+    accepted = accepted_flags(values)
+    assert {name: value for name, value in values.items() if name not in accepted} == {
         "size": "704*384",
-        "seed": 420,
+        "base_seed": 420,
         "infer_frames": 48,
         "sample_steps": 4,
         "num_clip": 10000,
@@ -135,7 +128,7 @@ def test_the_public_script_for_one_gpu_with_a_merged_checkpoint() -> None:
         "num_gpus_dit": 1,
         "ulysses_size": 1,
     }
-    assert set(parsed.accepted) == {
+    assert set(accepted) == {
         "task", "training_config", "convert_model_dtype",
         "sample_guide_scale", "sample_solver", "single_gpu", "enable_online_decode",
         "using_merged_ckpt",
@@ -148,49 +141,53 @@ def test_the_public_script_for_one_gpu_with_a_merged_checkpoint() -> None:
         ("task", "t2v-A14B"),
         ("sample_solver", "unipc"),
         ("sample_guide_scale", "4.5"),
+        ("sample_guide_scale", "nan"),
         ("sample_shift", "5"),
+        ("sample_shift", "inf"),
     ],
 )
 def test_other_values_of_accepted_flags_are_refused(name: str, value: str) -> None:
-    with pytest.raises(NotBuiltError, match=rf"^--{name}: expected .*; got"):
-        validate({name: value})
+    with pytest.raises(NotBuiltError, match=rf"^--{name}: expected .*; got {value}$"):
+        accepted_flags(parse(f"--{name}", value))
 
 
 def test_offloading_is_a_setting() -> None:
-    flags = given(offload_model="True", offload_kv_cache=True, vram="12GB", t5_cpu=True)
-    parsed = validate(flags)
-    assert parsed.settings == {"offload_model": True, "offload_kv_cache": True, "vram": "12GB"}
-    assert set(parsed.accepted) == {"t5_cpu"}
+    values = parse("--offload_model", "True", "--offload-kv-cache", "--vram", "12GB", "--t5_cpu")
+    assert set(accepted_flags(values)) == {"t5_cpu"}
+    del values["t5_cpu"]
+    assert values == {"offload_model": True, "offload_kv_cache": True, "vram": "12GB"}
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "expected"),
+    ("name", "value"),
     [
-        ("infer_frames", "4.5", "a whole number"),
-        ("base_seed", "", "a whole number"),
-        ("sample_guide_scale", "much", "a number"),
-        ("sample_guide_scale", "nan", "a number"),
-        ("sample_shift", "inf", "a number"),
-        ("offload_model", "maybe", "True or False"),
+        ("infer_frames", "4.5"),
+        ("base_seed", ""),
+        ("sample_guide_scale", "much"),
+        ("offload_model", "maybe"),
+        ("segment", "soon"),
+        ("precision", "fp7"),
     ],
 )
-def test_a_value_of_the_wrong_kind(name: str, value: str, expected: str) -> None:
-    with pytest.raises(UsageError, match=f'^--{name}: expected {expected}, got "{value}"$'):
-        validate({name: value})
+def test_a_value_of_the_wrong_type(name: str, value: str) -> None:
+    with pytest.raises(click.UsageError) as caught:
+        parse(f"--{name}", value)
+    assert f"'--{name}'" in caught.value.format_message()
+    assert repr(value) in caught.value.format_message()
 
 
 def test_fp8_is_a_precision_and_contradicts_another() -> None:
-    assert validate(given(fp8=True)).settings == {"precision": "fp8"}
-    assert validate(given(fp8=True, precision="fp8")).settings == {"precision": "fp8"}
+    assert precision(parse("--fp8")) == "fp8"
+    assert precision(parse("--fp8", "--precision", "fp8")) == "fp8"
+    assert precision(parse("--precision", "int4")) == "int4"
     with pytest.raises(
         UsageError, match=r"^--fp8: asks for precision fp8, and --precision for int4"
     ):
-        validate(given(fp8=True, precision="int4"))
+        precision(parse("--fp8", "--precision", "int4"))
 
 
 def test_the_public_script_with_an_adapter() -> None:
-    flags = given(load_lora=True, lora="Quark-Vision/Live-Avatar", training_config="a.yaml")
-    parsed = validate(flags)
-    assert parsed.settings == {"lora": "Quark-Vision/Live-Avatar"}
-    assert set(parsed.accepted) == {"load_lora", "training_config"}
-    assert set(BY_NAME["lora"].spellings) == {"--lora", "--lora_path", "--lora_path_dmd"}
+    for spelling in ("--lora", "--lora_path", "--lora_path_dmd"):
+        values = parse("--load_lora", spelling, "Quark-Vision/Live-Avatar")
+        assert values == {"load_lora": True, "lora": ("Quark-Vision/Live-Avatar",)}
+        assert set(accepted_flags(values)) == {"load_lora"}

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from parsing import flags, parse
 
 import lipcast
-from lipcast.cli.long_video import MeteredMaker, is_long
+from lipcast.cli.long_video import MeteredRenderer, is_long
 from lipcast.cli.main import main
 from lipcast.cli.request import read_request
-from lipcast.cli.validate import RawFlags
 from lipcast.env import cache_dir
 from lipcast.errors import OutputError, UsageError
 from lipcast.jobs.store import Store
@@ -45,15 +45,15 @@ def told(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, num_blocks: int, error: BaseException) -> None:
     """The first run ends with `error` when so many blocks are made; the second does not."""
-    count, left = MeteredMaker._count, [num_blocks]
+    count, left = MeteredRenderer._count, [num_blocks]
 
-    def counted(self: MeteredMaker, num_frames: int) -> None:
+    def counted(self: MeteredRenderer, num_frames: int) -> None:
         left[0] -= 1
         if left[0] == 0:
             raise error
         count(self, num_frames)
 
-    monkeypatch.setattr(MeteredMaker, "_count", counted)
+    monkeypatch.setattr(MeteredRenderer, "_count", counted)
 
 
 def test_the_video_is_that_of_one_piece(capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,8 +102,10 @@ def test_the_same_command_goes_on(
     (job,) = Store(cache_dir() / "jobs").jobs()
     assert job.state == ("waiting" if exit_code == 130 else "failed")
     made: list[int] = []
-    count = MeteredMaker._count
-    monkeypatch.setattr(MeteredMaker, "_count", lambda self, n: (made.append(n), count(self, n))[1])
+    count = MeteredRenderer._count
+    monkeypatch.setattr(
+        MeteredRenderer, "_count", lambda self, n: (made.append(n), count(self, n))[1]
+    )
     assert generate() == 0
     assert sum(made) == whole["frames"] - finished  # type: ignore[operator]
     assert told(capsys)["frames"] == whole["frames"]
@@ -159,18 +161,18 @@ def test_what_is_finished_is_kept_without_the_store(
         monkeypatch.setattr(Store, method, broken)
         raise OutputError("no room")
 
-    monkeypatch.setattr(MeteredMaker, "_count", once_full(stop))
+    monkeypatch.setattr(MeteredRenderer, "_count", once_full(stop))
     assert generate() == 6
     stopped = told(capsys)
     assert str(stopped["reason"]).startswith("no room")
     assert stopped["frames"] == len(read_video("a.mp4").frames) == 2 * SEGMENT_BLOCKS * 12
 
 
-def once_full(stop: Callable[[], None]) -> Callable[[MeteredMaker, int], None]:
+def once_full(stop: Callable[[], None]) -> Callable[[MeteredRenderer, int], None]:
     """Counts five blocks, then stops."""
     counted: list[int] = []
 
-    def count(_self: MeteredMaker, num_frames: int) -> None:
+    def count(_self: MeteredRenderer, num_frames: int) -> None:
         counted.append(num_frames)
         if len(counted) == 2 * SEGMENT_BLOCKS + 1:
             stop()
@@ -186,7 +188,7 @@ def test_a_voice_that_is_gone_is_no_reason_to_lose_segments(
         Path("voice.wav").unlink()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(MeteredMaker, "_count", once_full(stop))
+    monkeypatch.setattr(MeteredRenderer, "_count", once_full(stop))
     assert generate() == 130
     said = capsys.readouterr().err
     assert "finished segments are kept in" in said and "voice.wav" in said
@@ -261,29 +263,24 @@ def test_what_is_long(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     seconds: float,
-    more: dict[str, RawFlags],
+    more: dict[str, str],
     long: bool,
 ) -> None:
     monkeypatch.setattr("lipcast.cli.long_video.LONG_S", 12)
     voice = write_wav(folder / "long.wav", seconds, 16_000)
-    given: dict[str, RawFlags] = {
-        "image": str(EXAMPLES / "portrait_0.png"),
-        "audio": str(voice),
-        **more,
-    }
-    assert is_long(read_request(given)) is long
+    given = {"image": str(EXAMPLES / "portrait_0.png"), "audio": str(voice), **more}
+    assert is_long(read_request(parse(*flags(**given)))) is long
 
 
 def test_processes_of_a_launcher_make_one_piece(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lipcast.cli.long_video.LONG_S", 1)
-    given: dict[str, RawFlags] = {
-        "image": str(EXAMPLES / "portrait_0.png"), "audio": str(folder / "voice.wav")
-    }  # fmt: skip
+    words = {"image": str(EXAMPLES / "portrait_0.png"), "audio": str(folder / "voice.wav")}
+    given = parse(*flags(**words))
     assert is_long(read_request(given))
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "here"}.items():
         monkeypatch.setenv(name, value)
     assert not is_long(read_request(given))
     with pytest.raises(UsageError, match=r"--segment: .* use --gpus"):
-        is_long(read_request(given | {"segment": "30s"}))
+        is_long(read_request(given | {"segment": 30.0}))

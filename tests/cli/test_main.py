@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import torch
 from fake_model import FRAMES, NUM_BLOCKS, FakeModel
 from PIL import Image
 
+from lipcast.cli.app import make_app
 from lipcast.cli.main import main
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.errors import InputError, OutputError
@@ -118,8 +120,8 @@ def test_what_ends_early_keeps_its_frames(
     [
         (KeyboardInterrupt(), 130, "stopped; nothing was written"),
         (InputError("expected a picture, got a poem"), 3, "expected a picture, got a poem"),
-        (MemoryError(), 5, "memory ran out; choose a smaller --size"),
-        (KeyError("x"), 70, "unexpected KeyError: 'x'; this is a defect, run with --debug"),
+        (MemoryError(), 5, "out of memory. Lower --size or --infer_frames"),
+        (KeyError("x"), 70, "unexpected KeyError: 'x'. This is a defect; run again with --debug."),
     ],
 )
 def test_what_fails_before_the_first_frame_leaves_the_output_alone(
@@ -188,9 +190,7 @@ def test_a_prompt_comes_as_text_or_as_a_file(
     model = install(monkeypatch, FakeModel())
     path = files / "prompt.safetensors"
     assert generate("--prompt_embedding", "prompt.safetensors") == 3
-    assert (
-        "--prompt_embedding: expected a prompt embedding, found nothing" in capsys.readouterr().err
-    )
+    assert "--prompt_embedding: prompt.safetensors does not exist" in capsys.readouterr().err
     path.write_text("a calm man, in words and not in numbers")
     assert generate("--prompt_embedding", "prompt.safetensors") == 4
     assert "prompt.safetensors: expected a safetensors file" in capsys.readouterr().err
@@ -211,10 +211,12 @@ def test_quiet_says_nothing(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["generate", "--imge", "x"], "No such option: --imge"),
+        (["generate", "--imge", "x"], "No such option '--imge'. (Did you mean one of: '--image'"),
         (["generate", "--size"], "'--size' requires an argument"),
         (["generate", "stray"], "stray"),
         (["conjure"], "No such command 'conjure'"),
+        (["generat"], "No such command 'generat'. Did you mean 'generate'?"),
+        (["job", "lst"], "See `lipcast job --help`"),
         (["generate", "--pose-video", "x"], "--pose_video: driving by a pose video is not"),
         (["generate", "--fp8", "--precision", "int4"], "--fp8: asks for precision fp8, and"),
         (["info", "--infer_frames", "30"], "infer_frames: expected a multiple of 4"),
@@ -239,6 +241,108 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str], verb: str) -> None:
     assert f"lipcast {verb} " in shown
     assert ("--infer_frames" in shown) is (verb in VIDEO_VERBS)
     assert "--json" in shown
+
+
+def shown_help(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main([*words, "--help"]) == 0
+    return capsys.readouterr().out
+
+
+def test_help_of_generate_starts_with_what_people_need(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = shown_help(capsys, "generate")
+    listed = shown.partition("Main options:")[2].splitlines()
+    options = [line.split()[0].rstrip(",") for line in listed if line.startswith("  -")]
+    assert options[:6] == ["--image", "--audio", "--prompt", "-o", "--size", "--vram"]
+    headings = [line for line in shown.splitlines() if line.endswith(":") and line[0] != " "]
+    assert headings[0] == "Main options:" and headings[-1] == "Examples:"
+    assert "--pose_video " not in shown
+
+
+@pytest.mark.parametrize("width", ["80", "120"])
+def test_help_pages_fit_and_show_one_example_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    for name, command in make_app().commands.items():
+        shown = shown_help(capsys, name)
+        head, _, examples = shown.partition("\nExamples:\n")
+        assert max(map(len, head.splitlines())) <= int(width), name
+        expected = [
+            line for example in getattr(command, "examples", ()) for line in example.split("\n")
+        ]
+        assert [line[2:] for line in examples.splitlines()] == expected, name
+        assert all(line.startswith(("lipcast ", "    --")) for line in expected), name
+    assert max(map(len, shown_help(capsys).splitlines())) <= int(width)
+    assert "..." not in shown_help(capsys).replace("[ARGS]...", ""), "a summary was cut"
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("lipcast gen", {"generate"}),
+        ("lipcast generate --kv", {"--kv_precision"}),
+        ("lipcast generate --kv_precision f", {"fp32", "fp8"}),
+        ("lipcast job c", {"cancel"}),
+    ],
+)
+def test_the_shell_completes_commands_options_and_choices(words: str, completed: set[str]) -> None:
+    *_, last = words.split(" ")
+    answer = run_process(
+        [], _LIPCAST_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=str(words.count(" "))
+    )
+    found = {line.partition(",")[2] for line in answer.stdout.splitlines()}
+    assert found == completed, last
+
+
+def test_completion_is_turned_on_by_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--show-completion", "bash"]) == 0
+    assert capsys.readouterr().out == 'eval "$(_LIPCAST_COMPLETE=bash_source lipcast)"\n'
+    assert (
+        "complete -o nosort -F _lipcast_completion"
+        in run_process([], _LIPCAST_COMPLETE="bash_source").stdout
+    )
+
+
+def run_process(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    script = f"import sys; sys.argv = ['lipcast', *{arguments!r}]; from lipcast.cli.main import run; run()"
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True, text=True, check=False, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_signals_that_end_a_process_are_like_ctrl_c(files: Path, name: str) -> None:
+    script = (
+        "import os, signal, sys; sys.path.insert(0, sys.argv[1]); NAME = sys.argv[2]\n"
+        "import lipcast.api; from fake_model import FakeModel; from lipcast.cli import main\n"
+        "class Signalled(FakeModel):\n"
+        "    def stream(self, **asked):\n"
+        "        os.kill(os.getpid(), getattr(signal, NAME))\n"
+        "        return super().stream(**asked)\n"
+        "lipcast.api.load = Signalled().load\n"
+        "sys.argv[1:] = ['generate', '--image', 'me.png', '--audio', 'hello.wav', '--json']\n"
+        "main.run()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(Path(__file__).parent), name],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 130, done.stderr
+    assert json.loads(done.stdout)["error"]["kind"] == "CancelledError"
+    assert "stopped; nothing was written" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_closed_terminal_is_ignored_where_its_parent_ignores_it() -> None:
+    script = (
+        "import os, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "from lipcast.cli.signals import interrupt_on_termination\n"
+        "interrupt_on_termination(); os.kill(os.getpid(), signal.SIGHUP); print('alive')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "alive\n"
 
 
 def test_help_and_info_start_without_torch() -> None:

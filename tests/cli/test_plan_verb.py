@@ -10,12 +10,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import click
 import pytest
-import typer
-from typer.main import get_command
 
-from lipcast.cli import plan as verb
-from lipcast.cli.plan import plan_request, read_driver, register
+from lipcast.cli.plan import plan, plan_request, read_driver
 from lipcast.errors import CheckpointError, MemoryBudgetError, UsageError
 from lipcast.planning.hardware import GIB
 
@@ -23,10 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments: str) -> None:
-    app = typer.Typer(add_completion=False)
-    app.callback()(lambda: None)
-    register(app)
-    get_command(app).main(["plan", *arguments], standalone_mode=False)
+    plan.main(list(arguments), standalone_mode=False)
 
 
 def document(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
@@ -115,11 +110,19 @@ def test_several_gpus_show_a_timeline(capsys: pytest.CaptureFixture[str]) -> Non
     [
         (("--gpu", "rtx9999"), UsageError, "expected one of"),
         (("--gpu", "h100", "--vram", "much"), UsageError, "bytes: expected a size"),
-        (("--gpu", "h100", "--precision", "fp7"), UsageError, "--precision: expected one of"),
-        (("--gpu", "h100", "--schedule", "random"), UsageError, "schedule: expected one of"),
+        (
+            ("--gpu", "h100", "--precision", "fp7"),
+            click.UsageError,
+            "'--precision': 'fp7' is not one of",
+        ),
+        (
+            ("--gpu", "h100", "--schedule", "random"),
+            click.UsageError,
+            "'--schedule': 'random' is not",
+        ),
         (("--gpu", "h100", "--infer_frames", "30"), UsageError, "multiple of 4"),
         (("--gpu", "h100", "--gpus", "0"), UsageError, "at least 1"),
-        (("--gpu", "h100", "--num_gpus_dit", "3"), UsageError, "expected --gpus"),
+        (("--gpu", "h100", "--num_gpus_dit", "3"), UsageError, "needs --gpus"),
         (("--gpu", "h100", "--gpus", "4", "--num_gpus_dit", "9"), UsageError, "possible near it"),
         (("--gpu", "h100", "--fallback", "magic"), UsageError, "fallback: expected"),
         (("--gpu", "h100", "--model", "nowhere"), CheckpointError, "which is none of them"),
@@ -129,19 +132,22 @@ def test_several_gpus_show_a_timeline(capsys: pytest.CaptureFixture[str]) -> Non
 def test_what_makes_no_sense_is_refused(
     arguments: tuple[str, ...], error: type[Exception], words: str
 ) -> None:
-    with pytest.raises(error, match=words):
+    with pytest.raises(error) as caught:
         run(*arguments)
+    assert words in getattr(caught.value, "format_message", lambda: str(caught.value))()
 
 
 def test_without_a_gpu_one_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verb, "_driver_says", lambda: "")
+    monkeypatch.setattr("lipcast.cli.plan._driver_says", lambda: "")
     with pytest.raises(UsageError, match="no GPU found"):
         plan_request({})
 
 
 def test_the_machine_is_asked_where_no_card_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verb, "_driver_says", lambda: "NVIDIA GeForce RTX 3090, 24576\nother, 1")
-    monkeypatch.setattr(verb, "_free_ram_bytes", lambda: 48 * GIB)
+    monkeypatch.setattr(
+        "lipcast.cli.plan._driver_says", lambda: "NVIDIA GeForce RTX 3090, 24576\nother, 1"
+    )
+    monkeypatch.setattr("lipcast.cli.plan._free_ram_bytes", lambda: 48 * GIB)
     request = plan_request({})
     assert request.hardware.name == "rtx3090" and request.budget.ram_bytes == 48 * GIB
     assert request.budget.vram_bytes == 24576 * 2**20
@@ -170,10 +176,8 @@ def test_unknown_cards_are_refused(listing: str) -> None:
 
 def test_planning_starts_without_torch() -> None:
     code = (
-        "import sys, typer; from typer.main import get_command; "
-        "from lipcast.cli.plan import register; app = typer.Typer(); "
-        "app.callback()(lambda: None); register(app); "
-        "get_command(app).main(['plan', '--gpu', 'h100', '--json'], standalone_mode=False); "
+        "import sys; from lipcast.cli.main import main; "
+        "assert main(['plan', '--gpu', 'h100', '--json']) == 0; "
         "assert not {'torch', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)

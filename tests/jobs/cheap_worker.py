@@ -28,7 +28,7 @@ class Drawn:
     frames: np.ndarray
 
 
-class CheapMaker:
+class CheapRenderer:
     """The state of a video is a number of blocks and a hash; a block's pictures are drawn from it."""
 
     width = 1
@@ -37,12 +37,12 @@ class CheapMaker:
         self._block_s = block_s
         self.made: list[int] = []
 
-    def look(self, request: Mapping[str, Any]) -> JobEstimate:
+    def estimate(self, request: Mapping[str, Any]) -> JobEstimate:
         audio = open_audio(request["audio"])
         num_blocks = -(-audio.num_samples // (audio.sample_rate * 12 // 25))
-        return JobEstimate(num_blocks, SIDE, SIDE, {"maker": "cheap"})
+        return JobEstimate(num_blocks, SIDE, SIDE, {"renderer": "cheap"})
 
-    def make(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
+    def render(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
         first, state = 0, b"portrait" + (task.audio or Path()).name.encode()
         if task.snapshot is not None:
             first, state = int(task.snapshot.read_bytes()[:8]), task.snapshot.read_bytes()[8:]
@@ -74,4 +74,4 @@ class CheapMaker:
 
 
 if __name__ == "__main__":
-    sys.exit(run_jobs(Store(Path(sys.argv[1])), CheapMaker(float(sys.argv[2]))))
+    sys.exit(run_jobs(Store(Path(sys.argv[1])), CheapRenderer(float(sys.argv[2]))))

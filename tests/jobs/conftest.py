@@ -1,4 +1,4 @@
-"""A workspace, and jobs for stand-in makers."""
+"""A workspace, and jobs for stand-in renderers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lipcast.jobs.runner import file_sha256
+from lipcast.jobs.runner import input_sha256
 from lipcast.jobs.store import Store
 
 Submit = Callable[..., str]
@@ -27,7 +27,7 @@ def submit(store: Store, portrait: Path, sound: Any) -> Submit:
         audio = sound(seconds)
         return store.submit([{
             "image": str(portrait), "audio": str(audio), "output": str(output), "segment_s": 0.96,
-            "sha256": {str(path): file_sha256(path) for path in (portrait, audio)},
+            "sha256": {str(path): input_sha256(path) for path in (portrait, audio)},
             "options": {"seed": 1}, "keep_segments": False, "independent": False, **more,
         }])[0]  # fmt: skip
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cheap_worker import CheapMaker
+from cheap_worker import CheapRenderer
 
 from lipcast.errors import OutputError, UsageError
 from lipcast.jobs.runner import run_jobs
@@ -45,7 +45,7 @@ def quiet(_: str) -> None:
 def test_a_disk_that_is_full_at_any_place(store: Store, submit: Submit, tmp_path: Path) -> None:
     """No file may grow beyond a limit: segments, the joined video, or the store itself give way."""
     submit(tmp_path / "whole.mp4", 4.0)
-    assert run_jobs(store, CheapMaker(), tell=quiet) == 0
+    assert run_jobs(store, CheapRenderer(), log=quiet) == 0
     whole = (tmp_path / "whole.mp4").read_bytes()
     for limit in (3000, len(whole) - 500):
         output = tmp_path / f"{limit}.mp4"
@@ -61,7 +61,7 @@ def test_a_disk_that_is_full_at_any_place(store: Store, submit: Submit, tmp_path
         assert "File too large" in job.error or "OutputError" in done.stderr
         if job.state == "failed":
             store.retry(name)
-        assert run_jobs(store, CheapMaker(), tell=quiet) == 0
+        assert run_jobs(store, CheapRenderer(), log=quiet) == 0
         assert output.read_bytes() == whole
 
 
@@ -76,19 +76,19 @@ def test_an_output_that_cannot_be_written(
         return open_file(path, mode, *how, **more)  # type: ignore[call-overload]
 
     folder.mkdir()
-    name, maker = submit(folder / "a.mp4", 2.0), CheapMaker()
+    name, renderer = submit(folder / "a.mp4", 2.0), CheapRenderer()
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", read_only)
-        assert run_jobs(store, maker, tell=quiet) == 1
+        assert run_jobs(store, renderer, log=quiet) == 1
     assert "check the folder and its rights" in store.job(name).error
-    assert not maker.made and not any(folder.iterdir())  # found out before anything was made
+    assert not renderer.made and not any(folder.iterdir())  # found out before anything was made
     gone = submit(tmp_path / "gone" / "a.mp4", 2.0)
-    assert run_jobs(store, maker, tell=quiet) == 1
+    assert run_jobs(store, renderer, log=quiet) == 1
     assert "expected an existing folder" in store.job(gone).error
     for job in (name, gone):
         store.retry(job)
     (tmp_path / "gone").mkdir()
-    assert run_jobs(store, maker, tell=quiet) == 0
+    assert run_jobs(store, renderer, log=quiet) == 0
     assert (folder / "a.mp4").read_bytes() == (tmp_path / "gone" / "a.mp4").read_bytes()
 
 
@@ -103,12 +103,12 @@ def test_a_store_that_another_process_holds(
     with subprocess.Popen([*command, str(held_s)], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
         if held_s < waits_s:
-            assert run_jobs(store, CheapMaker(), tell=quiet) == 0
+            assert run_jobs(store, CheapRenderer(), log=quiet) == 0
         else:
-            with pytest.raises(OutputError, match=r"locked.*no other program holds it"):
-                run_jobs(store, CheapMaker(), tell=quiet)
+            with pytest.raises(OutputError, match=r"locked.*no other program holds the file"):
+                run_jobs(store, CheapRenderer(), log=quiet)
             other.kill()
-    assert run_jobs(store, CheapMaker(), tell=quiet) == 0
+    assert run_jobs(store, CheapRenderer(), log=quiet) == 0
     assert store.job(name).state == "finished"
 
 
@@ -133,32 +133,32 @@ def test_a_clock_that_goes_back(
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: float(next(now)))
         names = [submit(tmp_path / f"{number}.mp4", 2.0) for number in range(3)]
-        assert run_jobs(store, CheapMaker(), tell=quiet) == 0
+        assert run_jobs(store, CheapRenderer(), log=quiet) == 0
     assert [job.id for job in store.jobs()] == names  # in the order in which they came
     assert [job.lease for job in store.jobs()] == [1, 1, 1]
     videos = {(tmp_path / f"{number}.mp4").read_bytes() for number in range(3)}
     assert len(videos) == 1
 
 
-class Interrupted(CheapMaker):
+class Interrupted(CheapRenderer):
     """Two at a time; the fourth segment is when somebody presses Ctrl-C."""
 
     width = 2
     pressed = False
 
-    def make(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
+    def render(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
         if len(self.made) >= 6 and not self.pressed:
             self.pressed = True
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # type: ignore[arg-type]
-        return super().make(request, task)
+        return super().render(request, task)
 
 
 def test_ctrl_c_puts_all_jobs_back(store: Store, submit: Submit, tmp_path: Path) -> None:
     names = [submit(tmp_path / f"{number}.mp4") for number in range(3)]
-    maker = Interrupted(0.01)
+    renderer = Interrupted(0.01)
     with pytest.raises(KeyboardInterrupt):
-        run_jobs(store, maker, tell=lambda _: None)
+        run_jobs(store, renderer, log=lambda _: None)
     assert {store.job(name).state for name in names} == {"waiting"}
-    assert len(maker.made) < 3 * 19, "it did not wait for the end of all"
-    assert run_jobs(store, CheapMaker(), tell=lambda _: None) == 0
+    assert len(renderer.made) < 3 * 19, "it did not wait for the end of all"
+    assert run_jobs(store, CheapRenderer(), log=lambda _: None) == 0
     assert {store.job(name).state for name in names} == {"finished"}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cheap_worker import CheapMaker
+from cheap_worker import CheapRenderer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -80,20 +80,20 @@ def test_pieces_share_one_block(sound: Any, tmp_path: Path) -> None:
 def test_a_job_of_independent_segments(store: Store, submit: Submit, tmp_path: Path) -> None:
     output = tmp_path / "a.mp4"
     name = submit(output, 9.0, segment_s=1.92, independent=True)
-    maker = CheapMaker()
-    assert run_jobs(store, maker, tell=lambda _: None) == 0
+    renderer = CheapRenderer()
+    assert run_jobs(store, renderer, log=lambda _: None) == 0
     video = read_video(output)
     assert len(video.frames) == 228  # 19 whole blocks of the stand-in
-    assert maker.made.count(0) == len(store.segments(name)) >= 4
+    assert renderer.made.count(0) == len(store.segments(name)) >= 4
     assert {path.name for path in store.folder(name).iterdir()} == {"lock", "log", "result.json"}
     wide = tmp_path / "b.mp4"
     submit(wide, 9.0, segment_s=1.92, independent=True)
-    side_by_side = CheapMaker(0.01)
+    side_by_side = CheapRenderer(0.01)
     side_by_side.width = 3
-    assert run_jobs(store, side_by_side, tell=lambda _: None) == 0
+    assert run_jobs(store, side_by_side, log=lambda _: None) == 0
     assert wide.read_bytes() == output.read_bytes()
     short = submit(tmp_path / "c.mp4", 9.0, independent=True)
-    assert run_jobs(store, CheapMaker(), tell=lambda _: None) == 1
+    assert run_jobs(store, CheapRenderer(), log=lambda _: None) == 1
     assert "at least 1.92 s" in store.job(short).error
 
 

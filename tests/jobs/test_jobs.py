@@ -5,23 +5,24 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cheap_worker import CheapMaker
+from cheap_worker import CheapRenderer
 
 import lipcast
 from lipcast.cli.main import main
 from lipcast.errors import CancelledError, LipcastError, OutputError, UsageError
-from lipcast.jobs.local import LocalMaker
-from lipcast.jobs.runner import file_sha256, run_job, run_jobs
+from lipcast.jobs.local import LocalRenderer
+from lipcast.jobs.runner import input_sha256, run_job, run_jobs
 from lipcast.jobs.store import Segment, Store
 from lipcast.jobs.tasks import SegmentTask
 from lipcast.media.video import read_video
@@ -77,8 +78,8 @@ def test_killed_at_any_moment_the_video_is_the_same(
         assert output.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
         result = json.loads(output.with_name(f"{output.name}.json").read_text())
         assert [segment["number"] for segment in result["segments"]] == list(range(10))
-        assert result["sha256"] == file_sha256(output)
-        run_jobs(store, CheapMaker(), tell=quiet)  # tidies up where the end of a job was cut off
+        assert result["sha256"] == input_sha256(output)
+        run_jobs(store, CheapRenderer(), log=quiet)  # tidies up where the end of a job was cut off
         assert {path.name for path in store.folder(name).iterdir()} == {
             "lock",
             "log",
@@ -115,14 +116,14 @@ def test_the_clock_does_not_decide(
 
 
 def test_a_failed_job_says_why_and_goes_on(store: Store, submit: Submit, tmp_path: Path) -> None:
-    class Fails(CheapMaker):
-        def make(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
+    class Fails(CheapRenderer):
+        def render(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
             if task.end_block > 6:
                 raise OutputError("the disk is full; make room")
-            return super().make(request, task)
+            return super().render(request, task)
 
     name = submit(tmp_path / "a.mp4")
-    assert run_jobs(store, Fails(), tell=quiet) == 1
+    assert run_jobs(store, Fails(), log=quiet) == 1
     assert (store.job(name).state, store.job(name).error) == (
         "failed",
         "the disk is full; make room",
@@ -130,9 +131,9 @@ def test_a_failed_job_says_why_and_goes_on(store: Store, submit: Submit, tmp_pat
     assert not (tmp_path / "a.mp4").exists() and len(store.segments(name)) == 3
     assert store.lease() is None
     store.retry(name)
-    maker = CheapMaker()
-    assert run_jobs(store, maker, tell=quiet) == 0
-    assert maker.made == list(range(6, 19)) and (tmp_path / "a.mp4").exists()
+    renderer = CheapRenderer()
+    assert run_jobs(store, renderer, log=quiet) == 0
+    assert renderer.made == list(range(6, 19)) and (tmp_path / "a.mp4").exists()
     with pytest.raises(UsageError, match="failed or cancelled"):
         store.retry(name)
 
@@ -142,7 +143,7 @@ def test_damaged_segments_and_changed_inputs_are_noticed(
 ) -> None:
     image = shutil.copy(portrait, tmp_path / "me.png")
     name = submit(tmp_path / "a.mp4", image=str(image), keep_segments=True)
-    assert run_jobs(store, CheapMaker(), tell=quiet) == 0
+    assert run_jobs(store, CheapRenderer(), log=quiet) == 0
     whole = (tmp_path / "a.mp4").read_bytes()
     damaged = store.folder(name) / "segment-00004.mp4"
     damaged.write_bytes(damaged.read_bytes()[:-9])
@@ -154,31 +155,31 @@ def test_damaged_segments_and_changed_inputs_are_noticed(
     assert lease is not None
     for segment in store.segments(name).values():
         store.add_segment(lease, segment)
-    maker = CheapMaker()
-    run_job(store, lease, maker, tell=quiet)
+    renderer = CheapRenderer()
+    run_job(store, lease, renderer, log=quiet)
     lease.release()
-    assert maker.made == [8, 9] and (tmp_path / "b.mp4").read_bytes() == whole
-    changed = submit(tmp_path / "c.mp4", sha256={str(image): file_sha256(Path(image))})
+    assert renderer.made == [8, 9] and (tmp_path / "b.mp4").read_bytes() == whole
+    changed = submit(tmp_path / "c.mp4", sha256={str(image): input_sha256(Path(image))})
     Path(image).write_bytes(b"another picture")
-    assert run_jobs(store, CheapMaker(), tell=quiet) == 1
+    assert run_jobs(store, CheapRenderer(), log=quiet) == 1
     assert "was submitted" in store.job(changed).error
 
 
 def test_space_is_checked_before(
     store: Store, submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name, maker = submit(tmp_path / "a.mp4"), CheapMaker()
+    name, renderer = submit(tmp_path / "a.mp4"), CheapRenderer()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
-    assert run_jobs(store, maker, tell=quiet) == 1
-    assert "MiB free" in store.job(name).error and not maker.made
+    assert run_jobs(store, renderer, log=quiet) == 1
+    assert "MiB are free" in store.job(name).error and not renderer.made
 
 
 def test_a_store_that_cannot_be_used_says_so(tmp_path: Path) -> None:
     (tmp_path / "jobs.sqlite").write_bytes(b"no database, " * 99)
-    with pytest.raises(OutputError, match="store of jobs"):
+    with pytest.raises(OutputError, match=r"cannot read and write .*jobs\.sqlite"):
         Store(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="workspace"):
+    with pytest.raises(OutputError, match="cannot keep jobs in"):
         Store(tmp_path / "file")
 
 
@@ -203,9 +204,9 @@ def test_the_embedded_model_by_the_command_line(
     )["jobs"]  # fmt: skip
     command(capsys, "job", "run", "--job", first, *place)
     for ends_at in (1, 2, 3):  # a worker that dies after every segment
-        monkeypatch.setattr(LocalMaker, "make", dying(LocalMaker.make, after=1))
+        monkeypatch.setattr(LocalRenderer, "render", dying(LocalRenderer.render, after=1))
         with suppress(Died):
-            run_jobs(Store(tmp_path / "jobs"), LocalMaker(), tell=quiet)
+            run_jobs(Store(tmp_path / "jobs"), LocalRenderer(), log=quiet)
         monkeypatch.undo()
         monkeypatch.setattr("lipcast.api.load", lambda *_, **__: tiny)
         assert len(Store(tmp_path / "jobs").segments(second)) == ends_at
@@ -240,16 +241,16 @@ def dying(make: Callable[..., Any], after: int) -> Callable[..., Any]:
 def test_cancelled_jobs_stop_and_can_be_removed(
     store: Store, submit: Submit, tmp_path: Path
 ) -> None:
-    class Cancels(CheapMaker):
-        def make(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
+    class Cancels(CheapRenderer):
+        def render(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
             if task.end_block == 4:
                 with pytest.raises(UsageError, match="cancel it first"):
                     store.remove(name)
                 store.cancel(name)
-            return super().make(request, task)
+            return super().render(request, task)
 
     name = submit(tmp_path / "a.mp4")
-    assert run_jobs(store, Cancels(), tell=quiet) == 0
+    assert run_jobs(store, Cancels(), log=quiet) == 0
     assert store.job(name).state == "cancelled" and not (tmp_path / "a.mp4").exists()
     assert len(store.segments(name)) == 1
     store.remove(name)
@@ -260,14 +261,42 @@ def test_cancelled_jobs_stop_and_can_be_removed(
 
 def test_a_stream_is_written_if_asked(store: Store, submit: Submit, tmp_path: Path) -> None:
     name = submit(tmp_path / "a.mp4", 4.0, hls=True)
-    assert run_jobs(store, CheapMaker(), tell=quiet) == 0
+    assert run_jobs(store, CheapRenderer(), log=quiet) == 0
     playlist = Path(json.loads((tmp_path / "a.mp4.json").read_text())["hls"])
     assert len(read_video(playlist).frames) == len(read_video(tmp_path / "a.mp4").frames) == 108
     # Found to be impossible before any work is done.
     shutil.rmtree(playlist.parent)
     playlist.parent.write_text("something else")
     again = submit(tmp_path / "a.mp4", 4.0, hls=True)
-    maker = CheapMaker()
-    assert run_jobs(store, maker, tell=quiet) == 1
+    renderer = CheapRenderer()
+    assert run_jobs(store, renderer, log=quiet) == 1
     assert "move it away" in store.job(again).error
-    assert maker.made == [] and store.job(name).state == "finished"
+    assert renderer.made == [] and store.job(name).state == "finished"
+
+
+def test_a_store_of_an_earlier_version_is_migrated(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "jobs.sqlite")) as base:
+        base.executescript(
+            "CREATE TABLE jobs (place INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, "
+            "state TEXT NOT NULL, request TEXT NOT NULL, claim INTEGER NOT NULL DEFAULT 0, "
+            "num_segments INTEGER, error TEXT NOT NULL DEFAULT '', submitted_s REAL NOT NULL);"
+            "CREATE TABLE segments (job TEXT NOT NULL, number INTEGER NOT NULL, sha256 TEXT NOT NULL, "
+            "past_sha256 TEXT NOT NULL, report TEXT NOT NULL, PRIMARY KEY (job, number));"
+            "INSERT INTO jobs (id, state, request, claim, submitted_s) "
+            "VALUES ('old', 'running', '{}', 4, 0);"
+            "INSERT INTO segments VALUES ('old', 0, 'a', 'b', '{}');"
+        )
+    store = Store(tmp_path)
+    assert Store(tmp_path).job("old").lease == 4
+    assert store.segments("old")[0].snapshot_sha256 == "b"
+    lease = store.lease()
+    assert lease is not None and lease.job.lease == 5
+    lease.release()
+
+
+def test_a_store_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    Store(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "jobs.sqlite")) as base:
+        base.execute("PRAGMA user_version = 9")
+    with pytest.raises(OutputError, match="newer version of Lipcast has written these jobs"):
+        Store(tmp_path)

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from cheap_worker import CheapMaker
+from cheap_worker import CheapRenderer
 
 from lipcast.cli.main import main
 from lipcast.errors import OutputError, UsageError
@@ -28,17 +28,17 @@ NUM_WORKERS, NUM_JOBS = 2, 12
 Submit = Callable[..., str]
 
 
-class Breaks(CheapMaker):
+class Breaks(CheapRenderer):
     """Fails where the seed is that of the last job; says what its plans may take."""
 
     def __init__(self, block_s: float = 0.0, *, ram_bytes: int | None = None) -> None:
         super().__init__(block_s)
         self._ram_bytes = ram_bytes
 
-    def make(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
+    def render(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
         if request["options"]["seed"] == NUM_JOBS:
             raise OutputError("the disk is full; make room")
-        return {**super().make(request, task), "ram_bytes": self._ram_bytes}
+        return {**super().render(request, task), "ram_bytes": self._ram_bytes}
 
 
 @pytest.fixture
@@ -65,14 +65,12 @@ def workers() -> list[psutil.Process]:
 def test_a_killed_worker_loses_nothing(
     cluster: None, store: Store, submit: Submit, tmp_path: Path
 ) -> None:
-    from lipcast.jobs.ray import RayMaker
+    from lipcast.jobs.ray import RayRenderer
 
-    with pytest.raises(UsageError, match=r"with memory .* give fewer --workers"):
-        RayMaker(Breaks, address=None, num_workers=1, memory_bytes=10**15)
-    with pytest.raises(
-        UsageError, match=r"with CPU 99 for 99 workers, got .* give fewer --workers"
-    ):
-        RayMaker(Breaks, address=None, num_workers=99)
+    with pytest.raises(UsageError, match=r"need memory .* give fewer --workers"):
+        RayRenderer(Breaks, address=None, num_workers=1, memory_bytes=10**15)
+    with pytest.raises(UsageError, match=r"99 workers need CPU 99, .* give fewer --workers"):
+        RayRenderer(Breaks, address=None, num_workers=99)
     outputs = [tmp_path / f"{number}.mp4" for number in range(NUM_JOBS + 1)]
     *names, broken = [
         submit(path, 3.0, segment_s=1.92, options={"seed": number})
@@ -88,9 +86,9 @@ def test_a_killed_worker_loses_nothing(
 
     killer = Thread(target=kill_one)
     killer.start()
-    new_maker = partial(Breaks, 0.03)
-    with RayMaker(new_maker, address=None, num_workers=NUM_WORKERS) as maker:
-        assert run_jobs(store, maker, tell=lambda _: None) == 1
+    new_renderer = partial(Breaks, 0.03)
+    with RayRenderer(new_renderer, address=None, num_workers=NUM_WORKERS) as renderer:
+        assert run_jobs(store, renderer, log=lambda _: None) == 1
     killer.join()
     assert len(killed) == 1
     assert store.job(broken).error == "the disk is full; make room"
@@ -102,7 +100,7 @@ def test_a_killed_worker_loses_nothing(
     for number, ours in enumerate(outputs[:2]):
         theirs = tmp_path / f"local-{number}.mp4"
         submit(theirs, 3.0, segment_s=1.92, options={"seed": number})
-        assert run_jobs(store, CheapMaker(), tell=lambda _: None) == 0
+        assert run_jobs(store, CheapRenderer(), log=lambda _: None) == 0
         assert ours.read_bytes() == theirs.read_bytes()
 
 
@@ -134,12 +132,12 @@ def test_gpus_of_a_node_share_its_memory() -> None:
     assert most_workers([head], num_gpus=1) == 1
     three = [head, node(3, 30), node(3, 30)]
     assert [most_workers(three, num_gpus=n) for n in (1, 2, 3)] == [6, 2, 2]
-    with pytest.raises(UsageError, match="with 4 GPUs, got 3 at most"):
+    with pytest.raises(UsageError, match=r"has 4 GPUs \(the most is 3\)"):
         worker_share(three, num_gpus=4, memory_bytes=None)
 
 
 def test_a_worker_plans_with_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lipcast.jobs.local import LocalMaker
+    from lipcast.jobs.local import LocalRenderer
 
     asked: list[Any] = []
     monkeypatch.setattr("lipcast.api.load", lambda *_model, **how: asked.append(how["ram"]))
@@ -148,5 +146,5 @@ def test_a_worker_plans_with_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
             "model": "tiny", "device": None, "precision": None, "loras": (), "decoder": None,
             "options": {}, "memory": {"ram": ram}, "gpus": {},
         }  # fmt: skip
-        LocalMaker(ram_bytes=70)._load(request)
+        LocalRenderer(ram_bytes=70)._load(request)
     assert asked == ["70", "3GB"]

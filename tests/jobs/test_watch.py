@@ -11,12 +11,12 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from cheap_worker import CheapMaker
+from cheap_worker import CheapRenderer
 
 from lipcast.cli.main import main
 from lipcast.errors import UsageError
 from lipcast.jobs.progress import progress
-from lipcast.jobs.runner import file_sha256, run_jobs
+from lipcast.jobs.runner import input_sha256, run_jobs
 from lipcast.jobs.store import Job, Segment, Store
 
 Submit = Callable[..., str]
@@ -57,11 +57,11 @@ def test_a_webhook_is_told_how_a_job_ended(
     done = submit(output, 2.0, webhook=f"{url}/done")
     lost = submit(tmp_path / "b.mp4", 2.0, webhook=f"{url}/bad", sha256={__file__: "another"})
     unheard = submit(tmp_path / "c.mp4", 2.0, webhook="http://127.0.0.1:9/")
-    assert run_jobs(store, CheapMaker(), tell=quiet) == 1
+    assert run_jobs(store, CheapRenderer(), log=quiet) == 1
     (path, document), (bad_path, failed) = posted
     assert path == "/done" and document == {
         "job": done, "output": str(output), "state": "finished", "frames": 60,
-        "sha256": file_sha256(output),
+        "sha256": input_sha256(output),
     }  # fmt: skip
     assert (bad_path, failed["job"], failed["state"]) == ("/bad", lost, "failed")
     assert "was submitted" in failed["error"]
@@ -73,7 +73,7 @@ def test_a_webhook_is_told_how_a_job_ended(
 
 def test_the_log_holds_every_step(store: Store, submit: Submit, tmp_path: Path) -> None:
     name, told = submit(tmp_path / "a.mp4", 2.0), []
-    run_jobs(store, CheapMaker(), tell=told.append)
+    run_jobs(store, CheapRenderer(), log=told.append)
     lines = (store.folder(name) / "log").read_text().splitlines()
     assert [line.split("] ", 1)[1] for line in lines] == told and len(told) == 5
     assert "segment 3 of 3" in told[3] and "2.40 s" in told[4]
@@ -87,12 +87,12 @@ def test_watch_draws_a_table(
     assert main(("job", "watch", "--once", *place)) == 0
     table = capsys.readouterr().out
     assert all(word in table for word in (name, "waiting", "0/?", "frames/s"))
-    run_jobs(store, CheapMaker(), tell=quiet)
+    run_jobs(store, CheapRenderer(), log=quiet)
     assert main(("job", "watch", *place)) == 0  # nothing is left to watch
     table = capsys.readouterr().out
     assert all(word in table for word in (name, "finished", "3/3", "0:00:00"))
     submit(tmp_path / "b.mp4", 2.0, sha256={__file__: "another"})
-    run_jobs(store, CheapMaker(), tell=quiet)
+    run_jobs(store, CheapRenderer(), log=quiet)
     assert main(("job", "watch", *place)) == 1
     capsys.readouterr()
     assert main(("job", "watch", "--json", *place)) == 0
@@ -122,7 +122,7 @@ def test_many_jobs_are_asked_for_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     done = submit(tmp_path / "a.mp4", 2.0)
-    run_jobs(store, CheapMaker(), tell=quiet)
+    run_jobs(store, CheapRenderer(), log=quiet)
     request = dict(store.job(done).request)
     names = store.submit([request] * 300)
     queries: list[str] = []

@@ -98,13 +98,17 @@ def test_results_are_added_to_a_file_that_report_reads(folder, tmp_path, capsys)
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "words"),
     [
-        (["clip.mp4", "--made_with", "size=64*64"], 2, "expected --append"),
+        (["clip.mp4", "--made_with", "size=64*64"], 2, "needs --append"),
         (
             ["clip.mp4", "--append", "r.jsonl", "--made_with", "colour=3"],
             2,
-            "name=value, got colour",
+            "name=value; unknown flag 'colour'",
         ),
-        (["clip.mp4", "--append", "r.jsonl", "--made_with", "sample_steps=x"], 2, "a whole number"),
+        (
+            ["clip.mp4", "--append", "r.jsonl", "--made_with", "sample_steps=x"],
+            2,
+            "'x' is not a valid integer",
+        ),
         (["clip.mp4", "--append", "no/such/r.jsonl"], 6, "cannot be written"),
         (["none.mp4"], 3, "none.mp4"),
         (["portrait.png", "--infer_frames", "0"], 2, "at least 1"),

@@ -229,7 +229,7 @@ def test_a_broken_matrix_file_is_explained(tmp_path):
 
 
 def test_what_cannot_be_asked_is_refused():
-    assert "as soon as it is clean" in refusal({"enable_online_decode": False})
+    assert "as soon as it is denoised" in refusal({"enable_online_decode": False})
     assert refusal({"enable_online_decode": True, "infer_frames": 32}) == ""
     assert "nonsense" in refusal({"nonsense": 1})
 
@@ -248,7 +248,7 @@ def test_the_verb_sweeps(tmp_path, capsys):
     records = read_results([results])
     assert [r["status"] for r in records] == ["ok", "refused", "refused", "refused"]
     assert "sample_steps: expected" in records[2]["reason"]
-    assert "as soon as it is clean" in records[1]["reason"]
+    assert "as soon as it is denoised" in records[1]["reason"]
     good = records[0]
     assert good["document"]["predicted"]["bytes"] > 10 * 2**20
     assert good["samples"]["rss_peak_bytes"] > 100 * 2**20

@@ -12,8 +12,7 @@ import pytest
 from media_helpers import flashes, number_of, numbered, offsets_ms, tone, wav
 
 from lipcast.cli.main import main
-from lipcast.cli.validate import parse_seconds
-from lipcast.errors import UsageError
+from lipcast.cli.types import parse_seconds
 from lipcast.media.split import BLOCK_FRAMES, cut_blocks
 from lipcast.media.video import VideoWriter, iter_frames, read_video
 
@@ -150,9 +149,9 @@ def test_cuts_are_near_the_wished_places() -> None:
 
 
 def test_lengths_of_time() -> None:
-    assert [parse_seconds("segment", t) for t in ("60s", "2min", "1.5", "0.5h", "250ms")] == [
+    assert [parse_seconds(t) for t in ("60s", "2min", "1.5", "0.5h", "250ms")] == [
         60, 120, 1.5, 1800, 0.25,
     ]  # fmt: skip
-    with pytest.raises(UsageError, match="60s or 2min"):
-        parse_seconds("segment", "long")
+    with pytest.raises(ValueError, match="60s or 2min"):
+        parse_seconds("long")
     assert main(["split-audio", "voice.wav", "--segment", "long"]) == 2

@@ -1,66 +1,82 @@
-"""The verbs of the command line, put together from the table of flags."""
+"""The `lipcast` command: all its subcommands, and shell completion."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import typer
-from typer.main import get_command
+import click
 
 import lipcast
-from lipcast.cli import concat_split, evaluate, job, plan, report, weights_verbs
-from lipcast.cli.bench import BENCH_FLAGS, bench
-from lipcast.cli.flag_table import FLAGS
+from lipcast.cli.bench import bench
+from lipcast.cli.command import Group
+from lipcast.cli.concat_split import concat, split_audio
+from lipcast.cli.convert import convert
+from lipcast.cli.doctor import doctor
+from lipcast.cli.encode_prompt import encode_prompt
+from lipcast.cli.evaluate import evaluate
 from lipcast.cli.generate import generate
-from lipcast.cli.info import INFO_FLAGS, info
-from lipcast.cli.options import either_spelling, with_flags
+from lipcast.cli.info import info
+from lipcast.cli.job import job
+from lipcast.cli.models import models
+from lipcast.cli.plan import plan
+from lipcast.cli.pull import pull
+from lipcast.cli.report import report
+
+_HELP = """Make a video of a portrait that speaks, from a picture, a voice and a prompt.
+
+\b
+Try it with the included model:
+  lipcast generate --image me.png --audio hello.wav -o out.mp4
+"""
+_COMPLETE = "_LIPCAST_COMPLETE"
+_SHELLS = {
+    "bash": f'eval "$({_COMPLETE}=bash_source lipcast)"',
+    "zsh": f'eval "$({_COMPLETE}=zsh_source lipcast)"',
+    "fish": f"{_COMPLETE}=fish_source lipcast | source",
+}
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
     if wanted:
-        typer.echo(f"lipcast {lipcast.__version__}")
-        raise typer.Exit
+        click.echo(f"lipcast {lipcast.__version__}")
+        ctx.exit()
 
 
-def _root(
-    version: bool = typer.Option(
-        False, "--version", callback=_print_version, is_eager=True, help="Show the version."
-    ),
-) -> None:
-    """A portrait, a voice and a prompt become a talking video.
-
-    Try it with the model that comes along:
-
-        lipcast generate --image me.png --audio hello.wav -o out.mp4
-    """
-    assert not version, "its callback ends the command"
+def _print_completion(ctx: click.Context, _param: click.Parameter, shell: str | None) -> None:
+    if shell is not None:
+        click.echo(_SHELLS[shell])
+        ctx.exit()
 
 
-def make_app() -> typer.Typer:
-    """The application with all its verbs."""
-    context = {"help_option_names": ["-h", "--help"], "token_normalize_func": either_spelling}
-    app = typer.Typer(
-        add_completion=False,
-        no_args_is_help=True,
-        rich_markup_mode="markdown",
-        pretty_exceptions_enable=False,
-        context_settings=context,
-    )
-    app.callback()(_root)
-    app.command(context_settings=context)(with_flags(FLAGS)(generate))
-    app.command(context_settings=context)(with_flags(INFO_FLAGS)(info))
-    app.command(context_settings=context)(with_flags(BENCH_FLAGS)(bench))
-    plan.register(app)
-    evaluate.register(app)
-    report.register(app)
-    concat_split.register(app)
-    job.register(app)
-    weights_verbs.register(app)
+def make_app() -> Group:
+    """Return the command with all its subcommands."""
+    eager: dict[str, Any] = {"is_eager": True, "expose_value": False}
+    app = Group(
+        "lipcast",
+        help=_HELP,
+        params=[
+            click.Option(
+                ["--version"], is_flag=True, callback=_print_version, help="Show the version.", **eager
+            ),
+            click.Option(
+                ["--show-completion"], type=click.Choice(list(_SHELLS)), callback=_print_completion,
+                help="Print the line that turns on completion, for the start-up file of your shell.",
+                **eager,
+            ),
+        ],
+    )  # fmt: skip
+    for subcommand in (
+        generate, job, plan, info, doctor, pull, models, convert, encode_prompt,
+        concat, split_audio, bench, evaluate, report,
+    ):  # fmt: skip
+        app.add_command(subcommand)
     return app
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Run one command; its exit code, or whatever it raises."""
-    command = get_command(make_app())
-    result = command.main(list(arguments), prog_name="lipcast", standalone_mode=False)
+    """Run one command; returns its exit code, or lets its error through."""
+    result = make_app().main(
+        list(arguments), prog_name="lipcast", complete_var=_COMPLETE, standalone_mode=False
+    )
     return result if isinstance(result, int) else 0

@@ -1,4 +1,4 @@
-"""What the command line says: notes on standard error, one JSON document on standard output."""
+"""What the command line prints: notes on standard error, one JSON document on standard output."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import typer
+import click
 
 from lipcast.cli.error_report import Explanation
 from lipcast.env import LOGGER_NAME
@@ -17,7 +17,7 @@ from lipcast.env import LOGGER_NAME
 
 @dataclass
 class Console:
-    """How much one command says. `warnings` collects what the JSON document repeats."""
+    """How much one command prints. `warnings` collects what the JSON document repeats."""
 
     as_json: bool = False
     quiet: bool = False
@@ -25,62 +25,68 @@ class Console:
     warnings: list[str] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, given: Mapping[str, object]) -> Console:
-        """Set up from the flags `json`, `quiet`, `verbose` and `debug`."""
-        talk = cls(
-            as_json=bool(given.get("json")),
-            quiet=bool(given.get("quiet")),
-            verbose=bool(given.get("verbose")),
-        )
-        if not given.get("debug"):
+    def begin(cls, flags: Mapping[str, Any]) -> Console:
+        """Set up from the values of `json`, `quiet`, `verbose` and `debug`."""
+        quiet, verbose = bool(flags.get("quiet")), bool(flags.get("verbose"))
+        console = cls(as_json=bool(flags.get("json")), quiet=quiet, verbose=verbose)
+        if not flags.get("debug"):
             # Warnings of other libraries are for developers.
             warnings.simplefilter("ignore")
         root = logging.getLogger(LOGGER_NAME)
-        for old in [handler for handler in root.handlers if isinstance(handler, _Notes)]:
+        for old in [handler for handler in root.handlers if isinstance(handler, _LogHandler)]:
             root.removeHandler(old)
-        root.addHandler(_Notes(talk))
-        root.setLevel(logging.INFO if talk.verbose else logging.WARNING)
-        return talk
+        root.addHandler(_LogHandler(console))
+        root.setLevel(logging.INFO if verbose else logging.WARNING)
+        return console
 
-    def note(self, sentence: str) -> None:
-        """One line for a person."""
+    def log(self, sentence: str) -> None:
+        """Print one line for a person."""
         if not self.quiet:
-            say(sentence)
+            print_line(sentence)
 
     def detail(self, sentence: str) -> None:
-        """One line for a person who asked for more."""
+        """Print one line for a person who asked for more."""
         if self.verbose:
-            self.note(sentence)
+            self.log(sentence)
 
     def warn(self, sentence: str) -> None:
-        """One line for a person, repeated in the JSON document."""
+        """Print one line for a person and repeat it in the JSON document."""
         self.warnings.append(sentence)
-        self.note(sentence)
+        self.log(sentence)
+
+    def result(self, document: Mapping[str, Any], text: str) -> None:
+        """Print what a command found out: the document with --json, else the text."""
+        if self.as_json:
+            print_json(document)
+        else:
+            click.echo(text)
 
 
-class _Notes(logging.Handler):
-    """The library's log records become notes; its warnings, warnings."""
+class _LogHandler(logging.Handler):
+    """Prints the library's log records on a console."""
 
-    def __init__(self, talk: Console) -> None:
+    def __init__(self, console: Console) -> None:
         super().__init__()
-        self._talk = talk
+        self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        say = self._talk.warn if record.levelno >= logging.WARNING else self._talk.note
-        say(record.getMessage())
+        is_warning = record.levelno >= logging.WARNING
+        write = self._console.warn if is_warning else self._console.log
+        write(record.getMessage())
 
 
-def say(sentence: str) -> None:
-    """One line on standard error."""
-    typer.echo(f"lipcast: {sentence}", err=True)
+def print_line(sentence: str) -> None:
+    """Print one line on standard error."""
+    click.echo(f"lipcast: {sentence}", err=True)
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    """The one document of a command, on standard output."""
-    typer.echo(json.dumps(document, indent=2, default=str, allow_nan=False))
+    """Print the one document of a command on standard output."""
+    click.echo(json.dumps(document, indent=2, default=str, allow_nan=False))
 
 
 def error_document(error: Explanation) -> dict[str, Any]:
-    """The document of a command that failed."""
-    told = {"kind": error.kind, "message": error.sentence, "exit_code": error.exit_code}
-    return {"status": "stopped" if error.was_interrupted else "failed", "error": told}
+    """Return the document of a command that failed."""
+    status = "stopped" if error.was_interrupted else "failed"
+    found = {"kind": error.kind, "message": error.sentence, "exit_code": error.exit_code}
+    return {"status": status, "error": found}

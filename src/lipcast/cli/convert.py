@@ -11,63 +11,70 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
-from lipcast.cli.console import Console, print_json
-from lipcast.cli.flag import Flag, Group, Kind
-from lipcast.cli.flag_table import FLAGS
+from lipcast.cli.command import Option, Section, command
+from lipcast.cli.console import Console
 from lipcast.cli.meter import StepBar
-from lipcast.cli.validate import RawFlags
-from lipcast.errors import UsageError
+from lipcast.cli.options import CONSOLE, LORA, MODEL
+from lipcast.cli.request import DEFAULT_MODEL
+from lipcast.cli.types import FOLDER
 from lipcast.planning.hardware import parse_bytes
 
 if TYPE_CHECKING:
     from lipcast.weights.schemes import Precision
 
-_SHARED = frozenset({"model", "lora", "json", "quiet", "verbose", "debug"})
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
 _NUM_WORST = 5
-CONVERT_FLAGS: tuple[Flag, ...] = (
-    Flag("precision", Group.FILES, Kind.TEXT, f"Of the transformer: {', '.join(_PRECISIONS)}."),
-    Flag(
-        "output",
-        Group.FILES,
-        Kind.TEXT,
-        "The folder to make. It appears when everything is in it.",
-        default="the model's name and the precision",
-        also=("-o",),
+
+
+@command(
+    "convert",
+    (
+        Option(
+            "precision", "Precision of the transformer's weights.",
+            section=Section.FILES, type=click.Choice(_PRECISIONS), required=True,
+        ),
+        Option(
+            "output", "Folder to make. It appears when everything is in it.",
+            section=Section.FILES, also=("-o",), type=FOLDER,
+            show_default="the model's name and the precision",
+        ),
+        Option(
+            "text_precision", "Precision of the text encoder's weights.",
+            section=Section.FILES, type=click.Choice(_PRECISIONS), show_default="unchanged",
+        ),
+        Option(
+            "shard_size", "Maximum size of a file.",
+            section=Section.FILES, metavar="BYTES", default="2GiB", show_default=True,
+        ),
+        MODEL, LORA, *CONSOLE,
     ),
-    Flag(
-        "text_precision",
-        Group.FILES,
-        Kind.TEXT,
-        "Of the text encoder.",
-        default="as it is",
+    examples=(
+        "lipcast convert --ckpt_dir live-avatar-14b --precision int4 -o live-avatar-int4",
+        "lipcast convert --model tiny --precision int8 --lora style.safetensors:0.8",
+        "lipcast generate --ckpt_dir live-avatar-int4 --image me.png --audio hello.wav",
     ),
-    Flag("shard_size", Group.FILES, Kind.TEXT, "Size of the files.", default="2GiB"),
-    *(flag for flag in FLAGS if flag.name in _SHARED),
-)
+)  # fmt: skip
+def convert(
+    console: Console,
+    *,
+    precision: Precision,
+    output: Path | None,
+    text_precision: Precision | None,
+    shard_size: str,
+    model: str | None,
+    lora: tuple[str, ...],
+) -> None:
+    """Merge adapters and quantise weights into a folder.
 
-
-def convert(given: Mapping[str, RawFlags]) -> None:
-    """Merge adapters and quantise weights once, into a folder that loads by mapping.
-
-    One tensor is in memory at a time, whatever the size of the model. Killed at any moment, the same
-    command continues, and the result is the same byte for byte. `lipcast.json` in it says what it
-    was made from; `lipcast models --verify` hashes it.
-
-        lipcast convert --ckpt_dir live-avatar-14b --precision int4 -o live-avatar-int4
-
-        lipcast convert --model tiny --precision int8 --lora style.safetensors:0.8
-
-    Then: lipcast generate --ckpt_dir live-avatar-int4 --image me.png --audio hello.wav
+    One tensor is in memory at a time, whatever the size of the model. After an interruption the same command
+    continues, and the result is the same byte for byte. `lipcast.json` in the folder says what it was made
+    from; `lipcast models --verify` hashes it.
     """
-    talk = Console.begin(given)
-    model, precision = str(given.get("model", "tiny")), _precision(given, "precision")
-    if precision is None:
-        raise UsageError(f"--precision: expected one of {', '.join(_PRECISIONS)}, got none")
-    out = Path(str(given.get("output", f"{Path(model).name}-{precision}"))).expanduser()
-    shard_bytes = parse_bytes(str(given.get("shard_size", "2GiB")))
+    model = model or DEFAULT_MODEL
+    out = output or Path(f"{Path(model).name}-{precision}")
+    shard_bytes = parse_bytes(shard_size)
     from lipcast.weights.checkpoint import checkpoint_dir
     from lipcast.weights.convert import ConvertRequest
     from lipcast.weights.convert import convert as convert_files
@@ -77,32 +84,20 @@ def convert(given: Mapping[str, RawFlags]) -> None:
         source=checkpoint_dir(model),
         out=out,
         precision=precision,
-        loras=tuple(parse_lora(line) for line in str(given.get("lora", "")).splitlines()),
-        text_precision=_precision(given, "text_precision"),
+        loras=tuple(parse_lora(word) for word in lora),
+        text_precision=text_precision,
         shard_bytes=shard_bytes,
     )
     began = time.perf_counter()
-    with StepBar(wanted=not (talk.quiet or talk.as_json)) as bar:
+    with StepBar(wanted=not (console.quiet or console.as_json)) as bar:
         manifest = convert_files(request, progress=bar.update)
     document = _document(out, manifest) | {"elapsed_s": time.perf_counter() - began}
-    if talk.as_json:
-        print_json(document)
-    elif not talk.quiet:
-        typer.echo(_as_text(document))
-
-
-def _precision(given: Mapping[str, RawFlags], name: str) -> Precision | None:
-    value = str(given.get(name, ""))
-    if not value:
-        return None
-    found = next((known for known in _PRECISIONS if known == value), None)
-    if found is None:
-        raise UsageError(f"--{name}: expected one of {', '.join(_PRECISIONS)}, got {value}")
-    return found
+    if console.as_json or not console.quiet:
+        console.result(document, _as_text(document))
 
 
 def _document(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What was made, as JSON values."""
+    """Return what was made, as JSON values."""
     entries = manifest["files"].values()
     layers = [layer for entry in entries for layer in entry.get("layers", ())]
     return {
@@ -122,7 +117,7 @@ def _mean(layers: Sequence[Mapping[str, Any]], key: str) -> float:
 
 
 def _as_text(document: Mapping[str, Any]) -> str:
-    """The document as lines for a person: the layers that lost most, and the mean."""
+    """Return the document as lines for a person: the least exact layers, and the mean."""
     recipe, layers = document["recipe"], document["layers"]
     merged = ", ".join(f"{lora['file']} x {lora['weight']:g}" for lora in recipe["loras"])
     lines = [f"{document['output']}: {recipe['precision']}, {document['bytes'] / 1e9:.2f} GB"]

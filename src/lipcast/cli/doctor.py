@@ -9,56 +9,49 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 
-import typer
+import click
 
+from lipcast.cli.command import command
 from lipcast.cli.console import Console, print_json
 from lipcast.cli.fit_check import fit
-from lipcast.cli.flag import Flag
-from lipcast.cli.flag_table import FLAGS
-from lipcast.cli.validate import RawFlags
+from lipcast.cli.options import JSON_DEBUG, MODEL
+from lipcast.cli.request import DEFAULT_MODEL
 from lipcast.errors import LipcastError
 from lipcast.lab.doctor import Finding, examine
-from lipcast.weights.checkpoint import (
-    EMBEDDED_MODELS,
-    MODEL_PARTS,
-    TEXT_PARTS,
-    checkpoint_dir,
-    find_checkpoint,
-)
+from lipcast.weights.checkpoint import MODEL_PARTS, TEXT_PARTS, checkpoint_dir, find_checkpoint
 from lipcast.weights.configs import models_in
 from lipcast.weights.hub import list_models
 
-DOCTOR_FLAGS: tuple[Flag, ...] = tuple(
-    flag for flag in FLAGS if flag.name in {"model", "json", "debug"}
-)
 _MARKS: Mapping[str, str] = {"ok": "OK", "warning": "warning", "problem": "PROBLEM"}
 
 
-def doctor(given: Mapping[str, RawFlags]) -> None:
-    """Look at everything that a video needs: Python, torch, GPU, FFmpeg, memory, model files.
+@command(
+    "doctor",
+    (MODEL, *JSON_DEBUG),
+    examples=("lipcast doctor", "lipcast doctor --ckpt_dir ckpt/Wan2.2-S2V-14B --json"),
+)
+def doctor(console: Console, *, model: str | None) -> None:
+    """Check whether videos can be made on this machine.
+
+    Looks at Python, torch, GPU, FFmpeg, memory and model files.
 
     Each line is OK, a warning, or a problem, with what to do. The exit code is 0 where
     `lipcast generate` with this model would run. With a GPU, its link is measured.
-
-        lipcast doctor
-
-        lipcast doctor --ckpt_dir ckpt/Wan2.2-S2V-14B --json
     """
-    talk = Console.begin(given)
-    model = str(given.get("model", EMBEDDED_MODELS[0]))
+    name = model or DEFAULT_MODEL
     findings = []
-    for finding in (*examine(), *_model(model), *_others(model)):
+    for finding in (*examine(), *_model(name), *_others(name)):
         findings.append(finding)
-        if not talk.as_json:
-            typer.echo(_line(finding))
+        if not console.as_json:
+            click.echo(_line(finding))
     runs = not any(finding.status == "problem" for finding in findings)
-    if talk.as_json:
-        print_json({"runs": runs, "model": model, "findings": [asdict(f) for f in findings]})
+    if console.as_json:
+        print_json({"runs": runs, "model": name, "findings": [asdict(f) for f in findings]})
     else:
         would = "would run" if runs else "would not run; see PROBLEM above"
-        typer.echo(f"\nlipcast generate --model {model}: {would}")
+        click.echo(f"\nlipcast generate --model {name}: {would}")
     if not runs:
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)
 
 
 def _line(finding: Finding) -> str:
@@ -68,7 +61,7 @@ def _line(finding: Finding) -> str:
 
 
 def _model(model: str) -> Iterator[Finding]:
-    """Whether all parts of the model are there, whole as far as headers tell, and fit."""
+    """Check that all parts of the model are there, have whole headers, and fit."""
     try:
         directory = checkpoint_dir(model)
         files = find_checkpoint(directory, need=MODEL_PARTS)
@@ -90,7 +83,7 @@ def _model(model: str) -> Iterator[Finding]:
 
 
 def _open(*paths: object) -> None:
-    """Headers of weight files; raises CheckpointError for one that is cut short or no weights."""
+    """Read the headers of weight files; raises CheckpointError for a damaged one."""
     from lipcast.weights.files import open_tensors
 
     for path in paths:
@@ -99,7 +92,7 @@ def _open(*paths: object) -> None:
 
 
 def _others(model: str) -> Iterator[Finding]:
-    """Models that were pulled or converted, where they are not whole."""
+    """Report pulled and converted models that are incomplete."""
     for status in list_models():
         if status.num_bytes and not status.complete and status.name != model:
             found = f"{status.name} is incomplete: {len(status.missing)} files are missing"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from lipcast.errors import CancelledError, LipcastError, MemoryBudgetError, UsageError
 
@@ -12,7 +13,7 @@ _INTERNAL_ERROR = 70
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What the user is told of an error."""
+    """What the user is told about an error."""
 
     kind: str
     sentence: str
@@ -24,19 +25,25 @@ class Explanation:
 
 
 def describe_error(error: BaseException) -> Explanation:
-    """Every error has an explanation; an unexpected one says that it is a defect."""
+    """Return the explanation of any error; an unexpected one is called a defect."""
     if isinstance(error, LipcastError):
         return Explanation(type(error).__name__, str(error), error.exit_code)
     if isinstance(error, KeyboardInterrupt):
         return Explanation(CancelledError.__name__, "stopped", CancelledError.exit_code)
     if isinstance(error, MemoryError):
-        sentence = "memory ran out; choose a smaller --size or --infer_frames"
+        sentence = "out of memory. Lower --size or --infer_frames, or close other programs."
         return Explanation(MemoryBudgetError.__name__, sentence, MemoryBudgetError.exit_code)
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-        # The parser's own errors: an unknown flag, a value that is missing.
-        sentence = f"{error.format_message()} (see lipcast --help)"
-        return Explanation(UsageError.__name__, sentence, int(error.exit_code))
+        return Explanation(UsageError.__name__, _parser_sentence(error), int(error.exit_code))
     name = type(error).__name__
     first_line = (str(error).splitlines() or ["no message"])[0]
-    sentence = f"unexpected {name}: {first_line}; this is a defect, run with --debug"
+    sentence = f"unexpected {name}: {first_line}. This is a defect; run again with --debug."
     return Explanation(name, sentence, _INTERNAL_ERROR)
+
+
+def _parser_sentence(error: Any) -> str:
+    """Return what click says of a wrong command line, and where to read on."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "lipcast"
+    message = " ".join(error.format_message().split())
+    return f"{message} See `{command} --help`."

@@ -1,25 +1,24 @@
 """`lipcast generate`: one portrait, one voice, one video file.
 
-Input: the given flags. Output: an MP4 that grows block by block (`long_video` makes long ones), and what
+Input: the given options. Output: an MP4 that grows block by block (`long_video` makes long ones), and what
 was done as a line or as one JSON document. Whatever ends the work early, the finished frames stay in the
 file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lipcast.cli.command import command
 from lipcast.cli.console import Console, print_json
 from lipcast.cli.long_video import is_long, make_long
 from lipcast.cli.meter import Meter, ProgressBar
-from lipcast.cli.model_configs import EMBEDDED
-from lipcast.cli.request import GenerateRequest, read_request
+from lipcast.cli.options import OPTIONS
+from lipcast.cli.request import DEFAULT_MODEL, GenerateRequest, read_request
 from lipcast.cli.result import document, length, summary, unfinished
-from lipcast.cli.validate import RawFlags
 from lipcast.env import launched
 
 if TYPE_CHECKING:
@@ -29,60 +28,57 @@ if TYPE_CHECKING:
 
 
 _NOTICES = {
-    EMBEDDED: "the embedded model knows illustrated portraits only; a photo comes out as one"
+    DEFAULT_MODEL: "the included model `tiny` knows illustrated portraits only; a photo comes out as one"
 }
-"""What to know of a model before looking at its videos."""
+"""What to know about a model before looking at its videos."""
 
 
-def generate(given: Mapping[str, RawFlags]) -> None:
+@command(
+    "generate",
+    OPTIONS,
+    given_only=True,
+    examples=(
+        "lipcast generate --image me.png --audio hello.wav -o out.mp4",
+        'lipcast generate --image me.png --audio hello.wav --prompt "a calm man" \\\n'
+        '    --ckpt_dir ckpt/Wan2.2-S2V-14B --size "704*384" --infer_frames 48',
+        "lipcast generate --image me.png --audio hello.wav --ckpt_dir ckpt/Wan2.2-S2V-14B \\\n"
+        "    --precision int8 --lora style.safetensors:0.8",
+        "lipcast generate --image me.png --audio hello.wav --ckpt_dir ckpt/Wan2.2-S2V-14B \\\n"
+        "    --gpus 4",
+    ),
+)
+def generate(console: Console, **flags: Any) -> None:
     """Make a video of a portrait that speaks.
 
-    The picture decides the aspect, the sound decides the length. The file can be watched while it
-    is written; Ctrl-C keeps what is finished. A sound over 10 min is made in segments of a minute, and
-    the file is there in the end: the same command goes on after whatever ended it, and
-    `lipcast job watch` shows how far it is.
+    The portrait decides the aspect, the audio decides the length. The file can be watched while it is
+    written; Ctrl-C keeps what is finished. Audio over 10 min is made in segments of a minute: the file
+    appears at the end, the same command continues after an interruption, and `lipcast job watch` shows the
+    progress.
 
-        lipcast generate --image me.png --audio hello.wav -o out.mp4
-
-    The flags of the public Live Avatar scripts work as they are, with underscores or dashes:
-
-        lipcast generate --image me.png --audio hello.wav --prompt "a calm man" \\
-          --ckpt_dir ckpt/Wan2.2-S2V-14B --size "704*384" --infer_frames 48
-
-    Smaller weights, and adapters, while loading:
-
-        lipcast generate --image me.png --audio hello.wav --ckpt_dir ckpt/Wan2.2-S2V-14B \\
-          --precision int8 --lora style.safetensors:0.8
-
-    Several GPUs at one video, started and watched from here, or joined under torchrun:
-
-        lipcast generate --image me.png --audio hello.wav --ckpt_dir ckpt/Wan2.2-S2V-14B --gpus 4
-
-    A public flag that this version cannot follow (--pose_video, --enable_tts ...) is refused with
-    the reason, never ignored.
+    The flags of the public Live Avatar scripts work as they are, with underscores or dashes. A flag that this
+    version cannot follow (--pose_video, --enable_tts and so on) is refused with the reason, never ignored.
     """
-    if _is_launched_rank():
+    if _served_as_rank():
         return
-    talk = Console.begin(given)
     meter = Meter()
-    request = read_request(given)
-    portrait = _check(request, talk)
+    request = read_request(flags)
+    portrait = _check(request, console)
     long = is_long(request)
-    with ProgressBar(meter, wanted=not talk.quiet) as bar:
+    with ProgressBar(meter, wanted=not console.quiet) as bar:
         made = (
-            make_long(request, meter, bar, talk)
+            make_long(request, meter, bar, console)
             if long
-            else _make(request, portrait, meter, bar, talk)
+            else _make(request, portrait, meter, bar, console)
         )
-    if talk.as_json:
+    if console.as_json:
         print_json(made)
-    talk.note(f"{request.output}: {summary(meter, made['frames'])}")
+    console.log(f"{request.output}: {summary(meter, made['frames'])}")
     if made["ranks"]:
-        talk.note(f"{made['layout']['layout']}; {made['bottleneck']}")
+        console.log(f"{made['layout']['layout']}; {made['bottleneck']}")
 
 
-def _is_launched_rank() -> bool:
-    """Whether torchrun has started this process to help another; it has done so then."""
+def _served_as_rank() -> bool:
+    """Serve as a non-zero torchrun rank if this process is one; return True when done."""
     together = launched()
     if together is None or together.rank == 0:
         return False
@@ -92,8 +88,8 @@ def _is_launched_rank() -> bool:
     return True
 
 
-def _check(request: GenerateRequest, talk: Console) -> Image:
-    """Find out before minutes of loading what is not there or cannot be used; returns the portrait."""
+def _check(request: GenerateRequest, console: Console) -> Image:
+    """Check before minutes of loading that everything is there and usable; returns the portrait."""
     from lipcast.media.image import load_portrait
     from lipcast.weights.checkpoint import ALL_PARTS, MODEL_PARTS, checkpoint_dir, find_checkpoint
 
@@ -105,15 +101,15 @@ def _check(request: GenerateRequest, talk: Console) -> Image:
     need = MODEL_PARTS if isinstance(request.prompt, Path) else ALL_PARTS
     find_checkpoint(checkpoint_dir(request.model), need=need)
     if notice := _NOTICES.get(request.model):
-        talk.warn(notice)
+        console.warn(notice)
     return portrait
 
 
 def _make(
-    request: GenerateRequest, portrait: Image, meter: Meter, bar: ProgressBar, talk: Console
+    request: GenerateRequest, portrait: Image, meter: Meter, bar: ProgressBar, console: Console
 ) -> dict[str, Any]:
-    """Load, generate, write; returns the document of what was done."""
-    talk.detail(f"loading model {request.model}")
+    """Load the model, generate and write; returns the document of what was done."""
+    console.detail(f"loading model {request.model}")
     from lipcast.api import load
 
     model = load(
@@ -133,7 +129,7 @@ def _make(
             image=portrait, audio=request.audio, prompt=request.prompt, **options
         ) as session,
     ):
-        talk.detail(f"making {session.num_frames} frames")
+        console.detail(f"making {session.num_frames} frames")
         meter.start(session.num_blocks)
         try:
             _record(session, request.output, meter, bar)
@@ -141,8 +137,8 @@ def _make(
             if not meter.frames_done:
                 raise
             kept = f"kept in {request.output}: {length(meter.frames_done)}"
-            raise unfinished(error, kept, _document(request, meter, session, talk)) from error
-        return {"status": "finished"} | _document(request, meter, session, talk)
+            raise unfinished(error, kept, _document(request, meter, session, console)) from error
+        return {"status": "finished"} | _document(request, meter, session, console)
 
 
 def _record(session: Session, output: Path, meter: Meter, bar: ProgressBar) -> None:
@@ -158,13 +154,13 @@ def _record(session: Session, output: Path, meter: Meter, bar: ProgressBar) -> N
 
 
 def _document(
-    request: GenerateRequest, meter: Meter, session: Session, talk: Console
+    request: GenerateRequest, meter: Meter, session: Session, console: Console
 ) -> dict[str, Any]:
-    """Everything that was done, as JSON values."""
+    """Return what was done, as JSON values."""
     return document(
         request,
         meter,
-        talk,
+        console,
         num_frames=meter.frames_done,
         described=session.spec.described(),
         report=session.report(),

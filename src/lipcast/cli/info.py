@@ -11,44 +11,41 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
-import typer
-
-from lipcast.cli.console import Console, print_json
-from lipcast.cli.flag_table import FLAGS
+from lipcast.cli.command import command
+from lipcast.cli.console import Console
 from lipcast.cli.model_configs import read_configs
-from lipcast.cli.validate import RawFlags, validate
-from lipcast.config.generate_options import OPTION_NAMES, GenerateOptions
+from lipcast.cli.options import options_named
+from lipcast.cli.request import DEFAULT_MODEL, generate_options
+from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.video_spec import VideoSpec, video_spec
 from lipcast.planning import sizes, tensors
 from lipcast.planning.hardware import format_bytes
 from lipcast.planning.plan import Models
 
-_FLAG_NAMES = frozenset(
-    {"model", "size", "infer_frames", "sample_steps", "fold_last_step", "json", "debug"}
-)
-INFO_FLAGS = tuple(flag for flag in FLAGS if flag.name in _FLAG_NAMES)
 _DEFAULT_SIDES = (704, 384)
 _PRECISIONS: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
 """What the transformer computes in; weights and rings have the same."""
 
 
-def info(given: Mapping[str, RawFlags]) -> None:
-    """Show a model: its networks, the shapes of a video, and memory by part.
+@command(
+    "info",
+    options_named(
+        "model", "size", "infer_frames", "sample_steps", "fold_last_step", "json", "debug"
+    ),
+    given_only=True,
+    examples=(
+        "lipcast info",
+        'lipcast info --model 14b --size "704*384" --infer_frames 48',
+    ),
+)
+def info(console: Console, **flags: Any) -> None:
+    """Show the networks, shapes and memory of a model.
 
     Nothing is loaded. `--model 14b` shows the published 14B model without its files.
-
-        lipcast info
-        lipcast info --model 14b --size "704*384" --infer_frames 48
     """
-    talk = Console.begin(given)
-    settings = validate(given).settings
-    model = str(settings.get("model", "tiny"))
-    options: dict[str, Any] = {k: v for k, v in settings.items() if k in OPTION_NAMES}
-    document = describe(model, read_configs(model), GenerateOptions(**options))
-    if talk.as_json:
-        print_json(document)
-    else:
-        typer.echo(_as_text(document))
+    model = flags.get("model", DEFAULT_MODEL)
+    document = describe(model, read_configs(model), generate_options(flags))
+    console.result(document, _as_text(document))
 
 
 def describe(model: str, configs: Models, options: GenerateOptions) -> dict[str, Any]:

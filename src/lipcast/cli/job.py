@@ -1,6 +1,6 @@
-"""`lipcast job ...`: videos made segment by segment, which go on after whatever ended them.
+"""`lipcast job ...`: videos made segment by segment, which continue after an interruption.
 
-Input: the flags of `generate`, or a batch of them. Output: jobs in a workspace; what became of them as
+Input: the options of `generate`, or a batch of them. Output: jobs in a workspace; what became of them as
 lines or as one JSON document.
 """
 
@@ -13,18 +13,18 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
+from lipcast.cli.command import Group, Option, Section, as_arguments, command, switch
 from lipcast.cli.concat_split import HLS
 from lipcast.cli.console import Console, print_json
-from lipcast.cli.flag import Flag, Group, Kind
-from lipcast.cli.flag_table import FLAGS
+from lipcast.cli.generate import generate
 from lipcast.cli.job_request import as_job
-from lipcast.cli.long_video import MeteredMaker
+from lipcast.cli.long_video import MeteredRenderer
 from lipcast.cli.meter import Meter, ProgressBar
-from lipcast.cli.options import Positional, either_spelling, with_flags
+from lipcast.cli.options import JSON_QUIET_DEBUG, OPTIONS
 from lipcast.cli.request import read_request
-from lipcast.cli.validate import RawFlags
+from lipcast.cli.types import COUNT, FILE, FOLDER
 from lipcast.env import cache_dir
 from lipcast.errors import InputError, LipcastError, UsageError
 from lipcast.planning.gpu_options import GpuOptions
@@ -32,248 +32,224 @@ from lipcast.planning.hardware import parse_bytes
 
 if TYPE_CHECKING:
     from lipcast.jobs.store import Job, Segment, Store
-    from lipcast.jobs.tasks import SegmentMaker
+    from lipcast.jobs.tasks import SegmentRenderer
 
-_NAME = Positional("job", "The name of the job.")
-_WORKSPACE = Flag(
-    "workspace", Group.FILES, Kind.TEXT, "The folder of the jobs.", default="in the user's cache"
-)
-_TALK = tuple(flag for flag in FLAGS if flag.name in {"json", "quiet", "debug"})
-_OWN = (
-    _WORKSPACE,
-    Flag(
-        "batch", Group.FILES, Kind.TEXT,
-        "Many jobs: a CSV or JSON lines file, its columns named like flags.",
+_WORKSPACE = Option(
+    "workspace", "Folder of the jobs.",
+    section=Section.FILES, type=FOLDER, show_default="in the user's cache",
+)  # fmt: skip
+_BATCH = (
+    Option(
+        "batch", "CSV or JSON lines file of many jobs, with columns named like options.",
+        section=Section.FILES, type=FILE,
     ),
-    Flag("keep_segments", Group.FILES, Kind.SWITCH, "Keep the segments when the video is done."),
-    Flag(
-        "independent_segments", Group.FILES, Kind.SWITCH,
-        "Begin every segment with the portrait, so that they can be made side by side; fade between them.",
+    switch("keep_segments", "Keep the segments when the video is done.", section=Section.FILES),
+    switch(
+        "independent_segments",
+        "Start every segment from the portrait, so that segments can be made in parallel; cross-fade between "
+        "them.",
+        section=Section.FILES,
     ),
     HLS,
-    Flag("webhook", Group.FILES, Kind.TEXT, "URL that is told, as JSON, when a job ends."),
+    Option(
+        "webhook", "URL that gets a POST of JSON when a job ends.",
+        section=Section.FILES, metavar="URL",
+    ),
 )  # fmt: skip
-SUBMIT_FLAGS = (*_OWN, *FLAGS)
-EXECUTORS = ("local", "ray")
-RUN_FLAGS = (
-    _WORKSPACE,
-    Flag("job", Group.FILES, Kind.TEXT, "Only this job.", default="all that wait"),
-    Flag(
-        "executor",
-        Group.MACHINE,
-        Kind.TEXT,
-        "Who makes segments: local, this process; ray, workers of a cluster.",
-        default="local",
+_EXECUTORS = ("local", "ray")
+_NAME = click.Argument(["name"], metavar="JOB", help="Name of the job.")
+_COMMON = (_WORKSPACE, *JSON_QUIET_DEBUG)
+
+job = Group("job", help="Make videos that continue after an interruption.")
+
+
+@command(
+    "submit",
+    (*OPTIONS, _WORKSPACE, *_BATCH),
+    given_only=True,
+    examples=(
+        "lipcast job submit --image me.png --audio hello.wav -o out.mp4 --segment 60s",
+        'lipcast job submit --batch jobs.csv --size "384*256"',
     ),
-    Flag(
-        "address",
-        Group.MACHINE,
-        Kind.TEXT,
-        "Of the Ray cluster: auto, host:6379.",
-        default="one is started here",
-    ),
-    Flag(
-        "workers",
-        Group.MACHINE,
-        Kind.WHOLE_VIDEO,
-        "Ray workers, each with a model of its own.",
-        default="one per GPU; without any, one per node",
-    ),
-    *_TALK,
 )
-JOB_FLAGS = (_WORKSPACE, *_TALK)
-WATCH_FLAGS = (
-    _WORKSPACE,
-    Flag("once", Group.TALK, Kind.SWITCH, "Print one table and end."),
-    *_TALK,
-)
-
-
-def submit(given: Mapping[str, RawFlags]) -> None:
-    """Add a job, or with --batch many: all flags of `generate`, and how long a segment is.
-
-    lipcast job submit --image me.png --audio hello.wav -o out.mp4 --segment 60s
-    """
+def submit(console: Console, **flags: Any) -> None:
+    """Add a job, or many with --batch. All options of `generate` apply."""
     from lipcast.jobs.webhook import check_url
 
-    talk = Console.begin(given)
-    own = {flag.name for flag in _OWN}
-    shared = {name: value for name, value in given.items() if name not in own}
-    rows = _rows(Path(str(given["batch"])).expanduser()) if "batch" in given else [{}]
+    rows = _rows(flags["batch"]) if "batch" in flags else [{}]
     how = {
-        "keep_segments": bool(given.get("keep_segments")),
-        "independent": bool(given.get("independent_segments")),
-        "hls": bool(given.get("hls")),
-        "webhook": check_url(str(given["webhook"])) if "webhook" in given else None,
+        "keep_segments": flags.get("keep_segments", False),
+        "independent": flags.get("independent_segments", False),
+        "hls": flags.get("hls", False),
+        "webhook": check_url(flags["webhook"]) if "webhook" in flags else None,
     }
-    requests = [as_job(read_request(shared | row), **how) for row in rows]
-    names = _store(given).submit(requests)
-    if talk.as_json:
-        print_json({"status": "submitted", "jobs": names})
-    else:
-        typer.echo("\n".join(names))
+    requests = [as_job(read_request(flags | row), **how) for row in rows]
+    names = _store(flags.get("workspace")).submit(requests)
+    console.result({"status": "submitted", "jobs": names}, "\n".join(names))
 
 
-def run(given: Mapping[str, RawFlags]) -> None:
-    """Work at the jobs that wait, and at those whose worker is gone, until none is left.
+@command(
+    "run",
+    (
+        Option(
+            "job", "Only this job.",
+            section=Section.FILES, metavar="JOB", show_default="all that wait",
+        ),
+        Option(
+            "executor", "Where segments are made: local, in this process; ray, by workers of a cluster.",
+            section=Section.COMPUTE, type=click.Choice(_EXECUTORS), default="local", show_default=True,
+        ),
+        Option(
+            "address", "Address of the Ray cluster: auto, or host:6379.",
+            section=Section.COMPUTE, metavar="ADDRESS", show_default="start a cluster here",
+        ),
+        Option(
+            "workers", "Number of Ray workers, each with a model of its own.",
+            section=Section.COMPUTE, type=COUNT, metavar="N",
+            show_default="one per GPU; without GPUs one per node",
+        ),
+        *_COMMON,
+    ),
+    examples=("lipcast job run", "lipcast job run --executor ray --address auto"),
+)  # fmt: skip
+def run(
+    console: Console,
+    *,
+    job: str | None,
+    executor: str,
+    address: str | None,
+    workers: int | None,
+    workspace: Path | None,
+) -> None:
+    """Run the jobs that wait, and those whose worker is gone, until none is left.
 
-    Several of these may run at the same time, each on its own GPU (--device is a flag of submit).
-
-        lipcast job run
-        lipcast job run --executor ray --address auto
+    Several of these may run at the same time, each on its own GPU (--device is an option of submit).
     """
     from lipcast.jobs.runner import run_jobs
 
-    talk, store = Console.begin(given), _store(given)
-    name = str(given["job"]) if "job" in given else None
-    if name is not None:
-        store.job(name)
+    store = _store(workspace)
+    if job is not None:
+        store.job(job)
+    for name, value in (("address", address), ("workers", workers)):
+        if value is not None and executor != "ray":
+            raise UsageError(f"--{name}: needs --executor ray beside it")
     meter = Meter()
-    with (
-        ProgressBar(meter, wanted=not talk.quiet) as bar,
-        _maker(given, store, meter, bar) as maker,
-    ):
-        num_failed = run_jobs(store, maker, name=name, tell=talk.note)
-    if talk.as_json:
+    with ProgressBar(meter, wanted=not console.quiet) as bar:
+        local = closing(MeteredRenderer(meter, bar))
+        with local if executor == "local" else _ray(store, address, workers) as renderer:
+            num_failed = run_jobs(store, renderer, name=job, log=console.log)
+    if console.as_json:
         print_json({"jobs": _documents(store)})
     if num_failed:
         raise LipcastError(f"{num_failed} jobs failed; see `lipcast job list`")
 
 
 @contextmanager
-def _maker(
-    given: Mapping[str, RawFlags], store: Store, meter: Meter, bar: ProgressBar
-) -> Iterator[SegmentMaker]:
-    """What makes segments; raises UsageError."""
-    executor = str(given.get("executor", "local"))
-    if executor not in EXECUTORS:
-        raise UsageError(f"--executor: expected one of {', '.join(EXECUTORS)}, got {executor!r}")
-    wrong = [name for name in ("address", "workers") if name in given and executor != "ray"]
-    if wrong:
-        raise UsageError(f"--{wrong[0]}: expected --executor ray with it, got {executor}")
-    if executor == "local":
-        with closing(MeteredMaker(meter, bar)) as local:
-            yield local
-        return
-    workers = given.get("workers")
-    if workers is not None and int(workers) < 1:
-        raise UsageError(f"--workers: expected at least 1, got {workers}; leave it out for all")
+def _ray(store: Store, address: str | None, num_workers: int | None) -> Iterator[SegmentRenderer]:
+    """Yield what makes segments on a Ray cluster; raises UsageError where Ray is not installed."""
     try:
-        from lipcast.jobs.local import LocalMaker
-        from lipcast.jobs.ray import RayMaker
+        from lipcast.jobs.local import LocalRenderer
+        from lipcast.jobs.ray import RayRenderer
     except ImportError as error:
         raise UsageError(
-            "--executor ray: expected Ray, which is not installed; pip install 'lipcast[ray]'"
+            "--executor ray: Ray is not installed; pip install 'lipcast[ray]'"
         ) from error
-    address = str(given["address"]) if "address" in given else None
-    num_workers = None if workers is None else int(workers)
-    with RayMaker(
-        LocalMaker,
+    with RayRenderer(
+        LocalRenderer,
         address=address,
         num_workers=num_workers,
         memory_bytes=_largest_budget(store),
         num_gpus=_most_gpus(store),
-    ) as maker:
-        yield maker
+    ) as renderer:
+        yield renderer
 
 
 def _largest_budget(store: Store) -> int | None:
-    """The most host memory that a job may take by its --ram, in bytes; None where no job says so."""
+    """Return the most host memory that a job's --ram allows, in bytes; None where no job has --ram."""
     budgets = [job.request["memory"]["ram"] for job in _unfinished(store)]
     return max((parse_bytes(budget) for budget in budgets if budget), default=None)
 
 
 def _most_gpus(store: Store) -> int:
-    """The most GPUs that a job asks for."""
+    """Return the most GPUs that a job asks for."""
     return max(
         (GpuOptions(**job.request["gpus"]).num_gpus for job in _unfinished(store)), default=1
     )
 
 
 def _unfinished(store: Store) -> list[Job]:
-    """The jobs that a worker may come to make."""
+    """Return the jobs that a worker may still make."""
     from lipcast.jobs.store import RUNNING, WAITING
 
     return store.jobs((WAITING, RUNNING))
 
 
-def listing(given: Mapping[str, RawFlags]) -> None:
+@command("list", _COMMON)
+def list_jobs(console: Console, *, workspace: Path | None) -> None:
     """List the jobs: name, state, finished segments, output."""
-    talk, store = Console.begin(given), _store(given)
-    documents = _documents(store)
-    if talk.as_json:
-        print_json({"jobs": documents})
-        return
-    for job in documents:
-        of = "?" if job["num_segments"] is None else job["num_segments"]
-        done = f"{len(job['segments'])}/{of}"
-        typer.echo(f"{job['job']}  {job['state']:<9}  {done:>7}  {job['output']}  {job['error']}")
+    documents = _documents(_store(workspace))
+    lines = []
+    for found in documents:
+        num_segments = "?" if found["num_segments"] is None else found["num_segments"]
+        done = f"{len(found['segments'])}/{num_segments}"
+        where = f"{found['output']}  {found['error']}"
+        lines.append(f"{found['job']}  {found['state']:<9}  {done:>7}  {where}")
+    if documents or console.as_json:
+        console.result({"jobs": documents}, "\n".join(lines))
 
 
-def watch(given: Mapping[str, RawFlags]) -> None:
-    """Show the jobs while they are worked at: state, segments, frames a second, time that is left.
+@command(
+    "watch",
+    (switch("once", "Print one table and end.", section=Section.CONSOLE), *_COMMON),
+)
+def watch(console: Console, *, once: bool, workspace: Path | None) -> None:
+    """Show the jobs while they run: state, segments, frames a second, time left.
 
-    Ends when no job waits or runs: with 0 if none has failed, else with 1.
+    Ends when no job waits or runs: with exit code 0 if none has failed, else with 1.
     """
-    from lipcast.cli.watch import watch as draw
+    from lipcast.cli.watch import watch_jobs
 
-    draw(_store(given), given)
-
-
-def show(given: Mapping[str, RawFlags]) -> None:
-    """Everything about one job, as one JSON document."""
-    Console.begin(given)
-    store = _store(given)
-    job = store.job(str(given["job"]))
-    print_json(_document(job, store.segments(job.id)) | {"request": dict(job.request)})
+    watch_jobs(_store(workspace), console, once=once)
 
 
-def cancel(given: Mapping[str, RawFlags]) -> None:
+@command("show", (_NAME, *_COMMON))
+def show(_console: Console, *, name: str, workspace: Path | None) -> None:
+    """Print everything about one job as one JSON document."""
+    store = _store(workspace)
+    found = store.job(name)
+    print_json(_document(found, store.segments(found.id)) | {"request": dict(found.request)})
+
+
+@command("cancel", (_NAME, *_COMMON))
+def cancel(_console: Console, *, name: str, workspace: Path | None) -> None:
     """End a job. Its worker stops after the segment in flight; finished segments stay."""
-    Console.begin(given)
-    _store(given).cancel(str(given["job"]))
+    _store(workspace).cancel(name)
 
 
-def retry(given: Mapping[str, RawFlags]) -> None:
-    """Let a failed or cancelled job go on from its finished segments at the next `job run`."""
-    Console.begin(given)
-    _store(given).retry(str(given["job"]))
+@command("retry", (_NAME, *_COMMON))
+def retry(_console: Console, *, name: str, workspace: Path | None) -> None:
+    """Let a failed or cancelled job continue from its finished segments at the next `job run`."""
+    _store(workspace).retry(name)
 
 
-def remove(given: Mapping[str, RawFlags]) -> None:
+@command("rm", (_NAME, *_COMMON))
+def remove(_console: Console, *, name: str, workspace: Path | None) -> None:
     """Forget a job and its segments; the finished video stays."""
-    Console.begin(given)
-    _store(given).remove(str(given["job"]))
+    _store(workspace).remove(name)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verbs to an application."""
-    context = {"help_option_names": ["-h", "--help"], "token_normalize_func": either_spelling}
-    group = typer.Typer(no_args_is_help=True, context_settings=context, rich_markup_mode="markdown")
-    one = with_flags(JOB_FLAGS, positional=_NAME)
-    for name, command in (
-        ("submit", with_flags(SUBMIT_FLAGS)(submit)),
-        ("run", with_flags(RUN_FLAGS)(run)),
-        ("list", with_flags(JOB_FLAGS)(listing)),
-        ("watch", with_flags(WATCH_FLAGS)(watch)),
-        ("show", one(show)),
-        ("cancel", one(cancel)),
-        ("retry", one(retry)),
-        ("rm", one(remove)),
-    ):
-        group.command(name, context_settings=context)(command)
-    app.add_typer(group, name="job", help="Videos that go on after whatever ended them.")
+for _subcommand in (submit, run, list_jobs, watch, show, cancel, retry, remove):
+    job.add_command(_subcommand)
 
 
-def _store(given: Mapping[str, RawFlags]) -> Store:
+def _store(workspace: Path | None) -> Store:
     from lipcast.jobs.store import Store
 
-    where = given.get("workspace")
-    return Store(cache_dir() / "jobs" if where is None else Path(str(where)).expanduser())
+    return Store(workspace or cache_dir() / "jobs")
 
 
-def _rows(path: Path) -> list[dict[str, RawFlags]]:
-    """The given flags of every line of a batch; empty fields are not given."""
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Return the options that every line of a batch gives; empty fields are not given."""
     try:
         text = path.read_text("utf-8")
         rows: list[dict[str, Any]]
@@ -283,19 +259,21 @@ def _rows(path: Path) -> list[dict[str, RawFlags]]:
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise InputError(
-            f"--batch: expected a CSV with a header, or JSON lines, got {path}: {error}"
+            f"--batch: {path} is no CSV file with a header and no JSON lines file: {error}"
         ) from error
-    known = {flag.name for flag in FLAGS}
-    for number, row in enumerate(rows, 1):
-        wrong = [str(key) for key in row if key not in known]
-        if wrong:
-            raise InputError(
-                f"{path}: job {number}: expected flags of generate, got {', '.join(wrong)}"
-            )
-    return [
-        {key: value if value is True else str(value) for key, value in row.items()
-         if value is not None and value is not False and value != ""} for row in rows
-    ]  # fmt: skip
+    return [_row(row, f"{path}: job {number}") for number, row in enumerate(rows, 1)]
+
+
+def _row(row: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Return the values of one line of a batch, in the types of the options. Raises InputError."""
+    filled = {name: value for name, value in row.items() if value not in (None, "", False)}
+    try:
+        for name in row:
+            as_arguments(generate, {str(name): "true"})
+        return generate.parse(as_arguments(generate, filled))
+    except (UsageError, click.UsageError) as error:
+        reason = error.format_message() if isinstance(error, click.UsageError) else str(error)
+        raise InputError(f"{place}: {reason}") from error
 
 
 def _documents(store: Store) -> list[dict[str, Any]]:

@@ -6,21 +6,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lipcast.cli.model_configs import EMBEDDED
-from lipcast.cli.request import GenerateRequest
+from lipcast.cli.request import DEFAULT_MODEL, GenerateRequest
 from lipcast.errors import UsageError
 
 SEGMENT_S = 60.0
 
 
 def as_job(request: GenerateRequest, **how: Any) -> dict[str, Any]:
-    """The request of a job; `how` says more of it. Raises UsageError, InputError."""
-    from lipcast.jobs.runner import file_sha256
+    """Return a request as a job; `how` are fields that only jobs have. Raises UsageError, InputError."""
+    from lipcast.jobs.runner import input_sha256
     from lipcast.weights.lora import parse_lora
 
     segment_s = SEGMENT_S if request.segment_s is None else request.segment_s
     if segment_s <= 0:
-        raise UsageError("--segment: expected a length above 0 for a job, got 0; give 60s")
+        raise UsageError("--segment: a job is made in segments; give a length above 0, such as 60s")
     is_file = isinstance(request.prompt, Path)
     loras = [parse_lora(text).path for text in request.loras]
     decoder = [] if request.decoder is None else [request.decoder]
@@ -29,7 +28,7 @@ def as_job(request: GenerateRequest, **how: Any) -> dict[str, Any]:
     return {
         "image": str(request.image.resolve()),
         "audio": str(request.audio.resolve()),
-        "sha256": {str(path.resolve()): file_sha256(path) for path in files},
+        "sha256": {str(path.resolve()): input_sha256(path) for path in files},
         "prompt": str(Path(request.prompt).resolve()) if is_file else request.prompt,
         "prompt_is_file": is_file,
         "output": str(request.output.resolve()),
@@ -55,6 +54,6 @@ def as_job(request: GenerateRequest, **how: Any) -> dict[str, Any]:
 
 
 def _from_anywhere(model: str) -> str:
-    """A model's name as it is, a folder in full."""
+    """Return a model's name as it is, a folder as an absolute path."""
     folder = Path(model).expanduser()
-    return model if model == EMBEDDED or not folder.is_dir() else str(folder.resolve())
+    return model if model == DEFAULT_MODEL or not folder.is_dir() else str(folder.resolve())

@@ -35,31 +35,31 @@ _LEAST_BYTES_PER_S = 300
 """Of the sparsest codecs for speech (2.4 kbit/s): a smaller file need not be scanned."""
 
 
-class MeteredMaker:
-    """A maker on this machine whose blocks a meter counts and a bar shows."""
+class MeteredRenderer:
+    """Makes segments on this machine; a meter counts the blocks and a bar shows them."""
 
     width = 1
 
     def __init__(self, meter: Meter, bar: ProgressBar) -> None:
-        from lipcast.jobs.local import LocalMaker
+        from lipcast.jobs.local import LocalRenderer
 
         self._meter, self._bar = meter, bar
-        self._maker = LocalMaker(on_block=self._count)
+        self._renderer = LocalRenderer(on_block=self._count)
 
-    def look(self, request: Mapping[str, Any]) -> JobEstimate:
-        """What a job will be; the meter counts from here."""
-        estimate = self._maker.look(request)
+    def estimate(self, request: Mapping[str, Any]) -> JobEstimate:
+        """Return what a job will be; the meter counts from here."""
+        estimate = self._renderer.estimate(request)
         self._meter.start(estimate.num_blocks)
         return estimate
 
-    def make(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
-        """One segment. What was finished before the first one is not counted."""
+    def render(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
+        """Make one segment. What was finished before the first one is not counted."""
         if not self._meter.blocks_done and self._meter.num_blocks is not None:
             self._meter.num_blocks -= task.first_block
-        return self._maker.make(request, task)
+        return self._renderer.render(request, task)
 
     def close(self) -> None:
-        self._maker.close()
+        self._renderer.close()
 
     def _count(self, num_frames: int) -> None:
         self._meter.count(num_frames)
@@ -67,7 +67,7 @@ class MeteredMaker:
 
 
 def is_long(request: GenerateRequest) -> bool:
-    """Whether the video is made in segments.
+    """Return whether the video is made in segments.
 
     Raises InputError for a sound that cannot be used, UsageError for segments under torchrun.
     """
@@ -75,9 +75,7 @@ def is_long(request: GenerateRequest) -> bool:
 
     if launched() is not None:
         if request.segment_s:
-            raise UsageError(
-                "--segment: expected one process, got several of a launcher; use --gpus in its place"
-            )
+            raise UsageError("--segment: cannot be used under torchrun; use --gpus in its place")
         return False
     if request.segment_s is not None:
         return request.segment_s > 0
@@ -92,36 +90,36 @@ def is_long(request: GenerateRequest) -> bool:
 
 
 def make_long(
-    request: GenerateRequest, meter: Meter, bar: ProgressBar, talk: Console
+    request: GenerateRequest, meter: Meter, bar: ProgressBar, console: Console
 ) -> dict[str, Any]:
-    """Make what is missing, write the video, forget the job; returns the document of what was done.
+    """Make what is missing, write the video, remove the job; returns the document of what was done.
 
-    Raises UsageError where another process makes this video.
+    Raises UsageError when another process makes this video.
     """
     from lipcast.jobs.store import FINISHED, Store
 
     store: Store = Store(cache_dir() / "jobs")
-    job = store.job(_enter(store, request))
-    request = _as_entered(request, job)
+    job = store.job(_find_or_submit(store, request))
+    request = _as_submitted(request, job)
     if job.state != FINISHED:
-        _make_missing(store, job, request, (meter, bar, talk))
+        _make_missing(store, job, request, (meter, bar, console))
         meter.stop()
     report = _report(store, job.id)
     store.remove(job.id)
-    return {"status": "finished"} | _document(request, meter, talk, report["frames"], report)
+    return {"status": "finished"} | _document(request, meter, console, report["frames"], report)
 
 
-def _enter(store: Store, request: GenerateRequest) -> str:
-    """The name of the video's job, which is in the store when this returns.
+def _find_or_submit(store: Store, request: GenerateRequest) -> str:
+    """Return the name of the video's job, which is in the store from then on.
 
-    What is drawn anew each time is no part of the name: the same command must find its job.
+    Fields that are randomised each time are no part of the name: the same command must find its job.
     """
     from lipcast.jobs.store import CANCELLED, FAILED, FINISHED
 
     job = as_job(request, anonymous=True)
     key = job | {
-        "output": None if "output" in request.drawn else job["output"],
-        "options": job["options"] | ({"seed": None} if "seed" in request.drawn else {}),
+        "output": None if "output" in request.randomised_fields else job["output"],
+        "options": job["options"] | ({"seed": None} if "seed" in request.randomised_fields else {}),
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
     state = next((known.state for known in store.jobs() if known.id == name), None)
@@ -134,37 +132,36 @@ def _enter(store: Store, request: GenerateRequest) -> str:
 
 
 def _is_there(store: Store, name: str) -> bool:
-    """Whether a finished job's video is what was written. Another worker may have finished it."""
-    from lipcast.jobs.runner import RESULT, file_sha256
+    """Return whether a finished job's video is what was written; another worker may have finished it."""
+    from lipcast.jobs.runner import RESULT, input_sha256
 
     with suppress(OSError, ValueError, InputError):
         result = json.loads((store.folder(name) / RESULT).read_text("utf-8"))
-        return bool(file_sha256(Path(result["output"])) == result["sha256"])
+        return bool(input_sha256(Path(result["output"])) == result["sha256"])
     return False
 
 
-def _as_entered(request: GenerateRequest, job: Job) -> GenerateRequest:
-    """With the output and the seed that were drawn at first."""
+def _as_submitted(request: GenerateRequest, job: Job) -> GenerateRequest:
+    """Return the request with the output and the seed of its first run."""
     options = replace(request.options, seed=job.request["options"]["seed"])
     return replace(request, output=Path(job.request["output"]), options=options)
 
 
 def _make_missing(
-    store: Store, job: Job, request: GenerateRequest, tellers: tuple[Meter, ProgressBar, Console]
+    store: Store, job: Job, request: GenerateRequest, reporters: tuple[Meter, ProgressBar, Console]
 ) -> None:
-    """Work at the job; ended early, raises UnfinishedError with what could be kept."""
-    from lipcast.jobs.runner import work
+    """Run the job; when it ends early, raises UnfinishedError with what could be kept."""
+    from lipcast.jobs.runner import run_leased
 
-    meter, bar, talk = tellers
+    meter, bar, console = reporters
     lease = store.lease(job.id)
     if lease is None:
         raise UsageError(
-            f"{request.output}: expected nobody to make this video already, got another process; "
-            "see `lipcast job watch`"
+            f"{request.output}: another process makes this video already; see `lipcast job watch`"
         )
     try:
-        with closing(MeteredMaker(meter, bar)) as maker:
-            work(store, lease, maker, tell=talk.detail)
+        with closing(MeteredRenderer(meter, bar)) as renderer:
+            run_leased(store, lease, renderer, log=console.detail)
     except (KeyboardInterrupt, Exception) as error:
         if _is_there(store, job.id):  # it was over, but for the tidying up
             return
@@ -174,17 +171,17 @@ def _make_missing(
         report: dict[str, Any] = {"job": job.id}
         with suppress(LipcastError):  # the store's disk may be the full one
             report = _report(store, job.id)
-        told = _document(request, meter, talk, num_frames, report)
-        raise unfinished(error, kept, told) from error
+        done = _document(request, meter, console, num_frames, report)
+        raise unfinished(error, kept, done) from error
     finally:
         lease.release()
 
 
 def _keep(lease: Lease) -> tuple[int, str]:
-    """Write the finished segments as the video: its length, and what to say; nothing for none."""
+    """Write the finished segments as the video; returns its length, and a sentence (empty for none)."""
     from lipcast.jobs.runner import join_finished
 
-    again = "the same command goes on from there"
+    again = "the same command continues from there"
     try:
         joined = join_finished(lease)
     except LipcastError as error:
@@ -195,7 +192,7 @@ def _keep(lease: Lease) -> tuple[int, str]:
 
 
 def _report(store: Store, name: str) -> dict[str, Any]:
-    """What the finished segments tell together, as one session would."""
+    """Return the reports of the finished segments as one, like that of one session."""
     segments = store.segments(name)
     reports = [segments[number].report for number in sorted(segments)]
     if not reports:
@@ -216,9 +213,11 @@ def _report(store: Store, name: str) -> dict[str, Any]:
 def _document(
     request: GenerateRequest,
     meter: Meter,
-    talk: Console,
+    console: Console,
     num_frames: int,
     report: Mapping[str, Any],
 ) -> dict[str, Any]:
     described = report.get("video", {})
-    return document(request, meter, talk, num_frames=num_frames, described=described, report=report)
+    return document(
+        request, meter, console, num_frames=num_frames, described=described, report=report
+    )

@@ -1,13 +1,12 @@
-"""The entry point, and what becomes of an error in any verb.
+"""The entry point, and what becomes of an error in any command.
 
 Input: the arguments. Output: an exit code; an error is one sentence on standard error, and with
---json one document on standard output. The verbs are imported inside, so that an interrupt while
+--json one document on standard output. The commands are imported inside, so that an interrupt while
 they load is handled like any other.
 """
 
 from __future__ import annotations
 
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -26,20 +25,23 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _report(error: BaseException, *, as_json: bool) -> int:
-    """Say what went wrong in one sentence; returns the exit code."""
-    from lipcast.cli.console import error_document, print_json, say
+    """Print what went wrong in one sentence; returns the exit code."""
+    from lipcast.cli.console import error_document, print_json, print_line
     from lipcast.cli.error_report import describe_error
 
     explanation = describe_error(error)
-    say(explanation.sentence)
+    print_line(explanation.sentence)
     if as_json:
         print_json(getattr(error, "document", None) or error_document(explanation))
     return explanation.exit_code
 
 
 def run() -> None:
-    """The `lipcast` command."""
+    """Run the `lipcast` command of this process."""
+    from lipcast.cli.signals import ignore_interrupts, interrupt_on_termination
+
+    interrupt_on_termination()
     exit_code = main(sys.argv[1:])
     # The work is done; an interrupt while Python takes itself down would only print a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_interrupts()
     sys.exit(exit_code)

@@ -1,4 +1,4 @@
-"""Counting while a video is made, and the progress bar that shows the counts.
+"""Counts of what has been made of a video, and the progress bar that shows them.
 
 Input: every finished block. Output: frames per second, time to the first frame, what is left, and
 memory; drawn on standard error where that is a terminal.
@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from lipcast.jobs.waiting import WaitingClock
+from lipcast.jobs.waiting import report_waits
 
 _MIB = 2**20
 _Block = TypeVar("_Block")
@@ -21,7 +21,7 @@ _Block = TypeVar("_Block")
 
 @dataclass
 class Meter:
-    """What has been made so far. Times are in seconds since the command began."""
+    """Counts what has been made so far. Times are in seconds since the command began."""
 
     began: float = field(default_factory=time.perf_counter)
     num_blocks: int | None = None
@@ -33,19 +33,22 @@ class Meter:
     """Reserved by torch on all GPUs; 0 where there is none."""
     _started: float = 0.0
     _last: float = 0.0
-    _clock: WaitingClock = field(default_factory=WaitingClock)
+    _waited_s: float = 0.0
 
     def start(self, num_blocks: int | None) -> None:
-        """The model is loaded; the blocks of a video follow."""
+        """Begin a video of `num_blocks` blocks; the model is loaded."""
         self.num_blocks, self.blocks_done, self.frames_done = num_blocks, 0, 0
         self._started = self._last = time.perf_counter()
 
     def watch(self, blocks: Iterable[_Block]) -> Iterator[_Block]:
         """Pass blocks on; the time spent waiting for them is not the writer's."""
-        return self._clock.watch(blocks)
+        return report_waits(blocks, self._add_wait)
+
+    def _add_wait(self, seconds: float) -> None:
+        self._waited_s += seconds
 
     def count(self, num_frames: int) -> None:
-        """One block of `num_frames` has been written."""
+        """Count one block of `num_frames` that has been written."""
         if self.first_frame_s is None:
             self.first_frame_s = self.elapsed_s
         self.blocks_done += 1
@@ -55,7 +58,7 @@ class Meter:
         self.peak_gpu_bytes = max(self.peak_gpu_bytes, _gpu_bytes())
 
     def stop(self) -> None:
-        """The file is complete."""
+        """Stop the clock: the file is complete."""
         self._last = time.perf_counter()
 
     @property
@@ -64,13 +67,13 @@ class Meter:
 
     @property
     def generating_s(self) -> float:
-        """From the loaded model to the last block written."""
+        """Seconds from the loaded model to the last block written."""
         return self._last - self._started
 
     @property
     def mux_s(self) -> float:
-        """Of that, spent on writing."""
-        return max(self.generating_s - self._clock.waited_s, 0.0)
+        """Seconds of `generating_s` that were spent on writing."""
+        return max(self.generating_s - self._waited_s, 0.0)
 
     @property
     def frames_per_second(self) -> float:
@@ -78,13 +81,13 @@ class Meter:
 
     @property
     def left_s(self) -> float | None:
-        """Estimated from the blocks done; None before the first, and where the end is open."""
+        """Estimated seconds left; None before the first block, and where the end is open."""
         if not self.blocks_done or self.num_blocks is None:
             return None
         return self.generating_s / self.blocks_done * (self.num_blocks - self.blocks_done)
 
     def line(self) -> str:
-        """Everything in one line."""
+        """Return everything in one line."""
         parts = [f"{self.blocks_done}/{self.num_blocks or '?'} blocks"]
         if self.first_frame_s is not None:
             parts.append(f"{self.frames_per_second:.1f} frames/s")
@@ -104,7 +107,7 @@ def _rss_bytes() -> int:
 
 
 def _gpu_bytes() -> int:
-    # Whoever made a block has loaded torch; this module never does, so that help comes at once.
+    # A block that was made has loaded torch; this module never does, so that --help is quick.
     torch: Any = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return 0
@@ -112,7 +115,7 @@ def _gpu_bytes() -> int:
 
 
 class ProgressBar(AbstractContextManager["ProgressBar"]):
-    """A bar that shows a `Meter`; nothing where it is not wanted or nobody looks."""
+    """Bar that shows a `Meter`; nothing unless it is wanted and stderr is a terminal."""
 
     def __init__(self, meter: Meter, *, wanted: bool) -> None:
         self._meter = meter
@@ -142,7 +145,7 @@ class ProgressBar(AbstractContextManager["ProgressBar"]):
 
 
 class StepBar(AbstractContextManager["StepBar"]):
-    """A bar for work that is counted in bytes; nothing where it is not wanted or nobody looks."""
+    """Bar for work counted in bytes; nothing unless it is wanted and stderr is a terminal."""
 
     def __init__(self, *, wanted: bool) -> None:
         self._progress = _rich_progress() if wanted and sys.stderr.isatty() else None
@@ -158,7 +161,7 @@ class StepBar(AbstractContextManager["StepBar"]):
             self._progress.stop()
 
     def update(self, what: str, done: int, total: int) -> None:
-        """`done` of `total` bytes of what is going on."""
+        """Show `done` of `total` bytes of `what`."""
         if self._progress is not None:
             text = f"{what} {done / 1e9:.1f} of {total / 1e9:.1f} GB"
             self._progress.update(

@@ -7,7 +7,7 @@ from lipcast.planning.plan import Models
 from lipcast.weights.checkpoint import checkpoint_dir
 from lipcast.weights.configs import models_in
 
-EMBEDDED, PUBLISHED = "tiny", "14b"
+PUBLISHED = "14b"
 
 
 def read_configs(model: str) -> Models:

@@ -1,6 +1,6 @@
 """`lipcast models`: which models are here, which of them are whole, and what fits this machine.
 
-Output: a table, or one JSON document. Sizes and names are looked at, data is not, unless asked for.
+Output: a table, or one JSON document. Sizes and names are read; data only with --verify.
 """
 
 from __future__ import annotations
@@ -9,67 +9,54 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from lipcast.cli.console import Console, print_json
+from lipcast.cli.command import Option, Section, command, switch
+from lipcast.cli.console import Console
 from lipcast.cli.fit_check import fit
-from lipcast.cli.flag import Flag, Group, Kind
-from lipcast.cli.flag_table import FLAGS
-from lipcast.cli.validate import RawFlags
+from lipcast.cli.options import JSON_DEBUG
+from lipcast.cli.types import FOLDER
 from lipcast.errors import CheckpointError, LipcastError
 from lipcast.planning.plan import Models
 from lipcast.weights.checkpoint import ADAPTER_MODEL, EMBEDDED_MODELS, checkpoint_dir
 from lipcast.weights.configs import models_in
 from lipcast.weights.hub import ModelStatus, list_models, model_status, verify_pulled
-from lipcast.weights.manifest import read_manifest, verify
+from lipcast.weights.manifest import read_manifest
+from lipcast.weights.manifest import verify as verify_converted
 
-_SHARED = frozenset({"json", "debug"})
-MODELS_FLAGS: tuple[Flag, ...] = (
-    Flag(
-        "dir",
-        Group.FILES,
-        Kind.TEXT,
-        "The folder whose folders are looked at.",
-        default="where `lipcast pull` puts models",
+
+@command(
+    "models",
+    (
+        Option(
+            "dir", "Folder whose subfolders are examined.",
+            section=Section.FILES, type=FOLDER, show_default="where `lipcast pull` puts models",
+        ),
+        switch(
+            "verify", "Hash the files of pulled and converted models and compare; reads them whole.",
+            section=Section.FILES,
+        ),
+        *JSON_DEBUG,
     ),
-    Flag(
-        "verify",
-        Group.FILES,
-        Kind.SWITCH,
-        "Hash the files of pulled and converted models and compare; reads them whole.",
-    ),
-    *(flag for flag in FLAGS if flag.name in _SHARED),
-)
-
-
-def models(given: Mapping[str, RawFlags]) -> None:
-    """List the models that are here, what is missing of them, and what fits this machine.
+    examples=("lipcast models", "lipcast models --dir ckpt --verify"),
+)  # fmt: skip
+def models(console: Console, *, dir: Path | None, verify: bool) -> None:
+    """List models, what they lack, and what fits here.
 
     Every name can be given as --model. Nothing is loaded.
-
-        lipcast models
-
-        lipcast models --dir ckpt --verify
     """
-    talk = Console.begin(given)
-    folder = Path(str(given["dir"])).expanduser() if "dir" in given else None
-    if folder is not None and not folder.is_dir():
-        raise CheckpointError(f"--dir: expected a folder of models, got {folder}, which is not one")
+    if dir is not None and not dir.is_dir():
+        raise CheckpointError(f"--dir: {dir} is not a folder; give a folder of models")
     embedded = [model_status(checkpoint_dir(name), name) for name in EMBEDDED_MODELS]
-    rows = [describe(status) for status in (*embedded, *list_models(folder))]
-    if given.get("verify"):
+    rows = [describe(status) for status in (*embedded, *list_models(dir))]
+    if verify:
         _verify(rows)
-    if talk.as_json:
-        print_json({"models": rows})
-    else:
-        typer.echo(_as_text(rows))
+    console.result({"models": rows}, _as_text(rows))
     broken = [row for row in rows if row["verified"] is False]
     if broken:
         raise CheckpointError("\n".join(row["problem"] for row in broken))
 
 
 def describe(status: ModelStatus) -> dict[str, Any]:
-    """Everything that is known of one model without reading its weights, as JSON values."""
+    """Return what is known of a model without reading its weights, as JSON values."""
     row: dict[str, Any] = {
         "name": status.name,
         "directory": str(status.directory),
@@ -94,24 +81,24 @@ def _state(status: ModelStatus) -> str:
 
 
 def _precision(directory: Path) -> str | None:
-    """What a converted model was converted to."""
+    """Return the precision that a model was converted to; None for a model as published."""
     manifest = read_manifest(directory) if directory.is_dir() else None
     return None if manifest is None else str(manifest["recipe"].get("precision"))
 
 
 def _configs(status: ModelStatus) -> Models:
-    """The model's own configurations; of the published one, where its files are not here."""
+    """Return the model's configurations; the published ones where its files are not here."""
     is_published = status.name == ADAPTER_MODEL and not (status.directory / "config.json").is_file()
     return Models() if is_published else models_in(status.directory)
 
 
 def _verify(rows: Sequence[dict[str, Any]]) -> None:
-    """Mark models whose hashes are known as verified or not, with what is wrong with them."""
+    """Mark models whose hashes are known as verified or damaged, with the reason."""
     for row in rows:
         directory = Path(row["directory"])
         try:
             if row["precision"] is not None:
-                verify(directory)
+                verify_converted(directory)
                 row["verified"] = True
             elif verify_pulled(directory):
                 row["verified"] = True
@@ -120,7 +107,7 @@ def _verify(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _as_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A line for every model, and below it what is missing."""
+    """Return a line for every model, and below it what is missing."""
     width = max(len(row["name"]) for row in rows)
     lines = []
     for row in rows:

@@ -1,83 +1,216 @@
-"""From the table of flags to a typer command.
+"""The options of `lipcast generate`, which other commands share: names, types, defaults in words.
 
-Typer reads a function's signature. A signature of fifty flags is not a thing to write by hand
-beside the table that defines them, so the table makes it. Every value arrives as text, so that a
-wrong one gets the same sentence as everywhere else; a flag that was not given arrives as None.
+An option that is not given is absent from a command's values; its default lives in the dataclass that it
+belongs to (`GenerateOptions`, `MemoryOptions`, `GpuOptions`). Dashes and underscores are the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from inspect import Parameter, Signature
-from typing import Annotated, Any
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
 
-import typer
+import click
 
-from lipcast.cli.flag import Flag, Group, Kind
-from lipcast.cli.validate import RawFlags
-from lipcast.errors import CancelledError
+from lipcast.cli.command import Option, Section, switch, toggle, value_options
+from lipcast.cli.compat_flags import COMPAT_FLAGS
+from lipcast.cli.types import FILE, FOLDER, SECONDS
+from lipcast.config.generate_options import ANCHOR_ENCODINGS, SCHEDULES
+from lipcast.planning.sizes import KV_PRECISIONS, PRECISIONS
+
+_Options = TypeVar("_Options")
+
+MODEL = Option(
+    "model",
+    "Model: `tiny` (included), the name of a pulled model, or the folder of a published or converted "
+    "checkpoint.",
+    section=Section.FILES, also=("--ckpt_dir",), metavar="NAME", show_default="tiny",
+)  # fmt: skip
+LORA = Option(
+    "lora",
+    "LoRA adapter as PATH or PATH:WEIGHT, merged while the weights are read. May be given several times. "
+    "The published adapter is merged when it lies beside the weights.",
+    section=Section.FILES, also=("--lora_path", "--lora_path_dmd"), metavar="PATH[:WEIGHT]",
+    multiple=True,
+)  # fmt: skip
+CONSOLE = (
+    switch(
+        "json", "Print one JSON document on standard output, and nothing else there.",
+        section=Section.CONSOLE,
+    ),
+    switch("quiet", "Print errors only.", section=Section.CONSOLE, also=("-q",)),
+    switch("verbose", "Print what is being done.", section=Section.CONSOLE, also=("-v",)),
+    switch("debug", "Print the traceback of an error.", section=Section.CONSOLE),
+)  # fmt: skip
+JSON_DEBUG = value_options(CONSOLE, "json", "debug")
+JSON_QUIET_DEBUG = value_options(CONSOLE, "json", "quiet", "debug")
+
+MAIN = (
+    Option("image", "Portrait: any picture that Pillow reads.", type=FILE),
+    Option("audio", "Voice: any audio, or video with sound, that FFmpeg reads.", type=FILE),
+    Option("prompt", "Text that describes the picture and how the person behaves.", metavar="TEXT"),
+    Option(
+        "output", "Video file to write: .mp4, .mov or .mkv. An existing file is replaced.",
+        also=("-o", "--save_file"), type=FILE, show_default="out.mp4",
+    ),
+    Option(
+        "size", 'Size of the video as an area, such as "704*384". The portrait decides the aspect.',
+        metavar="H*W", show_default="the model's",
+    ),
+    Option(
+        "vram",
+        'GPU memory to use, such as "12GB" or "11.5GiB". What does not fit is streamed from host memory.',
+        metavar="BYTES", show_default="what is free",
+    ),
+)  # fmt: skip
+
+FILES = (
+    MODEL,
+    Option(
+        "prompt_embedding", "File made by `lipcast encode-prompt`; replaces --prompt and the text encoder.",
+        section=Section.FILES, type=FILE,
+    ),
+    LORA,
+    Option(
+        "decoder", 'TAEHV "taew2_1" decoder file. Faster and smaller than the autoencoder, less exact.',
+        section=Section.FILES, type=FILE, show_default="the model's autoencoder",
+    ),
+    Option(
+        "save_dir", "Folder for a video named after the time, the steps and the prompt; replaces --output.",
+        section=Section.FILES, type=FOLDER,
+    ),
+    Option(
+        "segment",
+        "Length of the segments of a long video, such as 60s or 2min. After an interruption the same command "
+        "continues with the next segment. 0: make the video in one piece.",
+        section=Section.FILES, type=SECONDS, show_default="60s for audio over 10 min, and for jobs",
+    ),
+)  # fmt: skip
+
+VIDEO = (
+    Option(
+        "infer_frames", "Video frames in the attention window, and in a clip: a multiple of 4, at least 12.",
+        section=Section.VIDEO, type=int, metavar="N", show_default="the model's",
+    ),
+    Option(
+        "num_clip", "Maximum number of clips. The audio bounds the length too.",
+        section=Section.VIDEO, type=int, metavar="N", show_default="the whole audio",
+    ),
+    Option(
+        "sample_steps", "Number of denoising steps, 1 to 8.",
+        section=Section.VIDEO, type=int, metavar="N", show_default="the model's",
+    ),
+    Option(
+        "base_seed", "The same seed gives the same video. A negative seed picks and reports a random one.",
+        section=Section.VIDEO, also=("--seed",), type=int, metavar="N", show_default="420",
+    ),
+    toggle(
+        "fold_last_step", "Skip the last denoising evaluation, which hardly changes the video.",
+        section=Section.VIDEO, default="on",
+    ),
+    Option(
+        "anchor", "Encoding of the reference picture.",
+        section=Section.VIDEO, type=click.Choice(ANCHOR_ENCODINGS), show_default="video",
+    ),
+    toggle(
+        "swap_anchor", "After the first clip, use the first generated frame instead of the portrait.",
+        section=Section.VIDEO, default="on",
+    ),
+    Option(
+        "cond_distance", "Fixed rotary distance of the reference.",
+        section=Section.VIDEO, type=int, metavar="N", show_default="randomised from the seed",
+    ),
+    Option(
+        "start_frame", "Latent frame at which positions start.",
+        section=Section.VIDEO, type=int, metavar="N", show_default="0",
+    ),
+)  # fmt: skip
+
+COMPUTE = (
+    Option(
+        "device", "Device to compute on: cpu, cuda or cuda:1.",
+        section=Section.COMPUTE, metavar="DEVICE", show_default="a GPU if there is one",
+    ),
+    Option(
+        "precision",
+        "fp32 and bf16: precision of the computation. fp8, int8 and int4: quantise the weights while they "
+        "are read.",
+        section=Section.COMPUTE, type=click.Choice(PRECISIONS), show_default="what suits the device",
+    ),
+    switch("fp8", "Same as --precision fp8.", section=Section.COMPUTE),
+    Option(
+        "schedule", "Blocks that are computed together. The video is the same.",
+        section=Section.COMPUTE, type=click.Choice(SCHEDULES), show_default="the plan's, else sequential",
+    ),
+)  # fmt: skip
+
+MEMORY = (
+    Option(
+        "ram", "Host memory to use, such as 32GB.",
+        section=Section.MEMORY, metavar="BYTES", show_default="what is free",
+    ),
+    Option(
+        "offload_model", "True: stream all weights from host memory. No effect on a CPU.",
+        section=Section.MEMORY, type=bool, metavar="True|False",
+    ),
+    switch(
+        "offload_kv_cache", "Stream the KV cache from host memory. No effect on a CPU.",
+        section=Section.MEMORY,
+    ),
+    Option(
+        "kv_precision", "Precision of the KV cache.",
+        section=Section.MEMORY, type=click.Choice(KV_PRECISIONS), show_default="the plan's",
+    ),
+    Option(
+        "fallback",
+        'Fallbacks to take in this order when memory runs out: "kv_streamed, infer_frames=32, '
+        'size=384*256". "none": stop instead.',
+        section=Section.MEMORY, metavar="LIST", show_default="those that keep the picture",
+    ),
+    switch(
+        "allow_degrade", "Allow fallbacks that change the picture.",
+        section=Section.MEMORY,
+    ),
+)  # fmt: skip
+
+GPUS = (
+    Option(
+        "gpus",
+        "Number of GPUs; the planner picks the fastest layout. Under torchrun: its number of processes.",
+        section=Section.GPUS, type=int, metavar="N", show_default="1, or what the options below need",
+    ),
+    Option(
+        "num_gpus_dit", "GPUs that run the transformer: pipeline stages times --ulysses_size.",
+        section=Section.GPUS, type=int, metavar="N", show_default="the plan's",
+    ),
+    Option(
+        "ulysses_size", "GPUs that share the tokens and heads of one denoising step (Ulysses).",
+        section=Section.GPUS, type=int, metavar="N", show_default="the plan's",
+    ),
+    switch(
+        "enable_vae_parallel", "Give the decoder a GPU of its own.",
+        section=Section.GPUS, show_default="the plan's",
+    ),
+    switch(
+        "dit_fsdp",
+        "Shard the transformer's weights over the GPUs (FSDP2); with --offload_model True the shards are in "
+        "host memory.",
+        section=Section.GPUS, show_default="the plan's",
+    ),
+)  # fmt: skip
+
+OPTIONS: tuple[Option, ...] = (
+    *MAIN, *FILES, *VIDEO, *COMPUTE, *MEMORY, *GPUS, *CONSOLE,
+    *(flag.option() for flag in COMPAT_FLAGS),
+)  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Positional:
-    """The one argument that a verb takes without a flag; `many` come as a text of several lines."""
-
-    name: str
-    help: str
-    many: bool = False
+def options_named(*names: str) -> tuple[Option, ...]:
+    """Return options of `generate` by name, for commands that share them."""
+    return value_options(OPTIONS, *names)
 
 
-def with_flags(
-    flags: Iterable[Flag], *, positional: Positional | None = None
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a function that takes a mapping of the given flags the parameters of `flags`."""
-
-    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
-        def command(**values: RawFlags | list[str] | None) -> None:
-            given = {k: _joined(v) for k, v in values.items() if v is not None and v != []}
-            try:
-                verb(given)
-            except KeyboardInterrupt as error:
-                # Here, because typer turns it into an exit without a word.
-                raise CancelledError("stopped; nothing was written") from error
-
-        parameters = [_argument(positional)] if positional else []
-        parameters += [_parameter(flag) for flag in flags]
-        command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-        command.__name__, command.__doc__ = verb.__name__, verb.__doc__
-        return command
-
-    return decorate
-
-
-def _argument(positional: Positional) -> Parameter:
-    argument: Any = typer.Argument(help=positional.help, metavar=positional.name.upper())
-    kind = Parameter.POSITIONAL_OR_KEYWORD
-    value_type: Any = list[str] if positional.many else str
-    return Parameter(positional.name, kind, annotation=Annotated[value_type, argument])
-
-
-def _joined(value: RawFlags | list[str]) -> RawFlags:
-    """What was given several times as one text of several lines."""
-    return "\n".join(value) if isinstance(value, list) else value
-
-
-def _parameter(flag: Flag) -> Parameter:
-    is_bare = flag.kind in {Kind.SWITCH, Kind.TOGGLE}
-    option: Any = typer.Option(
-        *flag.spellings,
-        help=f"{flag.help} Default: {flag.default}." if flag.default else flag.help,
-        metavar="" if is_bare else flag.kind.value,
-        show_default=False,
-        rich_help_panel=flag.group.value,
-        hidden=flag.group is Group.REFUSED,
-    )
-    value_type: Any = (bool if is_bare else list[str] if flag.kind is Kind.TEXTS else str) | None
-    annotation = Annotated[value_type, option]
-    return Parameter(flag.name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-
-
-def either_spelling(name: str) -> str:
-    """`--infer-frames` and `--infer_frames` are one flag."""
-    return name.replace("-", "_")
+def options_from(kind: type[_Options], values: Mapping[str, Any], **changes: Any) -> _Options:
+    """Make an options dataclass of the values that carry the names of its fields."""
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**({name: value for name, value in values.items() if name in names} | changes))

@@ -24,10 +24,10 @@ class UnfinishedError(LipcastError):
 
 
 def unfinished(error: BaseException, kept: str, document: Mapping[str, Any]) -> UnfinishedError:
-    """What to say of a video that ended early because of `error`; `kept`: what there is of it."""
+    """Return the error of a video that ended early because of `error`; `kept` says what there is of it."""
     explanation = describe_error(error)
     return UnfinishedError(
-        f"{explanation.sentence}; {kept}",
+        f"{explanation.sentence.rstrip('.')}; {kept}",
         exit_code=explanation.exit_code,
         document={
             "status": "stopped" if explanation.was_interrupted else "failed",
@@ -38,12 +38,12 @@ def unfinished(error: BaseException, kept: str, document: Mapping[str, Any]) -> 
 
 
 def length(num_frames: int) -> str:
-    """Of a video, in frames and in time."""
+    """Return the length of a video in frames and seconds."""
     return f"{num_frames} frames, {num_frames / VIDEO_FPS:.2f} s"
 
 
 def summary(meter: Meter, num_frames: int) -> str:
-    """Of a finished video: length, speed, time to the first frame."""
+    """Return length, speed and time to the first frame of a finished video."""
     if meter.first_frame_s is None:  # all was finished before
         return length(num_frames)
     speed = f"{meter.frames_per_second:.1f} frames/s"
@@ -53,13 +53,13 @@ def summary(meter: Meter, num_frames: int) -> str:
 def document(
     request: GenerateRequest,
     meter: Meter,
-    talk: Console,
+    console: Console,
     *,
     num_frames: int,
     described: Mapping[str, Any],
     report: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Everything that was done, as JSON values: the video's sizes `described`, a session's `report`."""
+    """Return what was done as JSON values: `described`: sizes of the video; `report`: that of its session."""
     return {
         "output": str(request.output.resolve()),
         "frames": num_frames,
@@ -72,8 +72,10 @@ def document(
         "peak_rss_bytes": meter.peak_rss_bytes,
         "peak_gpu_bytes": meter.peak_gpu_bytes,
         **{name: report.get(name) for name in ("memory", "layout", "ranks", "bottleneck", "job")},
-        "request": {k: v for k, v in asdict(request).items() if k not in ("accepted", "drawn")},
+        "request": {
+            k: v for k, v in asdict(request).items() if k not in ("accepted", "randomised_fields")
+        },
         **described,
         "accepted": dict(request.accepted),
-        "warnings": list(talk.warnings),
+        "warnings": list(console.warnings),
     }

@@ -13,12 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
+from lipcast.cli.command import Command, Option, Section, as_arguments, switch
+from lipcast.cli.compat_flags import BY_NAME
 from lipcast.cli.console import Console
-from lipcast.cli.flag import CompatNoOp, Flag, Group, Kind
-from lipcast.cli.flag_table import FLAGS
-from lipcast.cli.validate import RawFlags, Value, parse
+from lipcast.cli.options import OPTIONS
+from lipcast.cli.types import COUNT, FILE
 from lipcast.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,114 +27,111 @@ if TYPE_CHECKING:
     from lipcast.lab.results import CellResult
 
 _RESULTS = "bench.jsonl"
-
-
-def _flag(name: str, kind: Kind, text: str, default: str = "") -> Flag:
-    return Flag(name, Group.FILES, kind, text, default=default)
-
-
-SWEEP_FLAGS: tuple[Flag, ...] = (
-    _flag("matrix", Kind.TEXT, "A sweep: a .toml or .json file with its axes (docs/lab.md)."),
-    _flag("preset", Kind.TEXT, "A sweep that is built in: low-vram-study."),
-    _flag("results", Kind.TEXT, "Where a sweep appends its results.", _RESULTS),
-    _flag("resume", Kind.SWITCH, "Leave out what the file of results has already."),
-    _flag(
-        "repeats",
-        Kind.WHOLE_VIDEO,
-        "Processes for each cell, or for the flags as given.",
-        "the matrix's",
+SWEEP_OPTIONS: tuple[Option, ...] = (
+    Option(
+        "matrix", "Sweep: a .toml or .json file with its axes (docs/lab.md).",
+        section=Section.FILES, type=FILE,
     ),
-    _flag("timeout_s", Kind.NUMBER, "End a cell of a sweep after so many seconds."),
-)
-_TALK = frozenset({"json", "quiet", "verbose", "debug"})
+    Option(
+        "preset", "Sweep that is built in: low-vram-study.", section=Section.FILES, metavar="NAME"
+    ),
+    Option(
+        "results", "File to which a sweep appends its results.",
+        section=Section.FILES, type=FILE, show_default=_RESULTS,
+    ),
+    switch("resume", "Skip cells that the file of results has already.", section=Section.FILES),
+    Option(
+        "repeats", "Processes for each cell, or for the options as given.",
+        section=Section.FILES, type=COUNT, metavar="N", show_default="the matrix's",
+    ),
+    Option(
+        "timeout_s", "Seconds after which a cell of a sweep is ended.",
+        section=Section.FILES, type=float, metavar="SECONDS",
+    ),
+)  # fmt: skip
+_CONSOLE = frozenset({"json", "quiet", "verbose", "debug"})
 _MIB = 2**20
+_BENCH = Command("bench", params=list(OPTIONS))
+"""Options that a cell may name."""
 
 
-def run(values: Mapping[str, Value], given: Mapping[str, RawFlags], talk: Console) -> None:
-    """Run a sweep to its end, whatever its cells do."""
+def run(own: Mapping[str, Any], shared: Mapping[str, Any], console: Console) -> None:
+    """Run a sweep to its end, whatever its cells do. `own`: its options; `shared`: those of all cells."""
     from lipcast.lab.results import by_cell, read_results
     from lipcast.lab.sweep import Sweep, run_sweep
 
-    matrix = _matrix(values)
-    known = {flag.name: flag for flag in FLAGS}
-    # In their kinds, as a matrix has them: the report joins results by these values.
-    shared = {name: parse(known[name], given[name]) for name in given if name not in _TALK}
-    cells = [{**shared, **cell} for cell in matrix.cells()]
-    timeout = float(values["timeout_s"]) if "timeout_s" in values else None
+    matrix = _matrix(own)
+    fixed = {name: _cell_value(value) for name, value in shared.items() if name not in _CONSOLE}
+    cells = [{**fixed, **cell} for cell in matrix.cells()]
     sweep = Sweep(
         command=lambda cell: _process(cell, matrix),
         refusal=refusal,
         shown_command=lambda cell: shlex.join(["lipcast", *_arguments(cell, matrix)]),
-        repeats=int(values.get("repeats", matrix.repeats)),
-        timeout_s=timeout,
+        repeats=matrix.repeats,
+        timeout_s=own.get("timeout_s"),
     )
-    results = Path(str(values.get("results", _RESULTS))).expanduser()
-    for record in run_sweep(sweep, cells, results, resume=bool(values.get("resume"))):
+    results = own.get("results", Path(_RESULTS))
+    for record in run_sweep(sweep, cells, results, resume=own.get("resume", False)):
         reason = f": {record['reason']}" if record.get("reason") else ""
         flags = " ".join(f"{name}={value}" for name, value in record["cell"].items())
-        talk.note(f"{flags}: {record['status']}{reason}")
-    typer.echo(table(by_cell(read_results([results]))))
+        console.log(f"{flags}: {record['status']}{reason}")
+    click.echo(table(by_cell(read_results([results]))))
+
+
+def _cell_value(value: Any) -> Any:
+    """Return a value as a matrix has it: plain, several as lines."""
+    if isinstance(value, tuple):
+        return "\n".join(value)
+    return str(value) if isinstance(value, Path) else value
 
 
 def refusal(cell: Cell) -> str:
-    """Why a cell cannot be put into flags; empty where it can."""
-    flags = {flag.name: flag for flag in FLAGS}
+    """Return why a cell cannot be put into options; empty where it can."""
     for name, value in cell.items():
-        flag = flags.get(name)
-        if flag is None:
-            return f"{name}: expected a flag of lipcast bench, got this one"
-        if value is False and flag.kind is Kind.SWITCH and isinstance(flag.rule, CompatNoOp):
-            return f"{name} cannot be switched off: {flag.rule.because}"
+        if _BENCH.option(name) is None:
+            return f"unknown flag '{name}'; see `lipcast bench --help`"
+        if value is False and name in BY_NAME and BY_NAME[name].is_switch:
+            return f"{name} cannot be switched off: {BY_NAME[name].reason}"
     return ""
 
 
-def _matrix(values: Mapping[str, Value]) -> Matrix:
+def _matrix(own: Mapping[str, Any]) -> Matrix:
     from lipcast.lab.matrix import PRESETS, Matrix, read_matrix
 
-    if "matrix" in values and "preset" in values:
-        raise UsageError("expected --matrix or --preset, got both; leave one out")
-    if "matrix" in values:
-        matrix = read_matrix(Path(str(values["matrix"])).expanduser())
-    elif "preset" not in values:
-        matrix = Matrix(axes={})  # one cell: the flags as they were given
+    if "matrix" in own and "preset" in own:
+        raise UsageError("--matrix and --preset were both given; leave one out")
+    if "matrix" in own:
+        matrix = read_matrix(own["matrix"])
+    elif "preset" not in own:
+        matrix = Matrix(axes={})  # one cell: the options as they were given
+    elif own["preset"] in PRESETS:
+        matrix = PRESETS[own["preset"]]
     else:
-        name = str(values["preset"])
-        if name not in PRESETS:
-            raise UsageError(f"--preset: expected {' or '.join(PRESETS)}, got {name}")
-        matrix = PRESETS[name]
+        raise UsageError(f"--preset: expected {' or '.join(PRESETS)}, got {own['preset']}")
     counts = ("num_blocks", "warm_up_blocks", "repeats")
-    given: dict[str, int] = {name: int(values[name]) for name in counts if name in values}
-    if least := [name for name, count in given.items() if count < 1]:
-        raise UsageError(f"--{least[0]}: expected at least 1, got {given[least[0]]}")
-    changes: dict[str, Any] = given
+    changes: dict[str, Any] = {name: own[name] for name in counts if name in own}
     return replace(matrix, **changes)
 
 
 def _process(cell: Cell, matrix: Matrix) -> list[str]:
-    """This verb in a process of its own."""
+    """Return the command line that measures a cell in a process of its own."""
     start = "from lipcast.cli.main import run; run()"
     return [sys.executable, "-c", start, *_arguments(cell, matrix), "--json"]
 
 
 def _arguments(cell: Cell, matrix: Matrix) -> list[str]:
-    """The words that measure a cell."""
-    words = ["bench"]
-    for name, value in {"schedule": "sequential", **cell}.items():
-        words += _words(next(flag for flag in FLAGS if flag.name == name), value)
-    counts = {"num_blocks": matrix.num_blocks, "warm_up_blocks": matrix.warm_up_blocks}
-    return words + [word for name, n in counts.items() for word in (f"--{name}", str(n))]
-
-
-def _words(flag: Flag, value: Value) -> list[str]:
-    if flag.kind is Kind.SWITCH:
-        return [f"--{flag.name}"] if value else []
-    if flag.kind is Kind.TOGGLE:
-        return [f"--{flag.name}" if value else f"--no_{flag.name}"]
-    return [f"--{flag.name}", str(value)]
+    """Return the words that measure a cell."""
+    counts = [
+        "--num_blocks",
+        str(matrix.num_blocks),
+        "--warm_up_blocks",
+        str(matrix.warm_up_blocks),
+    ]
+    return ["bench", *as_arguments(_BENCH, {"schedule": "sequential", **cell}), *counts]
 
 
 def table(cells: Sequence[CellResult]) -> str:
-    """A line for every cell: median over its processes, with least and greatest."""
+    """Return a line for every cell: median over its processes, with least and greatest."""
     lines = [
         f"{'frames/s':>20}{'first frame s':>20}{'x real time':>12}{'RSS MiB':>9}{'VRAM MiB':>9}  cell"
     ]

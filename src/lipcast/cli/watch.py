@@ -1,9 +1,8 @@
-"""`lipcast job watch`: a table of the jobs of a workspace that is drawn anew until nothing is left to do."""
+"""`lipcast job watch`: a table of the jobs of a workspace, redrawn until none waits or runs."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,6 @@ from rich.live import Live
 from rich.table import Table
 
 from lipcast.cli.console import Console, print_json
-from lipcast.cli.validate import RawFlags
 from lipcast.errors import LipcastError
 
 if TYPE_CHECKING:
@@ -23,17 +21,16 @@ _EVERY_S = 1.0
 _COLUMNS = ("job", "state", "segments", "frames", "frames/s", "left", "output")
 
 
-def watch(store: Store, given: Mapping[str, RawFlags]) -> None:
+def watch_jobs(store: Store, console: Console, *, once: bool) -> None:
     """Draw the table until no job waits or runs, or once. Raises LipcastError where jobs failed."""
-    talk = Console.begin(given)
-    if talk.as_json:
+    if console.as_json:
         print_json({"jobs": _rows(store)})
         return
-    rows, console = _rows(store), RichConsole()
-    if given.get("once"):
-        console.print(_table(rows))
+    rows, screen = _rows(store), RichConsole()
+    if once:
+        screen.print(_table(rows))
         return
-    with Live(_table(rows), console=console, auto_refresh=False) as live:
+    with Live(_table(rows), console=screen, auto_refresh=False) as live:
         while any(row["state"] in ("waiting", "running") for row in rows):
             time.sleep(_EVERY_S)
             rows = _rows(store)

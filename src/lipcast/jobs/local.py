@@ -1,4 +1,4 @@
-"""Segments made by a model on this machine, which is loaded once and kept.
+"""Segments made by a model on this machine, which stays loaded between them.
 
 Input: requests in plain data, as `job submit` makes them. Output: segments, as `jobs.tasks` asks for them.
 """
@@ -15,14 +15,14 @@ from lipcast import api
 from lipcast.engine.session import Session
 from lipcast.engine.snapshot_file import read_snapshot, write_snapshot
 from lipcast.jobs.tasks import JobEstimate, SegmentTask
-from lipcast.jobs.waiting import WaitingClock
+from lipcast.jobs.waiting import report_waits
 from lipcast.media.audio import open_audio
 from lipcast.media.image import load_portrait
 
 _MODEL_KEYS = ("model", "device", "precision", "loras", "decoder", "memory", "gpus")
 
 
-class LocalMaker:
+class LocalRenderer:
     """Makes segments one after the other; jobs with the same model share it."""
 
     width = 1
@@ -30,9 +30,9 @@ class LocalMaker:
     def __init__(
         self, on_block: Callable[[int], None] | None = None, *, ram_bytes: int | None = None
     ) -> None:
-        """`on_block` is told the number of frames of every block that was written.
+        """Call `on_block` with the number of frames of every block that was written.
 
-        ram_bytes: host memory that plans keep to, where a job says nothing of it.
+        ram_bytes: host memory that plans keep to, for jobs without --ram.
         """
         self._ram_bytes = ram_bytes
         self._on_block = on_block or (lambda _: None)
@@ -40,12 +40,12 @@ class LocalMaker:
         self._model: api.Lipcast | None = None
 
     def close(self) -> None:
-        """Let the model go, and the processes that it may have on several GPUs."""
+        """Close the model, and the processes that it may have on several GPUs."""
         if self._model is not None:
             self._model.close()
         self._model = None
 
-    def look(self, request: Mapping[str, Any]) -> JobEstimate:
+    def estimate(self, request: Mapping[str, Any]) -> JobEstimate:
         model = self._load(request)
         options = api.make_options(dict(request["options"]))
         portrait = load_portrait(request["image"])
@@ -54,18 +54,18 @@ class LocalMaker:
         assert num_blocks is not None, "the length of a file is known"
         return JobEstimate(num_blocks, spec.geometry.height, spec.geometry.width, spec.described())
 
-    def make(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
+    def render(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
         with self._open(request, task) as session:
             edges = task.edges
             blocks = session if edges is None else edges.body(session)
-            num_frames, clock = 0, WaitingClock()
+            num_frames, waits_s = 0, list[float]()
             began_s = time.perf_counter()
-            watched = clock.watch(blocks)
+            watched = report_waits(blocks, waits_s.append)
             with closing(api.save_blocks(watched, task.video_to, after=task.before)) as saved:
                 for block in saved:
                     num_frames += len(block.frames)
                     self._on_block(len(block.frames))
-            mux_s = time.perf_counter() - began_s - clock.waited_s
+            mux_s = time.perf_counter() - began_s - sum(waits_s)
             if edges is not None:
                 edges.save(task.snapshot_to)
             else:

@@ -1,10 +1,10 @@
 """Segments made by workers of a Ray cluster; the store and the order of work stay where `job run` is.
 
-Input: an address, a number of workers, what each may take. Output: a `SegmentMaker` that hands every segment
-to an idle worker. A worker is an actor: it loads its model once and keeps it. Ray starts one that died again,
-on another node if need be, and gives it its segment again. Files go by path: the workspace, the inputs and
-the outputs must be on a file system that all nodes share. SQLite and the locks of jobs are used on this
-machine only, since SQLite's log does not work over networks.
+Input: an address, a number of workers, what each may take. Output: a `SegmentRenderer` that hands every
+segment to an idle worker. A worker is an actor: it loads its model once and keeps it. Ray starts one that
+died again, on another node if need be, and gives it its segment again. Files go by path: the
+workspace, the inputs and the outputs must be on a file system that all nodes share. SQLite and the locks of
+jobs are used on this machine only, since SQLite's log does not work over networks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Self, cast
 import ray
 
 from lipcast.errors import LipcastError, UsageError
-from lipcast.jobs.tasks import JobEstimate, SegmentMaker, SegmentTask
+from lipcast.jobs.tasks import JobEstimate, SegmentRenderer, SegmentTask
 
 _TRIES_AGAIN = 3
 """How often a call is made again whose worker died: a segment that kills every worker must fail once."""
@@ -29,14 +29,14 @@ _TRIES_AGAIN = 3
 
 @dataclass(frozen=True, slots=True)
 class WorkerShare:
-    """What one worker is given of a node."""
+    """Resources of a node that one worker gets."""
 
     num_gpus: float = 0
     memory_bytes: int | None = None
     num_cpus: float = 1
 
     def options(self) -> dict[str, Any]:
-        """As Ray calls it."""
+        """Return the share as options of a Ray actor."""
         memory = {} if self.memory_bytes is None else {"memory": self.memory_bytes}
         return {"num_gpus": self.num_gpus, "num_cpus": self.num_cpus, **memory}
 
@@ -44,9 +44,9 @@ class WorkerShare:
 def worker_share(
     nodes: Sequence[Mapping[str, Any]], *, num_gpus: int, memory_bytes: int | None
 ) -> WorkerShare:
-    """What each worker takes of a node, of `ray.nodes()`.
+    """Return what each worker takes of a node, from `ray.nodes()`.
 
-    Without a wish, a node's memory is shared out evenly among its GPUs: plans of two workers must not count
+    By default a node's memory is shared out evenly among its GPUs: plans of two workers must not count
     on the same memory.
     """
     hosts = _hosts(nodes, num_gpus)
@@ -57,33 +57,33 @@ def worker_share(
 
 
 def most_workers(nodes: Sequence[Mapping[str, Any]], *, num_gpus: int) -> int:
-    """How many workers there is room for: by the GPUs of each node, or one per node without any."""
+    """Return how many workers fit: by the GPUs of each node, or one per node without any."""
     hosts = _hosts(nodes, num_gpus)
     return sum(int(host["GPU"]) // num_gpus for host in hosts) if hosts else len(nodes)
 
 
 def _hosts(nodes: Sequence[Mapping[str, Any]], num_gpus: int) -> list[Mapping[str, Any]]:
-    """What the nodes have that a worker may be on; none where no node has a GPU. Raises UsageError."""
+    """Return resources of the nodes that fit a worker; none where no node has a GPU. Raises UsageError."""
     have = [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("GPU")]
     fit = [host for host in have if host["GPU"] >= num_gpus]
     if have and not fit:
         most = max(host["GPU"] for host in have)
         raise UsageError(
-            f"expected a node with {num_gpus} GPUs, got {most:g} at most; submit with fewer --gpus"
+            f"no node of the Ray cluster has {num_gpus} GPUs (the most is {most:g}); submit with fewer --gpus"
         )
     return fit
 
 
 class RayWorker:
-    """Runs as an actor, with a maker of its own."""
+    """Runs as an actor, with a renderer of its own."""
 
-    def __init__(self, new_maker: Callable[[], SegmentMaker]) -> None:
-        self._maker = new_maker()
+    def __init__(self, new_renderer: Callable[[], SegmentRenderer]) -> None:
+        self._renderer = new_renderer()
 
-    def look(self, request: Mapping[str, Any]) -> JobEstimate:
-        return self._maker.look(request)
+    def estimate(self, request: Mapping[str, Any]) -> JobEstimate:
+        return self._renderer.estimate(request)
 
-    def make(
+    def render(
         self, request: Mapping[str, Any], task: SegmentTask
     ) -> tuple[SegmentTask, dict[str, Any]]:
         """Make a segment under names of this attempt's own; returns them too.
@@ -97,15 +97,15 @@ class RayWorker:
             snapshot_to=task.snapshot_to.with_stem(f"{task.snapshot_to.stem}-{own}"),
         )
         node = ray.get_runtime_context().get_node_id()
-        return attempt, {"node": node, **self._maker.make(request, attempt)}
+        return attempt, {"node": node, **self._renderer.render(request, attempt)}
 
 
-class RayMaker:
-    """A `SegmentMaker` for as many threads as there are workers. A context manager."""
+class RayRenderer:
+    """A `SegmentRenderer` for as many threads as there are workers. A context manager."""
 
     def __init__(
         self,
-        new_maker: Callable[..., SegmentMaker],
+        new_renderer: Callable[..., SegmentRenderer],
         *,
         address: str | None,
         num_workers: int | None = None,
@@ -116,7 +116,7 @@ class RayMaker:
 
         num_workers: None takes as many as the cluster has GPUs for, or one per node where there is none.
         memory_bytes, num_gpus: what each worker is given of its node; GPUs only where there are any, and with
-        them an even share of memory if nothing is said. That is then what `new_maker` is called with, as
+        them an even share of memory if nothing is said. That is then what `new_renderer` is called with, as
         `ram_bytes`, so that its plans keep to it.
         Raises UsageError where no cluster answers, or has no such worker to give.
         """
@@ -130,22 +130,22 @@ class RayMaker:
             self.close()
             raise
         if self.share.num_gpus:
-            new_maker = partial(new_maker, ram_bytes=self.share.memory_bytes)
+            new_renderer = partial(new_renderer, ram_bytes=self.share.memory_bytes)
         actor = ray.remote(RayWorker).options(
             max_restarts=-1, max_task_retries=_TRIES_AGAIN, **self.share.options()
         )
-        self._workers = [actor.remote(new_maker) for _ in range(self.width)]
+        self._workers = [actor.remote(new_renderer) for _ in range(self.width)]
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
 
-    def look(self, request: Mapping[str, Any]) -> JobEstimate:
+    def estimate(self, request: Mapping[str, Any]) -> JobEstimate:
         with self._worker() as worker:
-            return cast("JobEstimate", _result(worker.look.remote(request)))
+            return cast("JobEstimate", _result(worker.estimate.remote(request)))
 
-    def make(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
+    def render(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
         with self._worker() as worker:
-            made, report = _result(worker.make.remote(request, task))
+            made, report = _result(worker.render.remote(request, task))
         for written, wanted in (
             (made.snapshot_to, task.snapshot_to), (made.video_to, task.video_to)
         ):  # fmt: skip
@@ -154,7 +154,7 @@ class RayMaker:
 
     @contextmanager
     def _worker(self) -> Iterator[Any]:
-        """An idle worker; waits for one."""
+        """Wait for an idle worker and yield it."""
         worker = self._idle.get()
         try:
             yield worker
@@ -162,7 +162,7 @@ class RayMaker:
             self._idle.put(worker)
 
     def _check_room(self, room: int) -> None:
-        """Actors that fit no node would be waited for without end. `room`: for so many there are GPUs."""
+        """Raise UsageError for actors that fit no node, which would be waited for without end."""
         have, num = ray.cluster_resources(), self.width
         wanted = {"CPU": self.share.num_cpus * num, "memory": (self.share.memory_bytes or 0) * num}
         if self.share.num_gpus and num > room:
@@ -171,12 +171,12 @@ class RayMaker:
         for name, amount in wanted.items():
             if amount > have.get(name, 0):
                 raise UsageError(
-                    f"expected a Ray cluster with {name} {amount:g} for {num} workers, "
-                    f"got {have.get(name, 0):g}; give fewer --workers, or add nodes"
+                    f"{num} workers need {name} {amount:g}, the Ray cluster has "
+                    f"{have.get(name, 0):g}; give fewer --workers, or add nodes"
                 )
 
     def close(self) -> None:
-        """End the workers, and the cluster if it was begun here."""
+        """End the workers, and the cluster if it was started here."""
         for worker in getattr(self, "_workers", ()):
             with suppress(ray.exceptions.RayError):
                 ray.kill(worker)
@@ -191,7 +191,7 @@ class RayMaker:
 
 
 def _join(address: str | None) -> bool:
-    """Connect; whether that was needed."""
+    """Connect to Ray; returns whether that was needed."""
     if ray.is_initialized():
         return False
     here = {"include_dashboard": False} if address is None else {}
@@ -199,20 +199,20 @@ def _join(address: str | None) -> bool:
         ray.init(address=address or "local", log_to_driver=False, logging_level="error", **here)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UsageError(
-            f"--address: expected a running Ray cluster at {address!r}, got: {error}; "
+            f"--address: no Ray cluster answers at {address!r}: {error}; "
             "start one with `ray start --head`, or leave --address out"
         ) from error
     return True
 
 
 def _result(reference: Any) -> Any:
-    """What a worker returns, or raises."""
+    """Return what a worker returned, or raise what it raised."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.RayError as error:
         raise LipcastError(
-            f"expected a worker to make the segment, got: it died {_TRIES_AGAIN + 1} times "
+            f"the worker of a segment died {_TRIES_AGAIN + 1} times "
             f"({type(error).__name__}); see Ray's logs, and give it more memory, then retry"
         ) from error

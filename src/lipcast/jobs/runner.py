@@ -1,14 +1,13 @@
-"""One job, from wherever it is to its finished video.
+"""Run one job, from wherever it is to its finished video.
 
-Input: a lease, and a maker of segments. Output: segments as files that are never written again, the video,
+Input: a lease, and a renderer of segments. Output: segments as files that are never written again, the video,
 and its result as JSON beside it. Killed at any moment, the same call goes on with the first segment that is
-not in the store. Every segment begins from the past of the one before it, in one run as in many, so that
-the video does not depend on what happened while it was made.
+not in the store. Every segment begins from the snapshot of the one before it, in one run as in many, so
+that the video does not depend on what happened while it was made.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -31,7 +30,7 @@ from lipcast.jobs.tasks import (
     BLOCK_S,
     VOICES,
     JobEstimate,
-    SegmentMaker,
+    SegmentRenderer,
     SegmentTask,
     parts_of,
     snapshot_path,
@@ -42,6 +41,7 @@ from lipcast.jobs.webhook import post
 from lipcast.media.concat import Joined, concat
 from lipcast.media.hls import check_hls_target, hls_playlist, write_hls
 from lipcast.media.mp4 import check_target, explained
+from lipcast.weights.disk import sha256_of
 
 _LOG = logger("jobs.runner")
 _BITS_PER_PIXEL = 0.5
@@ -55,71 +55,76 @@ RESULT = "result.json"
 
 def run_jobs(
     store: Store,
-    maker: SegmentMaker,
+    renderer: SegmentRenderer,
     *,
     name: str | None = None,
-    tell: Callable[[str], None] = _LOG.info,
+    log: Callable[[str], None] = _LOG.info,
 ) -> int:
-    """Work until no job waits (or at one, by name); returns how many of them failed.
+    """Run all jobs that wait (or one, by name); returns how many of them failed.
 
-    As many jobs are under way as the maker is wide. Ctrl-C puts them back, after the segments in flight
+    As many jobs are under way as the renderer is wide. Ctrl-C puts them back, after the segments in flight
     where there are several.
     """
     for job in store.jobs((FINISHED,)):  # a worker may have been killed before it tidied up
         _prune(store, job)
-    if maker.width == 1:
-        return _run_in_turn(store, maker, name, tell, Event())
+    if renderer.width == 1:
+        return _run_in_turn(store, renderer, name, log, Event())
     stop = Event()
-    with ThreadPoolExecutor(maker.width) as threads:
+    with ThreadPoolExecutor(renderer.width) as threads:
         turns = [
-            threads.submit(_run_in_turn, store, maker, name, tell, stop) for _ in range(maker.width)
+            threads.submit(_run_in_turn, store, renderer, name, log, stop)
+            for _ in range(renderer.width)
         ]
         try:
             return sum(turn.result() for turn in turns)
         except BaseException:
-            stop.set()  # threads are not told of Ctrl-C
+            stop.set()  # threads get no Ctrl-C
             raise
 
 
 def _run_in_turn(
-    store: Store, maker: SegmentMaker, name: str | None, tell: Callable[[str], None], stop: Event
+    store: Store,
+    renderer: SegmentRenderer,
+    name: str | None,
+    log: Callable[[str], None],
+    stop: Event,
 ) -> int:
     num_failed = 0
     while not stop.is_set() and (lease := store.lease(name)) is not None:
         try:
-            work(store, lease, maker, tell=tell, stop=stop)
+            run_leased(store, lease, renderer, log=log, stop=stop)
         except CancelledError:
             continue
-        except LipcastError:  # told, and in the store
+        except LipcastError:  # logged, and in the store
             num_failed += 1
         finally:
             lease.release()
     return num_failed
 
 
-def work(
+def run_leased(
     store: Store,
     lease: Lease,
-    maker: SegmentMaker,
+    renderer: SegmentRenderer,
     *,
-    tell: Callable[[str], None] = _LOG.info,
+    log: Callable[[str], None] = _LOG.info,
     stop: Event | None = None,
 ) -> None:
-    """Work at one job until it is done, or until `stop` is set, which is as Ctrl-C.
+    """Run one job until it is done, or until `stop` is set, which acts like Ctrl-C.
 
     Raises what ended it early; the store then knows of a failure, and a job that was stopped waits again.
     """
-    note = _noting(lease, tell)
+    log = _logging_to_folder(lease, log)
     try:
-        run_job(store, lease, maker, tell=note, stop=stop)
+        run_job(store, lease, renderer, log=log, stop=stop)
     except CancelledError as error:
-        note(str(error))
+        log(str(error))
         raise
     except LipcastError as error:
-        with suppress(OutputError):  # the store's disk may be the full one; the first error is told
+        with suppress(OutputError):  # the store's disk may be the full one; the first error counts
             store.fail(lease, str(error))
-        note(f"job {lease.job.id} failed: {error}")
-        _notify(lease, {"state": FAILED, "error": str(error)}, note)
+        log(f"job {lease.job.id} failed: {error}")
+        _notify(lease, {"state": FAILED, "error": str(error)}, log)
         raise
     except KeyboardInterrupt:
         with suppress(LipcastError):  # cancelled meanwhile, or a store that cannot be written
@@ -141,41 +146,41 @@ def join_finished(lease: Lease) -> Joined | None:
     return concat([video_path(folder, number) for number in numbers], output, sound=voice)
 
 
-def _noting(lease: Lease, tell: Callable[[str], None]) -> Callable[[str], None]:
-    """Tells, and keeps what was told in the job's folder, with the time."""
+def _logging_to_folder(lease: Lease, log: Callable[[str], None]) -> Callable[[str], None]:
+    """Return a callback that logs a line and appends it, with the time, to the log of the job's folder."""
 
-    def note(line: str) -> None:
-        with suppress(OSError), (lease.folder / "log").open("a", encoding="utf-8") as log:
-            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} [{os.getpid()}] {line}\n")
-        tell(line)
+    def log_both(line: str) -> None:
+        with suppress(OSError), (lease.folder / "log").open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} [{os.getpid()}] {line}\n")
+        log(line)
 
-    return note
+    return log_both
 
 
-def _notify(lease: Lease, what: Mapping[str, Any], tell: Callable[[str], None]) -> None:
-    """Tell the job's webhook, if it has one."""
+def _notify(lease: Lease, what: Mapping[str, Any], log: Callable[[str], None]) -> None:
+    """Post to the job's webhook, if it has one."""
     job = lease.job
     url = job.request.get("webhook")
     if url and (problem := post(url, {"job": job.id, "output": job.request["output"], **what})):
-        tell(problem)
+        log(problem)
 
 
 def run_job(
     store: Store,
     lease: Lease,
-    maker: SegmentMaker,
+    renderer: SegmentRenderer,
     *,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
     stop: Event | None = None,
 ) -> None:
     """Make what is missing of one job. Raises KeyboardInterrupt once `stop` is set."""
-    tell(f"job {lease.job.id}: begun, lease {lease.job.lease}")
+    log(f"job {lease.job.id}: begun, lease {lease.job.lease}")
     request, output = lease.job.request, Path(lease.job.request["output"])
     _check_inputs(request)
     check_target(output)
     if request.get("hls"):
         check_hls_target(output)
-    estimate = maker.look(request)
+    estimate = renderer.estimate(request)
     _check_space(lease.folder, output, estimate, hls=bool(request.get("hls")))
     tasks = tasks_of(lease, estimate)
     store.plan(lease, len(tasks))
@@ -185,11 +190,11 @@ def run_job(
             if stop is not None and stop.is_set():
                 raise KeyboardInterrupt
             store.check(lease)
-            _make(store, lease, maker, task)
-            tell(f"job {lease.job.id}: segment {task.number + 1} of {len(tasks)}")
+            _make(store, lease, renderer, task)
+            log(f"job {lease.job.id}: segment {task.number + 1} of {len(tasks)}")
 
     if request.get("independent"):
-        with ThreadPoolExecutor(maker.width) as threads:
+        with ThreadPoolExecutor(renderer.width) as threads:
             deque(threads.map(make, tasks), maxlen=0)  # raises what went wrong
     else:
         deque(map(make, tasks), maxlen=0)
@@ -203,9 +208,9 @@ def run_job(
         _write(output.with_name(f"{output.name}.json"), result)
     store.finish(lease)
     _prune(store, lease.job)
-    tell(f"job {lease.job.id}: {output}, {joined.duration_s:.2f} s")
-    told = {key: result[key] for key in ("sha256", "frames")}
-    _notify(lease, {"state": FINISHED, **told}, tell)
+    log(f"job {lease.job.id}: {output}, {joined.duration_s:.2f} s")
+    done = {key: result[key] for key in ("sha256", "frames")}
+    _notify(lease, {"state": FINISHED, **done}, log)
 
 
 def _prune(store: Store, job: Job) -> None:
@@ -218,23 +223,20 @@ def _prune(store: Store, job: Job) -> None:
     shutil.rmtree(store.folder(job.id) / VOICES, ignore_errors=True)
 
 
-def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes; raises InputError where it cannot be read."""
+def input_sha256(path: Path) -> str:
+    """Return the hash of a file of a job; raises InputError where it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
-        raise InputError(
-            f"{path}: expected a file, got: {error.strerror}; put it back and retry"
-        ) from error
+        raise InputError(f"cannot read {path}: {error.strerror}. Put it back and retry.") from error
 
 
 def _check_inputs(request: Mapping[str, Any]) -> None:
-    """A job goes on with the very files that it began with."""
+    """Raise InputError where an input is no longer the file that was submitted."""
     for path, sha256 in request["sha256"].items():
-        if file_sha256(Path(path)) != sha256:
+        if input_sha256(Path(path)) != sha256:
             raise InputError(
-                f"{path}: expected the file that was submitted, got another content; "
+                f"{path}: the file has changed since the job was submitted; "
                 "put it back and retry, or submit a new job"
             )
 
@@ -248,30 +250,30 @@ def _check_space(folder: Path, output: Path, estimate: JobEstimate, *, hls: bool
         free = shutil.disk_usage(place).free
         if free < needed:
             raise OutputError(
-                f"{place}: expected {needed / 2**20:.0f} MiB free for {seconds:.0f} s of video, got "
-                f"{free / 2**20:.0f} MiB; make room and retry"
+                f"{place}: {seconds:.0f} s of video need {needed / 2**20:.0f} MiB, and only "
+                f"{free / 2**20:.0f} MiB are free; make room and retry"
             )
 
 
 def _is_whole(store: Store, lease: Lease, number: int) -> bool:
-    """Whether a segment is in the store, and its files are what was written."""
+    """Return whether a segment is in the store and its files are what was written."""
     segment = store.segments(lease.job.id).get(number)
     if segment is None:
         return False
     files = ((video_path(lease.folder, number), segment.sha256),
-             (snapshot_path(lease.folder, number), segment.past_sha256))  # fmt: skip
+             (snapshot_path(lease.folder, number), segment.snapshot_sha256))  # fmt: skip
     for path, sha256 in files:
-        if not path.is_file() or file_sha256(path) != sha256:
+        if not path.is_file() or input_sha256(path) != sha256:
             _LOG.warning("%s: damaged or gone; it is made again", path)
             return False
     return True
 
 
-def _make(store: Store, lease: Lease, maker: SegmentMaker, task: SegmentTask) -> None:
+def _make(store: Store, lease: Lease, renderer: SegmentRenderer, task: SegmentTask) -> None:
     folder, number, began_s = lease.folder, task.number, time.perf_counter()
     video_to, snapshot_to = task.video_to, task.snapshot_to
-    report = maker.make(lease.job.request, task)
-    hashes = file_sha256(video_to), file_sha256(snapshot_to)
+    report = renderer.render(lease.job.request, task)
+    hashes = input_sha256(video_to), input_sha256(snapshot_to)
     try:
         for made, finished in (
             (snapshot_to, snapshot_path(folder, number)),
@@ -287,13 +289,13 @@ def _make(store: Store, lease: Lease, maker: SegmentMaker, task: SegmentTask) ->
 
 
 def _result(store: Store, lease: Lease, estimate: JobEstimate, output: Path) -> dict[str, Any]:
-    """Everything that is needed to make the video again."""
+    """Return everything that is needed to make the video again."""
     segments = store.segments(lease.job.id).values()
     return {
         "status": "finished",
         "job": lease.job.id,
         "output": str(output),
-        "sha256": file_sha256(output),
+        "sha256": input_sha256(output),
         "hls": str(hls_playlist(output)) if lease.job.request.get("hls") else None,
         "request": dict(lease.job.request),
         "plan": dict(estimate.plan),

@@ -1,9 +1,9 @@
 """The jobs of a workspace: one SQLite file, and beside it a folder for every job.
 
 Input: requests as plain data. Output: `Job`s and their finished segments. Several processes may use one
-workspace. A job is claimed with a lock that the system gives up when its holder dies: no clock decides who
+workspace. A job is leased with a lock that the system releases when its holder dies: no clock decides who
 may work, so none that goes back can give one job to two. Every write of a worker carries the number of its
-claim, and one with an old number changes nothing.
+lease, and one with an old number changes nothing.
 """
 
 from __future__ import annotations
@@ -28,18 +28,25 @@ WAITING, RUNNING, FINISHED, FAILED, CANCELLED = STATES = (
 )  # fmt: skip
 _BUSY_S = 30
 """How long a process waits for another's write."""
-_TABLES = """
+_SCHEMA_VERSION = 1
+_TABLES = (
+    """
 CREATE TABLE IF NOT EXISTS jobs (
     place INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, state TEXT NOT NULL,
-    request TEXT NOT NULL, claim INTEGER NOT NULL DEFAULT 0, num_segments INTEGER,
+    request TEXT NOT NULL, lease INTEGER NOT NULL DEFAULT 0, num_segments INTEGER,
     error TEXT NOT NULL DEFAULT '', submitted_s REAL NOT NULL
-);
+)""",
+    """
 CREATE TABLE IF NOT EXISTS segments (
-    job TEXT NOT NULL, number INTEGER NOT NULL, sha256 TEXT NOT NULL, past_sha256 TEXT NOT NULL,
+    job TEXT NOT NULL, number INTEGER NOT NULL, sha256 TEXT NOT NULL, snapshot_sha256 TEXT NOT NULL,
     report TEXT NOT NULL, PRIMARY KEY (job, number)
-);
-"""
-_JOB = "SELECT id, state, request, num_segments, error, submitted_s, claim FROM jobs"
+)""",
+)
+_FROM_VERSION_0 = (
+    "ALTER TABLE jobs RENAME COLUMN claim TO lease",
+    "ALTER TABLE segments RENAME COLUMN past_sha256 TO snapshot_sha256",
+)
+_JOB = "SELECT id, state, request, num_segments, error, submitted_s, lease FROM jobs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +66,17 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A finished segment: hashes of its video and of the past that the next one goes on from."""
+    """A finished segment: hashes of its video and of the snapshot that the next one starts from."""
 
     number: int
     sha256: str
-    past_sha256: str
+    snapshot_sha256: str
     report: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to work at a job, until `release` or the end of the process."""
+    """The exclusive right to run a job, until `release` or the end of the process."""
 
     job: Job
     folder: Path
@@ -84,22 +91,30 @@ class Store:
     """The jobs of one workspace. Raises OutputError where its files cannot be written."""
 
     def __init__(self, workspace: Path) -> None:
-        """Open a workspace; it is made if it is not there."""
+        """Open a workspace, making it if it does not exist."""
         self.workspace = workspace
         try:
             workspace.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(
-                f"{workspace}: expected a folder to keep jobs in, got: {error.strerror}; choose another "
+                f"cannot keep jobs in {workspace}: {error.strerror}. Choose another folder "
                 "(--workspace for jobs, LIPCAST_HOME for all), or make the video with --segment 0"
             ) from error
         with self._connected() as base:
-            base.executescript(_TABLES)
+            version: int = base.execute("PRAGMA user_version").fetchone()[0]
+        if version > _SCHEMA_VERSION:
+            raise OutputError(
+                f"{workspace}: a newer version of Lipcast has written these jobs; "
+                "update Lipcast, or choose another --workspace"
+            )
+        if version < _SCHEMA_VERSION:
+            with self._writing() as base:
+                _migrate(base)
 
     def submit(
         self, requests: Sequence[Mapping[str, Any]], *, names: Sequence[str] = ()
     ) -> list[str]:
-        """Add jobs, all or none; returns their names, which are drawn where none are given.
+        """Add jobs, all or none; returns their names, which are random unless they are given.
 
         A job whose given name is known already stays as it is.
         """
@@ -113,32 +128,33 @@ class Store:
         return names
 
     def jobs(self, states: Collection[str] = STATES) -> list[Job]:
-        """The jobs in any of `states`, in the order in which they came."""
+        """Return the jobs in any of `states`, in order of submission."""
         query = f"{_JOB} WHERE state IN ({', '.join('?' * len(states))}) ORDER BY place"
         with self._connected() as base:
             return [_job(row) for row in base.execute(query, tuple(states))]
 
     def job(self, name: str) -> Job:
-        """One job; raises InputError for an unknown name."""
+        """Return one job; raises InputError for an unknown name."""
         with self._connected() as base:
             row = base.execute(f"{_JOB} WHERE id = ?", (name,)).fetchone()
         if row is None:
             raise InputError(
-                f"expected the name of a job in {self.workspace}, got {name!r}; "
-                "see `lipcast job list`"
+                f"no job is called {name!r} in {self.workspace}; see `lipcast job list`"
             )
         return _job(row)
 
     def segments(self, name: str) -> dict[int, Segment]:
-        """The finished segments of a job, by number."""
-        query = "SELECT number, sha256, past_sha256, report FROM segments WHERE job = ?"
+        """Return the finished segments of a job, by number."""
+        query = "SELECT number, sha256, snapshot_sha256, report FROM segments WHERE job = ?"
         with self._connected() as base:
             rows = base.execute(query, (name,)).fetchall()
         return {row[0]: _segment(row) for row in rows}
 
     def all_segments(self) -> dict[str, dict[int, Segment]]:
-        """The finished segments of all jobs, by the job's name and by number, in one query."""
-        query = "SELECT job, number, sha256, past_sha256, report FROM segments ORDER BY job, number"
+        """Return the finished segments of all jobs, by the job's name and by number, in one query."""
+        query = (
+            "SELECT job, number, sha256, snapshot_sha256, report FROM segments ORDER BY job, number"
+        )
         found: dict[str, dict[int, Segment]] = defaultdict(dict)
         with self._connected() as base:
             for job, *row in base.execute(query):
@@ -146,23 +162,23 @@ class Store:
         return found
 
     def folder(self, name: str) -> Path:
-        """Where the files of a job are."""
+        """Return the folder of a job's files."""
         return self.workspace / name
 
     def lease(self, name: str | None = None) -> Lease | None:
-        """Take the first job that waits, or whose worker is gone; None where there is none."""
+        """Lease the first job that waits, or whose worker is gone; None where there is none."""
         for job in self.jobs((WAITING, RUNNING)):
             if name in (None, job.id):
-                lease = self._claim(job.id)
+                lease = self._try_lease(job.id)
                 if lease is not None:
                     return lease
         return None
 
-    def _claim(self, name: str) -> Lease | None:
+    def _try_lease(self, name: str) -> Lease | None:
         lock = self._lock(name)
         if lock is None:
             return None
-        query = "UPDATE jobs SET state = ?, claim = claim + 1 WHERE id = ? AND state IN (?, ?)"
+        query = "UPDATE jobs SET state = ?, lease = lease + 1 WHERE id = ? AND state IN (?, ?)"
         try:
             with self._writing() as base:
                 found = base.execute(query, (RUNNING, name, WAITING, RUNNING)).rowcount
@@ -175,7 +191,7 @@ class Store:
         return None
 
     def _lock(self, name: str) -> BinaryIO | None:
-        """The lock of a job, or None while another process has it."""
+        """Return the lock of a job, or None while another process has it."""
         folder = self.folder(name)
         try:
             folder.mkdir(exist_ok=True)
@@ -187,16 +203,16 @@ class Store:
             ) from error
 
     def plan(self, lease: Lease, num_segments: int) -> None:
-        """Note how many segments the claimed job has."""
+        """Record how many segments the leased job has."""
         self._update(lease, "num_segments = ?", num_segments)
 
     def add_segment(self, lease: Lease, segment: Segment) -> None:
-        """Note a finished segment; raises CancelledError where the claim is no longer valid."""
+        """Record a finished segment; raises CancelledError where the lease is no longer valid."""
         with self._writing() as base:
             _check(base, lease)
             base.execute(
                 "INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?)",
-                (lease.job.id, segment.number, segment.sha256, segment.past_sha256,
+                (lease.job.id, segment.number, segment.sha256, segment.snapshot_sha256,
                  json.dumps(dict(segment.report), default=str)),
             )  # fmt: skip
 
@@ -206,15 +222,15 @@ class Store:
             _check(base, lease)
 
     def finish(self, lease: Lease) -> None:
-        """The job is done."""
+        """Mark the job as finished."""
         self._update(lease, "error = '', state = ?", FINISHED)
 
     def put_back(self, lease: Lease) -> None:
-        """The job waits again, for whoever comes next."""
+        """Let the job wait again, for the next worker."""
         self._update(lease, "state = ?", WAITING)
 
     def fail(self, lease: Lease, error: str) -> None:
-        """The job cannot go on; `retry` lets it try again."""
+        """Mark the job as failed; `retry` lets it continue."""
         self._update(lease, "state = ?, error = ?", FAILED, error)
 
     def _update(self, lease: Lease, what: str, *values: object) -> None:
@@ -227,7 +243,7 @@ class Store:
         self._change(name, CANCELLED, (WAITING, RUNNING))
 
     def retry(self, name: str) -> None:
-        """Let a failed or cancelled job go on from its finished segments."""
+        """Let a failed or cancelled job continue from its finished segments."""
         self._change(name, WAITING, (FAILED, CANCELLED))
 
     def _change(self, name: str, state: str, allowed: tuple[str, ...]) -> None:
@@ -237,18 +253,16 @@ class Store:
             changed = now in allowed and base.execute(query, (state, name, now)).rowcount
         if not changed:
             raise UsageError(
-                f"{name}: expected a job that is {' or '.join(allowed)}, got one that is {now}; "
-                "see `lipcast job list`"
+                f"job {name} is {now}; only a job that is {' or '.join(allowed)} can become {state}. "
+                "See `lipcast job list`."
             )
 
     def remove(self, name: str) -> None:
-        """Forget a job and its segments; raises UsageError while somebody works at it."""
+        """Remove a job and its segments; raises UsageError while it is running."""
         self.job(name)
         lock = self._lock(name)
         if lock is None:
-            raise UsageError(
-                f"{name}: expected a job that nobody works at, got a running one; cancel it first"
-            )
+            raise UsageError(f"job {name} is running; cancel it first")
         with closing(lock), self._writing() as base:
             base.execute("DELETE FROM segments WHERE job = ?", (name,))
             base.execute("DELETE FROM jobs WHERE id = ?", (name,))
@@ -264,8 +278,8 @@ class Store:
                 yield base
         except sqlite3.Error as error:
             raise OutputError(
-                f"{path}: expected to read and write the store of jobs, got: {error}; "
-                "check the disk and the rights, and that no other program holds it"
+                f"cannot read and write {path}: {error}. Check the disk and its permissions, and that no "
+                "other program holds the file."
             ) from error
 
     @contextmanager
@@ -276,9 +290,17 @@ class Store:
                 yield base
                 base.execute("COMMIT")
             except BaseException:
-                with suppress(sqlite3.Error):  # the first error is the one to be told
+                with suppress(sqlite3.Error):  # the first error counts
                     base.execute("ROLLBACK")
                 raise
+
+
+def _migrate(base: sqlite3.Connection) -> None:
+    """Make the tables, or bring those of an earlier version up to date."""
+    columns = {row[1] for row in base.execute("PRAGMA table_info(jobs)")}
+    for statement in (*(_FROM_VERSION_0 if "claim" in columns else ()), *_TABLES):
+        base.execute(statement)
+    base.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
 
 
 def _job(row: tuple[Any, ...]) -> Job:
@@ -287,11 +309,11 @@ def _job(row: tuple[Any, ...]) -> Job:
 
 
 def _segment(row: Sequence[Any]) -> Segment:
-    number, sha256, past_sha256, report = row
-    return Segment(number, sha256, past_sha256, json.loads(report))
+    number, sha256, snapshot_sha256, report = row
+    return Segment(number, sha256, snapshot_sha256, json.loads(report))
 
 
 def _check(base: sqlite3.Connection, lease: Lease) -> None:
-    row = base.execute("SELECT state, claim FROM jobs WHERE id = ?", (lease.job.id,)).fetchone()
+    row = base.execute("SELECT state, lease FROM jobs WHERE id = ?", (lease.job.id,)).fetchone()
     if row != (RUNNING, lease.job.lease):
         raise CancelledError(f"job {lease.job.id} was cancelled or taken over")

@@ -1,6 +1,6 @@
-"""What is to be made of a job: its segments, their files, and who makes them.
+"""What a job consists of: its segments, their files, and what makes them.
 
-Input: a claim, and what the job will be. Output: tasks in order; the files that the whole video is joined of.
+Input: a lease, and what the job will be. Output: tasks in order; the files that make the whole video.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VOICES = "voices"
 
 @dataclass(frozen=True, slots=True)
 class JobEstimate:
-    """What a job will be; sizes in pixels. `plan` is for the result."""
+    """What a job will be; sizes in pixels. `plan` goes into the result."""
 
     num_blocks: int
     height: int
@@ -33,7 +33,7 @@ class JobEstimate:
 
 @dataclass(frozen=True, slots=True)
 class SegmentTask:
-    """One segment to be made: from `snapshot` (None: the portrait) up to `end_block`, not included."""
+    """One segment to make: from `snapshot` (None: the portrait) up to `end_block`, not included."""
 
     number: int
     first_block: int
@@ -50,25 +50,25 @@ class SegmentTask:
 
     @property
     def edges(self) -> Edges | None:
-        """What an independent segment writes to `snapshot_to`."""
+        """Frames at the edges, which an independent segment writes to `snapshot_to`."""
         return self.overlaps and Edges(head=self.overlaps[0], tail=self.overlaps[1])
 
 
-class SegmentMaker(Protocol):
+class SegmentRenderer(Protocol):
     """Makes the segments of jobs: a model on this machine, workers of a cluster, or a stand-in."""
 
     width: int
-    """How many threads may use it at a time."""
+    """Number of threads that may use it at a time."""
 
-    def look(self, request: Mapping[str, Any]) -> JobEstimate:
-        """Judge a request. Raises what makes it impossible."""
+    def estimate(self, request: Mapping[str, Any]) -> JobEstimate:
+        """Return what a job will be. Raises what makes it impossible."""
 
-    def make(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
-        """Write one segment's video and past; returns what to tell of it."""
+    def render(self, request: Mapping[str, Any], task: SegmentTask) -> Mapping[str, Any]:
+        """Write the video and the snapshot of one segment; returns its report."""
 
 
 def tasks_of(lease: Lease, estimate: JobEstimate) -> list[SegmentTask]:
-    """All segments of a job, in order."""
+    """Return all segments of a job, in order."""
     request, folder = lease.job.request, lease.folder
 
     def task(number: int, first: int, end: int, snapshot: Path | None, **more: Any) -> SegmentTask:
@@ -95,7 +95,7 @@ def tasks_of(lease: Lease, estimate: JobEstimate) -> list[SegmentTask]:
 
 
 def parts_of(lease: Lease, num_segments: int) -> list[Path]:
-    """The videos that the whole one is joined of."""
+    """Return the videos that are joined to the whole one, in order."""
     request, numbers = lease.job.request, range(num_segments)
     videos = [video_path(lease.folder, number) for number in numbers]
     if not request.get("independent"):

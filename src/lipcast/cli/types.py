@@ -1,0 +1,59 @@
+"""Types of option values that click does not have: lengths of time, and paths in the home folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+_UNITS = (("min", 60.0), ("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("", 1.0))
+
+
+def parse_seconds(text: str) -> float:
+    """Return a length of time such as 60s or 2min in seconds; raises ValueError."""
+    written = text.strip().lower()
+    for unit, factor in _UNITS:
+        number = written.removesuffix(unit)
+        if written.endswith(unit) and number.replace(".", "", 1).isdigit():
+            return float(number) * factor
+    raise ValueError(f"'{text}' is not a length of time such as 60s or 2min")
+
+
+class _Seconds(click.ParamType[float]):
+    name = "time"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        try:
+            return value if isinstance(value, float) else parse_seconds(str(value))
+        except ValueError as error:
+            self.fail(f"{error}.", param, ctx)
+
+
+class _Count(click.types.IntParamType):
+    """A whole number of at least 1."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        count: int = super().convert(value, param, ctx)
+        if count < 1:
+            self.fail(f"expected at least 1, got {count}.", param, ctx)
+        return count
+
+
+class _Path(click.Path):
+    """A path that may begin with `~`. Whether it is there is found out where it is used."""
+
+    def __init__(self, name: str, *, folder: bool = False) -> None:
+        super().__init__(path_type=Path, file_okay=not folder)
+        self.name = name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(Path(value).expanduser(), param, ctx)
+
+
+SECONDS = _Seconds()
+FILE = _Path("file")
+FOLDER = _Path("folder", folder=True)
+COUNT = _Count()
