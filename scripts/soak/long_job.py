@@ -45,7 +45,7 @@ def measure(folder: Path, hours: float) -> dict[str, Any]:
     with step(found, "submit"):
         submit(folder, voice)
     store, renderer = Store(folder / "jobs"), LocalRenderer()
-    claim = store.claim()
+    claim = store.lease()
     assert claim is not None
     request = claim.job.request
     with step(found, "load_and_plan"):
