@@ -21,6 +21,8 @@ SMALL: dict[str, Any] = {"size": "64*64", "infer_frames": 12}
 class Late:
     """Frames of one block that never say that they are ready."""
 
+    decode_s = 0.0
+
     def __init__(self, log: list[str], number: int, frames: np.ndarray | Exception) -> None:
         self._log, self._number, self._frames = log, number, frames
 

@@ -85,6 +85,8 @@ class StreamClocks(TorchDispatchMode):
         self.current = self.compute
         self.made: list[FakeStream] = []
         self.memory: dict[int, _Memory] = {}
+        self._kept: list[Tensor] = []
+        """Every tensor that was made: an address is then never used again for another."""
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         empty = torch.empty
@@ -101,6 +103,7 @@ class StreamClocks(TorchDispatchMode):
     def on_gpu(self, tensor: Tensor) -> GpuTensor:
         """Return a tensor that says it is on the GPU, in memory of the computation's stream."""
         found = tensor.as_subclass(GpuTensor)
+        self._kept.append(tensor)
         self.memory.setdefault(address_of(found), _Memory(self.compute))
         return found
 
@@ -147,6 +150,7 @@ class StreamClocks(TorchDispatchMode):
 
     def _note_new(self, result: Any, known: set[int]) -> None:
         if isinstance(result, Tensor) and address_of(result) not in known:
+            self._kept.append(result)
             memory = self.memory[address_of(result)] = _Memory(self.current)
             memory.written[self.current] = self.current.known[self.current]
 

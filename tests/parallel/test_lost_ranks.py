@@ -14,7 +14,7 @@ from rank_groups import SMALL, on_ranks, settings
 
 import lipcast
 from lipcast.api import save_blocks
-from lipcast.errors import CheckpointError, RankError
+from lipcast.errors import CheckpointError, RankError, SessionFailedError
 from lipcast.parallel.distributed_model import DistributedModel
 from lipcast.parallel.roles import roles_of
 
@@ -68,7 +68,7 @@ def test_a_killed_rank_ends_all(
     _, alive = psutil.wait_procs(ranks, timeout=ENDS_WITHIN_S)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
     assert num_playable(output) == written > 0
-    with pytest.raises(RankError):
+    with pytest.raises(SessionFailedError, match=r"SIGKILL.*open a new one"):
         next(session)
 
 
