@@ -100,8 +100,8 @@ def test_decoding_a_block() -> None:
     [
         ("fp8", "bf16", 1, 287),
         ("bf16", "bf16", 1, 283),
-        ("fp8", "fp8", 1, 306),
-        ("fp8", "fp8", 3, 928),
+        ("fp8", "fp8", 1, 300),
+        ("fp8", "fp8", 3, 908),
     ],
 )
 def test_a_real_tick(

@@ -59,7 +59,7 @@ DEQUANTISED: Mapping[Precision, KernelCounts] = MappingProxyType(
 """Weights are expanded to two bytes before every use."""
 RINGS: Mapping[KVPrecision, KernelCounts] = MappingProxyType(
     {
-        "fp8": KernelCounts(57.5, bytes_per_key=6.06, launches_per_lane_layer=22),
+        "fp8": KernelCounts(42.7, bytes_per_key=6.06, launches_per_lane_layer=20),
         "int4": KernelCounts(86.4, bytes_per_key=10.12, launches_per_lane_layer=40),
     }
 )
