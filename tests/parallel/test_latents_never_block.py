@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from lipcast.parallel.flow import LatentReceiver, LatentSender
+from lipcast.parallel.p2p import LatentReceiver, LatentSender
 
 _TIMEOUT_S = 5.0
 

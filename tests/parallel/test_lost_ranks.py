@@ -33,7 +33,7 @@ def backend_of(model: lipcast.Lipcast) -> DistributedModel:
 
 
 def processes_of(model: lipcast.Lipcast) -> list[psutil.Process]:
-    return [psutil.Process(member.process.pid) for member in backend_of(model)._distributed.members]
+    return [psutil.Process(member.process.pid) for member in backend_of(model).ranks.ranks]
 
 
 def num_playable(path: Path) -> int:
@@ -80,7 +80,7 @@ def test_ranks_end_when_nobody_makes_a_video_any_more(
     ranks = processes_of(model)
     session = model.stream(image=portrait, audio=sound(9.6), prompt="calm", **SMALL)
     next(session)
-    for member in backend_of(model)._distributed.members:
+    for member in backend_of(model).ranks.ranks:
         member.link.close()
     _, alive = psutil.wait_procs(ranks, timeout=ENDS_WITHIN_S)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]

@@ -27,20 +27,20 @@ layouts = st.builds(
 def test_every_step_and_every_block_have_their_place(layout: Layout, num_steps: int) -> None:
     roles = roles_of(layout)
     assert [role.rank for role in roles] == list(range(layout.num_gpus))
-    first_places = [role for role in roles if role.stage is not None and role.place == 0]
-    steps = [step for role in first_places for step in role.steps(num_steps)]
+    first_ranks = [role for role in roles if role.stage is not None and role.ulysses_rank == 0]
+    steps = [step for role in first_ranks for step in role.steps(num_steps)]
     assert steps == list(range(num_steps))
     assert sum(role.decodes for role in roles) == 1
     for role in roles:
-        if role.after is not None:
-            assert roles[role.after].before in (role.rank, decoder_source(layout))
+        if role.next_rank is not None:
+            assert roles[role.next_rank].prev_rank in (role.rank, decoder_source(layout))
         if role.stage is not None:
             assert role.rank in role.stage_ranks and len(role.stage_ranks) == layout.ulysses
             assert role.share(num_steps).num_steps == len(role.steps(num_steps))
     # A block passes one rank of every stage, and then the decoder.
     path, at = [0], roles[0]
-    while at.after is not None:
-        at = roles[at.after]
+    while at.next_rank is not None:
+        at = roles[at.next_rank]
         path.append(at.rank)
     assert path[-1] == decoder_rank(layout) and len(path) == layout.stages + layout.vae_rank
     assert num_dit_ranks(layout) == layout.num_gpus - layout.vae_rank

@@ -8,6 +8,7 @@ depend on the length of the video.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,6 +50,31 @@ class PendingFrames(Protocol):
     @property
     def decode_s(self) -> float:
         """Seconds that decoding took; known once the frames are collected."""
+
+
+class DecodeQueue:
+    """Blocks that are being decoded, in order."""
+
+    def __init__(self) -> None:
+        self._pending: deque[tuple[int, PendingFrames]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def add(self, block: int, pending: PendingFrames) -> None:
+        """Add the next block."""
+        self._pending.append((block, pending))
+
+    def take(self, *, wait: bool) -> Iterator[tuple[int, NDArray[np.uint8], float]]:
+        """Yield the blocks that are ready, or with `wait` all: number, frames, seconds of decoding."""
+        while self._pending and (wait or self._pending[0][1].is_ready):
+            block, pending = self._pending.popleft()
+            frames = pending.collect()
+            yield block, frames, pending.decode_s
+
+    def clear(self) -> None:
+        """Drop the blocks that are left."""
+        self._pending.clear()
 
 
 class FrameDecoder:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from lipcast.config.schedule import Scheduler, Tick, Unit
 from lipcast.config.video_spec import VideoSpec
-from lipcast.engine.decode import PendingFrames
+from lipcast.engine.decode import DecodeQueue, PendingFrames
 from lipcast.engine.executor import Executor
 from lipcast.engine.frames import BlockTimings, FrameBlock
 from lipcast.engine.retry import Recovery, first_line, retry_on_oom
@@ -102,7 +102,7 @@ class Session:
         self._recorder = _recorder(parts)
         self.on_latent: Callable[[int, Tensor], None] | None = None
         """Called with (block, clean latents [C, F, H, W]) before they are decoded: for measurement."""
-        self._pending: deque[tuple[int, PendingFrames]] = deque()
+        self._pending = DecodeQueue()
         self._ready: deque[FrameBlock] = deque()
         self._num_decoded = first_block
         """Blocks given to the decoder, all before the first included; the last may be pending."""
@@ -237,10 +237,8 @@ class Session:
     def collect(self, *, wait: bool) -> bool:
         """Take over decoded frames in order, all or those that are ready; False if there are none."""
         collected = False
-        while self._pending and (wait or self._pending[0][1].is_ready):
-            block, pending = self._pending.popleft()
-            frames = pending.collect()
-            self._watch.add("vae_s", pending.decode_s)
+        for block, frames, decode_s in self._pending.take(wait=wait):
+            self._watch.add("vae_s", decode_s)
             self._give_out(block, frames)
             collected = True
         return collected
@@ -345,7 +343,7 @@ class Session:
         inputs = self._executor.inputs_of(block)
         self._recorder.add(BlockSnapshot(latent, self._features.pop(block), inputs))
         self._num_decoded += 1
-        self._pending.append((block, pending))
+        self._pending.add(block, pending)
 
     def _give_out(self, block: int, frames: NDArray[Any]) -> None:
         total = self._timeline.num_frames

@@ -91,7 +91,9 @@ class SessionBuilder:
         self._decoder: FrameDecoder | None = None
         self._tiles = (1, 1)
         self._device_lock = threading.RLock() if planned is None else planned.manager.lock
-        self.ladder = None if planned is None else self._make_ladder(planned)
+        self.ladder = (
+            None if planned is None else make_ladder(planned, self._follow, restart=self.build)
+        )
 
     def open(self, snapshot: SessionSnapshot | None = None) -> SessionParts:
         """Return the parts of the video from its first block on, or from a snapshot.
@@ -125,16 +127,6 @@ class SessionBuilder:
     @property
     def _plan(self) -> Plan | None:
         return None if self._planned is None else self._planned.admission.plan
-
-    def _make_ladder(self, planned: PlannedMemory) -> Ladder:
-        manager, plan = planned.manager, planned.admission.plan
-        return Ladder(
-            plan,
-            manager.fallbacks(plan),
-            move=self._move,
-            restart=self.build,
-            used_bytes=manager.used_bytes,
-        )
 
     def _recover_at_start(self, reason: str, block: int) -> None:
         """Take a fallback; one that would change a video under way changes one that has not begun."""
@@ -201,12 +193,8 @@ class SessionBuilder:
         document = self._planned.manager.document(self.ladder.plan, self.ladder.document())
         return {"memory": document}
 
-    def _move(self, plan: Plan) -> None:
-        """Bring about a plan that keeps the picture; blocks in flight go on."""
-        assert self._planned is not None
-        if self._networks.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self._planned.admission.apply_plan(plan)
+    def _follow(self, plan: Plan) -> None:
+        """Move what the session holds to where a plan that keeps the picture wants it."""
         if self._executor is not None:
             self._executor.apply_plan(session_plan(plan))
         self._retile(plan.config.tiles)
@@ -236,6 +224,42 @@ class SessionBuilder:
             decoder.release()
         if executor is not None:
             executor.release()
+
+
+def make_ladder(
+    planned: PlannedMemory,
+    follow: Callable[[Plan], None],
+    *,
+    restart: Callable[[Plan, SessionSnapshot | None], SessionParts] | None = None,
+) -> Ladder:
+    """Return the recovery of one admitted session, from the plan that it has been admitted with.
+
+    A fallback moves the weights, then calls `follow` to move the rest; blocks in flight go on. Without
+    `restart` the ladder has only fallbacks that keep the picture.
+    """
+    manager, admission = planned.manager, planned.admission
+
+    def move(plan: Plan) -> None:
+        if manager.device_context.device.type == "cuda":
+            torch.cuda.empty_cache()
+        admission.apply_plan(plan)
+        follow(plan)
+
+    return Ladder(
+        admission.plan,
+        [
+            found
+            for found in manager.fallbacks(admission.plan)
+            if found.fallback.keeps_the_picture or restart is not None
+        ],
+        move=move,
+        restart=restart or _cannot_restart,
+        used_bytes=manager.used_bytes,
+    )
+
+
+def _cannot_restart(plan: Plan, snapshot: SessionSnapshot | None) -> SessionParts:
+    raise AssertionError(f"the fallback keeps the picture: {plan}, {snapshot}")
 
 
 def last_latents(snapshot: SessionSnapshot) -> Tensor:

@@ -1,1 +1,1 @@
-"""Several devices at one video: a pipeline of denoising steps, split tokens and heads, sharded weights."""
+"""One video on several devices: a pipeline of denoising steps, Ulysses, sharded weights."""

@@ -1,7 +1,7 @@
-"""A model on several devices: its layout is planned, its ranks are started, and videos are opened on them.
+"""The backend of several devices: plans a layout, starts its ranks, opens videos on them.
 
-Input: what to load, how many devices, what the videos will mostly be. Output: executor and decoder of one
-video at a time.
+Input: what to load, the number of devices, the options that most videos will have. Output: `SessionParts` of
+one video at a time.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from lipcast.planning.plan import PlanRequest
 from lipcast.planning.sizes import speech_encoder_bytes
 from lipcast.planning.table import layout_document
 
-_log = logger("parallel.model")
+_log = logger("parallel.distributed_model")
 SECOND_CONTEXT_BYTES = 512 << 20
-"""What a second process on a GPU takes of it before it computes."""
+"""GPU memory that the CUDA context of a second process takes."""
 
 
 def plan_distributed(
     settings: LoadSettings, options: GpuOptions, expected: GenerateOptions, *, exactly: bool
 ) -> tuple[LayoutPlan, PlanRequest]:
-    """The fastest layout for such videos, and the request that it answers.
+    """Return the fastest layout for the `expected` videos, and the request that it answers.
 
-    `exactly`: a layout that leaves a GPU idle will not do.
-    Where the number of stages that was asked for needs the last step, it is not folded.
+    `exactly` rules out layouts that leave a GPU idle. The last step is not folded where the requested number
+    of stages needs it.
     Raises UsageError, MemoryBudgetError.
     """
-    terms = measure_planner_inputs(
+    inputs = measure_planner_inputs(
         settings.directory,
         settings.device,
         settings.memory,
@@ -55,17 +55,17 @@ def plan_distributed(
         dtype=settings.dtype,
         hardware=_hardware(settings.device),
     )
-    request = terms.request(default_geometry(terms.models), expected)
+    request = inputs.request(default_geometry(inputs.models), expected)
     constraints = replace(options.constraints, uses_all=exactly)
     found = with_enough_steps(request, options.num_gpus, constraints)
     plan = plan_layouts(found, options.num_gpus, constraints)[0]
     if found != request:
-        _log.info("the last step is not folded: %s needs it", plan.layout)
+        _log.info("not folding the last step: %s need it as a step of its own", plan.layout)
     return plan, found
 
 
 class DistributedModel:
-    """The ranks of one model. Close it, or let it go: its processes end with it."""
+    """The backend of several devices; its processes end with `close`, or when it is dropped."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class DistributedModel:
     ) -> None:
         """Plan, start the ranks, and wait until they have loaded their networks.
 
-        `launched`: the ranks are there already, as many as the layout must have.
+        `launched`: a launcher has started the processes, and the layout must use all of them.
         """
         options = _as_launched(options, launched)
         self.plan, request = plan_distributed(
@@ -86,26 +86,26 @@ class DistributedModel:
         )
         self._is_planned = settings.is_planned
         self._folds = request.fold_last_step
-        self._meeting = FileRendezvous()
+        self._rendezvous = FileRendezvous()
         self._video: DistributedSession | None = None
         self._num_videos = 0
-        meeting = self._meeting.path
+        rendezvous = self._rendezvous.path
         if launched is not None:
-            meeting, start = "env", TorchrunRendezvous(launched).start
+            rendezvous, start = "env", TorchrunRendezvous(launched).start
         else:
             _check_devices(settings.device, self.plan.layout.num_gpus)
-        joins = _joins(settings, self.plan, request.num_evaluations, meeting)
-        self._distributed = RankGroup(joins, start=start)
-        self._distributed.ready()
+        inits = _init_messages(settings, self.plan, request.num_evaluations, rendezvous)
+        self.ranks = RankGroup(inits, start=start)
+        self.ranks.wait_ready()
         self.speech_device = speech_device(settings.device, self.plan, request)
-        """Where whoever makes the videos hears their sound."""
+        """Device that runs the speech encoder (wav2vec2)."""
 
     def close(self) -> None:
-        """End all ranks."""
-        self._distributed.close()
+        """End all ranks. May be called again."""
+        self.ranks.close()
 
     def adapted(self, options: GenerateOptions) -> GenerateOptions:
-        """The options of a video as this layout makes it."""
+        """Return the options of a video as this layout makes it."""
         schedule = options.schedule or ("wavefront" if self._prefers_wavefront else "sequential")
         folds = options.fold_last_step and self._folds
         return replace(options, schedule=schedule, fold_last_step=folds)
@@ -113,14 +113,21 @@ class DistributedModel:
     def open(
         self, spec: VideoSpec, conditioning: Conditioning, snapshot: SessionSnapshot | None
     ) -> SessionParts:
-        """Begin a video, made with adapted options; the one before it ends. Raises UsageError, RankError."""
+        """Return the parts of a new video, whose options were adapted; the one before it is cancelled.
+
+        Raises UsageError, RankError, MemoryBudgetError.
+        """
         spec = self._on_stages(spec)
         if self._video is not None:
             self._video.is_current = False
         self._num_videos += 1
-        video = DistributedSession(self._distributed, self._num_videos, spec)
+        video = DistributedSession(self.ranks, self._num_videos, spec)
         self._video = video
-        video.open(conditioning, snapshot)
+        try:
+            video.open(conditioning, snapshot)
+        except BaseException:
+            video.release()
+            raise
         first_block = 0 if snapshot is None else snapshot.next_block
         return SessionParts(
             spec,
@@ -128,11 +135,12 @@ class DistributedModel:
             RemoteDecoder(video, first_block),
             snapshot,
             describe=lambda: self._document(video),
+            release=video.release,
         )
 
     @property
     def _prefers_wavefront(self) -> bool:
-        """Where weights come from elsewhere for every pass, a stage does all its steps in one."""
+        """Whether stages run all their steps in one pass, because weights are streamed for every pass."""
         plans = [rank.plan for rank in self.plan.ranks if rank.plan is not None]
         return self._is_planned and any(plan.config.num_lanes > 1 for plan in plans)
 
@@ -141,7 +149,7 @@ class DistributedModel:
         if num_steps < layout.stages:
             raise UsageError(
                 f"expected at least {layout.stages} evaluated steps for {layout}, got {num_steps}; "
-                "take more --sample_steps, --no-fold_last_step, or fewer GPUs"
+                "raise --sample_steps, pass --no-fold_last_step, or use fewer GPUs"
             )
         stages = stage_steps(num_steps, layout.stages)
         most = max(len(steps) for steps in stages)
@@ -149,36 +157,36 @@ class DistributedModel:
         return replace(spec, order=order, max_lanes=most if spec.max_lanes > 1 else 1)
 
     def _document(self, video: DistributedSession) -> dict[str, Any]:
-        """The layout, and what every rank did, while they can tell."""
+        """Return the layout and, unless the ranks have ended, what each of them did."""
         layout = layout_document(self.plan)
         try:
-            told = video.tell()
+            stats = video.get_stats()
         except (RankError, CancelledError):
             return {"layout": layout}
         roles = roles_of(self.plan.layout)
-        ranks = [rank_document(str(role), each) for role, each in zip(roles, told, strict=True)]
+        ranks = [rank_document(str(role), each) for role, each in zip(roles, stats, strict=True)]
         busiest = max(ranks, key=lambda rank: rank["busy"])
         bottleneck = (
-            f"the bottleneck is {busiest['rank']}, which worked {busiest['busy']:.0%} of the time"
+            f"the bottleneck is {busiest['rank']}, which was busy {busiest['busy']:.0%} of the time"
         )
         return {"layout": layout, "ranks": ranks, "bottleneck": bottleneck}
 
 
-def rank_document(name: str, told: RankStats) -> dict[str, Any]:
-    """What one rank did: seconds by part, and the share of the time that it worked."""
-    seconds = told.seconds
+def rank_document(name: str, stats: RankStats) -> dict[str, Any]:
+    """Return what one rank did: seconds by part, and the share of the time that it was busy."""
+    seconds = stats.seconds
     busy_s = seconds["compute_s"] + seconds["decode_s"]
     whole_s = sum(seconds.values())
     return {
         "rank": name,
         "seconds": seconds,
         "busy": busy_s / whole_s if whole_s else 0.0,
-        "memory": told.memory,
+        "memory": stats.memory,
     }
 
 
 def speech_device(device: torch.device, plan: LayoutPlan, request: PlanRequest) -> torch.device:
-    """The GPU that decodes, if it has room for the speech encoder and one more process; else the CPU.
+    """Return the GPU that decodes if the speech encoder and a second process fit there, else the CPU.
 
     The published encoder takes seconds of two cores for a block.
     """
@@ -191,8 +199,8 @@ def speech_device(device: torch.device, plan: LayoutPlan, request: PlanRequest) 
     return _device(device, decoder_rank(plan.layout))
 
 
-def _joins(
-    settings: LoadSettings, plan: LayoutPlan, num_steps: int, meeting: str
+def _init_messages(
+    settings: LoadSettings, plan: LayoutPlan, num_steps: int, rendezvous: str
 ) -> list[InitRank]:
     roles = roles_of(plan.layout)
     cores = psutil.cpu_count(logical=False) or 1
@@ -202,7 +210,7 @@ def _joins(
             plan.layout,
             replace(settings, device=_device(settings.device, role.rank)),
             num_steps,
-            meeting,
+            rendezvous,
             num_threads=max(1, cores // len(roles)),
         )
         for role in roles
@@ -223,7 +231,7 @@ def _as_launched(options: GpuOptions, launched: Launched | None) -> GpuOptions:
         )
     if options.gpus not in {None, launched.num_processes}:
         raise UsageError(
-            f"gpus: expected {launched.num_processes}, the processes of the launcher, got {options.gpus}"
+            f"gpus: expected {launched.num_processes}, the number of launched processes, got {options.gpus}"
         )
     return replace(options, gpus=launched.num_processes)
 
@@ -231,12 +239,12 @@ def _as_launched(options: GpuOptions, launched: Launched | None) -> GpuOptions:
 def _check_devices(device: torch.device, num_gpus: int) -> None:
     if device.type == "cuda" and torch.cuda.device_count() < num_gpus:
         raise UsageError(
-            f"expected {num_gpus} GPUs, found {torch.cuda.device_count()}; take fewer with --gpus"
+            f"expected {num_gpus} GPUs, found {torch.cuda.device_count()}; pass a smaller --gpus"
         )
 
 
 def _hardware(device: torch.device) -> Hardware:
-    """Looked up without taking memory of the device."""
+    """Return what is known of a device without using its memory."""
     if device.type == "cpu":
         return CPU
     properties = torch.cuda.get_device_properties(device)

@@ -1,9 +1,9 @@
-"""Weights in shards: every rank keeps a part of every layer, and gathers a layer when it is needed.
+"""Sharded weights: every rank keeps a part of every layer, and gathers a layer before it is used.
 
-FSDP2 (`fully_shard`) for inference. What is used together is gathered together: every tick, once per block,
-once per prompt. While one layer is computed with, the next is gathered; the one before is let go, so at most
-two are whole at a time. All ranks of the mesh must ask for the same layers in the same order: who has nothing
-to compute keeps pace with `join_collectives`.
+FSDP2 (`fully_shard`) for inference. Parameters are gathered by use: those of every tick, of every block, of
+every prompt. The next layer is gathered while one is computed with, and the one before is resharded, so at
+most two are whole at a time. All ranks of the mesh must gather the same layers in the same order: a rank that
+has nothing to compute calls `join_collectives`.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from lipcast.weights.source import TensorSource
 
 
 class _Gathered(nn.Module):
-    """The modules whose parameters are gathered together. It computes nothing itself."""
+    """Holds the modules whose parameters are gathered together; computes nothing."""
 
     def __init__(self, owners: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.owners = nn.ModuleList(owners.values())
 
     def forward(self) -> None:
-        """Nothing; FSDP prepares itself when its outermost module is called."""
+        """Do nothing; FSDP initialises itself when its root module is called."""
 
 
 class ShardedWeights:
-    """The weights of one model over the ranks of a group. State: what is whole now."""
+    """The weights of one model, sharded over the ranks of a group. State: the layers that are whole."""
 
     def __init__(
         self, group: dist.ProcessGroup, device: torch.device, *, dtype: torch.dtype, offload: bool
     ) -> None:
-        """`offload`: this rank's shards are in host memory, and pass through the device."""
+        """With `offload` the shards are in host memory, and are copied to the device to be gathered."""
         self._mesh = DeviceMesh.from_group(group, device.type)
         self._device, self._dtype = device, dtype
         self._policy: OffloadPolicy = (
@@ -52,10 +52,10 @@ class ShardedWeights:
         self._gathered: dict[ParamsKey, FSDPModule] = {}
         self._order: dict[WeightUse, list[int]] = {}
         self._whole: list[ParamsKey] = []
-        """What is gathered or on its way: the pack in use, then the next."""
+        """Layers that are gathered or being gathered: the one in use, then the next."""
 
     def load(self, model: DiT, source: TensorSource) -> None:
-        """Fill a model that was built without memory; one tensor at a time is whole meanwhile."""
+        """Fill a model that was built without memory, with one whole tensor in memory at a time."""
         sharded: dict[str, DTensor] = {}
 
         def place(filled: nn.Module) -> dict[str, Tensor | None]:
@@ -75,10 +75,10 @@ class ShardedWeights:
                 _fill(shard, source.read(name))
         model.ensure_resident = self.ensure_resident
 
-    # What FSDP gathers into was made in this mode, and can be written in no other.
+    # FSDP's buffers were made in inference mode, and cannot be written outside it.
     @torch.inference_mode()
     def ensure_resident(self, use: WeightUse, layer: int) -> None:
-        """Make the layer whole for this use; the next of the same use is on its way."""
+        """Gather a layer for this use, and begin to gather the next of the same use."""
         if (use, layer) not in self._gathered:
             return
         wanted: list[ParamsKey] = [(use, layer)]
@@ -95,21 +95,21 @@ class ShardedWeights:
         self._gathered[wanted[0]].unshard()  # waits for it
 
     def join_collectives(self, use: WeightUse) -> None:
-        """One pass without computing: the other ranks need this one's shards."""
+        """Gather every layer of this use as a pass would: the other ranks need the shards of this one."""
         for layer in self._order.get(use, ()):
             self.ensure_resident(use, layer)
 
     def _shard(self, model: DiT) -> None:
-        packs = layer_params(model, self._dtype)
-        for pack in packs.values():
-            # On the meta device, in the dtype they shall have.
-            pack.detach()
+        by_use = layer_params(model, self._dtype)
+        for params in by_use.values():
+            # To the meta device, in the dtype that they will have.
+            params.detach()
         everything = nn.ModuleList()
-        parameters = {name: p for name, p in model.named_parameters() if _is_in(packs, name)}
-        for key, pack in packs.items():
-            own = {id(parameters[name]) for name in pack.places}
+        parameters = {name: p for name, p in model.named_parameters() if _is_in(by_use, name)}
+        for key, params in by_use.items():
+            own = {id(parameters[name]) for name in params.places}
             others = {p for p in parameters.values() if id(p) not in own}
-            holder = _Gathered(_owners(model, pack))
+            holder = _Gathered(_owners(model, params))
             fully_shard(
                 holder,
                 mesh=self._mesh,
@@ -117,36 +117,36 @@ class ShardedWeights:
                 offload_policy=self._policy,
                 ignored_params=others,
             )
-            for name in pack.places:
-                _give_memory(model, name, self._home)
+            for name in params.places:
+                _allocate(model, name, self._home)
             self._gathered[key] = cast(FSDPModule, holder)
             self._order.setdefault(key[0], []).append(key[1])
             everything.append(holder)
         self._start(everything)
 
     def _start(self, holders: nn.ModuleList) -> None:
-        """Let FSDP make its streams, once for all layers: it does so when its root is called."""
+        """Call a root module once, so that FSDP makes its streams for all layers."""
         root = _Gathered({str(i): holder for i, holder in enumerate(holders)})
         fully_shard(root, mesh=self._mesh, reshard_after_forward=False)
         root()
 
 
-def _owners(model: DiT, pack: FlatParams) -> dict[str, nn.Module]:
-    """The modules that keep the parameters of a pack."""
-    names = {name.rpartition(".")[0] for name in pack.places}
+def _owners(model: DiT, params: FlatParams) -> dict[str, nn.Module]:
+    """Return the modules that own these parameters."""
+    names = {name.rpartition(".")[0] for name in params.places}
     return {name: model.get_submodule(name) for name in sorted(names)}
 
 
-def _is_in(packs: Mapping[ParamsKey, FlatParams], name: str) -> bool:
-    return any(name in pack.places for pack in packs.values())
+def _is_in(by_use: Mapping[ParamsKey, FlatParams], name: str) -> bool:
+    return any(name in params.places for params in by_use.values())
 
 
 def _shards(model: DiT) -> dict[str, DTensor]:
     return {name: p for name, p in model.named_parameters() if isinstance(p, DTensor)}
 
 
-def _give_memory(model: DiT, name: str, device: torch.device) -> None:
-    """Memory for this rank's part of a parameter that was sharded without any."""
+def _allocate(model: DiT, name: str, device: torch.device) -> None:
+    """Allocate this rank's part of a parameter that was sharded on the meta device."""
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
     shard = getattr(module, leaf)
@@ -156,9 +156,9 @@ def _give_memory(model: DiT, name: str, device: torch.device) -> None:
 
 
 def _fill(shard: DTensor, whole: Tensor) -> None:
-    """Keep this rank's rows of a parameter."""
+    """Copy this rank's rows of a parameter."""
     rank, size = shard.device_mesh.get_local_rank(), shard.device_mesh.size()
     local = cast(DTensor, shard.detach()).to_local()
-    # FSDP cuts along the first axis as torch.chunk does; the last ranks may have less or none.
+    # FSDP splits the first axis as torch.chunk does; the last ranks may have fewer rows, or none.
     rows = -(-whole.shape[0] // size)
     local.copy_(whole[rank * rows : (rank + 1) * rows])

@@ -1,13 +1,13 @@
-"""What the process that makes a video and its ranks say to each other. Arrays travel as numpy.
+"""Messages between the main process and its ranks. Arrays travel as NumPy arrays.
 
-The video's process sends the same messages to all ranks in the same order, and never waits for one before
-it sends the next; a rank does them in that order. So whatever one rank sends to another is received.
+The main process sends messages to all ranks in one order and never waits for an answer between two of them; a
+rank handles them in that order. So every block that one rank sends to another is received there.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,21 +27,21 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class InitRank:
-    """The first message: what to load, and where the ranks meet."""
+    """First message: what to load, and where the ranks of the group find each other."""
 
     rank: int
     layout: Layout
     settings: LoadSettings
     num_steps: int
-    """Of the videos that are expected."""
-    meeting: str
-    """A file that all ranks reach; "env" where a launcher has arranged it."""
+    """Number of evaluated steps that the layout is planned for."""
+    rendezvous: str
+    """A file that all ranks can open; "env" where a launcher has set the environment for it."""
     num_threads: int
 
 
 @dataclass(frozen=True, slots=True)
 class EncodePortrait:
-    """To the decoder, before a video: the portrait in its pixels [height, width, 3]."""
+    """Encode a portrait [height, width, 3]; to the rank that decodes, before a video."""
 
     video: int
     spec: VideoSpec
@@ -51,7 +51,7 @@ class EncodePortrait:
 
 @dataclass(frozen=True, slots=True)
 class StartSession:
-    """A video begins. The one before it, finished or not, is forgotten."""
+    """Begin a video. The one before it, finished or not, is dropped."""
 
     video: int
     spec: VideoSpec
@@ -63,7 +63,7 @@ class StartSession:
 
 @dataclass(frozen=True, slots=True)
 class AudioFeatures:
-    """Speech features of a block that will start."""
+    """Speech features of a block, before its first step."""
 
     block: int
     features_LCV: Floats
@@ -71,28 +71,35 @@ class AudioFeatures:
 
 @dataclass(frozen=True, slots=True)
 class FirstLatent:
-    """What the anchor block and all after it refer to."""
+    """First clean latent of the video: the reference from the anchor block on."""
 
     latent_C1HW: Floats
 
 
 @dataclass(frozen=True, slots=True)
 class RunTick:
-    """The next tick of all stages; each does its own units."""
+    """Run the next tick; every stage runs the units of its own steps."""
 
     tick: Tick
 
 
 @dataclass(frozen=True, slots=True)
 class GetStats:
-    """Answer with a `RankStats`."""
+    """Answer with `RankStats`."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
+class EndSession:
+    """Give back the memory of a video, if it is still the current one."""
+
+    video: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
-    """End."""
+    """End the process."""
 
 
 # From a rank
@@ -100,12 +107,12 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class RankReady:
-    """The networks are loaded."""
+    """Answer to `InitRank`: the networks are loaded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The answer to `EncodePortrait`."""
+    """Answer to `EncodePortrait`."""
 
     video: int
     ref_C1HW: Floats
@@ -123,7 +130,7 @@ class BlockDone:
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """What the steps of one stage took of a block, for whoever goes on from it later."""
+    """Noisy latents that the steps of one stage took of a block, for a snapshot."""
 
     video: int
     block: int
@@ -133,7 +140,7 @@ class StepInputs:
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """The frames of a block [frames, height, width, 3]."""
+    """Frames of a block [frames, height, width, 3]."""
 
     video: int
     block: int
@@ -142,7 +149,7 @@ class Frames:
 
 @dataclass(frozen=True, slots=True)
 class RankStats:
-    """What a rank has done since its video began, in seconds, and what it holds."""
+    """Answer to `GetStats`: seconds by part since the video began, and memory held."""
 
     number: int
     seconds: dict[str, float]
@@ -150,10 +157,21 @@ class RankStats:
 
 
 @dataclass(frozen=True, slots=True)
+class VideoFailed:
+    """A rank ran out of memory and has given a video up; it is ready for the next one."""
+
+    video: int
+    rank: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class RankFailed:
-    """A rank cannot go on. `lost_peer`: because another rank is gone."""
+    """The process of a rank ends because of an error."""
 
     kind: str
-    sentence: str
+    """Name of the error's class."""
+    reason: str
+    """First line of the error's text."""
     trace: str
-    lost_peer: bool
+    cause: Literal["error", "out of memory", "lost peer"]

@@ -1,7 +1,7 @@
-"""A video that a crew makes, as a session sees it: an executor and a decoder.
+"""A video that several ranks make, as a session sees it: an executor and a decoder.
 
-Input: ticks and voices. Output: clean blocks and frames, in order. Ticks are sent ahead of what has come out,
-so that every stage has its next one at hand; how far is bounded.
+Input: ticks and speech features. Output: clean blocks and frames, in order. Ticks are sent before
+earlier ones have come out, so that every stage has its next one in time; `_AHEAD` bounds how many.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from lipcast.config.video_spec import VideoSpec
 from lipcast.engine.decode import PendingFrames
 from lipcast.engine.session_builder import Conditioning
 from lipcast.engine.snapshot import SessionSnapshot
-from lipcast.errors import CancelledError
+from lipcast.errors import CancelledError, MemoryBudgetError
 from lipcast.parallel.messages import (
     AudioFeatures,
     BlockDone,
     Encoded,
     EncodePortrait,
+    EndSession,
     FirstLatent,
     Floats,
     Frames,
@@ -34,34 +35,37 @@ from lipcast.parallel.messages import (
     RunTick,
     StartSession,
     StepInputs,
+    VideoFailed,
 )
 from lipcast.parallel.rank_group import RankGroup
 from lipcast.parallel.roles import Role
 
 _AHEAD = 2
-"""Blocks whose last step is asked for before the first of them has come out."""
+"""Number of blocks whose last step may be requested before the first of them has come out."""
 
 
 class DistributedSession:
-    """One video of a crew: what has come from its ranks, kept until it is asked for."""
+    """One video: keeps what arrives from the ranks until it is taken."""
 
-    def __init__(self, distributed: RankGroup, number: int, spec: VideoSpec) -> None:
+    def __init__(self, ranks: RankGroup, number: int, spec: VideoSpec) -> None:
         self.spec = spec
-        self.distributed, self._number = distributed, number
+        self.ranks, self._number = ranks, number
         self.is_current = True
+        """Whether no later video has begun with these ranks."""
+        self._failure: VideoFailed | None = None
         self._clean: dict[int, Tensor] = {}
         self._frames: dict[int, NDArray[np.uint8]] = {}
         self._inputs: dict[int, dict[int, tuple[Floats, ...]]] = {}
-        """By block and first step of a stage."""
+        """Noisy latents by block and first step of a stage."""
         self._encoded: Encoded | None = None
         self._first_C1HW: Floats | None = None
 
     def open(self, conditioning: Conditioning, snapshot: SessionSnapshot | None) -> None:
-        """Encode the portrait where the decoder is, then let every stage get ready."""
+        """Encode the portrait on the rank that decodes, then begin the video on every stage."""
         snapshot = None if snapshot is None else snapshot.to("cpu")
         spec, geometry = self.spec, self.spec.geometry
         portrait = conditioning.fit(geometry.height, geometry.width)
-        self.distributed.send(
+        self.ranks.send(
             EncodePortrait(self._number, spec, portrait, snapshot), lambda role: role.decodes
         )
         self._pump_until(lambda: self._encoded is not None)
@@ -69,28 +73,28 @@ class DistributedSession:
         ref, motion = self._encoded.ref_C1HW, self._encoded.motion_CFHW
         context_TC = conditioning.context_TC.float().cpu().numpy()
         opened = StartSession(self._number, spec, ref, motion, context_TC, snapshot)
-        self.distributed.send(opened, _has_steps)
+        self.ranks.send(opened, _has_steps)
 
     def inputs_of(self, block: int) -> tuple[Tensor, ...]:
-        """What each step took of a clean block; waits for the stages to say so."""
+        """Wait for what each step took of a clean block, and return it."""
         count = len(self.spec.order.all_stages)
         self._pump_until(lambda: len(self._inputs.get(block, ())) == count)
         parts = self._inputs.pop(block)
         return tuple(torch.from_numpy(x) for _, part in sorted(parts.items()) for x in part)
 
     def first_latent(self) -> Floats:
-        """The first latent of the video; waits for it."""
+        """Wait for the first clean latent of the video, and return it."""
         self._pump_until(lambda: self._first_C1HW is not None)
         assert self._first_C1HW is not None
         return self._first_C1HW
 
     def take_clean(self, block: int, *, wait: bool) -> Tensor | None:
-        """The latents of a clean block; None where they have not come and nobody waits."""
+        """Return the latents of a clean block; None if they have not arrived and `wait` is false."""
         latent: Tensor | None = self._take(self._clean, block, wait=wait)
         return latent
 
     def take_frames(self, block: int) -> NDArray[np.uint8]:
-        """The frames of a block; waits for them."""
+        """Wait for the frames of a block, and return them."""
         frames: NDArray[np.uint8] = self._take(self._frames, block, wait=True)
         return frames
 
@@ -99,10 +103,14 @@ class DistributedSession:
         self._pump(0.0)
         return block in self._frames
 
-    def tell(self) -> list[RankStats]:
-        """What every rank has done for this video."""
-        self._check()
-        return self.distributed.tell(self._keep)
+    def get_stats(self) -> list[RankStats]:
+        """Return what every rank has done for this video."""
+        self._check_current()
+        return self.ranks.get_stats(self._keep)
+
+    def release(self) -> None:
+        """Let every rank give the memory of this video back; what is in flight is finished first."""
+        self.ranks.post(EndSession(self._number))
 
     def _take(self, kept: dict[int, Any], block: int, *, wait: bool) -> Any:
         if wait:
@@ -114,16 +122,17 @@ class DistributedSession:
     def _pump_until(self, is_there: Callable[[], bool]) -> None:
         while not is_there():
             self._pump(None)
+            self._check()
 
     def _pump(self, timeout_s: float | None) -> None:
-        """Keep what has come from the ranks; waits for one message at most."""
+        """Keep the messages that have arrived; wait for one at most."""
         self._check()
-        while (received := self.distributed.receive(timeout_s)) is not None:
+        while (received := self.ranks.receive(timeout_s)) is not None:
             self._keep(received[1])
             timeout_s = 0.0
 
     def _keep(self, message: Any) -> None:
-        """Messages of an earlier video are late, and of no use."""
+        """Keep a message of this video; late ones of an earlier video are dropped."""
         if getattr(message, "video", None) != self._number:
             return
         match message:
@@ -137,36 +146,49 @@ class DistributedSession:
                 self._inputs.setdefault(block, {})[first_step] = latents
             case Frames(_, block, pixels_FHWC):
                 self._frames[block] = pixels_FHWC
+            case VideoFailed():
+                self._failure = message
 
     def _check(self) -> None:
+        self._check_current()
+        if self._failure is not None:
+            raise MemoryBudgetError(
+                f"{self._failure.rank} ran out of memory: {self._failure.reason}. Lower --size or "
+                "--infer_frames, or use more GPUs; the model is ready for another video"
+            )
+
+    def _check_current(self) -> None:
         if not self.is_current:
-            raise CancelledError("another video was begun with this model; several GPUs make one")
+            raise CancelledError(
+                "another video has begun with this model; on several GPUs it makes one at a time"
+            )
 
 
 class PipelineExecutor:
-    """The stages of a crew as one executor."""
+    """All stages as one executor."""
 
     def __init__(self, video: DistributedSession, snapshot: SessionSnapshot | None) -> None:
         self._video = video
         self._expected: deque[int] = deque()
         self._anchor_block = video.spec.order.anchor_block if snapshot is None else None
-        """The block that a first latent is sent out for; with a past the stages have it."""
+        """Block before which the stages are sent the first latent; with a snapshot they have it."""
 
     @property
     def num_outstanding(self) -> int:
+        """Blocks that were run to their last step and have not come out yet."""
         return len(self._expected)
 
     def start(self, block: int, features_LCV: Tensor) -> None:
-        """Tell every stage the voice of a block, and once what it shall refer to from now on."""
+        """Send every stage the features of a block and, before the anchor block, its new reference."""
         if block == self._anchor_block:
-            self._video.distributed.send(FirstLatent(self._video.first_latent()), _has_steps)
+            self._video.ranks.send(FirstLatent(self._video.first_latent()), _has_steps)
         features = features_LCV.detach().float().cpu().numpy()
-        self._video.distributed.send(AudioFeatures(block, features), _has_steps)
+        self._video.ranks.send(AudioFeatures(block, features), _has_steps)
 
     def run(self, tick: Tick) -> list[tuple[int, Tensor]]:
-        """Have every stage do its units; blocks come out later, the next one if there are no units."""
+        """Have every stage run its units; return the clean blocks that have arrived, see `Executor.run`."""
         if tick:
-            self._video.distributed.send(RunTick(tick))
+            self._video.ranks.send(RunTick(tick))
             last = self._video.spec.order.num_steps - 1
             self._expected.extend(unit.block for unit in tick if unit.step == last)
         found: list[tuple[int, Tensor]] = []
@@ -179,18 +201,18 @@ class PipelineExecutor:
         return found
 
     def inputs_of(self, block: int) -> tuple[Tensor, ...]:
-        """What each step took of a block that has come out."""
+        """Return what each step took of a block that has come out."""
         return self._video.inputs_of(block)
 
 
 class RemoteDecoder:
-    """The decoder of a crew: blocks are on their way to it as soon as they are clean."""
+    """The decoder of another rank, which gets the blocks as soon as they are clean."""
 
     def __init__(self, video: DistributedSession, first_block: int) -> None:
         self._video, self._next_block = video, first_block
 
     def submit(self, latent_CFHW: Tensor) -> PendingFrames:
-        """The frames of the next block, whose latents the decoder has already."""
+        """Return the pending frames of the next block; its latents have been sent to the decoder already."""
         del latent_CFHW
         self._next_block += 1
         return _RemoteFrames(self._video, self._next_block - 1)
@@ -203,14 +225,16 @@ class _RemoteFrames:
 
     @property
     def decode_s(self) -> float:
-        """Nothing: the rank that decodes tells its own seconds."""
+        """Zero: the rank that decodes reports its own seconds."""
         return 0.0
 
     @property
     def is_ready(self) -> bool:
+        """Whether `collect` would return at once."""
         return self.video.has_frames(self.block)
 
     def collect(self) -> NDArray[np.uint8]:
+        """Wait for the frames, and return them."""
         return self.video.take_frames(self.block)
 
 

@@ -1,7 +1,7 @@
-"""The processes that make videos together: started, watched and ended from here.
+"""The processes that make a video together, as the main process starts, watches and ends them.
 
-Input: a layout, what to load. Output: messages to ranks and from them. Whatever happens to one rank ends all
-of them within seconds, and is told with that rank's name. Nothing is left behind: a rank whose maker is gone
+Input: the first message of every rank. Output: messages to ranks and from them. When one rank fails, all are
+ended within seconds, and the error names it. No process is left behind: a rank whose main process is gone
 ends by itself.
 """
 
@@ -13,8 +13,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
@@ -34,21 +36,21 @@ from lipcast.errors import (
 from lipcast.parallel.messages import GetStats, InitRank, RankFailed, RankReady, RankStats, Stop
 from lipcast.parallel.roles import Role, roles_of
 
-_log = logger("parallel.crew")
+_log = logger("parallel.rank_group")
 _GRACE_S = 1.0
-"""The first error to arrive may come from a rank that has lost another: time for that one's own."""
+"""Time to wait for the error of the rank at fault, where one that has lost it reports first."""
 _TERM_S = 2.0
-"""Between asking a process to end and ending it."""
+"""Time that processes are given to end before they are sent the next signal."""
 
 
 class Process(Protocol):
-    """A rank's process."""
+    """The process of a rank."""
 
     @property
     def pid(self) -> int: ...
 
     def poll(self) -> int | None:
-        """The exit status, negative for a signal; None while it runs."""
+        """Return the exit status, negative for a signal; None while it runs."""
 
     def terminate(self) -> None: ...
 
@@ -56,18 +58,18 @@ class Process(Protocol):
 
 
 StartRank = Callable[[int], tuple[Connection, Process | None]]
-"""Starts a rank, by number; its connection, and its process where it is one of this machine's."""
+"""Starts a rank by its number; returns its connection, and its process if that runs on this machine."""
 
 
 def start_process(rank: int) -> tuple[Connection, Process | None]:
-    """A rank in a process of its own."""
+    """Start a rank in a process of its own."""
     here, there = Pipe()
     with there:
         return here, spawn(rank, there, GLOO_SOCKET_IFNAME="lo")
 
 
 def spawn(rank: int, link: Connection, **environment: str) -> Process:
-    """Start a process that serves the other end of a connection.
+    """Start a process that serves as a rank on the other end of a connection.
 
     Raises NotBuiltError on Windows, where a process cannot inherit an open socket by its number.
     """
@@ -81,14 +83,14 @@ def spawn(rank: int, link: Connection, **environment: str) -> Process:
         [sys.executable, "-m", "lipcast.parallel.rank", str(descriptor)],
         pass_fds=[descriptor],
         stdin=subprocess.DEVNULL,
-        # Ctrl-C is for the process that makes the video, which then ends its ranks.
+        # Ctrl-C goes to the main process only, which then ends its ranks.
         start_new_session=True,
         env=child_environment(**environment),
     )
 
 
 class RankHandle:
-    """One rank as seen from here."""
+    """One rank, as the main process knows it."""
 
     def __init__(self, role: Role, link: Connection, process: Process | None) -> None:
         self.role, self.link, self.process = role, link, process
@@ -96,26 +98,27 @@ class RankHandle:
 
     @property
     def name(self) -> str:
+        """Its name in messages: number, role, process."""
         where = f", process {self.process.pid}" if self.process else ""
         return f"rank {self.role.rank} ({self.role}{where})"
 
     @property
-    def is_well(self) -> bool:
-        """Whether it is there, as far as is known here."""
+    def is_alive(self) -> bool:
+        """Whether neither an error nor the end of its process is known."""
         is_gone = self.process is not None and self.process.poll() is not None
         return self.failure is None and not is_gone
 
     def explain(self) -> str:
-        """What is known of its end."""
+        """Say why it ended."""
         if self.failure is not None:
-            return f"{self.name}: {self.failure.kind}: {self.failure.sentence}"
+            return f"{self.name}: {self.failure.kind}: {self.failure.reason}"
         status = self._exit_status()
         if status is not None and status < 0:
             return f"{self.name} was ended by {signal.Signals(-status).name}"
-        return f"{self.name} ended without a word, with exit status {status}"
+        return f"{self.name} ended without an error message, with exit status {status}"
 
     def _exit_status(self) -> int | None:
-        """Of a process that is about to be gone: its socket closes a moment earlier."""
+        """Return the exit status; wait for it a little, because the socket closes before the process ends."""
         deadline = time.monotonic() + _GRACE_S
         while self.process is not None and time.monotonic() < deadline:
             status = self.process.poll()
@@ -125,65 +128,84 @@ class RankHandle:
         return None
 
 
+Where = Callable[[Role], bool]
+"""Says by its role whether a rank gets a message."""
+
+
+def everywhere(_role: Role) -> bool:
+    """Send to all ranks."""
+    return True
+
+
 class RankGroup:
-    """All ranks of one layout. Closed by `close`, by the end of the program, or by a rank's failure."""
+    """All ranks of a layout. They end with `close`, with this object, or when one of them fails."""
 
     def __init__(
         self,
-        joins: Sequence[InitRank],
+        inits: Sequence[InitRank],
         *,
         start: StartRank = start_process,
     ) -> None:
-        """Starts every rank; `ready` waits for them."""
-        self.members: list[RankHandle] = []
-        self._told = 0
+        """Start every rank; `wait_ready` waits for them."""
+        self.ranks: list[RankHandle] = []
+        self._num_stats = 0
+        self._sending = threading.Lock()
+        self._posted: deque[tuple[Any, Where]] = deque()
+        """Messages that wait for the one being sent: a finalizer may post in the middle of it."""
         self._error: LipcastError | None = None
-        self._closing = weakref.finalize(self, _end, self.members)
-        for role, join in zip(roles_of(joins[0].layout), joins, strict=True):
-            member = RankHandle(role, *start(role.rank))
-            self.members.append(member)
-            self._send(member, join)
+        self._closing = weakref.finalize(self, _end, self.ranks)
+        for role, init in zip(roles_of(inits[0].layout), inits, strict=True):
+            rank = RankHandle(role, *start(role.rank))
+            self.ranks.append(rank)
+            self._send_bytes(rank, pickle.dumps(init, protocol=5))
 
-    def ready(self) -> None:
-        """Wait until every rank has loaded its networks."""
-        for _ in self.members:
+    def wait_ready(self) -> None:
+        """Wait until every rank has loaded its networks. Raises the error of one that cannot."""
+        for _ in self.ranks:
             received = self.receive()
             assert received is not None and isinstance(received[1], RankReady)
 
-    def send(self, message: Any, where: Callable[[Role], bool] = lambda _role: True) -> None:
-        """To all ranks, or to those with a role. Raises RankError."""
+    def send(self, message: Any, where: Where = everywhere) -> None:
+        """Send a message to the ranks whose role `where` accepts. Raises RankError."""
         self._check()
         data = pickle.dumps(message, protocol=5)
-        for member in self.members:
-            if where(member.role):
-                self._send_bytes(member, data)
+        with self._sending:
+            for rank in self.ranks:
+                if where(rank.role):
+                    self._send_bytes(rank, data)
+        self._send_posted()
+
+    def post(self, message: Any, where: Where = everywhere) -> None:
+        """Send a message as soon as no other is being sent; raise nothing. A finalizer may call this."""
+        self._posted.append((message, where))
+        self._send_posted()
 
     def receive(self, timeout_s: float | None = None) -> tuple[int, Any] | None:
-        """The next message and the rank it came from; None after the time-out. Raises RankError."""
+        """Return the next message and the number of its rank; None after the time-out. Raises RankError."""
         self._check()
-        links = {member.link: member for member in self.members}
+        links = {rank.link: rank for rank in self.ranks}
         for link in wait(list(links), timeout_s):
-            member = links[link]  # type: ignore[index]
-            message = self._read(member)
+            rank = links[link]  # type: ignore[index]
+            message = self._read(rank)
             if message is None:
-                self._fail(member)
-            return member.role.rank, message
+                self._fail(rank)
+            return rank.role.rank, message
         return None
 
-    def tell(self, keep: Callable[[Any], None]) -> list[RankStats]:
-        """What every rank has done since its video began; other messages meanwhile are given to `keep`."""
-        self._told += 1
-        self.send(GetStats(self._told))
+    def get_stats(self, keep: Callable[[Any], None]) -> list[RankStats]:
+        """Return what each rank has done since its video began; `keep` gets the other messages meanwhile."""
+        self._num_stats += 1
+        self.send(GetStats(self._num_stats))
         found: dict[int, RankStats] = {}
-        while len(found) < len(self.members):
+        while len(found) < len(self.ranks):
             received = self.receive()
             assert received is not None
-            rank, message = received
-            if isinstance(message, RankStats) and message.number == self._told:
-                found[rank] = message
+            number, message = received
+            if isinstance(message, RankStats) and message.number == self._num_stats:
+                found[number] = message
             else:
                 keep(message)
-        return [found[member.role.rank] for member in self.members]
+        return [found[rank.role.rank] for rank in self.ranks]
 
     def close(self) -> None:
         """End all ranks. May be called again."""
@@ -193,103 +215,122 @@ class RankGroup:
         if self._error is not None:
             raise type(self._error)(str(self._error))
         if not self._closing.alive:
-            raise RankError("the ranks of this model were ended; load it again")
+            raise RankError("the ranks of this model have ended; load it again")
 
-    def _send(self, member: RankHandle, message: Any) -> None:
-        self._send_bytes(member, pickle.dumps(message, protocol=5))
+    def _send_posted(self) -> None:
+        # Whoever sends looks here afterwards, so no message is left behind where the lock is taken.
+        while self._posted and self._sending.acquire(blocking=False):
+            try:
+                self._send_next_posted()
+            finally:
+                self._sending.release()
 
-    def _send_bytes(self, member: RankHandle, data: bytes) -> None:
+    def _send_next_posted(self) -> None:
+        if not self._posted:
+            return
+        message, where = self._posted.popleft()
+        data = pickle.dumps(message, protocol=5)
+        targets = self.ranks if self._closing.alive else []
+        for rank in targets:
+            if where(rank.role):
+                # The next call that waits for a rank that is gone raises the error.
+                with suppress(OSError):
+                    rank.link.send_bytes(data)
+
+    def _send_bytes(self, rank: RankHandle, data: bytes) -> None:
         try:
-            member.link.send_bytes(data)
+            rank.link.send_bytes(data)
         except OSError:
-            self._fail(member)
+            self._fail(rank)
 
-    def _read(self, member: RankHandle) -> Any | None:
-        """The next message of a rank; None where it has failed or is gone."""
+    def _read(self, rank: RankHandle) -> Any | None:
+        """Return the next message of a rank; None where it has failed or is gone."""
         try:
-            message = pickle.loads(member.link.recv_bytes())
+            message = pickle.loads(rank.link.recv_bytes())
         except (EOFError, OSError):
             return None
         except KeyboardInterrupt:
-            # Half a message may have been read: what follows it means nothing.
+            # Half a message may have been read, so the rest of the stream cannot be understood.
             self._error = CancelledError("stopped; load the model again")
             raise
         if isinstance(message, RankFailed):
-            member.failure = message
+            rank.failure = message
             return None
         return message
 
     def _fail(self, first: RankHandle) -> None:
-        """End all ranks, and raise the error of the one that failed first."""
-        culprit = _culprit(self.members, first)
-        sentence = culprit.explain()
-        if culprit.failure is not None:
-            _log.debug("%s:\n%s", culprit.name, culprit.failure.trace)
+        """End all ranks, and raise the error of the one at fault."""
+        at_fault = _find_cause(self.ranks, first)
+        explanation = at_fault.explain()
+        if at_fault.failure is not None:
+            _log.debug("%s:\n%s", at_fault.name, at_fault.failure.trace)
         self.close()
-        kind = _kind_of(culprit.failure)
-        self._error = kind(f"{sentence}; all ranks were ended; finished frames are kept")
+        kind = _error_type(at_fault.failure)
+        self._error = kind(
+            f"{explanation}. All ranks were ended; finished frames are kept. Load the model again"
+        )
         raise self._error
 
 
-def _kind_of(failure: RankFailed | None) -> type[LipcastError]:
-    """The error of this process that stands for a rank's."""
+def _error_type(failure: RankFailed | None) -> type[LipcastError]:
+    """Return the class of the error that stands for a rank's failure in this process."""
     if failure is None:
         return RankError
-    if failure.kind == "OutOfMemoryError":
+    if failure.cause == "out of memory":
         return MemoryBudgetError
     found = getattr(errors, failure.kind, RankError)
     return found if issubclass(found, LipcastError) else RankError
 
 
-def _culprit(members: Sequence[RankHandle], first: RankHandle) -> RankHandle:
-    """Whose failure was the cause: not one that has only lost another."""
+def _find_cause(ranks: Sequence[RankHandle], first: RankHandle) -> RankHandle:
+    """Return the rank at fault: not one that has only lost another."""
     deadline = time.monotonic() + _GRACE_S
     gone = [first]
-    while not any(_is_cause(member) for member in gone) and time.monotonic() < deadline:
-        rest = {member.link: member for member in members if member not in gone}
+    while not any(_is_cause(rank) for rank in gone) and time.monotonic() < deadline:
+        rest = {rank.link: rank for rank in ranks if rank not in gone}
         for link in wait(list(rest), max(0.0, deadline - time.monotonic())):
-            member = rest[link]  # type: ignore[index]
+            rank = rest[link]  # type: ignore[index]
             try:
-                message = pickle.loads(member.link.recv_bytes())
+                message = pickle.loads(rank.link.recv_bytes())
             except (EOFError, OSError):
-                gone.append(member)
+                gone.append(rank)
                 continue
             if isinstance(message, RankFailed):
-                member.failure = message
-                gone.append(member)
-    return next((member for member in gone if _is_cause(member)), first)
+                rank.failure = message
+                gone.append(rank)
+    return next((rank for rank in gone if _is_cause(rank)), first)
 
 
-def _is_cause(member: RankHandle) -> bool:
-    return member.failure is None or not member.failure.lost_peer
+def _is_cause(rank: RankHandle) -> bool:
+    return rank.failure is None or rank.failure.cause != "lost peer"
 
 
-def _end(members: Sequence[RankHandle]) -> None:
-    """Ask every rank to stop, then insist; returns when all are gone.
+def _end(ranks: Sequence[RankHandle]) -> None:
+    """Ask every rank to stop, then send SIGTERM, then SIGKILL; return when all have ended.
 
-    After a failure nobody is asked: who waits for a lost rank does not hear.
+    After a failure they are sent SIGTERM at once: a rank that waits for a lost one reads no messages.
     """
-    is_whole = all(member.is_well for member in members)
-    for member in members:
+    is_whole = all(rank.is_alive for rank in ranks)
+    for rank in ranks:
         with suppress(OSError):
-            member.link.send_bytes(pickle.dumps(Stop()))
-        member.link.close()
-    processes = [member.process for member in members if member.process is not None]
-    if is_whole and _are_gone(processes):
+            rank.link.send_bytes(pickle.dumps(Stop()))
+        rank.link.close()
+    processes = [rank.process for rank in ranks if rank.process is not None]
+    if is_whole and _wait_for_exit(processes):
         return
     for process in processes:
         if process.poll() is None:
             process.terminate()
-    if _are_gone(processes):
+    if _wait_for_exit(processes):
         return
     for process in processes:
         if process.poll() is None:
             process.kill()
-    _are_gone(processes)
+    _wait_for_exit(processes)
 
 
-def _are_gone(processes: Sequence[Process]) -> bool:
-    """Whether all have ended, within a time that they are given."""
+def _wait_for_exit(processes: Sequence[Process]) -> bool:
+    """Wait up to `_TERM_S` for all processes to exit; return whether they did."""
     deadline = time.monotonic() + _TERM_S
     while any(process.poll() is None for process in processes):
         if time.monotonic() > deadline:
@@ -299,7 +340,7 @@ def _are_gone(processes: Sequence[Process]) -> bool:
 
 
 class FileRendezvous:
-    """A file through which local ranks find each other; gone with this object."""
+    """A file by which the ranks of one machine find each other; deleted with this object."""
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="lipcast-ranks-"))

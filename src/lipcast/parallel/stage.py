@@ -1,15 +1,15 @@
-"""What one rank does of one video: denoising steps, decoding, or both.
+"""The work of one rank on one video: denoising steps, decoding, or both.
 
-Input: messages in their order. Output: latents to the next rank, clean blocks and frames to whoever makes the
-video. State: rings and sink of the rank's steps, the decoder's caches, what is under way.
+Input: messages in order. Output: latents to the next rank, clean blocks and frames to the main process.
+State: rings and sink of the rank's steps, the decoder's caches, blocks in flight.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, islice
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -18,20 +18,18 @@ from torch import Tensor
 from lipcast.config.schedule import Tick
 from lipcast.config.video_spec import VideoSpec
 from lipcast.engine.conditioning import ReferenceLatents, encode_reference
-from lipcast.engine.decode import FrameDecoder, PendingFrames, StreamingDecoder
+from lipcast.engine.decode import DecodeQueue, FrameDecoder, StreamingDecoder
 from lipcast.engine.executor import LaneExecutor, session_shape
 from lipcast.engine.fallback import Ladder
 from lipcast.engine.retry import retry_on_oom
-from lipcast.engine.session import SessionParts
-from lipcast.engine.session_builder import last_latents
-from lipcast.engine.snapshot import SessionSnapshot
+from lipcast.engine.session_builder import PlannedMemory, last_latents, make_ladder
 from lipcast.engine.stopwatch import Stopwatch
 from lipcast.engine.tiled_decode import TiledDecoder
 from lipcast.memory.device_context import DeviceContext
-from lipcast.memory.manager import Admission, MemoryManager, session_plan
-from lipcast.memory.session_memory import SessionMemory, SessionPlan
-from lipcast.parallel.flow import LatentReceiver, LatentSender
+from lipcast.memory.manager import MemoryManager, session_plan
+from lipcast.memory.session_memory import SessionMemory
 from lipcast.parallel.messages import Encoded, EncodePortrait, Floats, Frames, StartSession
+from lipcast.parallel.p2p import LatentLink
 from lipcast.parallel.roles import Role
 from lipcast.planning.plan import Plan
 from lipcast.weights.bundle import ModelBundle
@@ -45,76 +43,55 @@ RANK_PARTS = ("compute_s", "decode_s", "wait_s", "send_s")
 
 @dataclass(frozen=True, slots=True)
 class Networks:
-    """What a rank computes with."""
+    """Networks that a rank computes with."""
 
     role: Role
     bundle: ModelBundle
     memory_manager: MemoryManager | None
     sharded: ShardedWeights | None
     num_heads: int
-    """Attention heads that stay on this rank."""
+    """Attention heads whose keys and values are kept on this rank."""
 
     @property
     def device(self) -> torch.device:
+        """Device of this rank."""
         return self.bundle.device
 
 
 class StageVideo:
-    """The steps of this rank."""
+    """The steps of one stage, for one video."""
 
-    def __init__(self, networks: Networks, opened: StartSession, watch: Stopwatch) -> None:
-        """Raises torch.OutOfMemoryError, MemoryBudgetError where the rings do not fit."""
-        self._networks, self._watch = networks, watch
-        role, spec, snapshot = networks.role, opened.spec, opened.snapshot
-        snapshot = None if snapshot is None else snapshot.to(networks.device)
-        self._spec = spec
-        self._steps = role.steps(spec.order.num_steps)
+    def __init__(
+        self, networks: Networks, opened: StartSession, latents: LatentLink, watch: Stopwatch
+    ) -> None:
+        """Fill rings and sink. Raises torch.OutOfMemoryError or MemoryBudgetError, and keeps nothing then."""
+        self._networks, self._latents, self._watch = networks, latents, watch
+        self._spec = opened.spec
+        self._steps = networks.role.steps(opened.spec.order.num_steps)
         self._features: dict[int, Floats] = {}
-        self.ladder: Ladder | None = None
-        self._admission: Admission | None = None
-        plan = self._plan()
-        dit = networks.bundle.dit
-        shape = replace(session_shape(spec, snapshot, self._steps), num_heads=networks.num_heads)
-        device_context = (
-            networks.memory_manager.device_context
-            if networks.memory_manager
-            else DeviceContext.of(networks.device)
-        )
-        motion_CFHW = self._tensor(opened.motion_CFHW)
-        anchor = ReferenceLatents(
-            self._tensor(opened.ref_C1HW), motion_CFHW, still_CFHW=motion_CFHW
-        )
-        self._executor = LaneExecutor(
-            dit,
-            spec,
-            anchor,
-            self._tensor(opened.context_TC),
-            memory=SessionMemory(dit, shape, device_context, plan),
-            snapshot=snapshot,
-            steps=self._steps,
-            on_replayed=self._keep_pace_of_replay,
-        )
-        self._inlet = _inlet(networks, spec)
-        self._outlet = None if role.after is None else LatentSender(role.after)
-        self._retry_on_oom(self._executor.prepare)
+        self._executor: LaneExecutor | None = None
+        self._planned = _admit(networks, opened.spec)
+        self._ladder: Ladder | None = None
+        try:
+            # Ranks that exchange tokens within a pass cannot repeat one alone.
+            if self._planned is not None and networks.role.layout.ulysses == 1:
+                self._ladder = make_ladder(self._planned, self._follow)
+            self._retry_on_oom(partial(self._build, opened))
+            self._retry_on_oom(self._running.prepare)
+        except BaseException:
+            self.close()
+            raise
 
     def set_features(self, block: int, features_LCV: Floats) -> None:
-        """The voice of a block that will start."""
+        """Keep the speech features of a block that will start."""
         self._features[block] = features_LCV
 
     def learn_first(self, latent_C1HW: Floats) -> None:
-        """The first clean latent of the video."""
-        self._executor.learn_first(self._tensor(latent_C1HW))
-
-    def expect(self, tick: Tick) -> None:
-        """Begin to receive the blocks that come in for this tick."""
-        if self._inlet is not None:
-            for unit in tick:
-                if unit.step == self._steps.start:
-                    self._inlet.expect(unit.block)
+        """Take over the first clean latent of the video."""
+        self._running.learn_first(self._tensor(latent_C1HW))
 
     def run(self, tick: Tick) -> list[tuple[int, Tensor]]:
-        """Do this rank's units; the blocks that have passed its last step, on their way to the next."""
+        """Run the units of this stage; return the blocks that left its last step, sent on already."""
         own = tuple(unit for unit in tick if unit.step in self._steps)
         sharded = self._networks.sharded
         if sharded is not None:
@@ -129,173 +106,175 @@ class StageVideo:
                 sharded.join_collectives("tick")
             return []
         with self._watch.part("compute_s"):
-            finished = self._retry_on_oom(partial(self._executor.run, own), own[0].block)
-        if self._outlet is not None:
-            with self._watch.part("send_s"):
-                for _, latent in finished:
-                    self._outlet.send(latent)
+            finished = self._retry_on_oom(partial(self._running.run, own), own[0].block)
+        with self._watch.part("send_s"):
+            for block, latent in finished:
+                self._latents.send(block, latent)
         return finished
 
     def inputs_of(self, block: int) -> tuple[int, tuple[Floats, ...]]:
-        """The first step here, and what each step here took of a block that has just passed."""
-        return self._steps.start, tuple(map(_array, self._executor.inputs_of(block)))
+        """Return the first step here, and the noisy latents each step took of the newest finished block."""
+        return self._steps.start, tuple(map(_array, self._running.inputs_of(block)))
 
     def close(self) -> None:
-        """Everything sent has arrived; the memory is given back."""
-        if self._outlet is not None:
-            self._outlet.finish()
-        self._executor.release()
-        if self._admission is not None:
-            self._admission.release()
+        """Give the memory back. May be called again."""
+        self._release_executor()
+        if self._planned is not None:
+            self._planned.admission.release()
+
+    @property
+    def _running(self) -> LaneExecutor:
+        assert self._executor is not None, "the stage is closed"
+        return self._executor
+
+    def _build(self, opened: StartSession) -> None:
+        """Make the executor under the plan in force."""
+        self._release_executor()
+        networks, spec, dit = self._networks, self._spec, self._networks.bundle.dit
+        snapshot = None if opened.snapshot is None else opened.snapshot.to(networks.device)
+        plan = None
+        if self._planned is not None:
+            plan = self._planned.admission.plan
+            self._planned.admission.apply_plan(plan)
+        motion_CFHW = self._tensor(opened.motion_CFHW)
+        reference = ReferenceLatents(
+            self._tensor(opened.ref_C1HW), motion_CFHW, still_CFHW=motion_CFHW
+        )
+        shape = replace(session_shape(spec, snapshot, self._steps), num_heads=networks.num_heads)
+        memory = SessionMemory(
+            dit, shape, _device_context(networks), None if plan is None else session_plan(plan)
+        )
+        try:
+            self._executor = LaneExecutor(
+                dit,
+                spec,
+                reference,
+                self._tensor(opened.context_TC),
+                memory=memory,
+                snapshot=snapshot,
+                steps=self._steps,
+                on_replayed=self._join_replay,
+            )
+        except BaseException:
+            memory.release()
+            raise
 
     def _start(self, block: int) -> None:
-        features, latent = torch.from_numpy(self._features.pop(block)), None
-        if self._inlet is not None:
-            with self._watch.part("wait_s"):
-                latent = self._inlet.take(block)
+        features = torch.from_numpy(self._features.pop(block))
+        with self._watch.part("wait_s"):
+            latent = self._latents.take(block)
         with self._watch.part("compute_s"):
-            self._retry_on_oom(partial(self._executor.start, block, features, latent), block)
+            self._retry_on_oom(partial(self._running.start, block, features, latent), block)
 
     def _renew_together(self, tick: Tick) -> None:
-        """With sharded weights all stages fill their sinks in the same tick."""
+        """With sharded weights, fill the sinks of all stages in the same tick."""
         anchor = self._spec.order.anchor_block
         if any(unit.block == anchor and unit.step == 0 for unit in tick):
-            self._executor.renew_sink()
-            self._executor.prepare()
+            self._running.renew_sink()
+            self._running.prepare()
 
-    def _keep_pace_of_replay(self) -> None:
-        """Stages with more steps make more passes for a block of the past."""
+    def _join_replay(self) -> None:
+        """Join the passes by which stages with more steps than this one replay a block of the snapshot."""
         sharded, layout = self._networks.sharded, self._networks.role.layout
         if sharded is not None:
             most = -(-self._spec.order.num_steps // layout.stages)
             for _ in range(most - len(self._steps)):
                 sharded.join_collectives("tick")
 
-    def _plan(self) -> SessionPlan | None:
-        """Where rings and sink live; weights are moved to where the plan wants them."""
-        memory_manager = self._networks.memory_manager
-        if memory_manager is None:
-            return None
-        self._admission = memory_manager.admit(self._spec.geometry, self._spec.options)
-        plan = self._admission.plan
-        self._admission.apply_plan(plan)
-        layout = self._networks.role.layout
-        if layout.ulysses == 1:
-            # Ranks that exchange within a pass cannot repeat one alone.
-            fallbacks = [
-                fallback
-                for fallback in memory_manager.fallbacks(plan)
-                if fallback.fallback.keeps_the_picture
-            ]
-            self.ladder = Ladder(
-                plan,
-                fallbacks,
-                move=self._move,
-                restart=_no_restart,
-                used_bytes=memory_manager.used_bytes,
-            )
-        return session_plan(plan)
-
-    def _move(self, plan: Plan) -> None:
-        """Bring about a plan that keeps the picture."""
-        assert self._networks.memory_manager is not None
-        if self._networks.device.type == "cuda":
-            torch.cuda.empty_cache()
-        assert self._admission is not None
-        self._admission.apply_plan(plan)
-        self._executor.apply_plan(session_plan(plan))
+    def _follow(self, plan: Plan) -> None:
+        """Move rings and sink to where a plan that keeps the picture wants them."""
+        if self._executor is not None:
+            self._executor.apply_plan(session_plan(plan))
 
     def _retry_on_oom(self, call: Callable[[], _Result], block: int = 0) -> _Result:
-        return retry_on_oom(call, self.ladder, block)
+        return retry_on_oom(call, self._ladder, block)
+
+    def _release_executor(self) -> None:
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.release()
 
     def _tensor(self, array: Floats) -> Tensor:
         return torch.from_numpy(array).to(self._networks.device)
 
 
 class DecoderVideo:
-    """The frames of a video. With a rank of its own the blocks come in from the last stage."""
+    """The frames of one video. A rank that only decodes receives the blocks from the last stage."""
 
-    def __init__(self, networks: Networks, asked: EncodePortrait, watch: Stopwatch) -> None:
-        """Encodes the portrait; `encoded` is what the stages need of it."""
-        self._video, self._watch = asked.video, watch
-        bundle, spec, role = networks.bundle, asked.spec, networks.role
+    def __init__(
+        self, networks: Networks, asked: EncodePortrait, latents: LatentLink, watch: Stopwatch
+    ) -> None:
+        """Encode the portrait; `encoded` is the part of it that the stages need."""
+        self._video, self._latents, self._watch = asked.video, latents, watch
+        bundle, spec = networks.bundle, asked.spec
         self._last_step = spec.order.num_steps - 1
-        anchor = encode_reference(
+        reference = encode_reference(
             bundle.vae,
             asked.portrait_HWC,
             config=bundle.dit.config,
             encoding=spec.options.anchor,
             device=networks.device,
         )
-        self.encoded = Encoded(asked.video, _array(anchor.ref_C1HW), _array(anchor.motion_CFHW))
+        ref, motion = _array(reference.ref_C1HW), _array(reference.motion_CFHW)
+        self.encoded = Encoded(asked.video, ref, motion)
         snapshot = None if asked.snapshot is None else asked.snapshot.to(networks.device)
         self._decoder = FrameDecoder(
             _tiled(networks, spec),
-            anchor,
+            reference,
             resume_CFHW=last_latents(snapshot) if snapshot else None,
         )
-        self._inlet = _inlet(networks, spec) if role.stage is None else None
-        self._pending: deque[tuple[int, PendingFrames]] = deque()
+        self._queue = DecodeQueue()
 
     @property
     def is_decoding(self) -> bool:
-        return bool(self._pending)
-
-    def expect(self, tick: Tick) -> None:
-        """Begin to receive the blocks that become clean in this tick."""
-        if self._inlet is not None:
-            for unit in tick:
-                if unit.step == self._last_step:
-                    self._inlet.expect(unit.block)
+        """Whether frames are left to be collected."""
+        return len(self._queue) > 0
 
     def run(self, tick: Tick) -> None:
-        """Decode what becomes clean in this tick."""
+        """Decode the blocks that become clean in a tick."""
         for unit in tick:
             if unit.step == self._last_step:
-                assert self._inlet is not None
                 with self._watch.part("wait_s"):
-                    latent = self._inlet.take(unit.block)
+                    latent = self._latents.take(unit.block)
+                assert latent is not None
                 self.submit(unit.block, latent)
 
     def submit(self, block: int, latent_CFHW: Tensor) -> None:
         """Begin to decode the next block."""
-        with self._watch.part("decode_s"):
-            self._pending.append((block, self._decoder.submit(latent_CFHW)))
+        self._queue.add(block, self._decoder.submit(latent_CFHW))
 
     def collect(self, *, wait: bool) -> Iterator[Frames]:
-        """The frames that are ready; with `wait` the next ones at least, if there are any."""
-        while self._pending and (wait or self._pending[0][1].is_ready):
-            block, pending = self._pending.popleft()
-            with self._watch.part("decode_s"):
-                pixels = pending.collect()
+        """Yield the frames that are ready; with `wait`, wait for the first of them."""
+        ready = chain(islice(self._queue.take(wait=wait), 1), self._queue.take(wait=False))
+        for block, pixels, decode_s in ready:
+            self._watch.add("decode_s", decode_s)
             yield Frames(self._video, block, pixels)
-            wait = False
 
     def close(self) -> None:
-        """Nothing is decoded here any more."""
-        self._pending.clear()
+        """Give the memory back; frames that were not collected are dropped. May be called again."""
+        self._queue.clear()
         self._decoder.release()
 
 
+def _admit(networks: Networks, spec: VideoSpec) -> PlannedMemory | None:
+    manager = networks.memory_manager
+    if manager is None:
+        return None
+    return PlannedMemory(manager, manager.admit(spec.geometry, spec.options))
+
+
+def _device_context(networks: Networks) -> DeviceContext:
+    manager = networks.memory_manager
+    return DeviceContext.of(networks.device) if manager is None else manager.device_context
+
+
 def _tiled(networks: Networks, spec: VideoSpec) -> StreamingDecoder:
-    """The decoder, in tiles where the plan of this rank says so."""
-    decoder, memory_manager = networks.bundle.decoder, networks.memory_manager
-    if memory_manager is None:
+    """Return the decoder, in tiles where the plan of this rank says so."""
+    decoder, manager = networks.bundle.decoder, networks.memory_manager
+    if manager is None:
         return decoder
-    tiles = memory_manager.plan(spec.geometry, spec.options).config.tiles
+    tiles = manager.plan(spec.geometry, spec.options).config.tiles
     return decoder if tiles == (1, 1) else TiledDecoder(decoder, tiles, park=True)
-
-
-def _no_restart(plan: Plan, snapshot: SessionSnapshot | None) -> SessionParts:
-    raise AssertionError(f"a rank takes no rung that changes the picture: {plan}, {snapshot}")
-
-
-def _inlet(networks: Networks, spec: VideoSpec) -> LatentReceiver | None:
-    """Where the blocks of the rank before come in; None for the first stage."""
-    before, geometry = networks.role.before, spec.geometry
-    size = geometry.latent_height, geometry.latent_width
-    shape = (geometry.latent_channels, geometry.latents_per_block, *size)
-    return None if before is None else LatentReceiver(before, shape, networks.device)
 
 
 def _array(x: Tensor) -> Floats:

@@ -1,7 +1,7 @@
-"""Ranks that torchrun has started: they find the process of rank 0, which makes the video.
+"""Ranks that torchrun has started, and how they connect to the main process.
 
-Rank 0 starts one more process to be a rank like the others, and speaks with all of them; the others serve
-until it lets them go. Where they meet is arranged by torchrun, with its store of names.
+The process of rank 0 is the main process: it starts one more process that serves as rank 0, and connects to
+all ranks. The other processes serve until it tells them to stop. They find its address in torchrun's store.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _NAME = "lipcast/rank 0"
 
 
 class TorchrunRendezvous:
-    """Rank 0's end: the connections of the others as they come."""
+    """Connects the main process to the ranks that a launcher has started."""
 
     def __init__(self, launched: Launched) -> None:
         key = secrets.token_bytes(32)
         self._listener = Listener((launched.address, 0), authkey=key)
         self._links: dict[int, Connection] = {}
         self._store = _store()
-        """Kept: without an agent of torchrun's it is served from here."""
+        """Kept alive: without a torchrun agent this process serves the store."""
         self._store.set(_NAME, pickle.dumps((self._listener.address, key)).hex())
 
     def start(self, rank: int) -> tuple[Connection, Process | None]:
-        """The connection of a rank; its own is a new process."""
+        """Return the connection of a rank; rank 0 is a new process."""
         if rank == 0:
             here, there = Pipe()
             with there:
@@ -42,13 +42,13 @@ class TorchrunRendezvous:
             try:
                 link = self._listener.accept()
             except (AuthenticationError, EOFError, OSError) as error:
-                raise RankError(f"expected rank {rank} to join, got: {error}") from error
+                raise RankError(f"rank {rank} could not connect to rank 0: {error}") from error
             self._links[link.recv()] = link
         return self._links[rank], None
 
 
 def serve_launched(launched: Launched) -> None:
-    """Be a rank for rank 0, until it says stop."""
+    """Serve as a rank until the main process tells it to stop."""
     address, key = pickle.loads(bytes.fromhex(_store().get(_NAME).decode()))
     link = Client(address, authkey=key)
     link.send(launched.rank)
@@ -56,6 +56,6 @@ def serve_launched(launched: Launched) -> None:
 
 
 def _store() -> Store:
-    """Where ranks leave words for each other, before they are a group."""
+    """Return the store of the launcher, which all processes can read before they are a group."""
     store: Store = next(iter(rendezvous("env://")))[0]
     return store

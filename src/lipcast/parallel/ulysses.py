@@ -1,9 +1,9 @@
 """Ulysses: the ranks of a group share the tokens of a pass, and attention shares the heads.
 
-`apply_ulysses(model, group)` hangs on a transformer from outside. Every rank carries its part of the tokens
-of each latent frame through the layers; around self-attention an exchange gives it all tokens and its part
-of the heads, so that rings and sink hold this part only. Parts may differ in length by one token: nothing
-is padded. Every rank ends with the whole velocity. Source: DeepSpeed Ulysses (arXiv:2309.14509).
+`apply_ulysses(model, group)` adds hooks to a transformer. Every rank carries its part of the tokens of each
+latent frame through the layers; around self-attention an exchange gives it all tokens of its part of the
+heads, so that rings and sink hold this part only. Parts may differ in length by one token; nothing is
+padded. Every rank returns the whole velocity. Source: DeepSpeed Ulysses (arXiv:2309.14509).
 
 Legend: G latent frames of all lanes, S tokens per latent frame, s those of this rank, N heads, n those of
 this rank, d head size, D model width, P patch size, U ranks of the group, X stacked tensors.
@@ -24,25 +24,25 @@ from lipcast.models.dit import DiT, SelfAttend
 
 
 class TokenExchange:
-    """Moves tokens and heads between the ranks of one group."""
+    """Exchanges tokens for heads among the ranks of one group."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self._group = group
         self.size = dist.get_world_size(group)
-        self.place = dist.get_rank(group)
+        self.rank = dist.get_rank(group)
 
     def part_lengths(self, num_tokens: int) -> list[int]:
-        """How many tokens each rank has."""
+        """Return the number of tokens of each rank."""
         share, more = divmod(num_tokens, self.size)
-        return [share + (place < more) for place in range(self.size)]
+        return [share + (rank < more) for rank in range(self.size)]
 
     def own_part(self, x: Tensor, dim: int = 1) -> Tensor:
-        """This rank's tokens."""
+        """Return the tokens of this rank."""
         parts: tuple[Tensor, ...] = x.split(self.part_lengths(x.shape[dim]), dim=dim)
-        return parts[self.place]
+        return parts[self.rank]
 
     def heads_for_tokens(self, x_XGsNd: Tensor, num_tokens: int) -> Tensor:
-        """All tokens of this rank's heads, [X, G, S, n, d], for all heads of its tokens."""
+        """Exchange all heads of this rank's tokens for all tokens of its heads, [X, G, S, n, d]."""
         lengths = self.part_lengths(num_tokens)
         outer, frames, _, heads, size = x_XGsNd.shape
         own = heads // self.size
@@ -51,20 +51,20 @@ class TokenExchange:
         return torch.cat(self._exchange(list(sent), shapes), dim=2)
 
     def tokens_for_heads(self, x_GSnd: Tensor) -> Tensor:
-        """All heads of this rank's tokens, [G, s, N, d], for its heads of all tokens."""
+        """Exchange all tokens of this rank's heads for all heads of its tokens, [G, s, N, d]."""
         lengths = self.part_lengths(x_GSnd.shape[1])
         frames, _, own, size = x_GSnd.shape
-        shapes = [(frames, lengths[self.place], own, size)] * self.size
+        shapes = [(frames, lengths[self.rank], own, size)] * self.size
         return torch.cat(self._exchange(x_GSnd.split(lengths, dim=1), shapes), dim=2)
 
     def whole(self, x_GsP: Tensor, num_tokens: int) -> Tensor:
-        """[G, S, P] of every rank's tokens."""
+        """Return [G, S, P] with the tokens of every rank."""
         frames, _, width = x_GsP.shape
         shapes = [(frames, length, width) for length in self.part_lengths(num_tokens)]
         return torch.cat(self._exchange([x_GsP] * self.size, shapes), dim=1)
 
     def _exchange(self, sent: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-        """One tensor to every rank; from every rank one of the given shape."""
+        """Send one tensor to every rank; return one of the given shape from each."""
         flat = torch.cat([x.reshape(-1) for x in sent])
         sizes = [int(torch.Size(shape).numel()) for shape in shapes]
         received = flat.new_empty(sum(sizes))
@@ -74,7 +74,7 @@ class TokenExchange:
 
 
 class _SplitPass:
-    """The hooks of one model. State: the tokens per latent frame of the pass under way."""
+    """The hooks of one model. State: tokens per latent frame of the current pass."""
 
     def __init__(self, model: DiT, exchange: TokenExchange) -> None:
         self._exchange = exchange
