@@ -6,6 +6,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,8 +19,10 @@ import lipcast
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.engine.loading import LoadSettings, load_networks
 from lipcast.models.vae_tiny import TinyDecoder
+from lipcast.parallel import stage
 from lipcast.parallel.distributed_model import DistributedModel
 from lipcast.parallel.rank import serve
+from lipcast.parallel.rank_group import StartRank
 from lipcast.planning.gpu_options import GpuOptions
 from lipcast.weights.checkpoint import checkpoint_dir
 
@@ -36,10 +39,10 @@ def start_forked(_rank: int) -> tuple[Connection, Forked]:
 
 
 class Forked:
-    """A forked rank as the crew wants it."""
+    """A forked process, as a rank group starts it."""
 
-    def __init__(self, link: Connection) -> None:
-        self._process = _forking.Process(target=serve, args=(link,), daemon=True)
+    def __init__(self, link: Connection, target: Callable[..., None] = serve, *args: str) -> None:
+        self._process = _forking.Process(target=target, args=(link, *args), daemon=True)
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -53,6 +56,34 @@ class Forked:
     def kill(self) -> None:
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
+
+
+def failing_at(victim: int, call: str, text: str) -> StartRank:
+    """Start ranks of which one raises RuntimeError(text) in a call of "Class.method"; see `serve_failing`."""
+
+    def start(rank: int) -> tuple[Connection, Forked]:
+        here, there = multiprocessing.Pipe()
+        with there:
+            return here, Forked(there, *((serve_failing, call, text) if rank == victim else ()))
+
+    return start
+
+
+def serve_failing(link: Connection, call: str, text: str) -> None:
+    """Serve as a rank that fails once: in the first `__init__`, or in the second of other calls."""
+    owner, _, name = call.partition(".")
+    real = getattr(getattr(stage, owner), name)
+    fails_at = 1 if name == "__init__" else 2
+    calls: list[str] = []
+
+    def failing(*args: Any) -> Any:
+        calls.append(call)
+        if len(calls) == fails_at:
+            raise RuntimeError(text)
+        return real(*args)
+
+    setattr(getattr(stage, owner), name, failing)
+    serve(link)
 
 
 def settings(decoder: Path, **changes: Any) -> LoadSettings:
@@ -83,10 +114,11 @@ def on_ranks(
     single: lipcast.Lipcast,
     load: LoadSettings,
     expected: GenerateOptions | None = None,
+    start: StartRank = start_forked,
     **gpus: Any,
 ) -> lipcast.Lipcast:
     """The model of `single` on forked ranks."""
     distributed = DistributedModel(
-        load, GpuOptions(**gpus), expected or GenerateOptions(), start=start_forked
+        load, GpuOptions(**gpus), expected or GenerateOptions(), start=start
     )
     return lipcast.Lipcast(single.bundle, distributed)
