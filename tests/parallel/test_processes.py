@@ -7,11 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
 import av
 import psutil
+import pytest
+
+from lipcast.parallel.rank_group import spawn
 
 _COMMAND = ("--device", "cpu", "--size", "64*64", "--infer_frames", "24", "--json")
 
@@ -21,8 +25,16 @@ def command(portrait: Path, features: Path, output: Path, *flags: str) -> list[s
     return [str(Path(sys.executable).with_name("lipcast")), "generate", *files, *_COMMAND, *flags]
 
 
+@pytest.mark.parametrize(
+    ("number", "exit_code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.slow),
+    ],
+)
 def test_nothing_is_left_of_an_interrupted_command(
-    portrait: Path, sound: Any, tmp_path: Path
+    portrait: Path, sound: Any, tmp_path: Path, number: signal.Signals, exit_code: int
 ) -> None:
     output = tmp_path / "out.mp4"
     line = command(portrait, sound(60.0), output, "--gpus", "2")
@@ -33,11 +45,27 @@ def test_nothing_is_left_of_an_interrupted_command(
             assert process.poll() is None, "it ended before it wrote a frame"
             time.sleep(0.05)
         ranks = psutil.Process(process.pid).children()
-        process.send_signal(signal.SIGINT)
-        told = json.loads(process.communicate(timeout=20)[0])
-    assert (len(ranks), process.returncode, told["status"]) == (2, 130, "stopped")
-    assert told["layout"]["gpus"] == 2 and told["frames"] >= 12
+        process.send_signal(number)
+        printed = process.communicate(timeout=20)[0]
+    assert (len(ranks), process.returncode) == (2, exit_code)
     _, alive = psutil.wait_procs(ranks, timeout=10)
     assert not alive
+    if number != signal.SIGKILL:
+        document = json.loads(printed)
+        assert document["status"] == "stopped" and document["frames"] >= 12
+        assert document["layout"]["gpus"] == 2
     with av.open(str(output)) as file:
         assert sum(1 for _ in file.decode(video=0)) >= 12
+
+
+def test_ranks_end_while_they_load() -> None:
+    """Also before a rank has read a message: its socket closes, and nothing else tells it."""
+    here, there = Pipe()
+    with there:
+        process = spawn(0, there)
+    assert process.poll() is None
+    here.close()
+    deadline = time.monotonic() + 30
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert process.poll() == -signal.SIGTERM

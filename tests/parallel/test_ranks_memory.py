@@ -97,6 +97,6 @@ def test_ranks_that_compute_a_pass_together_end_with_a_typed_error(
     start = failing_at(1, "StageVideo.run", "CUDA error: out of memory")
     with (
         on_ranks(single, settings(decoder), start=start, ulysses_size=2) as model,
-        pytest.raises(MemoryBudgetError, match=r"rank 1 .*out of memory.*Load the model"),
+        pytest.raises(MemoryBudgetError, match=r"rank 1 .*out of memory.*load the model"),
     ):
         list(model.stream(image=portrait, audio=sound(0.96), prompt="calm", **SMALL))

@@ -267,7 +267,7 @@ class RankGroup:
         self.close()
         kind = _error_type(at_fault.failure)
         self._error = kind(
-            f"{explanation}. All ranks were ended; finished frames are kept. Load the model again"
+            f"{explanation}; all ranks were ended, finished frames are kept; load the model again"
         )
         raise self._error
 
