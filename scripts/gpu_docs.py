@@ -26,8 +26,8 @@ PUBLISHED = (
 HEAD = """\
 # Several GPUs
 
-Any number, with one command. The fastest layout is planned, every process is started, watched and ended
-by it. This needs Linux (or macOS, for processes of a CPU); on Windows, use WSL 2:
+One command uses any number of GPUs: it plans the fastest layout, and starts, watches and ends the processes.
+This needs Linux (or macOS, for processes of a CPU); on Windows, use WSL 2:
 
 ```bash
 lipcast generate --image me.png --audio hello.wav --ckpt_dir ckpt/Wan2.2-S2V-14B --gpus 4
@@ -37,9 +37,9 @@ lipcast generate --image me.png --audio hello.wav --ckpt_dir ckpt/Wan2.2-S2V-14B
 torchrun --nproc_per_node 4 --no-python lipcast generate --image me.png --audio hello.wav --ckpt_dir ...
 ```
 
-Under torchrun its processes are joined, also on several machines; a long sound is made in one piece there,
-not in [segments](long-videos.md). On a CPU several processes do the same
-with the embedded model, for trying it out:
+Under torchrun the command uses the processes that torchrun has started, on several machines too; a long video
+is made in one piece there, not in [segments](long-videos.md). To try it without a GPU, run the embedded model
+in several processes of a CPU:
 
 ```bash
 lipcast generate --image examples/portrait_0.png --audio examples/speech_b_male.wav -o two.mp4 \\
@@ -47,14 +47,14 @@ lipcast generate --image examples/portrait_0.png --audio examples/speech_b_male.
 ```
 
 In Python, `lipcast.load(..., gpus=4)` with the fields of `lipcast.planning.gpu_options.GpuOptions`; `close`
-the model, or use it in a `with`, to end its processes. It makes one video at a time.
+the model, or use it in a `with` statement, to end its processes. It makes one video at a time.
 
 ## How the work is shared
 
 | | what is split | what crosses | flag |
 | --- | --- | --- | --- |
 | stages | denoising steps: a stage owns consecutive ones, with their rings and a sink of its own | the \
-latents of a block, beside the computation | `--num_gpus_dit`, over `--ulysses_size` |
+latents of a block, through host memory, while both stages compute | `--num_gpus_dit`, over `--ulysses_size` |
 | Ulysses | tokens and attention heads of one step; a rank keeps the rings of its heads only | tokens for \
 heads and back, around every self-attention | `--ulysses_size` |
 | sharded weights | every layer over all ranks of the transformer (FSDP2), in host memory with \
@@ -70,25 +70,27 @@ one pass. More GPUs than steps go to Ulysses or stay idle; a combination that ca
 those near it. Three sampling steps make two evaluations when the last is folded: three stages switch
 folding off.
 
-The anchor is replaced without stopping the stages: each fills its own sink when it comes to that block.
+The reference is replaced without stopping the stages: each fills its own sink when it comes to that block.
 With sharded weights all stages work in step, since each needs the others' shards; there they wait once.
 
 At the end the command names the bottleneck; `--json` has, for every rank, the seconds of computing,
-decoding, waiting and sending. When a rank fails or is killed, all are ended within seconds, the message
-says which one it was and what it said, and the frames that are written stay playable.
+decoding, waiting and sending. When a rank fails or is killed, all are ended within seconds, the error names
+that rank and its reason, and the frames that are written stay playable. No process outlives the command,
+however it ends. Where only latents cross (stages, decoder), a rank that runs out of memory gives up the video
+with a MemoryBudgetError and the model is ready for another one; with Ulysses or sharded weights it has to be
+loaded again.
 
 Weights and rings that do not fit a rank stream from host memory, as on one GPU ([small GPUs](low-memory.md));
-lossless rungs of the ladder are taken rank by rank, except where ranks exchange within a pass (Ulysses,
-sharding). Quantised weights are not sharded: FSDP gathers bf16 or fp32.
+lossless fallbacks are taken rank by rank, except where ranks exchange within a pass (Ulysses, sharding).
+Quantised weights are not sharded: FSDP gathers bf16 or fp32.
 
-The process that makes the video hears the sound on the GPU that decodes, where there is room for the
-speech encoder and one more process, else on the CPU: there the published encoder took 2.2 s a block with two
-cores, so real time needs many more of them.
+The speech encoder runs in the main process: on the GPU that decodes, where it and a second process fit, else
+on the CPU. There the published encoder took 2.2 s a block with two cores, so real time needs many more.
 
 ## Layouts for 1 to 8 GPUs
 
 Predictions of `lipcast plan`, for the published 14B model at its default size; none of them was measured.
-What they rest on is said in [planning](plan.md).
+[Planning](plan.md) says what they rest on.
 """
 
 TIMELINES = """
