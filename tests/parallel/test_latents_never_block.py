@@ -146,17 +146,27 @@ def spec() -> Any:
     return SimpleNamespace(geometry=geometry, order=SimpleNamespace(num_steps=_NUM_STEPS))
 
 
-def serve(role: Role, network: LazyPairs, link: Connection, errors: list[BaseException]) -> None:
+def serve(
+    role: Role,
+    network: LazyPairs,
+    link: Connection,
+    num_messages: int,
+    errors: list[BaseException],
+) -> None:
+    """Run one rank once all its messages have arrived, so that it looks as far ahead as it can."""
     network.this.rank = role.rank
     networks = SimpleNamespace(role=role, device=torch.device("cpu"), memory_manager=None)
+    inbox = Inbox(link)
+    with inbox._changed:
+        assert inbox._changed.wait_for(lambda: len(inbox._messages) == num_messages, 60)
     try:
-        Rank(networks, Inbox(link), link).run()  # type: ignore[arg-type]
+        Rank(networks, inbox, link).run()  # type: ignore[arg-type]
     except (threading.BrokenBarrierError, queue.Empty) as error:
         errors.append(error)
 
 
 def messages(role: Role, layout: Layout) -> list[Any]:
-    """What the main process sends this rank. All of it is there before the rank begins: the hardest case."""
+    """What the main process sends this rank."""
     found: list[Any] = []
     if role.decodes and layout.vae_rank:
         found.append(EncodePortrait(1, spec(), None, None))  # type: ignore[arg-type]
@@ -179,9 +189,11 @@ def deadlocks(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> bool:
     for role in roles:
         here, there = Pipe()
         ends.append((here, there))
-        for message in messages(role, layout):
+        to_rank = messages(role, layout)
+        for message in to_rank:
             here.send_bytes(pickle.dumps(message))
-        threads.append(threading.Thread(target=serve, args=(role, network, there, errors)))
+        args = (role, network, there, len(to_rank), errors)
+        threads.append(threading.Thread(target=serve, args=args))
     for thread in threads:
         thread.start()
     for thread in threads:
