@@ -13,6 +13,7 @@ from rank_groups import SMALL, on_ranks, settings
 
 import lipcast
 from lipcast.config.generate_options import GenerateOptions
+from lipcast.config.schedule import Unit
 from lipcast.errors import CancelledError, RankError, UsageError
 from lipcast.parallel.distributed_model import DistributedModel
 from lipcast.planning.layouts import stage_steps
@@ -202,7 +203,12 @@ def test_one_video_at_a_time(
         whole = Made(model, **inputs)
         assert len(whole.frames) == BLOCKS * 12
         with pytest.raises(CancelledError, match="another video"):
+            left.executor.start(3, torch.zeros(1))
+        with pytest.raises(CancelledError, match="another video"):
+            left.executor.run((Unit(3, 0),))
+        with pytest.raises(CancelledError, match="another video"):
             list(left)
+        assert len(Made(model, **inputs, end_block=1).frames) == 12
 
 
 def test_live_sound_needs_no_later_sound(

@@ -17,6 +17,7 @@ import lipcast
 from lipcast.api import save_blocks
 from lipcast.errors import CheckpointError, RankError, SessionFailedError
 from lipcast.parallel.distributed_model import DistributedModel
+from lipcast.parallel.messages import GetStats
 from lipcast.parallel.roles import roles_of
 
 LAYOUTS = (
@@ -91,3 +92,17 @@ def test_ranks_end_when_nobody_makes_a_video_any_more(
 def test_an_error_of_a_rank_is_told_with_its_name(single: lipcast.Lipcast, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"rank 1 \(stage 1, .*missing: no such file"):
         on_ranks(single, settings(tmp_path / "missing"), num_gpus_dit=2, ulysses_size=1)
+
+
+def test_the_report_of_a_rank_is_found_where_sending_to_it_fails(
+    single: lipcast.Lipcast, decoder: Path
+) -> None:
+    """It has reported, closed its connection and ended before anybody read the report."""
+    model = on_ranks(single, settings(decoder), num_gpus_dit=2, ulysses_size=1)
+    ranks = backend_of(model).ranks
+    process = processes_of(model)[1]
+    ranks.send(object(), lambda role: role.rank == 1)
+    process.wait(ENDS_WITHIN_S)
+    with pytest.raises(RankError, match=r"rank 1 .*AssertionError: expected a message to a rank"):
+        while True:
+            ranks.send(GetStats(0))

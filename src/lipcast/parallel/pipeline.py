@@ -37,7 +37,7 @@ from lipcast.parallel.messages import (
     StepInputs,
     VideoFailed,
 )
-from lipcast.parallel.rank_group import RankGroup
+from lipcast.parallel.rank_group import RankGroup, Where, everywhere
 from lipcast.parallel.roles import Role
 
 _AHEAD = 2
@@ -65,15 +65,21 @@ class DistributedSession:
         snapshot = None if snapshot is None else snapshot.to("cpu")
         spec, geometry = self.spec, self.spec.geometry
         portrait = conditioning.fit(geometry.height, geometry.width)
-        self.ranks.send(
-            EncodePortrait(self._number, spec, portrait, snapshot), lambda role: role.decodes
-        )
+        self.send(EncodePortrait(self._number, spec, portrait, snapshot), lambda role: role.decodes)
         self._pump_until(lambda: self._encoded is not None)
         assert self._encoded is not None
         ref, motion = self._encoded.ref_C1HW, self._encoded.motion_CFHW
         context_TC = conditioning.context_TC.float().cpu().numpy()
         opened = StartSession(self._number, spec, ref, motion, context_TC, snapshot)
-        self.ranks.send(opened, _has_steps)
+        self.send(opened, _has_steps)
+
+    def send(self, message: Any, where: Where = everywhere) -> None:
+        """Send a message of this video to the ranks.
+
+        Raises CancelledError once another video has begun, MemoryBudgetError where a rank has given up.
+        """
+        self._check()
+        self.ranks.send(message, where)
 
     def inputs_of(self, block: int) -> tuple[Tensor, ...]:
         """Wait for what each step took of a clean block, and return it."""
@@ -181,14 +187,14 @@ class PipelineExecutor:
     def start(self, block: int, features_LCV: Tensor) -> None:
         """Send every stage the features of a block and, before the anchor block, its new reference."""
         if block == self._anchor_block:
-            self._video.ranks.send(FirstLatent(self._video.first_latent()), _has_steps)
+            self._video.send(FirstLatent(self._video.first_latent()), _has_steps)
         features = features_LCV.detach().float().cpu().numpy()
-        self._video.ranks.send(AudioFeatures(block, features), _has_steps)
+        self._video.send(AudioFeatures(block, features), _has_steps)
 
     def run(self, tick: Tick) -> list[tuple[int, Tensor]]:
         """Have every stage run its units; return the clean blocks that have arrived, see `Executor.run`."""
         if tick:
-            self._video.ranks.send(RunTick(tick))
+            self._video.send(RunTick(tick))
             last = self._video.spec.order.num_steps - 1
             self._expected.extend(unit.block for unit in tick if unit.step == last)
         found: list[tuple[int, Tensor]] = []

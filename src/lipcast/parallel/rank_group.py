@@ -286,19 +286,28 @@ def _find_cause(ranks: Sequence[RankHandle], first: RankHandle) -> RankHandle:
     """Return the rank at fault: not one that has only lost another."""
     deadline = time.monotonic() + _GRACE_S
     gone = [first]
+    if first.failure is None:
+        _read_failure(first)
     while not any(_is_cause(rank) for rank in gone) and time.monotonic() < deadline:
         rest = {rank.link: rank for rank in ranks if rank not in gone}
         for link in wait(list(rest), max(0.0, deadline - time.monotonic())):
             rank = rest[link]  # type: ignore[index]
-            try:
-                message = pickle.loads(rank.link.recv_bytes())
-            except (EOFError, OSError):
-                gone.append(rank)
-                continue
-            if isinstance(message, RankFailed):
-                rank.failure = message
+            if _read_failure(rank):
                 gone.append(rank)
     return next((rank for rank in gone if _is_cause(rank)), first)
+
+
+def _read_failure(rank: RankHandle) -> bool:
+    """Read what a rank has sent up to its report of a failure; return whether it has ended."""
+    try:
+        while rank.link.poll():
+            message = pickle.loads(rank.link.recv_bytes())
+            if isinstance(message, RankFailed):
+                rank.failure = message
+                return True
+    except (EOFError, OSError):
+        return True
+    return False
 
 
 def _is_cause(rank: RankHandle) -> bool:
