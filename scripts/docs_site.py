@@ -8,6 +8,7 @@ page is right in both places.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,13 +41,18 @@ def from_docs(markdown: str) -> str:
     return re.sub(r"\]\(\.\./README\.md\)", "](index.md)", markdown).replace("](../", "](")
 
 
+def _files_of_folders() -> Iterator[Path]:
+    """Yield the files of the folders; running the examples leaves a folder of byte code in theirs."""
+    for name in FOLDERS:
+        yield from (path for path in sorted((ROOT / name).iterdir()) if path.is_file())
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the files of the root to those of docs/."""
     for source, target in PAGES.items():
         content = from_root((ROOT / source).read_text("utf-8"))
         files.append(File.generated(config, target, content=content))
-    folders = (path for name in FOLDERS for path in (ROOT / name).iterdir())
-    for path in (*(ROOT / name for name in FILES), *folders):
+    for path in (*(ROOT / name for name in FILES), *_files_of_folders()):
         name = path.relative_to(ROOT).as_posix()
         files.append(File.generated(config, name, abs_src_path=str(path)))
     return files
