@@ -1,4 +1,4 @@
-"""From a portrait to the latents that condition every block.
+"""Encode a portrait to the latents that condition every block.
 
 Input: the fitted portrait as pixels. Output: `ReferenceLatents`: reference, motion and history latents.
 """
