@@ -80,7 +80,7 @@ WHOLE_VIDEO = BlockRange()
 
 
 class SnapshotRecorder:
-    """Collects a past while a video is made."""
+    """Collects the snapshot of a video while it is made."""
 
     def __init__(self, window: int, latents_per_block: int) -> None:
         replayed = _REPLAYED_WINDOWS * -(-window // latents_per_block)

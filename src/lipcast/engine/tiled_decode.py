@@ -74,7 +74,7 @@ class TiledDecoder:
         return found
 
     def adopt_state(self, whole: DecoderState, latent_size: tuple[int, int]) -> DecoderState:
-        """Every tile's part of the caches: a tile then knows of the past what the whole picture knew."""
+        """Return each tile's part of the caches of the whole picture."""
         found = DecoderState()
         for index, tile in enumerate(self._tiles_of(latent_size)):
             cut = {
