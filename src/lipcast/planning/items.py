@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 # GPU memory
-CONTEXT = "context and reserve"
+CONTEXT = "CUDA context"
+WORKSPACES = "cuBLAS workspaces"
+FRAGMENTATION = "allocator's fragmentation"
 ROOT = "weights outside layers"
 LAYERS = "weights of layers"
 LAYER_SLOTS = "slots for streamed layers"
@@ -31,7 +33,7 @@ STAGING = "staging for layers from disk"
 PROMPT_WEIGHTS = "weights for the prompt"
 
 SHARED = frozenset({
-    CONTEXT, ROOT, LAYERS, LAYER_SLOTS, DECODER_WEIGHTS, VAE_WEIGHTS, SPEECH_ENCODER, TEXT_ENCODER, PROCESS,
-    PINNED_LAYERS, STAGING, PROMPT_WEIGHTS,
+    CONTEXT, WORKSPACES, FRAGMENTATION, ROOT, LAYERS, LAYER_SLOTS, DECODER_WEIGHTS, VAE_WEIGHTS,
+    SPEECH_ENCODER, TEXT_ENCODER, PROCESS, PINNED_LAYERS, STAGING, PROMPT_WEIGHTS,
 })  # fmt: skip
 """Items that all sessions of a model use together; every other item a session has for itself."""

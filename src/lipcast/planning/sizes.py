@@ -25,6 +25,7 @@ from lipcast.planning.tensors import (
     Tensors,
     WeightUse,
     decoder_stages,
+    dit_layer_tensors,
     dit_root_tensors,
     dit_used_tensors,
     num_parameters,
@@ -81,6 +82,16 @@ def is_quantised(name: str, shape: Shape, precision: Precision) -> bool:
     """Whether this tensor of a layer takes the layer's precision: matrices of linear layers do."""
     is_matrix = len(shape) == 2 and name.endswith(".weight")
     return is_matrix and WEIGHT_FORMATS[precision].fits(shape[1])
+
+
+@cache
+def linear_sizes(config: DiTConfig) -> frozenset[tuple[int, int]]:
+    """Return (inputs, outputs) of the linear layers that a quantised transformer has."""
+    layers = (dit_layer_tensors(config, layer) for layer in range(config.num_layers))
+    found = (item for layer in layers for item in layer.items())
+    return frozenset(
+        (shape[1], shape[0]) for name, shape in found if is_quantised(name, shape, "fp8")
+    )
 
 
 def packed_bytes(tensors: Tensors, precision: Precision) -> int:

@@ -14,6 +14,7 @@ from itertools import accumulate
 from lipcast.config.precision import KVPrecision, Precision
 from lipcast.config.schedule import lanes_of
 from lipcast.planning import costs, items, sizes
+from lipcast.planning.hardware import CONTEXT_BYTES, FRAGMENTATION_BYTES, WORKSPACE_BYTES, Hardware
 from lipcast.planning.plan import MemoryItem, PlanConfig, PlanRequest, WorkShare, total
 from lipcast.planning.tensors import WeightUse
 
@@ -196,7 +197,7 @@ class Workload:
         text = self.num_layers * sizes.text_kv_layer_bytes(dit, self._plain_kv)
         voice = self.num_lanes * sizes.audio_conditioning_bytes(dit, precision)
         parts = (
-            MemoryItem(items.CONTEXT, self.request.hardware.reserve_bytes),
+            *reserve_parts(self.request.hardware),
             MemoryItem(items.ROOT, sizes.root_bytes(dit, precision)),
             MemoryItem(items.SINK, self.sink_bytes),
             MemoryItem(items.CONDITIONS, text + voice),
@@ -231,7 +232,10 @@ class Workload:
         on_device = self.request.constraints.text_encoder == "device"
         text = sizes.text_encoder_bytes(self.request.models.text) if on_device else 0
         return (
-            *self.fixed_parts[:2],
+            *reserve_parts(self.request.hardware),
+            MemoryItem(
+                items.ROOT, sizes.root_bytes(self.request.models.dit, self.config.precision)
+            ),
             MemoryItem(items.VAE_WEIGHTS, sizes.vae_bytes(vae, self._vae_precision)),
             MemoryItem(items.ENCODER_WORK, work),
             MemoryItem(items.TEXT_ENCODER, text),
@@ -284,11 +288,21 @@ def decoder_parts(
     )
 
 
+def reserve_parts(hardware: Hardware) -> tuple[MemoryItem, ...]:
+    """Return what a process takes of a GPU beside its tensors."""
+    if not hardware.has_cuda:
+        return ()
+    return (
+        MemoryItem(items.CONTEXT, CONTEXT_BYTES),
+        MemoryItem(items.WORKSPACES, WORKSPACE_BYTES),
+        MemoryItem(items.FRAGMENTATION, FRAGMENTATION_BYTES),
+    )
+
+
 def decoder_rank_parts(request: PlanRequest) -> tuple[MemoryItem, ...]:
     """GPU memory of a rank that only decodes."""
     whole = tile_size(request, (1, 1))
-    reserve = MemoryItem(items.CONTEXT, request.hardware.reserve_bytes)
-    return (reserve, *decoder_parts(request, whole, "bf16"))
+    return (*reserve_parts(request.hardware), *decoder_parts(request, whole, "bf16"))
 
 
 def tile_size(request: PlanRequest, tiles: tuple[int, int]) -> tuple[int, int]:
