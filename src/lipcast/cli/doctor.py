@@ -19,7 +19,13 @@ from lipcast.cli.request import DEFAULT_MODEL
 from lipcast.errors import LipcastError
 from lipcast.lab.doctor import Finding, examine
 from lipcast.lab.driver import DriverCard, listed_cards
-from lipcast.weights.checkpoint import MODEL_PARTS, TEXT_PARTS, checkpoint_dir, find_checkpoint
+from lipcast.weights.checkpoint import (
+    MODEL_PARTS,
+    TEXT_PARTS,
+    checkpoint_dir,
+    find_checkpoint,
+    model_name,
+)
 from lipcast.weights.configs import read_configs
 from lipcast.weights.hub import list_models
 
@@ -96,7 +102,7 @@ def _open(*paths: object) -> None:
 def _others(model: str) -> Iterator[Finding]:
     """Report pulled and converted models that are incomplete."""
     for status in list_models():
-        if status.num_bytes and not status.complete and status.name != model:
+        if status.num_bytes and not status.complete and status.name != model_name(model):
             found = f"{status.name} is incomplete: {len(status.missing)} files are missing"
             advice = f"`lipcast pull {status.name}` continues, `lipcast models` lists them"
             yield Finding("other model", "warning", found, advice)

@@ -37,7 +37,8 @@ from lipcast.planning.table import (
     layout_document,
     plan_document,
 )
-from lipcast.weights.configs import PUBLISHED, read_configs
+from lipcast.weights.checkpoint import ADAPTER_MODEL
+from lipcast.weights.configs import read_configs
 
 _SUPPOSED_RAM = "64GB"
 _NEED_SEVERAL = ("num_gpus_dit", "ulysses_size", "enable_vae_parallel", "dit_fsdp")
@@ -65,7 +66,7 @@ _SHARED = value_options(
             "gpu", "Graphics card to plan for: rtx4090, rtx3060, h100 and so on.",
             metavar="NAME", show_default="the one in this machine",
         ),
-        MODEL.with_default(f"{PUBLISHED}, the published model; its files are not needed"),
+        MODEL.with_default(f"{ADAPTER_MODEL}, the published model; its files are not needed"),
         *(
             option.with_default(_DEFAULTS[option.name]) if option.name in _DEFAULTS else option
             for option in _SHARED
@@ -115,7 +116,7 @@ def _show_layouts(console: Console, request: PlanRequest, found: tuple[LayoutPla
 
 def plan_request(flags: Mapping[str, Any]) -> PlanRequest:
     """Return what the planner is asked. Raises UsageError for options that make no sense."""
-    models, options = read_configs(flags.get("model", PUBLISHED)), generate_options(flags)
+    models, options = read_configs(flags.get("model", ADAPTER_MODEL)), generate_options(flags)
     memory = options_from(MemoryOptions, flags)
     cards = () if "gpu" in flags else listed_cards()
     hardware = gpu(flags["gpu"]) if "gpu" in flags else card_hardware(cards, memory)
