@@ -23,7 +23,7 @@ from lipcast.engine.planner_inputs import (
 )
 from lipcast.env import cache_dir, logger
 from lipcast.errors import UsageError
-from lipcast.memory.device import with_index
+from lipcast.memory.device import prepare_allocator, with_index
 from lipcast.memory.manager import MemoryManager
 from lipcast.models.dit import DiT
 from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu, processor_flags
@@ -81,6 +81,7 @@ def load_networks(
     manager, weights = None, settings.quantised
     speech_device = settings.device
     if settings.device.type == "cuda":
+        prepare_allocator()
         # Once for the process: pages are pinned, links measured and graphs kept for the current device.
         torch.cuda.set_device(settings.device)
     if settings.is_planned and "dit" in networks and load_dit is None:
@@ -110,7 +111,7 @@ def _planned(settings: LoadSettings, share: WorkShare | None) -> tuple[MemoryMan
     inputs = measure_planner_inputs(
         settings.directory, device, options, precision=settings.precision, dtype=dtype, share=share
     )
-    manager = MemoryManager(open_device_context(device, options), inputs)
+    manager = MemoryManager(open_device_context(device, inputs), inputs)
     return manager, manager.first_plan(default_geometry(inputs.models))
 
 

@@ -21,7 +21,9 @@ from lipcast.memory.probe import describe_gpu
 from lipcast.planning.hardware import CONTEXT_BYTES, CPU, Hardware
 from lipcast.planning.inputs import PlannerInputs, supposed_spec
 from lipcast.planning.plan import Budget, Models, WorkShare
+from lipcast.planning.plan import total as total_bytes
 from lipcast.planning.sizes import linear_sizes
+from lipcast.planning.workload import HOST_RESERVE_BYTES, reserve_parts
 from lipcast.weights.checkpoint import find_checkpoint
 from lipcast.weights.configs import read_configs
 from lipcast.weights.files import open_tensors
@@ -61,13 +63,21 @@ def measure_planner_inputs(
     return PlannerInputs(hardware, budget, options, models, precision, share or WorkShare())
 
 
-def open_device_context(device: torch.device, options: MemoryOptions) -> DeviceContext:
-    """The real memory of this machine. On a GPU, the budget bounds everything that torch takes."""
+def open_device_context(device: torch.device, inputs: PlannerInputs) -> DeviceContext:
+    """Return the memory of this machine, bounded by the budget less what is taken outside the arenas.
+
+    On a GPU, a budget of the user's bounds everything that torch takes.
+    """
+    options, budget = inputs.options, inputs.budget
     if device.type == "cuda" and options.vram is not None:
         total = torch.cuda.get_device_properties(device).total_memory
         wanted = options.budget_bytes("vram", total) - CONTEXT_BYTES
         torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, wanted / total)), device)
-    return DeviceContext.of(device)
+    return DeviceContext.of(
+        device,
+        vram_bytes=max(0, budget.vram_bytes - total_bytes(reserve_parts(inputs.hardware))),
+        ram_bytes=max(0, budget.ram_bytes - HOST_RESERVE_BYTES),
+    )
 
 
 def default_geometry(models: Models) -> Geometry:

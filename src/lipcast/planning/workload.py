@@ -230,7 +230,7 @@ class Workload:
         height, width = (side * factor for side in self.tile)
         work = sizes.encode_work_bytes(vae, height, width, precision=self._vae_precision)
         on_device = self.request.constraints.text_encoder == "device"
-        text = sizes.text_encoder_bytes(self.request.models.text) if on_device else 0
+        text = self.request.models.text
         return (
             *reserve_parts(self.request.hardware),
             MemoryItem(
@@ -238,7 +238,8 @@ class Workload:
             ),
             MemoryItem(items.VAE_WEIGHTS, sizes.vae_bytes(vae, self._vae_precision)),
             MemoryItem(items.ENCODER_WORK, work),
-            MemoryItem(items.TEXT_ENCODER, text),
+            MemoryItem(items.TEXT_ENCODER, sizes.text_encoder_bytes(text) if on_device else 0),
+            MemoryItem(items.TEXT_WORK, sizes.text_work_bytes(text) if on_device else 0),
         )
 
     @cached_property
@@ -251,14 +252,26 @@ class Workload:
         # Twice: while a block is decoded, its state before is kept, in case memory runs out.
         parked = 2 * self.num_tiles * self.decoder_state_bytes if self.parks_decoder else 0
         sink = self.num_layers * self.sink_layer_bytes if self.config.sink_streamed else 0
-        models, on_host = self.request.models, self.request.constraints.text_encoder == "host"
+        models, text_encoder = self.request.models, self.request.constraints.text_encoder
+        on_host, on_device = text_encoder == "host", text_encoder == "device"
         return (
             MemoryItem(items.PROCESS, HOST_RESERVE_BYTES),
-            MemoryItem(items.SPEECH_ENCODER, sizes.speech_encoder_bytes(models.speech)),
+            *self.speech_parts,
             MemoryItem(items.TEXT_ENCODER, sizes.text_encoder_bytes(models.text) if on_host else 0),
+            MemoryItem(items.TEXT_WORK, 0 if on_device else sizes.text_work_bytes(models.text)),
             MemoryItem(items.SINK, sink),
             MemoryItem(items.DECODER_STATE, parked),
             MemoryItem(items.PINNED_SHARDS, self.shard_bytes if self.shards_on_host else 0),
+        )
+
+    @property
+    def speech_parts(self) -> tuple[MemoryItem, ...]:
+        """Memory of the speech encoder, wherever it is."""
+        shape = self.request.models.speech
+        return (
+            MemoryItem(items.SPEECH_ENCODER, sizes.speech_encoder_bytes(shape)),
+            MemoryItem(items.SPEECH_FEATURES, sizes.speech_features_bytes(shape)),
+            MemoryItem(items.SPEECH_WORK, sizes.speech_work_bytes(shape)),
         )
 
     @property
