@@ -12,6 +12,7 @@ import torch
 import lipcast
 from lipcast.engine import session_builder
 from lipcast.engine.backend import LocalBackend
+from lipcast.engine.decode import FrameDecoder
 from lipcast.errors import MemoryBudgetError
 from lipcast.planning.search import least_vram
 from planned import SIDE, SMALL, Faults, manager_of, planned
@@ -222,7 +223,7 @@ def test_all_sessions_of_a_device_decode_on_one_stream(
     manager.device_context = replace(manager.device_context, decode_stream=stream)
     assert isinstance(model.backend, LocalBackend)
     model.backend.device_context = manager.device_context
-    decoder = session_builder.FrameDecoder
+    decoder = FrameDecoder
 
     def making(*arguments: Any, stream: Any, **more: Any) -> Any:
         given.append(stream)

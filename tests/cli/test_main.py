@@ -24,6 +24,7 @@ from lipcast.config.gpu_options import GpuOptions
 from lipcast.config.memory_options import MemoryOptions
 from lipcast.errors import InputError, OutputError
 from lipcast.media import audio
+from lipcast.media.decode import SoundDecoder
 from lipcast.media.video import read_video
 from lipcast.weights.prompts import PromptEmbedding, write_embedding
 from sounds import write_wav
@@ -60,7 +61,7 @@ def test_the_sound_is_measured_once(files: Path, monkeypatch: pytest.MonkeyPatch
     """Its length decides whether there are segments; the session gets what was opened for that."""
     monkeypatch.setattr("lipcast.cli.long_video.LONG_S", 1)
     model, opened = install(monkeypatch, FakeModel()), list[object]()
-    decoder = audio.SoundDecoder
+    decoder = SoundDecoder
 
     def counted(source: Any) -> Any:
         opened.append(source)

@@ -79,7 +79,7 @@ def test_a_budget_bounds_the_allocator_of_the_default_gpu(monkeypatch: pytest.Mo
     inputs = PlannerInputs(
         gpu("rtx4080"), Budget(17 << 29, 20 << 30), MemoryOptions(vram="8.5GiB"), Models(), None
     )
-    found = planner_inputs.open_device_context(read_device(None), inputs)
+    found: Any = planner_inputs.open_device_context(read_device(None), inputs)
     assert bounded == [(0.5, torch.device("cuda", 0))]
     # Less the reserve of the context and the allocator, and of the process.
     assert found == (

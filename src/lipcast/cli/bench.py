@@ -95,10 +95,6 @@ def _measure(counts: Mapping[str, int], flags: Mapping[str, Any], console: Conso
     from lipcast.api import load
     from lipcast.lab import bench as lab
 
-    machine = {
-        "memory_options": options_from(MemoryOptions, flags),
-        "gpu_options": options_from(GpuOptions, flags),
-    }
     # Two videos at a time would share a budget, or are more than several devices make.
     is_bounded = any(name in flags for name in (*MEMORY_OPTION_NAMES, *GPU_OPTION_NAMES))
     schedules = SCHEDULES[:1] if is_bounded else SCHEDULES
@@ -106,13 +102,15 @@ def _measure(counts: Mapping[str, int], flags: Mapping[str, Any], console: Conso
         schedules = (expected.schedule,)
         del options["schedule"]
     name = flags.get("model", DEFAULT_MODEL)
-    how = {
+    how: dict[str, Any] = {
         "device": flags.get("device"),
         "precision": precision(flags),
         "loras": flags.get("lora", ()),
+        "memory_options": options_from(MemoryOptions, flags),
+        "gpu_options": options_from(GpuOptions, flags),
     }
     expected = options_from(GenerateOptions, options)
-    with closing(load(name, expected=expected, **how, **machine)) as model:
+    with closing(load(name, expected=expected, **how)) as model:
         rows = lab.bench(model, schedules=schedules, **counts, **options)
     if not console.as_json:
         click.echo(_table(rows), err=True)
