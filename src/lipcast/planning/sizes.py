@@ -17,7 +17,7 @@ from types import MappingProxyType
 
 from lipcast.config.geometry import Geometry
 from lipcast.config.models import DiTConfig, TextConfig, VAEConfig
-from lipcast.config.precision import KVPrecision, Precision
+from lipcast.config.precision import KVPrecision, Precision, plain_precision
 from lipcast.planning.tensors import (
     WEIGHT_USES,
     Shape,
@@ -123,8 +123,7 @@ def layer_bytes(config: DiTConfig, precision: Precision, use: WeightUse) -> tupl
 @cache
 def root_bytes(config: DiTConfig, precision: Precision) -> int:
     """Everything of the transformer outside its layers, packed; never quantised."""
-    plain: Precision = "fp32" if precision == "fp32" else "bf16"
-    return packed_bytes(dit_root_tensors(config), plain)
+    return packed_bytes(dit_root_tensors(config), plain_precision(precision))
 
 
 def dit_bytes(config: DiTConfig, precision: Precision) -> int:
