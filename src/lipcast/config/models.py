@@ -33,7 +33,7 @@ _WAN_LATENT_STD = (
 def _pick(
     cls: type, source: Mapping[str, Any], renames: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """The keyword arguments of `cls` that `source` holds; lists become tuples."""
+    """Return the keyword arguments of `cls` that `source` holds; lists become tuples."""
     renames = renames or {}
     found: dict[str, Any] = {}
     for field in fields(cls):

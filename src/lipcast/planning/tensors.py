@@ -45,20 +45,15 @@ class SpeechShape:
 
 
 def num_parameters(tensors: Tensors) -> int:
-    """How many numbers the tensors hold together."""
+    """Return how many numbers the tensors hold together."""
     return sum(prod(shape) for shape in tensors.values())
-
-
-def below(tensors: Tensors, *prefixes: str) -> Tensors:
-    """The tensors whose names begin with one of the prefixes."""
-    return {name: shape for name, shape in tensors.items() if name.startswith(prefixes)}
 
 
 # The transformer
 
 
 def dit_tensors(config: DiTConfig) -> Tensors:
-    """All weights of the transformer: those outside the layers and those of every layer."""
+    """Return all weights of the transformer: those outside the layers and those of every layer."""
     found = dict(dit_root_tensors(config))
     for layer in range(config.num_layers):
         found.update(dit_layer_tensors(config, layer))
@@ -66,7 +61,7 @@ def dit_tensors(config: DiTConfig) -> Tensors:
 
 
 def dit_layer_tensors(config: DiTConfig, layer: int) -> Tensors:
-    """One transformer block and, where audio is injected after it, its injector."""
+    """Return one transformer block and, where audio is injected after it, its injector."""
     found = dict(_block(config, f"blocks.{layer}"))
     if layer in config.audio_inject_layers:
         found.update(_injector(config, config.audio_inject_layers.index(layer)))
@@ -74,18 +69,18 @@ def dit_layer_tensors(config: DiTConfig, layer: int) -> Tensors:
 
 
 WeightUse = Literal["tick", "voice", "prompt"]
-"""How often weights of a layer are needed: every tick, once per block, once per prompt."""
+"""How often weights of a layer are needed: every tick, once per block (its audio), once per prompt."""
 WEIGHT_USES: tuple[WeightUse, ...] = get_args(WeightUse)
 
 
 def dit_used_tensors(config: DiTConfig, layer: int, use: WeightUse) -> Tensors:
-    """The tensors of a layer that this use needs; empty where it needs none."""
+    """Return the tensors of a layer that this use needs."""
     found = dit_layer_tensors(config, layer)
     return {name: shape for name, shape in found.items() if weight_use(name) == use}
 
 
 def weight_use(name: str) -> WeightUse:
-    """Which use a tensor of a layer has: keys and values of prompt and voice are made beforehand."""
+    """Return the use of a tensor of a layer; keys and values of prompt and audio are made beforehand."""
     makes_keys = _KEYS_VALUES.search(name) is not None
     if ".cross_attn." in name and makes_keys:
         return "prompt"
@@ -99,7 +94,7 @@ _KEYS_VALUES = re.compile(r"\.(k|v|norm_k)\.")
 
 
 def dit_root_tensors(config: DiTConfig) -> Tensors:
-    """Everything outside the layers: embeddings, frame packer, audio encoder, head."""
+    """Return everything outside the layers: embeddings, frame packer, audio encoder, head."""
     dim, patch = config.dim, config.patch_size
     patch_out = prod(patch) * config.out_dim
     packed = (config.in_dim, *patch)
@@ -173,7 +168,7 @@ def _audio_encoder(config: DiTConfig) -> Tensors:
 
 
 def vae_tensors(config: VAEConfig) -> Tensors:
-    """Encoder, decoder and the two 1x1x1 convolutions between them."""
+    """Return encoder, decoder and the two 1x1x1 convolutions between them."""
     z_dim = config.z_dim
     return {
         **_vae_encoder(config),
@@ -201,7 +196,7 @@ def _vae_encoder(config: VAEConfig) -> Tensors:
 
 
 def vae_decoder_tensors(config: VAEConfig) -> Tensors:
-    """The decoder alone."""
+    """Return the decoder alone."""
     dims = [stage.out_dim for stage in decoder_stages(config)]
     found = _linear("decoder.conv1", dims[0], config.z_dim, 3, 3, 3)
     index = 0
@@ -231,7 +226,7 @@ class DecoderStage:
 
 
 def decoder_stages(config: VAEConfig) -> Iterator[DecoderStage]:
-    """The decoder's resolutions, smallest first; an upsampling halves the channels."""
+    """Yield the decoder's resolutions, smallest first; an upsampling halves the channels."""
     doubling = tuple(reversed(config.temporal_downsample))
     in_dim = config.dim * config.dim_mult[-1]
     for index, mult in enumerate(reversed(config.dim_mult)):
@@ -270,7 +265,7 @@ def _middle_and_head(name: str, middle_dim: int, head_dim: int, out_dim: int) ->
 
 
 def text_tensors(config: TextConfig) -> Tensors:
-    """The UMT5 encoder; its linear layers have no bias, every block has its own position table."""
+    """Return the UMT5 encoder; its linear layers have no bias, every block has its own position table."""
     found: Tensors = {"token_embedding.weight": (config.vocab_size, config.dim)}
     for layer in range(config.num_layers):
         name, dim, inner, ffn = f"blocks.{layer}", config.dim, config.dim_attn, config.dim_ffn
@@ -286,7 +281,7 @@ def text_tensors(config: TextConfig) -> Tensors:
 
 
 def num_speech_parameters(shape: SpeechShape) -> int:
-    """Parameters of the wav2vec2 encoder (layer-norm feature extractor, no CTC head)."""
+    """Return the number of parameters of the wav2vec2 encoder (layer-norm feature extractor, no CTC head)."""
     hidden, ffn = shape.hidden_size, shape.intermediate_size
     inputs = (1, *shape.conv_dim[:-1])
     convolutions = sum(
