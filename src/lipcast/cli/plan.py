@@ -24,7 +24,7 @@ from lipcast.config.video_spec import video_spec
 from lipcast.errors import UsageError
 from lipcast.planning.fallbacks import alternatives, ladder
 from lipcast.planning.hardware import Hardware, gpu, gpu_described, parse_bytes
-from lipcast.planning.layouts import LayoutPlan, plan_layouts, with_enough_steps
+from lipcast.planning.layouts import LayoutPlan, layouts, plan_layouts, with_enough_steps
 from lipcast.planning.memory_options import MemoryOptions
 from lipcast.planning.plan import Budget, Models, Plan, PlanRequest
 from lipcast.planning.planner import make_plan
@@ -38,7 +38,6 @@ from lipcast.planning.table import (
 _PORTRAIT = (1280, 720)
 """Height and width of the supposed picture: only its aspect matters."""
 _SUPPOSED_RAM = "64GB"
-_NEED_SEVERAL = ("num_gpus_dit", "ulysses_size", "enable_vae_parallel", "dit_fsdp")
 _DEFAULTS: Mapping[str, str] = {
     "vram": "the card's",
     "ram": f"what is free; with --gpu, {_SUPPOSED_RAM}",
@@ -83,12 +82,11 @@ def plan(console: Console, **flags: Any) -> None:
     """
     accepted_flags(flags)
     request, gpus = plan_request(flags), gpu_options(flags)
-    if gpus.gpus is None or gpus.gpus == 1:
-        _refuse_layout_flags(flags)
+    if gpus.num_gpus == 1 and layouts(request, 1, gpus.constraints):
         _show_plan(console, make_plan(request), options_from(MemoryOptions, flags))
     else:
-        request = with_enough_steps(request, gpus.gpus, gpus.constraints)
-        _show_layouts(console, request, plan_layouts(request, gpus.gpus, gpus.constraints))
+        request = with_enough_steps(request, gpus.num_gpus, gpus.constraints)
+        _show_layouts(console, request, plan_layouts(request, gpus.num_gpus, gpus.constraints))
 
 
 def _show_plan(console: Console, chosen: Plan, memory: MemoryOptions) -> None:
@@ -126,13 +124,6 @@ def plan_request(flags: Mapping[str, Any]) -> PlanRequest:
         sample_steps=options.sample_steps or configs.dit.sample_steps,
         fold_last_step=options.fold_last_step,
     )
-
-
-def _refuse_layout_flags(flags: Mapping[str, Any]) -> None:
-    """Refuse on one GPU what only several can do."""
-    for name in _NEED_SEVERAL:
-        if flags.get(name) not in {None, False, 1}:
-            raise UsageError(f"--{name}: needs --gpus with the number of GPUs beside it")
 
 
 def _budget(memory: MemoryOptions, hardware: Hardware, *, is_supposed: bool) -> Budget:
