@@ -312,10 +312,10 @@ class _Times:
             precision=work.config.precision,
             kv_precision=work.config.kv_precision,
             num_lanes=work.num_lanes,
-            split=work.share.ulysses,
+            split=work.split,
         )
         exchange = costs.exchange_seconds(
-            dit, geometry, self._hardware, num_lanes=work.num_lanes, split=work.share.ulysses
+            dit, geometry, self._hardware, num_lanes=work.num_lanes, split=work.split
         )
         return alone + exchange
 

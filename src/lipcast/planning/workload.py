@@ -158,7 +158,17 @@ class Workload:
         return "fp32" if self.config.precision == "fp32" else "bf16"
 
     def _split(self, num_bytes: int) -> int:
-        return -(-num_bytes // self.share.ulysses)
+        """Return what the GPU with the most heads holds of `num_bytes` for all heads."""
+        return -(-num_bytes * self._most_heads // self.request.models.dit.num_heads)
+
+    @property
+    def split(self) -> float:
+        """How many times less than one GPU the fullest of those that split heads holds and computes."""
+        return self.request.models.dit.num_heads / self._most_heads
+
+    @property
+    def _most_heads(self) -> int:
+        return -(-self.request.models.dit.num_heads // self.share.ulysses)
 
     # Decoder
 
@@ -212,7 +222,7 @@ class Workload:
             self.config.precision,
         )
         work = sizes.tick_bytes(
-            dit, geometry, precision, num_lanes=self.num_lanes, split=self.share.ulysses
+            dit, geometry, precision, num_lanes=self.num_lanes, split=self.split
         )
         if costs.needs_dequantising(self.request.hardware, precision):
             work += sizes.widest_linear_bytes(dit, precision)
