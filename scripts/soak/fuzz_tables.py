@@ -7,7 +7,7 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipcast.planning.hardware import parse_bytes
+from lipcast.config.units import parse_bytes
 
 
 @given(st.text(max_size=12) | st.from_regex(r"[0-9.,]{1,6} ?[kKmMgGtT]?i?[bB]?", fullmatch=True))
