@@ -58,7 +58,7 @@ def concat(
         raise InputError(f"--audio: {audio} does not exist. Check the path.")
     paths: list[Path] = []
     for path in parts:
-        paths += read_list(path) if path.suffix in _LISTS else [path]
+        paths += read_list(path) if path.suffix.lower() in _LISTS else [path]
     if hls:
         check_hls_target(output)
     joined = join(paths, output, sound=audio)
