@@ -20,7 +20,7 @@ from lipcast.lab.matrix import read_matrix
 from lipcast.media.concat import read_list
 from sounds import write_wav
 
-Submit = Callable[..., list[dict[str, Any]]]
+Submit = Callable[..., Any]
 PLAIN = 'image,audio,prompt,output\na.png,b.wav,"a calm man, smiling",o.mp4\n'
 CHINESE = "image,audio,prompt,output\na.png,b.wav,一个冷静的男人在微笑,o.mp4\n"
 
