@@ -195,7 +195,7 @@ def test_weights_in_host_memory_and_bounded_memory(
 def test_what_a_layout_cannot_do_is_refused(
     single: lipcast.Lipcast, decoder: Path, inputs: dict[str, Any]
 ) -> None:
-    with pytest.raises(UsageError, match="the model has 4 attention heads.*possible near it"):
+    with pytest.raises(UsageError, match=r"the model has 4 attention heads.*possible near it"):
         on_ranks(single, settings(decoder), ulysses_size=5)
     with on_ranks(single, settings(decoder), num_gpus_dit=3) as model:
         with pytest.raises(UsageError, match="at least 3 evaluated steps"):

@@ -41,6 +41,7 @@ HLS = switch(
         HLS,
         *JSON_QUIET_DEBUG,
     ),
+    when_stopped="nothing was written",
     examples=(
         "lipcast concat part-0.mp4 part-1.mp4 -o out.mp4",
         "lipcast concat list.txt -o out.mp4 --audio voice.wav",

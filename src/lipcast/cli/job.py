@@ -112,6 +112,7 @@ def submit(console: Console, **flags: Any) -> None:
         ),
         *_COMMON,
     ),
+    when_stopped="finished segments are kept, and `lipcast job run` continues",
     examples=("lipcast job run", "lipcast job run --executor ray --address auto"),
 )  # fmt: skip
 def run(

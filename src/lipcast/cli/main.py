@@ -41,7 +41,10 @@ def run() -> None:
     from lipcast.cli.signals import ignore_interrupts, interrupt_on_termination
 
     interrupt_on_termination()
-    exit_code = main(sys.argv[1:])
+    try:
+        exit_code = main(sys.argv[1:])
+    except KeyboardInterrupt:  # while an error was being reported
+        exit_code = 130
     # The work is done; an interrupt while Python takes itself down would only print a traceback.
     ignore_interrupts()
     sys.exit(exit_code)
