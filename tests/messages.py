@@ -18,8 +18,8 @@ from lipcast import errors
 
 SOURCE = Path(__file__).parents[1] / "src" / "lipcast"
 _WARNS = {"warn", "warning"}
-_MAKERS = {"_refused": "NotBuiltError", "_valued": "NotBuiltError"}
-"""Functions of cli/compat_flags.py, whose text becomes an error."""
+_MAKERS = {"_refused": "NotBuiltError", "_valued": "NotBuiltError", "Explanation": "other errors"}
+"""What else makes an error of its text."""
 _APART = " | "
 """Between texts that may not follow one another."""
 

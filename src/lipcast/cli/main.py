@@ -39,8 +39,10 @@ def _report(error: BaseException, *, as_json: bool) -> int:
 def run() -> None:
     """Run the `lipcast` command of this process."""
     from lipcast.cli.signals import ignore_interrupts, interrupt_on_termination
+    from lipcast.cli.streams import open_streams
 
     interrupt_on_termination()
+    open_streams()
     try:
         exit_code = main(sys.argv[1:])
     except KeyboardInterrupt:  # while an error was being reported

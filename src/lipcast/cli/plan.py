@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
+
+import click
 
 from lipcast.cli.command import Option, command, value_options
 from lipcast.cli.compat_flags import accepted_flags
@@ -98,14 +99,14 @@ def _show_plan(console: Console, chosen: Plan, memory: MemoryOptions) -> None:
             "ladder": [fallback_document(fallback) for fallback in below],
         })  # fmt: skip
     else:
-        sys.stdout.write(plan_text(chosen, others, below))
+        click.echo(plan_text(chosen, others, below), nl=False)
 
 
 def _show_layouts(console: Console, request: PlanRequest, found: tuple[LayoutPlan, ...]) -> None:
     if console.as_json:
         print_json({"layouts": [layout_document(layout) for layout in found]})
     else:
-        sys.stdout.write(layouts_text(request, found))
+        click.echo(layouts_text(request, found), nl=False)
 
 
 def plan_request(flags: Mapping[str, Any]) -> PlanRequest:
