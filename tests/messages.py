@@ -78,9 +78,8 @@ def _named_texts(node: ast.AST) -> Iterator[tuple[str, str]]:
 def _kind(call: ast.Call, classes: set[str]) -> str:
     """The class of an error, "warning", or nothing."""
     name = call.func.id if isinstance(call.func, ast.Name) else ""
-    name = _MAKERS.get(name, name)
-    if name in classes:
-        return name
+    if name in classes or name in _MAKERS:
+        return _MAKERS.get(name, name)
     is_warning = isinstance(call.func, ast.Attribute) and call.func.attr in _WARNS
     return "warning" if is_warning else ""
 
