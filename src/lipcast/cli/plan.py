@@ -6,9 +6,10 @@ GPU, no weights and no torch are needed, and the hardware need not be this machi
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import click
 
 from lipcast.cli.command import Option, command, value_options
 from lipcast.cli.compat_flags import accepted_flags
@@ -102,14 +103,14 @@ def _show_plan(console: Console, chosen: Plan, memory: MemoryOptions) -> None:
             "ladder": [fallback_document(fallback) for fallback in below],
         })  # fmt: skip
     else:
-        sys.stdout.write(plan_text(chosen, others, below))
+        click.echo(plan_text(chosen, others, below), nl=False)
 
 
 def _show_layouts(console: Console, request: PlanRequest, found: tuple[LayoutPlan, ...]) -> None:
     if console.as_json:
         print_json({"layouts": [layout_document(layout) for layout in found]})
     else:
-        sys.stdout.write(layouts_text(request, found))
+        click.echo(layouts_text(request, found), nl=False)
 
 
 def plan_request(flags: Mapping[str, Any]) -> PlanRequest:
