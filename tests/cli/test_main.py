@@ -377,3 +377,43 @@ def test_help_and_info_start_without_torch() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_signals_that_come_together_are_one_request() -> None:
+    """A session manager sends SIGHUP behind SIGTERM: what is being tidied up is not interrupted again."""
+    script = (
+        "import os, signal\nfrom lipcast.cli.signals import interrupt_on_termination\n"
+        "interrupt_on_termination()\n"
+        "try: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "except KeyboardInterrupt: print('tidying')\n"
+        "os.kill(os.getpid(), signal.SIGHUP); os.kill(os.getpid(), signal.SIGTERM); print('done')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "tidying\ndone\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        (("job", "run"), "finished segments are kept, and `lipcast job run` continues"),
+        (("pull", "live-avatar-14b"), "the same command continues"),
+        (("info",), ""),
+    ],
+)
+def test_what_is_left_after_ctrl_c_is_said(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...], left: str,
+) -> None:  # fmt: skip
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lipcast.jobs.runner.run_jobs", interrupted)
+    monkeypatch.setattr("lipcast.weights.hub.pull", interrupted)
+    monkeypatch.setattr("lipcast.cli.info.read_configs", interrupted)
+    monkeypatch.setenv("LIPCAST_HOME", str(files))
+    assert main(words) == 130
+    assert capsys.readouterr().err == f"lipcast: stopped{'; ' if left else ''}" + (
+        f"what has arrived is kept, and {left}\n" if "pull" in words else f"{left}\n"
+    )

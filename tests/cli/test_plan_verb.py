@@ -123,7 +123,7 @@ def test_several_gpus_show_a_timeline(capsys: pytest.CaptureFixture[str]) -> Non
         ),
         (("--gpu", "h100", "--infer_frames", "30"), UsageError, "multiple of 4"),
         (("--gpu", "h100", "--gpus", "0"), UsageError, "at least 1"),
-        (("--gpu", "h100", "--num_gpus_dit", "3"), UsageError, "needs --gpus"),
+        (("--gpu", "h100", "--gpus", "1", "--num_gpus_dit", "3"), UsageError, "possible near it"),
         (("--gpu", "h100", "--gpus", "4", "--num_gpus_dit", "9"), UsageError, "possible near it"),
         (("--gpu", "h100", "--fallback", "magic"), UsageError, "fallback: expected"),
         (("--gpu", "h100", "--model", "nowhere"), CheckpointError, "which is none of them"),

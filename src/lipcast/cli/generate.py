@@ -38,6 +38,7 @@ _NOTICES = {
     "generate",
     OPTIONS,
     given_only=True,
+    when_stopped="nothing was written",
     examples=(
         "lipcast generate --image me.png --audio hello.wav -o out.mp4",
         'lipcast generate --image me.png --audio hello.wav --prompt "a calm man" \\\n'

@@ -6,9 +6,10 @@ GPU, no weights and no torch are needed, and the hardware need not be this machi
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import click
 
 from lipcast.cli.command import Option, command, value_options
 from lipcast.cli.compat_flags import accepted_flags
@@ -28,7 +29,7 @@ from lipcast.planning.inputs import (
     layout_constraints,
     supposed_spec,
 )
-from lipcast.planning.layouts import LayoutPlan, plan_layouts, with_enough_steps
+from lipcast.planning.layouts import LayoutPlan, layouts, plan_layouts, with_enough_steps
 from lipcast.planning.plan import Budget, Plan, PlanRequest
 from lipcast.planning.planner import make_plan
 from lipcast.planning.table import (
@@ -41,7 +42,6 @@ from lipcast.weights.checkpoint import ADAPTER_MODEL
 from lipcast.weights.configs import read_configs
 
 _SUPPOSED_RAM = "64GB"
-_NEED_SEVERAL = ("num_gpus_dit", "ulysses_size", "enable_vae_parallel", "dit_fsdp")
 _DEFAULTS: Mapping[str, str] = {
     "vram": "the card's",
     "ram": f"what is free; with --gpu, {_SUPPOSED_RAM}",
@@ -86,13 +86,12 @@ def plan(console: Console, **flags: Any) -> None:
     """
     accepted_flags(flags)
     request, gpus = plan_request(flags), gpu_options(flags)
-    if gpus.gpus is None or gpus.gpus == 1:
-        _refuse_layout_flags(flags)
+    constraints = layout_constraints(gpus)
+    if gpus.num_gpus == 1 and layouts(request, 1, constraints):
         _show_plan(console, make_plan(request), options_from(MemoryOptions, flags))
     else:
-        constraints = layout_constraints(gpus)
-        request = with_enough_steps(request, gpus.gpus, constraints)
-        _show_layouts(console, request, plan_layouts(request, gpus.gpus, constraints))
+        request = with_enough_steps(request, gpus.num_gpus, constraints)
+        _show_layouts(console, request, plan_layouts(request, gpus.num_gpus, constraints))
 
 
 def _show_plan(console: Console, chosen: Plan, memory: MemoryOptions) -> None:
@@ -104,14 +103,14 @@ def _show_plan(console: Console, chosen: Plan, memory: MemoryOptions) -> None:
             "ladder": [fallback_document(fallback) for fallback in below],
         })  # fmt: skip
     else:
-        sys.stdout.write(plan_text(chosen, others, below))
+        click.echo(plan_text(chosen, others, below), nl=False)
 
 
 def _show_layouts(console: Console, request: PlanRequest, found: tuple[LayoutPlan, ...]) -> None:
     if console.as_json:
         print_json({"layouts": [layout_document(layout) for layout in found]})
     else:
-        sys.stdout.write(layouts_text(request, found))
+        click.echo(layouts_text(request, found), nl=False)
 
 
 def plan_request(flags: Mapping[str, Any]) -> PlanRequest:
@@ -123,13 +122,6 @@ def plan_request(flags: Mapping[str, Any]) -> PlanRequest:
     budget = _budget(memory, hardware, is_supposed=not cards)
     inputs = PlannerInputs(hardware, budget, memory, models, precision(flags))
     return inputs.request(supposed_spec(options, models).geometry, options)
-
-
-def _refuse_layout_flags(flags: Mapping[str, Any]) -> None:
-    """Refuse on one GPU what only several can do."""
-    for name in _NEED_SEVERAL:
-        if flags.get(name) not in {None, False, 1}:
-            raise UsageError(f"--{name}: needs --gpus with the number of GPUs beside it")
 
 
 def _budget(memory: MemoryOptions, hardware: Hardware, *, is_supposed: bool) -> Budget:

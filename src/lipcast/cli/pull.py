@@ -36,6 +36,7 @@ from lipcast.weights.checkpoint import model_name
         switch("offline", "Only check what is here, without the network.", section=Section.FILES),
         *JSON_QUIET_DEBUG,
     ),
+    when_stopped="what has arrived is kept, and the same command continues",
     examples=(
         "lipcast pull live-avatar-14b",
         "lipcast pull live-avatar-14b --dest ckpt/live-avatar",

@@ -292,7 +292,7 @@ class _Times:
     def _tick_s(self) -> float:
         work = self._work
         inputs = work.dit, work.geometry, self._hardware
-        lanes, split = work.num_lanes, work.share.ulysses
+        lanes, split = work.num_lanes, work.split
         alone = costs.tick_seconds(
             *inputs,
             precision=work.config.precision,

@@ -191,7 +191,7 @@ def attention_workspace_bytes(config: DiTConfig, geometry: Geometry, precision: 
 
 
 def tick_bytes(
-    config: DiTConfig, geometry: Geometry, precision: Precision, *, num_lanes: int, split: int = 1
+    config: DiTConfig, geometry: Geometry, precision: Precision, *, num_lanes: int, split: float = 1
 ) -> int:
     """Return the most that one tick holds beside weights, rings and conditions.
 

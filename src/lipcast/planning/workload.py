@@ -175,7 +175,17 @@ class Workload:
         return plain_precision(self.config.precision)
 
     def _split(self, num_bytes: int) -> int:
-        return -(-num_bytes // self.share.ulysses)
+        """Return what the GPU with the most heads holds of `num_bytes` for all heads."""
+        return -(-num_bytes * self._most_heads // self.dit.num_heads)
+
+    @property
+    def split(self) -> float:
+        """How many times less than one GPU the fullest of those that split heads holds and computes."""
+        return self.dit.num_heads / self._most_heads
+
+    @property
+    def _most_heads(self) -> int:
+        return -(-self.dit.num_heads // self.share.ulysses)
 
     # Decoder
 
@@ -221,9 +231,9 @@ class Workload:
 
     @property
     def _tick_bytes(self) -> int:
-        precision, split = self.config.precision, self.share.ulysses
+        precision = self.config.precision
         work = sizes.tick_bytes(
-            self.dit, self.geometry, precision, num_lanes=self.num_lanes, split=split
+            self.dit, self.geometry, precision, num_lanes=self.num_lanes, split=self.split
         )
         if costs.needs_dequantising(self.request.hardware, precision):
             work += sizes.widest_linear_bytes(self.dit, precision)
