@@ -44,7 +44,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class LayoutConstraints:
-    """Choices that are fixed; None leaves one to the planner. `num_gpus_dit` counts all but a VAE rank."""
+    """Choices that are fixed; None leaves one open. `num_gpus_dit` counts all but a VAE rank."""
 
     num_gpus_dit: int | None = None
     ulysses_size: int | None = None
@@ -270,7 +270,7 @@ def _too_big(request: PlanRequest, possible: Sequence[Layout]) -> str:
 
 
 def timeline(plan: LayoutPlan, *, num_blocks: int = 4, width: int = 72) -> tuple[str, ...]:
-    """Return one line per kind of rank, with a letter per block where it computes, and dots where it waits."""
+    """Return a line per kind of rank: a letter per block where it computes, dots where it waits."""
     spans = _simulate(plan, num_blocks)
     end_s = max(end for row in spans for _, end in row)
     lines = []
