@@ -91,8 +91,10 @@ link, reading from disk. Rates of the H100 were measured. **Rates of every other
 sheet times the efficiency that the H100 reached against its own, and have not been measured.** A card
 that is not in the table has the rates of one like it, rather slower than faster; the plan says of which.
 On the machine itself they are measured before a model is loaded, and whether the card multiplies fp8 is
-tried out. Cards before Ampere have no bf16 and compute in fp32. The kernels between the matrix products are counted: the engine runs on tensors of the true shapes that have
-no values, and every launch and every byte is added up ([checks on a GPU](gpu-check.md)). A step with
+tried out. Cards before Ampere have no bf16 and compute in fp32.
+
+The kernels between the matrix products are counted: the engine runs on tensors of the true shapes that
+have no values, and every launch and every byte is added up ([checks on a GPU](gpu-check.md)). A step with
 fp8 weights launches {launches:,.0f} kernels and moves {gigabytes:.0f} GB beside its matrix products and
 attention. That they move at the measured rate of a copy is an assumption, as are 10 µs a launch and a
 disk of 2.5 GB/s.
