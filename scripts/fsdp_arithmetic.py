@@ -11,9 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lipcast.config.geometry import Geometry
+from lipcast.config.models import Models
 from lipcast.config.units import GIB
 from lipcast.planning import sizes
-from lipcast.planning.plan import MemoryItem, Models, total
+from lipcast.planning.plan import MemoryItem, total
 from lipcast.planning.tensors import dit_tensors, num_parameters
 
 USABLE_GIB = 22.15

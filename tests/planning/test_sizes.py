@@ -16,12 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lipcast.config.geometry import Geometry
-from lipcast.config.models import DiTConfig, TextConfig, VAEConfig
+from lipcast.config.models import DiTConfig, SpeechShape, TextConfig, VAEConfig
 from lipcast.config.precision import KV_PRECISIONS, PRECISIONS, Precision
 from lipcast.planning import sizes
 from lipcast.planning.tensors import (
     WEIGHT_USES,
-    SpeechShape,
     Tensors,
     dit_layer_tensors,
     dit_root_tensors,

@@ -12,11 +12,11 @@ from lipcast.cli.info import describe
 from lipcast.cli.plan import this_device_context
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.memory_options import MemoryOptions
+from lipcast.config.models import Models
 from lipcast.config.units import format_bytes
 from lipcast.errors import MemoryBudgetError, UsageError
 from lipcast.lab.driver import DriverCard
 from lipcast.planning.inputs import PlannerInputs, supposed_spec
-from lipcast.planning.plan import Models
 from lipcast.planning.planner import make_plan
 from lipcast.planning.sizes import packed_bytes
 from lipcast.planning.tensors import dit_tensors

@@ -15,12 +15,13 @@ import torch
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.geometry import Geometry
 from lipcast.config.memory_options import MemoryOptions
+from lipcast.config.models import Models
 from lipcast.config.precision import Precision
 from lipcast.memory.device_context import DeviceContext
 from lipcast.memory.probe import describe_gpu
 from lipcast.planning.hardware import CONTEXT_BYTES, CPU, Hardware
 from lipcast.planning.inputs import PlannerInputs, supposed_spec
-from lipcast.planning.plan import Budget, Models, WorkShare
+from lipcast.planning.plan import Budget, WorkShare
 from lipcast.planning.plan import total as total_bytes
 from lipcast.planning.sizes import linear_sizes
 from lipcast.planning.workload import HOST_RESERVE_BYTES, reserve_parts

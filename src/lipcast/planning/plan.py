@@ -12,25 +12,14 @@ from typing import Literal
 
 from lipcast.config.generate_options import ScheduleName
 from lipcast.config.geometry import Geometry
-from lipcast.config.models import DiTConfig, TextConfig, VAEConfig
+from lipcast.config.models import Models
 from lipcast.config.precision import KVPrecision, Precision
 from lipcast.config.schedule import lanes_of
 from lipcast.planning.hardware import Hardware
-from lipcast.planning.tensors import SpeechShape
 
 Placement = Literal["resident", "pinned", "disk"]
 """On the GPU; streamed from pinned host memory; streamed from a mapped file."""
 EncoderPlacement = Literal["device", "host", "disk"]
-
-
-@dataclass(frozen=True, slots=True)
-class Models:
-    """The configs of the four networks (defaults: the published 14B)."""
-
-    dit: DiTConfig = field(default_factory=DiTConfig)
-    vae: VAEConfig = field(default_factory=VAEConfig)
-    text: TextConfig = field(default_factory=TextConfig)
-    speech: SpeechShape = field(default_factory=SpeechShape)
 
 
 @dataclass(frozen=True, slots=True)

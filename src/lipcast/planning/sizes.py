@@ -16,12 +16,11 @@ from math import prod
 from types import MappingProxyType
 
 from lipcast.config.geometry import Geometry
-from lipcast.config.models import DiTConfig, TextConfig, VAEConfig
+from lipcast.config.models import DiTConfig, SpeechShape, TextConfig, VAEConfig
 from lipcast.config.precision import KVPrecision, Precision, plain_precision
 from lipcast.planning.tensors import (
     WEIGHT_USES,
     Shape,
-    SpeechShape,
     Tensors,
     WeightUse,
     decoder_stages,

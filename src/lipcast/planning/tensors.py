@@ -8,40 +8,17 @@ the published checkpoints', name by name (tests pin a digest of them).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal, Self, get_args
+from typing import Literal, get_args
 
-from lipcast.config.models import DiTConfig, TextConfig, VAEConfig
+from lipcast.config.models import DiTConfig, SpeechShape, TextConfig, VAEConfig
 
 Shape = tuple[int, ...]
 Tensors = dict[str, Shape]
 
 _RGB = 3
-
-
-@dataclass(frozen=True, slots=True)
-class SpeechShape:
-    """The sizes of a wav2vec2 encoder with the keys of its config.json (defaults: large XLSR)."""
-
-    hidden_size: int = 1024
-    intermediate_size: int = 4096
-    num_hidden_layers: int = 24
-    conv_dim: tuple[int, ...] = (512,) * 7
-    conv_kernel: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
-    conv_stride: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
-    num_conv_pos_embeddings: int = 128
-    num_conv_pos_embedding_groups: int = 16
-
-    @classmethod
-    def from_json(cls, source: Mapping[str, Any]) -> Self:
-        names = {field.name for field in fields(cls)}
-        found = {key: value for key, value in source.items() if key in names}
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in found.items()
-        }
-        return cls(**values)
 
 
 def num_parameters(tensors: Tensors) -> int:
