@@ -34,9 +34,8 @@ class MemoryOptions:
     allow_degrade: bool = False
 
     def __post_init__(self) -> None:
-        for budget in (self.vram, self.ram):
-            if budget is not None:
-                parse_bytes(budget)
+        for name in ("vram", "ram"):
+            self.budget_bytes(name, 0)
         if self.kv_precision not in {None, *KV_PRECISIONS}:
             known = ", ".join(KV_PRECISIONS)
             raise UsageError(f"kv_precision: expected one of {known}, got {self.kv_precision!r}")
@@ -51,7 +50,7 @@ class MemoryOptions:
     def budget_bytes(self, name: str, default: int) -> int:
         """Return the budget "vram" or "ram" in bytes; `default` where the user gave none."""
         given: str | None = getattr(self, name)
-        return default if given is None else parse_bytes(given)
+        return default if given is None else parse_bytes(given, name=name)
 
 
 MEMORY_OPTION_NAMES = tuple(field.name for field in fields(MemoryOptions))
