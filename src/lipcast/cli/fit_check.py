@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lipcast.cli.info import describe
-from lipcast.cli.plan import this_device_context
+from lipcast.cli.plan import this_machine
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.memory_options import MemoryOptions
 from lipcast.config.models import Models
@@ -35,7 +35,7 @@ class FitResult:
 def fit(configs: Models, cards: Sequence[DriverCard]) -> FitResult:
     """A video of the model's own size on this machine's first GPU, else on its CPU."""
     try:
-        hardware, budget = this_device_context(cards)
+        hardware, budget = this_machine(cards)
     except UsageError:
         return _fit_cpu(configs)
     options = GenerateOptions()
