@@ -102,12 +102,14 @@ def _text(option: Option, column: str, value: Any, folder: Path) -> str:
         return whole[1]
     if option.type in {click.FLOAT, SECONDS}:
         return _DECIMAL_COMMA.sub(r"\1.\2\3", text)
-    is_path = option.type in {FILE, FOLDER} and not text.startswith("~")
+    is_path = option.type.name in {FILE.name, FOLDER.name} and not text.startswith("~")
     # A model or an adapter may also be a name.
     is_name = (
         option.name in {"model", "lora"} and (folder / text.split(":", maxsplit=1)[0]).exists()
     )
-    return str(folder / text) if is_path or is_name else text
+    if not (is_path or is_name):
+        return text
+    return f"{folder / text}{'/' if text.endswith('/') else ''}"  # a slash means a folder
 
 
 def _with_own_output(
