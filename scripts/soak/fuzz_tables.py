@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lipcast.cli.batch import options_of
+from lipcast.config.fallbacks import parse_fallbacks
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.tables import parse_table
 from lipcast.config.text_file import decode_text
+from lipcast.config.units import parse_bytes
 from lipcast.lab.matrix import read_matrix
 from lipcast.lab.results import read_results
 from lipcast.media.concat import read_list
-from lipcast.planning.fallbacks import parse_fallbacks
-from lipcast.planning.hardware import parse_bytes
 
 CSV = 'image,audio,prompt,output,num_clip,segment\na.png,b.wav,"a ""calm"" man,\nsmiling",o.mp4,2,"60,5s"\n'
 JSON = '[{"image": "a.png", "audio": "b.wav", "lora": ["a:0.5"], "fp8": true, "num_clip": 2.0}]\n{}'

@@ -83,6 +83,12 @@ def launched() -> Launched | None:
     )
 
 
+def allocator_is_configured() -> bool:
+    """Return whether the user has settings for torch's allocator on GPUs."""
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+    return any(os.environ.get(name) for name in names)
+
+
 def child_environment(**changes: str) -> dict[str, str]:
     """The environment for a process that is started from here."""
     return {**os.environ, **changes}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
 
 import pytest
 
@@ -13,6 +12,7 @@ from lipcast.cli.main import main
 from lipcast.cli.plan import plan_request
 from lipcast.cli.request import gpu_options
 from lipcast.errors import NotBuiltError
+from lipcast.planning.inputs import layout_constraints
 from lipcast.planning.layouts import plan_layouts, with_enough_steps
 
 ONE_GPU = (
@@ -55,7 +55,7 @@ def test_published_flags_parse_and_plan(processes: int, words: str, layout: str)
     flags = generate.parse(shlex.split(words))
     accepted_flags(flags)
     gpus = gpu_options(flags)
-    constraints = replace(gpus.constraints, uses_all=True)  # as under torchrun
+    constraints = layout_constraints(gpus, uses_all=True)  # as under torchrun
     if flags.get("dit_fsdp"):
         flags.pop("fp8", None)
     model = {key: value for key, value in flags.items() if key != "model"}

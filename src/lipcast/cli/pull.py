@@ -16,12 +16,13 @@ from lipcast.cli.console import Console, print_json
 from lipcast.cli.options import JSON_QUIET_DEBUG
 from lipcast.cli.types import FOLDER
 from lipcast.errors import UsageError
+from lipcast.weights.checkpoint import model_name
 
 
 @command(
     "pull",
     (
-        click.Argument(["name"], help="Model: live-avatar-14b."),
+        click.Argument(["name"], help="Model: live-avatar-14b (also: 14b)."),
         Option(
             "dest", "Folder to download to.",
             section=Section.FILES, type=FOLDER,
@@ -53,6 +54,7 @@ def pull(
     """
     from lipcast.weights import hub
 
+    name = model_name(name)
     directory = hub.pull(
         name,
         dest=dest,

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from lipcast.config.models import VIDEO_FRAMES_PER_LATENT
 from lipcast.errors import UsageError
 
 ScheduleName = Literal["sequential", "wavefront"]
@@ -91,12 +92,13 @@ def _check_range(name: str, value: int | None, least: int, most: int = _MAX_COUN
 def _check_infer_frames(value: int | None) -> None:
     if value is None:
         return
-    if not _is_int(value) or not MIN_INFER_FRAMES <= value <= _MAX_COUNT or value % 4:
+    step = VIDEO_FRAMES_PER_LATENT
+    if not _is_int(value) or not MIN_INFER_FRAMES <= value <= _MAX_COUNT or value % step:
         near = 48
         if _is_int(value):
-            near = min(max(MIN_INFER_FRAMES, (value + 2) // 4 * 4), _MAX_COUNT)
+            near = min(max(MIN_INFER_FRAMES, (value + step // 2) // step * step), _MAX_COUNT)
         raise UsageError(
-            f"infer_frames: expected a multiple of 4 from {MIN_INFER_FRAMES} up, got {value!r}; "
+            f"infer_frames: expected a multiple of {step} from {MIN_INFER_FRAMES} up, got {value!r}; "
             f"the nearest is {near}"
         )
 
