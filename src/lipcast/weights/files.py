@@ -23,7 +23,7 @@ from lipcast.weights.source import TensorSource, summarise_names
 
 RECIPE_KEY = "lipcast_recipe"
 """Metadata of converted files: what they were made from and how, as JSON."""
-PTH_SUFFIXES = (".pth", ".pt", ".bin")
+PTH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 _WEB_PAGE = re.compile(rb"<(!doctype|html|head|\?xml|!--)", re.IGNORECASE)
 
 
