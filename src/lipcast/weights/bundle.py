@@ -16,7 +16,6 @@ from typing import Literal, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
-from lipcast.config.models import DiTConfig, TextConfig, VAEConfig
 from lipcast.env import logger
 from lipcast.errors import CheckpointError
 from lipcast.models.dit import DiT
@@ -32,10 +31,13 @@ from lipcast.weights.checkpoint import (
     find_checkpoint,
     read_json,
 )
+from lipcast.weights.configs import models_in
+from lipcast.weights.disk import check_downloaded
 from lipcast.weights.files import open_tensors
 from lipcast.weights.load import load_into, without_memory
 from lipcast.weights.lora import LoraSpec, merge_loras
 from lipcast.weights.manifest import read_manifest
+from lipcast.weights.networks import open_dit, open_text, open_vae
 from lipcast.weights.prompts import PromptCache, PromptEmbedding, read_embedding
 from lipcast.weights.quant import quantised
 from lipcast.weights.quant_linear import QuantLinear, quantised_layers
@@ -109,14 +111,6 @@ class ModelBundle:
         return context_TC
 
 
-def read_configs(files: CheckpointFiles) -> tuple[DiTConfig, VAEConfig]:
-    """The configs of transformer and VAE; the VAE's published one where there is no file."""
-    assert files.config is not None
-    dit = DiTConfig.from_json(read_json(files.config))
-    vae = VAEConfig.from_json(read_json(files.vae_config)) if files.vae_config else VAEConfig()
-    return dit, vae
-
-
 def embed_prompt(
     prompt: str, files: CheckpointFiles, prompts: PromptCache | None
 ) -> PromptEmbedding:
@@ -162,10 +156,10 @@ def load_bundle(
     assert files.vae and files.speech
     if any(part in files.missing for part in TEXT_PARTS):
         _log.warning("%s: has no text encoder; give prompts as embeddings", directory)
-    dit_config, vae_config = read_configs(files)
+    configs = models_in(directory)
     side_dtype = dtype if device.type == "cuda" else torch.float32
     with without_memory():
-        dit, vae = DiT(dit_config), VideoVAE(vae_config)
+        dit, vae = DiT(configs.dit), VideoVAE(configs.vae)
     if "dit" in networks:
         source = open_transformer(files, precision=precision, loras=loras, device=device)
         if load_dit is None:
@@ -175,7 +169,7 @@ def load_bundle(
     else:
         dit.to(dtype)  # shapes only, but of what computes elsewhere
     if "vae" in networks:
-        load_into(vae, open_tensors(files.vae), dtype=side_dtype, device=device)
+        load_into(vae, open_vae(files.vae, configs.vae), dtype=side_dtype, device=device)
     speech = None
     if "speech" in networks:
         speech = load_speech_encoder(files.speech, device=speech_device or device)
@@ -195,7 +189,7 @@ def open_transformer(
     """
     assert files.dit is not None
     mapped = torch.device(device).type == "cpu" and read_manifest(files.directory) is not None
-    base = open_tensors(files.dit, mapped=mapped)
+    base = open_dit(files.dit, models_in(files.directory).dit, mapped=mapped)
     stored = {scheme.precision for _, scheme in quantised_layers(base)}
     merged = merge_loras(base, adapters_of(files, loras))
     if precision is None or precision not in SCHEMES or stored == {precision}:
@@ -225,15 +219,27 @@ def load_text_encoder(files: CheckpointFiles) -> TextEncoder:
     """UMT5 on the CPU: it runs once per prompt and is let go."""
     files.require(TEXT_PARTS)
     assert files.text
-    config = (
-        TextConfig.from_json(read_json(files.text_config)) if files.text_config else TextConfig()
-    )
+    config = models_in(files.directory).text
+    if files.tokenizer is not None:
+        check_downloaded(files.tokenizer / "tokenizer.json")
     with without_memory():
         encoder = TextEncoder(config, files.tokenizer)
     # Mapped: what the system takes back under pressure it can read again, so 11 GB fit anywhere.
-    source = RenamedSource(open_tensors(files.text, mapped=True), text_name)
-    load_into(encoder, source, dtype=None if config.dim >= 1024 else torch.float32)
+    source = open_text(files.text, config, mapped=True)
+    dtype = torch.float32 if config.dim < 1024 else _only_float(source)
+    load_into(encoder, RenamedSource(source, text_name), dtype=dtype)
     return _frozen(encoder)
+
+
+def _only_float(source: TensorSource) -> torch.dtype | None:
+    """Return None where the weights share one dtype, else the dtype that they are to have."""
+    parts = {
+        f"{layer}.{part}"
+        for layer, scheme in quantised_layers(source)
+        for part in scheme.part_shapes(2, 2)
+    }
+    found = {info.dtype for name, info in source.infos.items() if name not in parts}
+    return None if len(found) == 1 else torch.bfloat16
 
 
 def _frozen(module: _Module) -> _Module:

@@ -9,7 +9,7 @@ from lipcast.config.models import DiTConfig, TextConfig, VAEConfig
 from lipcast.errors import CheckpointError
 from lipcast.planning.plan import Models
 from lipcast.planning.tensors import SpeechShape
-from lipcast.weights.checkpoint import read_json
+from lipcast.weights.checkpoint import SPEECH_FOLDERS, read_json
 
 
 def models_in(folder: Path) -> Models:
@@ -21,7 +21,8 @@ def models_in(folder: Path) -> Models:
             "check the path"
         )
     vae, text = _read(folder / "vae_config.json"), _read(folder / "t5_config.json")
-    speech = next((_read(path) for path in sorted(folder.glob("wav2vec2*/config.json"))), None)
+    found = (path for name in SPEECH_FOLDERS for path in sorted(folder.glob(f"{name}/config.json")))
+    speech = next((_read(path) for path in found), None)
     return Models(
         DiTConfig.from_json(dit),
         VAEConfig.from_json(vae or {}),

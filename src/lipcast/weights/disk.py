@@ -10,14 +10,29 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lipcast.errors import OutputError
+from lipcast.errors import CheckpointError, OutputError
 
 TEMPORARY = ".part"
+UNFINISHED = (
+    ".incomplete",
+    ".part",
+    ".partial",
+    ".crdownload",
+    ".download",
+    ".aria2",
+    ".!qB",
+    ".tmp",
+)
+"""Suffixes of a download that has not finished, of the programs that people use."""
+_WEB_PAGE = re.compile(rb"<(!doctype|html|head|\?xml|!--)", re.IGNORECASE)
+_ARCHIVES = (b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd")
+_HEAD_BYTES = 256
 
 
 @contextmanager
@@ -78,3 +93,43 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def check_downloaded(path: Path) -> bytes:
+    """Return the first bytes of a file; raises CheckpointError for what a download leaves instead.
+
+    That is a web page, an answer of the server, a git-lfs pointer, an archive, nothing at all.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; download the model or correct the path")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    if found := _placeholder(path, head, size):
+        raise CheckpointError(f"{path}: {found}")
+    return head
+
+
+def _placeholder(path: Path, head: bytes, size: int) -> str | None:
+    text = head.lstrip()
+    if not text:
+        return "the file is empty; download it again"
+    if text.startswith(b"version https://git-lfs"):
+        return "this is a git-lfs pointer, not the file; run `git lfs pull` or download it"
+    if _WEB_PAGE.match(text):
+        return (
+            "this is a web page, not the file; the download was refused or redirected, "
+            "download it again"
+        )
+    if path.with_name(f"{path.name}.aria2").exists() or not head.strip(b"\0"):
+        return "the download has not finished; continue it, or download the file again"
+    if head.startswith(_ARCHIVES):
+        return "this is an archive; unpack it, and give what is inside"
+    words = head.decode("latin-1").strip()
+    is_text = len(words) >= 8 and words.isascii() and words.isprintable()
+    if is_text and size < _HEAD_BYTES and path.suffix != ".json":
+        return f'this is a short text, "{words[:80]}", not weights; download the file again'
+    return None
