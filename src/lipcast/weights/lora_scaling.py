@@ -100,8 +100,8 @@ def _config_beside(adapter: Path, path: Path, ranks: Collection[int]) -> dict[st
             f"{path}: expected a JSON object, got {type(config).__name__}; download it again"
         )
     by_layer = config.get("rank_pattern")
-    known = {config.get("r"), *(_hashable(by_layer.values()) if isinstance(by_layer, dict) else ())}
-    numbers = {rank for rank in known if type(rank) is int}
+    said = [config.get("r"), *(by_layer.values() if isinstance(by_layer, dict) else ())]
+    numbers = {rank for rank in said if type(rank) is int}
     if numbers and ranks and numbers.isdisjoint(ranks):
         _log.warning(
             "%s: says rank %s, but %s has rank %s; it belongs to another adapter and is ignored",
@@ -109,10 +109,6 @@ def _config_beside(adapter: Path, path: Path, ranks: Collection[int]) -> dict[st
         )  # fmt: skip
         return {}
     return {key: value for key, value in config.items() if value is not None}
-
-
-def _hashable(values: Collection[Any]) -> Iterator[Any]:
-    return (value for value in values if isinstance(value, int))
 
 
 def _listed(ranks: Collection[int]) -> str:
