@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
-from math import prod, sqrt
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
-from torch import Tensor
 
 from lipcast.errors import CheckpointError
 from lipcast.weights.bundle import open_transformer
@@ -23,65 +18,15 @@ from lipcast.weights.quant import quantise_weight
 from lipcast.weights.schemes import SCHEMES, Precision
 from lipcast.weights.source import TensorSource
 
-LAYERS = (
-    "blocks.0.self_attn.q", "blocks.3.self_attn.o", "blocks.1.cross_attn.k", "blocks.0.ffn.0",
-    "blocks.2.ffn.2", "time_projection.1", "audio_injector.injector.0.v", "head.head",
-)  # fmt: skip
-DIFFUSERS = {
-    "blocks.0.self_attn.q": "blocks.0.attn1.to_q",
-    "blocks.3.self_attn.o": "blocks.3.attn1.to_out.0",
-    "blocks.1.cross_attn.k": "blocks.1.attn2.to_k",
-    "blocks.0.ffn.0": "blocks.0.ffn.net.0.proj",
-    "blocks.2.ffn.2": "blocks.2.ffn.net.2",
-    "time_projection.1": "condition_embedder.time_proj",
-    "audio_injector.injector.0.v": "audio_injector.injector.0.to_v",
-    "head.head": "proj_out",
-}
-Spell = Callable[[str], tuple[str, str, str]]
-
-
-def dotted(prefix: str, a: str, b: str, names: Mapping[str, str] | None = None) -> Spell:
-    """Return a spelling with dots: the keys of A, B and alpha of a layer."""
-
-    def spell(layer: str) -> tuple[str, str, str]:
-        name = prefix + (names or {}).get(layer, layer)
-        return f"{name}.{a}", f"{name}.{b}", f"{name}.alpha"
-
-    return spell
-
-
-def underscored(prefix: str, names: Mapping[str, str] | None = None, dot: str = "_") -> Spell:
-    def spell(layer: str) -> tuple[str, str, str]:
-        name = prefix + (names or {}).get(layer, layer).replace(".", dot)
-        return f"{name}.lora_down.weight", f"{name}.lora_up.weight", f"{name}.alpha"
-
-    return spell
-
-
-PEFT, SHORT = ("lora_A.weight", "lora_B.weight"), ("lora_down.weight", "lora_up.weight")
-SPELLINGS: dict[str, Spell] = {
-    "no prefix": dotted("", *PEFT),
-    "peft": dotted("base_model.model.", *PEFT),
-    "peft, adapter named": dotted(
-        "base_model.model.", "lora_A.style.weight", "lora_B.style.weight"
-    ),
-    "ComfyUI": dotted("diffusion_model.", *PEFT),
-    "ComfyUI, whole model": dotted("model.diffusion_model.", *SHORT),
-    "lightx2v": dotted("diffusion_model.", *SHORT),
-    "transformer.blocks": dotted("transformer.", *PEFT),
-    "diffusers": dotted("transformer.", *PEFT, DIFFUSERS),
-    "diffusers, old": dotted("unet.", "lora.down.weight", "lora.up.weight", DIFFUSERS),
-    "diffusers, no prefix": dotted("", "lora_A.default.weight", "lora_B.default.weight", DIFFUSERS),
-    "DiffSynth": dotted("pipe.dit.", "lora_A.default.weight", "lora_B.default.weight"),
-    "dit": dotted("dit.", *PEFT),
-    "DDP": dotted("module.", *PEFT),
-    "unknown prefix": dotted("my.own_model.", *PEFT),
-    "kohya": underscored("lora_unet_"),
-    "kohya, two underscores": underscored("lora_unet__", dot="__"),
-    "kohya, then dots": dotted("lora_unet_", *SHORT),
-    "kohya of diffusers": underscored("lora_transformer_", DIFFUSERS),
-    "LyCORIS": underscored("lycoris_"),
-}
+from .trainers import (
+    SPELLINGS,
+    adapter,
+    assert_merged,
+    by_definition,
+    factors,
+    merged,
+    write,
+)
 
 
 @pytest.fixture(scope="module")
@@ -92,52 +37,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def base(original: Path) -> TensorSource:
     return open_transformer(find_checkpoint(original))
-
-
-def merged(original: Path, *loras: str, precision: Precision | None = None) -> TensorSource:
-    return open_transformer(find_checkpoint(original), loras=loras, precision=precision)
-
-
-def factors(base: TensorSource, layer: str, rank: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return A and B of a layer, so large that a wrong scale shows in any precision."""
-    shape = base.infos[f"{layer}.weight"].shape
-    generator = torch.Generator().manual_seed(seed + len(layer))
-    a = torch.randn(rank, prod(shape[1:]), generator=generator)
-    return a, torch.randn(shape[0], rank, generator=generator) / sqrt(rank)
-
-
-def adapter(
-    base: TensorSource, spell: Spell, *, rank: int = 4, alpha: float | None = None
-) -> dict[str, Tensor]:
-    tensors = {}
-    for layer in LAYERS:
-        a, b = factors(base, layer, rank)
-        for key, tensor in zip(spell(layer), (a, b, alpha), strict=True):
-            if tensor is not None:
-                tensors[key] = torch.as_tensor(tensor)
-    return tensors
-
-
-def write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> str:
-    path.parent.mkdir(exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
-    return str(path)
-
-
-def by_definition(base: TensorSource, layer: str, scale: float, rank: int = 4) -> Tensor:
-    a, b = factors(base, layer, rank)
-    weight = base.read(f"{layer}.weight").float()
-    return weight + scale * (b @ a).view_as(weight)
-
-
-def assert_merged(
-    base: TensorSource, found: TensorSource, scale: float | Mapping[str, float], rank: int = 4
-) -> None:
-    for layer in LAYERS:
-        wanted = scale if isinstance(scale, float) else scale[layer]
-        torch.testing.assert_close(
-            found.read(f"{layer}.weight"), by_definition(base, layer, wanted, rank)
-        )
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
@@ -184,76 +83,6 @@ def test_any_rank_alpha_and_weight_in_any_precision(
     wanted = quantise_weight(exact, scheme, device=torch.device("cpu"))
     error = scheme.dequantise(parts, torch.float32) - scheme.dequantise(wanted, torch.float32)
     assert error.norm() <= 0.02 * exact.norm()
-
-
-HOW_ALPHA_IS_SAID: dict[str, tuple[dict[str, str] | None, dict[str, Any] | None, float]] = {
-    "nobody": (None, None, 1.0),
-    "diffusers": (
-        {"lora_adapter_metadata": '{"transformer.r": 4, "transformer.lora_alpha": 2}'}, None, 0.5,
-    ),
-    "diffusers, nested": (
-        {"lora_adapter_metadata": '{"transformer": {"r": 4, "lora_alpha": 2}}'}, None, 0.5,
-    ),
-    "diffusers, rank-stabilised": (
-        {"lora_adapter_metadata": '{"transformer.lora_alpha": 3, "transformer.use_rslora": true}'},
-        None, 1.5,
-    ),
-    "SimpleTuner": ({"transformer.lora_alpha": "2", "transformer.r": "4"}, None, 0.5),
-    "kohya": ({"ss_network_alpha": "2.0", "ss_network_dim": "4"}, None, 0.5),
-    "kohya that does not know": ({"ss_network_alpha": "None"}, None, 1.0),
-    "other encoders do not count": ({"text_encoder.lora_alpha": "64"}, None, 1.0),
-    "peft": (None, {"r": 4, "lora_alpha": 6}, 1.5),
-    "peft, rank-stabilised": (None, {"r": 4, "lora_alpha": 6, "use_rslora": True}, 3.0),
-    "peft without alpha": (None, {"r": 4, "lora_alpha": None}, 1.0),
-    "of another adapter": (None, {"r": 16, "lora_alpha": 64}, 1.0),
-    "metadata before configuration": ({"lora_alpha": "2"}, {"r": 4, "lora_alpha": 64}, 0.5),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("how", HOW_ALPHA_IS_SAID)
-def test_alpha_is_found_wherever_trainers_write_it(
-    original: Path, base: TensorSource, tmp_path: Path, how: str
-) -> None:
-    metadata, config, scale = HOW_ALPHA_IS_SAID[how]
-    path = write(tmp_path / "style.safetensors", adapter(base, SPELLINGS["peft"]), metadata)
-    if config is not None:
-        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    assert_merged(base, merged(original, path), scale)
-
-
-def test_patterns_of_peft_give_each_layer_its_alpha(
-    original: Path, base: TensorSource, tmp_path: Path
-) -> None:
-    """The first pattern that matches the end of a layer's own name decides."""
-    config = {
-        "r": 4,
-        "lora_alpha": 4,
-        "alpha_pattern": {"self_attn.q": 8, r"blocks\.\d+\.ffn\.\d": 12, "ffn.2": 99, "attn.k": 77},
-    }
-    path = write(tmp_path / "style.safetensors", adapter(base, SPELLINGS["peft"]))
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    changed = {"blocks.0.self_attn.q": 2.0, "blocks.0.ffn.0": 3.0, "blocks.2.ffn.2": 3.0}
-    assert_merged(
-        base, merged(original, path), {layer: changed.get(layer, 1.0) for layer in LAYERS}
-    )
-
-
-@pytest.mark.parametrize("use_rslora", [False, True])
-def test_patterns_of_ranks_follow_the_factors(
-    original: Path, base: TensorSource, tmp_path: Path, use_rslora: bool
-) -> None:
-    config = {"r": 8, "lora_alpha": 8, "rank_pattern": {"k": 2}, "use_rslora": use_rslora}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    ranks = {"blocks.0.self_attn.q": 8, "blocks.1.cross_attn.k": 2}
-    tensors = {}
-    for layer, rank in ranks.items():
-        keys, pair = SPELLINGS["peft"](layer), factors(base, layer, rank)
-        tensors |= dict(zip(keys, pair, strict=False))
-    found = merged(original, write(tmp_path / "style.safetensors", tensors))
-    for layer, rank in ranks.items():
-        scale = 8 / (sqrt(rank) if use_rslora else rank)
-        wanted = by_definition(base, layer, scale, rank)
-        torch.testing.assert_close(found.read(f"{layer}.weight"), wanted)
 
 
 def test_differences_are_added_to_weights_biases_norms_and_modulations(
@@ -406,32 +235,6 @@ def test_other_kinds_of_adapters_are_refused_by_name(
     tensors = adapter(base, SPELLINGS["peft"]) | {OTHER_METHODS[method]: torch.ones(4, 4)}
     with pytest.raises(CheckpointError, match=rf"this is an? .*{method}"):
         merged(original, write(tmp_path / "style.safetensors", tensors))
-
-
-@pytest.mark.parametrize(
-    ("config", "said"),
-    [
-        ({"use_dora": True}, "this is a DoRA adapter"),
-        ({"peft_type": "LOHA"}, "of the kind LOHA"),
-        ({"init_lora_weights": "pissa_niter_4"}, "started with pissa_niter_4.*plain LoRA"),
-        ({"lora_alpha": "big"}, "expected a number for lora_alpha, got 'big'"),
-        ({"lora_alpha": float("nan")}, "expected a number for lora_alpha"),
-        ({"alpha_pattern": {"(": 1}}, "is no regular expression"),
-        ({"alpha_pattern": {"q": "x"}}, "expected a number for alpha_pattern q"),
-        ({"alpha_pattern": [1]}, "expected alpha_pattern as an object"),
-        ([], "expected a JSON object, got list"),
-        ("{", r"adapter_config\.json: .*cannot be read"),
-        ("[" * 100_000, r"adapter_config\.json: .*cannot be read"),
-    ],
-)
-def test_configurations_that_cannot_be_followed(
-    original: Path, base: TensorSource, tmp_path: Path, config: object, said: str
-) -> None:
-    path = write(tmp_path / "style.safetensors", adapter(base, SPELLINGS["peft"]))
-    text = config if isinstance(config, str) else json.dumps(config)
-    (tmp_path / "adapter_config.json").write_text(text)
-    with pytest.raises(CheckpointError, match=said):
-        merged(original, path)
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,9 @@ def place_names(
         if any(re.search(pattern, name) for name in names):
             raise CheckpointError(not_lora(path, method))
     cut = _common_prefix(names, table)
-    placed, foreign, unknown = [], [], []
+    placed: list[Placed] = []
+    foreign: list[str] = []
+    unknown: list[str] = []
     for name in names:
         found = _place(name, name[cut:], table)
         if found is not None:

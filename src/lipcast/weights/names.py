@@ -106,7 +106,7 @@ class NameTable:
     def __init__(self, names: Iterable[str], *spellings: Spelling) -> None:
         self.tensors = dict.fromkeys(names)
         self._official: dict[str, str] = {}
-        for spell in (*spellings, str):  # the official spelling last: it wins
+        for spell in (*spellings, _official):  # the official spelling last: it wins
             for name in self.tensors:
                 spelled = spell(name)
                 self._official[_normal(spelled)] = name
@@ -119,6 +119,10 @@ class NameTable:
         while key not in self._official and key != last:
             key, last = _PREFIX.sub("", key, count=1), key
         return self._official.get(key)
+
+
+def _official(name: str) -> str:
+    return name
 
 
 def _owner(tensor: str) -> str:
