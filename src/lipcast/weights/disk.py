@@ -108,28 +108,32 @@ def check_downloaded(path: Path) -> bytes:
             head = file.read(_HEAD_BYTES)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    if found := _placeholder(path, head, size):
-        raise CheckpointError(f"{path}: {found}")
+    _check_placeholder(path, head, size)
     return head
 
 
-def _placeholder(path: Path, head: bytes, size: int) -> str | None:
+def _check_placeholder(path: Path, head: bytes, size: int) -> None:
     text = head.lstrip()
     if not text:
-        return "the file is empty; download it again"
+        raise CheckpointError(f"{path}: the file is empty; download it again")
     if text.startswith(b"version https://git-lfs"):
-        return "this is a git-lfs pointer, not the file; run `git lfs pull` or download it"
+        raise CheckpointError(
+            f"{path}: this is a git-lfs pointer, not the file; run `git lfs pull` or download it"
+        )
     if _WEB_PAGE.match(text):
-        return (
-            "this is a web page, not the file; the download was refused or redirected, "
+        raise CheckpointError(
+            f"{path}: this is a web page, not the file; the download was refused or redirected, "
             "download it again"
         )
     if path.with_name(f"{path.name}.aria2").exists() or not head.strip(b"\0"):
-        return "the download has not finished; continue it, or download the file again"
+        raise CheckpointError(
+            f"{path}: the download has not finished; continue it, or download the file again"
+        )
     if head.startswith(_ARCHIVES):
-        return "this is an archive; unpack it, and give what is inside"
+        raise CheckpointError(f"{path}: this is an archive; unpack it, and give what is inside")
     words = head.decode("latin-1").strip()
     is_text = len(words) >= 8 and words.isascii() and words.isprintable()
     if is_text and size < _HEAD_BYTES and path.suffix != ".json":
-        return f'this is a short text, "{words[:80]}", not weights; download the file again'
-    return None
+        raise CheckpointError(
+            f'{path}: this is a short text, "{words[:80]}", not weights; download the file again'
+        )

@@ -115,8 +115,7 @@ class _Adapter:
         self.weight = spec.weight
         placed, foreign = place_names(spec.path, self.source.infos, table)
         placed, other = _of_this_variant(placed, self.source, base)
-        if warning := check_share(spec.path, base.path, placed, [*foreign, *other]):
-            _log.warning("%s", warning)
+        check_share(spec.path, base.path, placed, [*foreign, *other])
         roles = _by_target(spec.path, placed)
         _check_pairs(spec.path, roles)
         ranks = {

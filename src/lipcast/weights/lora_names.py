@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lipcast.env import logger
 from lipcast.errors import CheckpointError
 from lipcast.weights.lora_scaling import not_lora
 from lipcast.weights.names import NameTable
@@ -63,6 +64,8 @@ _FAMILIES = (
     ("Wan Animate", r"face_adapter|motion_encoder"),
 )
 _MAX_LINES = 8
+
+_log = logger("weights.lora")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,20 +152,21 @@ def _is_unknown(name: str, table: NameTable) -> bool:
 
 def check_share(
     path: Path, base: Path, placed: Collection[Placed], foreign: Collection[str]
-) -> str | None:
-    """Return a warning about names without a place, None without any.
+) -> None:
+    """Warn of names without a place in the base.
 
-    Raises CheckpointError where most names have none: the adapter is for another model.
+    Raises CheckpointError where most have none: the adapter is for another model.
     """
     total = len(placed) + len(foreign)
     if not foreign and placed:
-        return None
+        return
     listed = summarise_names(foreign, max_lines=_MAX_LINES)
     if 2 * len(foreign) <= total and placed:
-        return (
-            f"{path.name}: {len(foreign)} of {total} tensors are of parts that this model does not "
-            f"have, and are left out:\n{listed}"
-        )
+        _log.warning(
+            "%s: %d of %d tensors are of parts that this model does not have, and are left out:\n%s",
+            path.name, len(foreign), total, listed,
+        )  # fmt: skip
+        return
     if total == 0:
         raise CheckpointError(f"{path}: the adapter holds no tensors; download it again")
     scheme = _first(_SCHEMES, foreign)
