@@ -31,7 +31,7 @@ from lipcast.weights.checkpoint import (
     find_checkpoint,
     read_json,
 )
-from lipcast.weights.configs import models_in
+from lipcast.weights.configs import models_in, text_config
 from lipcast.weights.disk import check_downloaded
 from lipcast.weights.files import open_tensors
 from lipcast.weights.load import load_into, without_memory
@@ -219,7 +219,7 @@ def load_text_encoder(files: CheckpointFiles) -> TextEncoder:
     """UMT5 on the CPU: it runs once per prompt and is let go."""
     files.require(TEXT_PARTS)
     assert files.text
-    config = models_in(files.directory).text
+    config = text_config(files.directory)
     if files.tokenizer is not None:
         check_downloaded(files.tokenizer / "tokenizer.json")
     with without_memory():

@@ -20,15 +20,20 @@ def models_in(folder: Path) -> Models:
             f"{folder}: expected the folder of a checkpoint, found no config.json in it; "
             "check the path"
         )
-    vae, text = _read(folder / "vae_config.json"), _read(folder / "t5_config.json")
+    vae = _read(folder / "vae_config.json")
     found = (path for name in SPEECH_FOLDERS for path in sorted(folder.glob(f"{name}/config.json")))
     speech = next((_read(path) for path in found), None)
     return Models(
         DiTConfig.from_json(dit),
         VAEConfig.from_json(vae or {}),
-        TextConfig.from_json(text or {}),
+        text_config(folder),
         SpeechShape.from_json(speech or {}),
     )
+
+
+def text_config(folder: Path) -> TextConfig:
+    """Return the configuration of the text encoder; the published one where there is no file."""
+    return TextConfig.from_json(_read(folder / "t5_config.json") or {})
 
 
 def _read(path: Path) -> dict[str, Any] | None:
