@@ -215,6 +215,14 @@ def test_an_adapter_of_another_model_is_refused_in_a_few_lines(
     assert "430 of 430 tensors belong to no layer" in str(caught.value)
 
 
+def test_the_weights_of_a_whole_model_are_no_adapter(
+    original: Path, base: TensorSource, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "model.safetensors", dict(base))
+    with pytest.raises(CheckpointError, match="found the weights of a whole model"):
+        merged(original, path)
+
+
 OTHER_METHODS = {
     "LoKr": "lora_unet_blocks_0_ffn_0.lokr_w1",
     "LoHa": "blocks.0.ffn.0.hada_w1_a",

@@ -1,4 +1,4 @@
-"""Which adapters are merged into a checkpoint's transformer, found from how they were asked for.
+"""Choose the adapters that are merged into a checkpoint's transformer.
 
 Input: the files of a checkpoint and adapters as `path:weight` or `LoraSpec`. Output: the list to
 merge, in order: the published adapter first, where it lies beside the weights. An adapter that a
@@ -29,7 +29,7 @@ _NAMES = (
     ADAPTER_NAME, "adapter_model.safetensors", "pytorch_lora_weights.safetensors",
     "adapter_model.bin", "pytorch_lora_weights.bin",
 )  # fmt: skip
-"""What an adapter is called in the folder of a trainer; the first that is there counts."""
+"""File names of an adapter in the folder of a trainer; the first that is there counts."""
 _SUFFIXES = (".safetensors", *PTH_SUFFIXES)
 
 _log = logger("weights.adapters")

@@ -63,9 +63,9 @@ class ModelBundle:
     """None where the speech encoder is not loaded, whose library alone takes seconds to import."""
     device: torch.device
     prompts: PromptCache | None = None
-    """Where embeddings are kept between runs; None: nowhere."""
+    """Cache of prompt embeddings between runs; None: no cache."""
     tiny_decoder: TinyDecoder | None = None
-    """What frames are decoded with in place of the autoencoder, if the user supplies it."""
+    """Decoder that the user supplies, used in place of the autoencoder's."""
     _contexts: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
 
     @property
@@ -76,12 +76,12 @@ class ModelBundle:
 
     @property
     def decoder(self) -> VideoVAE | TinyDecoder:
-        """What makes frames of latents."""
+        """The network that decodes latents into frames."""
         return self.vae if self.tiny_decoder is None else self.tiny_decoder
 
     @property
     def precision(self) -> str:
-        """How the transformer's layers are stored: "int8", or the dtype where they are plain."""
+        """Storage format of the transformer's layers: "int8", or a dtype where they are plain."""
         schemes = {m.scheme.precision for m in self.dit.modules() if isinstance(m, QuantLinear)}
         return ", ".join(sorted(schemes)) or str(self.dit.dtype).removeprefix("torch.")
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +42,17 @@ _BY_CONTENT = ("dit", "vae", "text")
 """Parts that are one file with weights, which says itself what it is."""
 ADAPTER_PART = "adapter"
 WEIGHT_SUFFIXES = (".safetensors", ".sft", ".gguf", ".pth", ".pt", ".bin", ".ckpt")
+_MAX_FILES = 500
 SPEECH_FOLDERS = ("wav2vec2*", "audio_encoder")
 ALL_PARTS = tuple(PARTS)
 TEXT_PARTS = ("text", "tokenizer")
-"""What only a new prompt needs."""
+"""Parts that only a new prompt needs."""
 MODEL_PARTS = tuple(part for part in PARTS if part not in TEXT_PARTS)
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFiles:
-    """Where each part is; None: this directory has no such part.
+    """Paths of the parts; None: this directory has no such part.
 
     `dit`, `vae` and `text` open with `open_tensors`; `tokenizer` and `speech` are directories. The
     configurations of VAE and text encoder are None where the published defaults hold.
@@ -93,12 +95,12 @@ class CheckpointFiles:
 
 
 def models_dir() -> Path:
-    """Where pulled models are kept unless told otherwise."""
+    """Return the default directory of pulled models."""
     return cache_dir() / "models"
 
 
 def checkpoint_dir(name_or_dir: str | Path) -> Path:
-    """Where the files of a model are: the package, a directory, or where it was pulled to.
+    """Return the directory of a model: the embedded one, a directory, or a pulled one.
 
     A transformer's file stands for its directory, where that is a whole checkpoint.
     """
@@ -215,21 +217,32 @@ def _weight_files(files: CheckpointFiles) -> Iterator[Path]:
     Of a set with an index, the index.
     """
     known = {files.dit, files.vae, files.text, files.adapter}
-    folders = [p for p in files.directory.iterdir() if p.is_dir() and p != files.speech]
-    for folder in (files.directory, *sorted(folders)):
-        for path in sorted(folder.iterdir()):
-            is_set = path.name.endswith(INDEX_SUFFIX)
-            is_shard = re.search(r"-\d{5}-of-\d{5}\.", path.name) is not None
-            if path in known or is_shard or not path.is_file():
-                continue
-            if is_set or path.suffix in WEIGHT_SUFFIXES:
-                yield path
+    for path in _files_near(files.directory, skip=files.speech):
+        is_set = path.name.endswith(INDEX_SUFFIX)
+        is_shard = re.search(r"-\d{5}-of-\d{5}\.", path.name) is not None
+        if path not in known and not is_shard and (is_set or path.suffix in WEIGHT_SUFFIXES):
+            yield path
 
 
 def _unfinished(directory: Path) -> list[str]:
     """Return a sentence about each download here that has not finished."""
-    paths = sorted(path for path in directory.rglob("*") if path.name.endswith(UNFINISHED))
-    return [f"{path.relative_to(directory)}: a download that has not finished" for path in paths]
+    paths = (p for p in _files_near(directory) if p.name.endswith(UNFINISHED))
+    return [f"{p.relative_to(directory)}: a download that has not finished" for p in paths]
+
+
+def _files_near(directory: Path, *, skip: Path | None = None) -> Iterator[Path]:
+    """Yield the files here and one directory below, so many that a checkpoint has not more."""
+    folders = [path for path in _listed(directory) if path.is_dir() and path != skip]
+    found = (path for folder in (directory, *folders) for path in _listed(folder))
+    yield from (path for path in islice(found, _MAX_FILES) if path.is_file())
+
+
+def _listed(folder: Path) -> list[Path]:
+    """Return what is in a folder; nothing where that may not be read."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _one(directory: Path, *patterns: str) -> Path | None:

@@ -43,7 +43,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class ConvertRequest:
-    """What to make of a checkpoint.
+    """A conversion that is asked for.
 
     `loras` are merged after the published adapter, which is merged where it lies beside the weights.
     `text_precision` None: the text encoder stays as it is.

@@ -92,7 +92,7 @@ _PIECE_BYTES = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """Where one tensor's blocks are; `shape` is the shape in ggml's memory, outermost first."""
+    """Place of one tensor's blocks; `shape` is the shape in ggml's memory, outermost first."""
 
     format: BlockFormat
     shape: tuple[int, ...]

@@ -116,6 +116,11 @@ class _Adapter:
         placed, foreign = place_names(spec.path, self.source.infos, table)
         placed, other = _of_this_variant(placed, self.source, base)
         check_share(spec.path, base.path, placed, [*foreign, *other])
+        if 2 * sum(p.role == "set" for p in placed) > len(base.infos):
+            raise CheckpointError(
+                f"{spec.path}: expected an adapter (LoRA), found the weights of a whole model; "
+                "give them with --ckpt_dir"
+            )
         roles = _by_target(spec.path, placed)
         _check_pairs(spec.path, roles)
         ranks = {

@@ -1,4 +1,4 @@
-"""What every tensor of an adapter file is: a factor, a difference, an alpha, and of which base tensor.
+"""Find what each tensor of an adapter file does, and to which tensor of the base.
 
 Input: the names in a file and the `NameTable` of the base. Output: a `Placed` for each name that has
 a place there, and the names that have none. Names of every trainer of this family are known; an
@@ -33,7 +33,7 @@ _LEAVES: Mapping[str, tuple[str, Role]] = {
     "w_norm": ("weight", "add"), "b_norm": ("bias", "add"),
     "set_weight": ("weight", "set"), "set_bias": ("bias", "set"),
 }  # fmt: skip
-"""What the last word of a name means: which tensor of the layer, and what is done with it."""
+"""Tensor of the layer and role by the last word of a name."""
 _METHODS = (
     ("DoRA", r"[._](dora_scale|lora_magnitude_vector)\b"),
     ("LoKr", r"[._]lokr_"),

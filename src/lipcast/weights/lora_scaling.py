@@ -1,4 +1,4 @@
-"""How strongly an adapter is merged, as its file or the configuration beside it says.
+"""Read from an adapter, or the configuration beside it, how strongly it is merged.
 
     scale = alpha / rank, or alpha / sqrt(rank) where the adapter is rank-stabilised (rsLoRA)
 

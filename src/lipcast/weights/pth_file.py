@@ -19,7 +19,7 @@ from lipcast.weights.source import TensorInfo, TensorSource
 
 REMAP_BYTES = 1 << 30
 _NESTED = ("state_dict", "model_state_dict", "model", "module", "weights", "lora", "ema")
-"""Where a trainer's checkpoint holds the weights."""
+"""Keys under which a trainer's checkpoint holds the weights."""
 
 
 class PthSource(TensorSource):

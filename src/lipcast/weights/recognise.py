@@ -1,4 +1,4 @@
-"""What a weight file is, by the names and shapes in its header, whatever the file is called.
+"""Recognise a weight file by the names and shapes in its header, whatever it is called.
 
 Input: an opened source. Output: a `Kind`: the part of a checkpoint that it can be, and what it is in
 words; None for a file of no kind that is known. Nothing is read but headers.
@@ -17,7 +17,7 @@ from lipcast.weights.source import TensorSource
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a file is. `part`: the part of a checkpoint, "adapter", or None for what is of no use."""
+    """A kind of file. `part`: the part of a checkpoint, "adapter", or None where it is none."""
 
     part: str | None
     description: str

@@ -41,7 +41,7 @@ MAX_HEADER_BYTES = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class SafetensorsHeader:
-    """What a file says about itself; `offsets` are bytes from its start."""
+    """Header of one file; `offsets` are bytes from its start."""
 
     infos: dict[str, TensorInfo]
     offsets: dict[str, int]

@@ -103,7 +103,8 @@ class UnscaledSource(TensorSource):
         for piece in row_slices(*rows.shape):
             exact = rows[piece].float()
             factors = grid[torch.arange(piece.start, piece.start + len(exact)) // step_rows]
-            factors = factors.repeat_interleave(step_columns, dim=1)[:, : rows.shape[1]]
+            if factors.shape[1] > 1:
+                factors = factors.repeat_interleave(step_columns, dim=1)[:, : rows.shape[1]]
             values[piece] = exact.mul_(factors)
         return values.view(stored.shape)
 

@@ -1,4 +1,4 @@
-"""What every kind of weight file looks like to the rest: named tensors, read one at a time.
+"""The interface of every kind of weight file: named tensors, read one at a time.
 
 A `TensorSource` knows names, shapes and dtypes of all tensors without reading any, and reads one
 on demand. Files are sources; so are the merge of an adapter and a quantisation, which wrap another
