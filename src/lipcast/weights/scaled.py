@@ -83,30 +83,35 @@ class UnscaledSource(TensorSource):
         if name not in self._scales:
             return stored
         scale = self._scales[name]
-        if scale is None or not stored.numel():
+        if not stored.numel():
             return stored.to(torch.bfloat16)
-        return self._scaled(name, stored, self._base.read(scale).float())
-
-    def _scaled(self, name: str, stored: Tensor, scale: Tensor) -> Tensor:
         rows = stored.reshape(stored.shape[0] if stored.dim() else 1, -1)
-        grid = _grid(scale)
+        grid = torch.ones(1, 1) if scale is None else _grid(self._base.read(scale).float())
         step_rows, step_columns = (
             -(-size // max(1, cells)) for size, cells in zip(rows.shape, grid.shape, strict=True)
         )
         if grid.shape != (-(-rows.shape[0] // step_rows), -(-rows.shape[1] // step_columns)):
             raise CheckpointError(
-                f"{self.path}: {name} of shape {list(stored.shape)} has scales of shape "
-                f"{list(scale.shape)}, which do not divide it; download the file again, or take "
+                f"{self.path}: {name} of shape {list(stored.shape)} has scales on a grid of "
+                f"{list(grid.shape)}, which do not divide it; download the file again, or take "
                 "the one in bf16"
             )
         values = torch.empty(rows.shape, dtype=torch.bfloat16)
         for piece in row_slices(*rows.shape):
-            exact = rows[piece].float()
+            exact = _as_float(rows[piece])
             factors = grid[torch.arange(piece.start, piece.start + len(exact)) // step_rows]
             if factors.shape[1] > 1:
                 factors = factors.repeat_interleave(step_columns, dim=1)[:, : rows.shape[1]]
             values[piece] = exact.mul_(factors)
         return values.view(stored.shape)
+
+
+def _as_float(stored: Tensor) -> Tensor:
+    """Return 8-bit numbers as float32; a table is twice as fast as converting fp8."""
+    if not stored.dtype.is_floating_point:
+        return stored.float()
+    table = torch.arange(256, dtype=torch.uint8).view(stored.dtype).float()
+    return table.index_select(0, stored.view(torch.uint8).flatten().int()).view(stored.shape)
 
 
 def _grid(scale: Tensor) -> Tensor:
