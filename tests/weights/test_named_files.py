@@ -94,6 +94,15 @@ def test_what_lies_there_instead_of_a_part_is_named(tmp_path: Path, kind: str) -
         find_checkpoint(tmp_path)
 
 
+def test_a_folder_of_diffusers_of_another_model_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
+    layers = {"blocks.0.attn1.to_q.weight": torch.ones(2, 2)}
+    write(tmp_path / "transformer" / "diffusion_pytorch_model.safetensors", layers)
+    said = r"(?s)Missing:.*made for WanPipeline.*transformer.*without its audio layers"
+    with pytest.raises(CheckpointError, match=said):
+        find_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("marker", "said"),
     [

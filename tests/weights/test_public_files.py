@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from lipcast.weights.checkpoint import checkpoint_dir, find_checkpoint
 from lipcast.weights.convert import ConvertRequest, convert
 from lipcast.weights.files import open_tensors
 from lipcast.weights.networks import open_dit, open_text, open_vae
+from lipcast.weights.safetensors_file import SafetensorsSource
 from sounds import EXAMPLES, write_wav
 from synthetic import SMALL
 
@@ -108,6 +110,28 @@ def test_any_grid_of_scales_is_multiplied_out(
     stored, scale, exact = scaled(torch.randn(shape), dtype, cells)
     path = write(tmp_path / "w.safetensors", {"a.weight": stored, f"a.{name}": scale})
     assert_same(dict(open_dit(path, SMALL.dit)), {"a.weight": exact})
+
+
+def test_no_stored_weight_is_kept_beside_its_product(
+    tmp_path: Path, dit: Tensors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read in 8 bits is gone when the next tensor is read."""
+    file, _ = packed(dit, "fp8_scaled, scale_weight")
+    source = open_dit(write(tmp_path / "x.safetensors", file), SMALL.dit)
+    read, seen = SafetensorsSource.read, []
+
+    def watched(self: SafetensorsSource, name: str) -> Tensor:
+        tensor = read(self, name)
+        if tensor.dtype == FP8:
+            seen.append(weakref.ref(tensor))
+        return tensor
+
+    monkeypatch.setattr(SafetensorsSource, "read", watched)
+    held = []
+    for name in source.infos:
+        held.append(source.read(name))
+        assert not [ref for ref in seen if ref() is not None]
+    assert len(seen) > 10
 
 
 def transformers_names(text: Tensors) -> Tensors:

@@ -194,7 +194,7 @@ def _with_other_names(files: CheckpointFiles) -> CheckpointFiles:
     from lipcast.weights.recognise import recognise_file  # needs torch
 
     found: dict[str, list[Path]] = {}
-    others = [f"  {text}" for text in _unfinished(files.directory)]
+    others = [f"  {text}" for text in (*_pipeline(files.directory), *_unfinished(files.directory))]
     for path in _weight_files(files):
         kind = recognise_file(path)
         if kind.part in _BY_CONTENT and getattr(files, kind.part) is None:
@@ -209,6 +209,15 @@ def _with_other_names(files: CheckpointFiles) -> CheckpointFiles:
                 "leave only the one to use"
             )
     return replace(files, others=tuple(others), **{part: paths[0] for part, paths in found.items()})
+
+
+def _pipeline(directory: Path) -> list[str]:
+    """Return a sentence about a folder of diffusers, which names its model."""
+    path = directory / "model_index.json"
+    if not path.is_file():
+        return []
+    model = read_json(path).get("_class_name", "unknown")
+    return [f"{path.name}: a folder of diffusers, made for {model}; its weights are looked at"]
 
 
 def _weight_files(files: CheckpointFiles) -> Iterator[Path]:
