@@ -16,7 +16,7 @@ from lipcast.config.timesteps import flow_schedule
 from lipcast.models.dit import DiT
 from lipcast.models.vae import VideoVAE
 from lipcast.weights.checkpoint import checkpoint_dir, find_checkpoint
-from lipcast.weights.configs import models_in
+from lipcast.weights.configs import read_configs
 from lipcast.weights.files import open_tensors
 from lipcast.weights.load import load_into, without_memory
 
@@ -40,7 +40,7 @@ def _relative(got: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize(("name", "half"), [("latents", True), ("latents_exact_rope", False)])
 @torch.no_grad()
 def test_latents(case, files, name, half):
-    config = models_in(files.directory).dit
+    config = read_configs("tiny").dit
     with without_memory():
         model = DiT(config, half_precision_rope=half)
     load_into(model, open_tensors(files.dit), dtype=torch.float32)
@@ -65,7 +65,7 @@ def test_latents(case, files, name, half):
 @pytest.mark.slow
 @torch.no_grad()
 def test_frames(case, files):
-    config = models_in(files.directory).vae
+    config = read_configs("tiny").vae
     with without_memory():
         vae = VideoVAE(config)
     load_into(vae, open_tensors(files.vae), dtype=torch.float32)

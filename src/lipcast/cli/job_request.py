@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lipcast.cli.request import DEFAULT_MODEL, GenerateRequest
+from lipcast.cli.types import FILE
 from lipcast.errors import UsageError
 
 SEGMENT_S = 60.0
@@ -56,9 +57,9 @@ def as_job(request: GenerateRequest, **how: Any) -> dict[str, Any]:
 
 
 def _from_anywhere(model: str) -> str:
-    """Return a model's name as it is, a folder as an absolute path."""
-    folder = Path(model).expanduser()
-    return model if model == DEFAULT_MODEL or not folder.is_dir() else str(folder.resolve())
+    """Return a model's name as it is, a folder or a file as an absolute path."""
+    path = FILE.convert(model, None, None)
+    return model if model == DEFAULT_MODEL or not path.exists() else str(path.resolve())
 
 
 def _lora_from_anywhere(text: str) -> tuple[str, Path | None]:

@@ -16,6 +16,7 @@ from typing import Literal, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
+from lipcast.config.precision import StoredPrecision
 from lipcast.env import logger
 from lipcast.errors import CheckpointError
 from lipcast.models.dit import DiT
@@ -31,7 +32,7 @@ from lipcast.weights.checkpoint import (
     find_checkpoint,
     read_json,
 )
-from lipcast.weights.configs import models_in, text_config
+from lipcast.weights.configs import read_configs, text_config
 from lipcast.weights.disk import check_downloaded
 from lipcast.weights.files import open_tensors
 from lipcast.weights.load import load_into, without_memory
@@ -41,14 +42,14 @@ from lipcast.weights.networks import open_dit, open_text, open_vae
 from lipcast.weights.prompts import PromptCache, PromptEmbedding, read_embedding
 from lipcast.weights.quant import quantised
 from lipcast.weights.quant_linear import QuantLinear, quantised_layers
-from lipcast.weights.schemes import SCHEMES, Precision
+from lipcast.weights.schemes import SCHEMES
 from lipcast.weights.source import RenamedSource, TensorSource
 
 _log = logger("weights.bundle")
 _KEPT_PROMPTS = 16
 LoadDiT = Callable[[DiT, TensorSource], None]
-Network = Literal["dit", "vae", "speech"]
-NETWORKS: tuple[Network, ...] = get_args(Network)
+NetworkName = Literal["dit", "vae", "speech"]
+NETWORKS: tuple[NetworkName, ...] = get_args(NetworkName)
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
@@ -135,11 +136,11 @@ def load_bundle(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    precision: Precision | None = None,
+    precision: StoredPrecision | None = None,
     loras: Sequence[str | LoraSpec] = (),
     prompts: PromptCache | None = None,
     load_dit: LoadDiT | None = None,
-    networks: Collection[Network] = NETWORKS,
+    networks: Collection[NetworkName] = NETWORKS,
     speech_device: torch.device | None = None,
 ) -> ModelBundle:
     """Load transformer, VAE and speech encoder; the text encoder's files are only found.
@@ -156,7 +157,7 @@ def load_bundle(
     assert files.vae and files.speech
     if any(part in files.missing for part in TEXT_PARTS):
         _log.warning("%s: has no text encoder; give prompts as embeddings", directory)
-    configs = models_in(directory)
+    configs = read_configs(directory)
     side_dtype = dtype if device.type == "cuda" else torch.float32
     with without_memory():
         dit, vae = DiT(configs.dit), VideoVAE(configs.vae)
@@ -179,7 +180,7 @@ def load_bundle(
 def open_transformer(
     files: CheckpointFiles,
     *,
-    precision: Precision | None = None,
+    precision: StoredPrecision | None = None,
     loras: Sequence[str | LoraSpec] = (),
     device: torch.device | str = "cpu",
 ) -> TensorSource:
@@ -189,7 +190,7 @@ def open_transformer(
     """
     assert files.dit is not None
     mapped = torch.device(device).type == "cpu" and read_manifest(files.directory) is not None
-    base = open_dit(files.dit, models_in(files.directory).dit, mapped=mapped)
+    base = open_dit(files.dit, read_configs(files.directory).dit, mapped=mapped)
     stored = {scheme.precision for _, scheme in quantised_layers(base)}
     merged = merge_loras(base, adapters_of(files, loras))
     if precision is None or precision not in SCHEMES or stored == {precision}:

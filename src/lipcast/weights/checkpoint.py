@@ -8,11 +8,12 @@ lies there instead and what to do. Only looking into files under other names nee
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lipcast.env import cache_dir
@@ -20,13 +21,17 @@ from lipcast.errors import CheckpointError
 from lipcast.weights.disk import UNFINISHED, check_downloaded, parse_json
 
 EMBEDDED_MODELS = ("tiny",)
+ADAPTER_MODEL = "live-avatar-14b"
+"""Name of the published model: the adapter, pulled together with the base that it is for."""
+MODEL_ALIASES: Mapping[str, str] = MappingProxyType(
+    dict.fromkeys(("14b", "live-avatar", "s2v-14b", "quark-vision/live-avatar"), ADAPTER_MODEL)
+)
+"""Other names of models, in lower case."""
 
 INDEX_SUFFIX = ".safetensors.index.json"
 DIT_NAME = "diffusion_pytorch_model"
 ADAPTER_NAME = "liveavatar.safetensors"
 ADAPTER_REPOSITORY = "Quark-Vision/Live-Avatar"
-ADAPTER_MODEL = "live-avatar-14b"
-"""The name under which the adapter is pulled, with the base that it is for."""
 REPOSITORY = "Wan-AI/Wan2.2-S2V-14B"
 
 PARTS = {
@@ -99,12 +104,18 @@ def models_dir() -> Path:
     return cache_dir() / "models"
 
 
+def model_name(name: str) -> str:
+    """Return the name that a model is known and pulled by, for that name or another of it."""
+    return MODEL_ALIASES.get(name.lower(), name)
+
+
 def checkpoint_dir(name_or_dir: str | Path) -> Path:
     """Return the directory of a model: the embedded one, a directory, or a pulled one.
 
-    A transformer's file stands for its directory, where that is a whole checkpoint.
+    A transformer's file stands for its directory, where that is a whole checkpoint. Raises
+    CheckpointError where there is none.
     """
-    name = str(name_or_dir)
+    name = model_name(str(name_or_dir))
     if name in EMBEDDED_MODELS:
         return Path(str(resources.files("lipcast") / "assets" / name))
     path = Path(name_or_dir).expanduser()
@@ -113,8 +124,12 @@ def checkpoint_dir(name_or_dir: str | Path) -> Path:
     if path.is_file():
         return _directory_of(path)
     pulled = models_dir() / name
-    if path.name == name and pulled.is_dir():
+    if Path(name).name == name and pulled.is_dir():
         return pulled
+    if name == ADAPTER_MODEL:
+        raise CheckpointError(
+            f"model: {name} is not here; run `lipcast pull {name}`, or give the folder of its files"
+        )
     known = ", ".join(EMBEDDED_MODELS)
     raise CheckpointError(
         f"model: expected a name ({known}, or a model that was pulled) or the directory of a "

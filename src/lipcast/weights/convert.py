@@ -18,17 +18,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from lipcast.config.precision import StoredPrecision
 from lipcast.errors import OutputError
 from lipcast.weights.adapters import adapters_of
 from lipcast.weights.checkpoint import DIT_NAME, CheckpointFiles, find_checkpoint
-from lipcast.weights.configs import models_in
+from lipcast.weights.configs import read_configs
 from lipcast.weights.disk import TEMPORARY, output_error, sha256_of, write_text
 from lipcast.weights.files import open_tensors
 from lipcast.weights.lora import LoraSpec, merge_loras
 from lipcast.weights.manifest import MANIFEST, Manifest, entry, read_manifest
 from lipcast.weights.networks import open_dit, open_text
 from lipcast.weights.quant import KEPT_LAYERS, NOT_A_MATRIX, QuantisedSource, quantised
-from lipcast.weights.schemes import Precision
 from lipcast.weights.shards import SetWriter
 from lipcast.weights.source import QWEIGHT, TensorInfo, TensorSource
 
@@ -51,9 +51,9 @@ class ConvertRequest:
 
     source: Path
     out: Path
-    precision: Precision
+    precision: StoredPrecision
     loras: tuple[LoraSpec, ...] = ()
-    text_precision: Precision | None = None
+    text_precision: StoredPrecision | None = None
     shard_bytes: int = SHARD_BYTES
 
 
@@ -92,7 +92,7 @@ def _open_sets(
     request: ConvertRequest, files: CheckpointFiles, loras: Sequence[LoraSpec]
 ) -> list[_Set]:
     assert files.dit is not None
-    configs = models_in(files.directory)
+    configs = read_configs(files.directory)
     merged = merge_loras(open_dit(files.dit, configs.dit), loras)
     sets = [_Set(DIT_NAME, quantised(merged, request.precision))]
     if request.text_precision and files.text:
