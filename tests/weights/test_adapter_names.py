@@ -11,11 +11,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lipcast.config.precision import StoredPrecision
 from lipcast.errors import CheckpointError
 from lipcast.weights.bundle import open_transformer
 from lipcast.weights.checkpoint import find_checkpoint
 from lipcast.weights.quant import quantise_weight
-from lipcast.weights.schemes import SCHEMES, Precision
+from lipcast.weights.schemes import SCHEMES
 from lipcast.weights.source import TensorSource
 
 from .trainers import (
@@ -64,7 +65,7 @@ RANKS, ALPHAS = st.sampled_from([1, 2, 8, 16]), st.floats(0.25, 64, width=32)
 )  # fmt: skip
 def test_any_rank_alpha_and_weight_in_any_precision(
     original: Path, base: TensorSource, folder: Path, name: str, rank: int, alpha: float,
-    weight: float, precision: Precision, by: str,
+    weight: float, precision: StoredPrecision, by: str,
 ) -> None:  # fmt: skip
     """A merged layer is stored as its exact sum would be."""
     layer = "blocks.0.self_attn.q"

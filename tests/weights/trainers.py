@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lipcast.config.precision import StoredPrecision
 from lipcast.weights.bundle import open_transformer
 from lipcast.weights.checkpoint import find_checkpoint
-from lipcast.weights.schemes import Precision
 from lipcast.weights.source import TensorSource
 
 LAYERS = (
@@ -76,7 +76,7 @@ SPELLINGS: dict[str, Spell] = {
 }
 
 
-def merged(original: Path, *loras: str, precision: Precision | None = None) -> TensorSource:
+def merged(original: Path, *loras: str, precision: StoredPrecision | None = None) -> TensorSource:
     return open_transformer(find_checkpoint(original), loras=loras, precision=precision)
 
 
