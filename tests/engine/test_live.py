@@ -21,7 +21,7 @@ from lipcast.engine.live_timeline import LiveSounds, LiveTimeline
 from lipcast.engine.live_types import LiveLimits, LiveState
 from lipcast.errors import CancelledError, InputError, SessionFailedError, UsageError
 from lipcast.media.audio import PcmSource
-from sounds import EXAMPLES, syllables
+from sounds import syllables
 
 SMALL: dict[str, Any] = {"size": "64*64", "sample_steps": 2}
 BLOCK = 12
@@ -46,6 +46,7 @@ class FakeSession:
     def __init__(self, timeline: LiveTimeline) -> None:
         self._timeline, self._ready = timeline, deque()
         self.num_begun, self._under_way, self.closed, self.failure = 0, None, False, None
+        self.features: list[torch.Tensor] = []
         self.spec = type("Spec", (), {"video_frames_per_block": BLOCK})
 
     def tick(self) -> bool:
@@ -58,8 +59,10 @@ class FakeSession:
             )
             self._under_way = None
             return True
-        if self._timeline.features(self.num_begun, wait=False) is None:
+        features = self._timeline.features(self.num_begun, wait=False)
+        if features is None:
             return False
+        self.features.append(features)
         self._under_way, self.num_begun = self.num_begun, self.num_begun + 1
         return True
 
@@ -314,55 +317,49 @@ def test_whatever_happens_bounds_and_order_hold(tiny, actions):
 # With the model: the same engine, the same numbers.
 
 
-def _live_latents(
-    tiny, portrait, pieces, *, idle_first: int = 0
-) -> tuple[torch.Tensor, np.ndarray]:
-    """Latents and sound of an utterance that is pushed in pieces."""
-    latents: dict[int, torch.Tensor] = {}
-    runner = LiveRunner(tiny._engine.tick, threaded=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiny, "_live_runner", runner)
-        live = tiny.live(
-            image=portrait, prompt="calm", sample_rate=RATE, idle=idle_first > 0, **SMALL
-        )
-    with live:
-        live.inner.on_latent = lambda block, latent: latents.update({block: latent.clone()})
-        taken = []
-        while len(taken) < idle_first * BLOCK:
-            runner.step()
-            taken += live.poll(BLOCK)
+@settings(max_examples=25)
+@given(cuts=st.lists(st.integers(1, 20_799), max_size=8), rate=st.sampled_from([RATE, 44_100]))
+def test_features_do_not_depend_on_the_chunking(tiny, cuts, rate):
+    """Sound in any pieces, after silence: the features and samples of the whole sound in one piece."""
+    wave, runs = syllables(1.3, rate), []
+    for pieces in (np.split(wave, sorted(set(cuts))), [wave]):
+        live = Live(tiny)
+        live.take(2 * BLOCK)
         for piece in pieces:
-            live.push_audio(piece, sample_rate=RATE)
+            live.session.push_audio(piece, sample_rate=rate)
+            live.runner.step()
+        live.session.finish()
+        spoken = [frame.sound for frame in live.take() if frame.is_speech]
+        runs.append((live.fake.features, np.concatenate(spoken)))
+    (features, sound), (whole_features, whole_sound) = runs
+    assert len(sound) == len(whole_sound) == 3 * BLOCK_SAMPLES
+    assert np.array_equal(sound, whole_sound)
+    assert all(map(torch.equal, features[-3:], whole_features[-3:]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [777, 8_000, 20_800])
+def test_live_latents_are_those_of_the_whole_sound(tiny, portrait, size, monkeypatch):
+    """Any chunking gives the latents of a session that had all of the sound at once."""
+    wave, expected, latents = syllables(1.3), [], []
+    with tiny.session(image=portrait, prompt="calm", **SMALL) as pushed:
+        pushed.inner.on_latent = lambda _, latent: expected.append(latent.clone())
+        pushed.push(wave)
+        pushed.finish()
+        list(pushed)
+    runner = LiveRunner(tiny._engine.tick, threaded=False)
+    monkeypatch.setattr(tiny, "_live_runner", runner)
+    with tiny.live(image=portrait, prompt="calm", sample_rate=RATE, idle=False, **SMALL) as live:
+        live.inner.on_latent = lambda _, latent: latents.append(latent.clone())
+        for first in range(0, len(wave), size):
+            live.push_audio(wave[first : first + size], sample_rate=RATE)
             runner.step()
         live.finish()
         while not live.has_ended:
             runner.step()
-            taken += live.poll(BLOCK)
-    sound = np.concatenate([frame.sound for frame in taken if frame.is_speech])
-    return torch.cat([latents[block] for block in sorted(latents)], dim=1), sound
-
-
-@pytest.fixture(scope="module")
-def offline(tiny) -> tuple[np.ndarray, torch.Tensor]:
-    """A sound of 1.3 s, and the latents of a session that has all of it before it begins."""
-    wave, latents = syllables(1.3), []
-    with tiny.session(image=EXAMPLES / "portrait_0.png", prompt="calm", **SMALL) as pushed:
-        pushed.inner.on_latent = lambda _, latent: latents.append(latent.clone())
-        pushed.push(wave)
-        pushed.finish()
-        list(pushed)
-    return wave, torch.cat(latents, dim=1)
-
-
-@settings(max_examples=4)
-@given(cuts=st.lists(st.integers(1, 20_799), max_size=6))
-def test_live_latents_are_those_of_the_whole_sound(tiny, offline, cuts):
-    """Any chunking gives the latents of a session that had all of the sound at once."""
-    wave, expected = offline
-    pieces = np.split(wave, sorted(set(cuts)))
-    latents, sound = _live_latents(tiny, EXAMPLES / "portrait_0.png", pieces)
-    assert torch.equal(latents, expected)
-    assert np.array_equal(sound[: len(wave), 0], wave)
+        sound = np.concatenate([frame.sound[:, 0] for frame in live])
+    assert all(map(torch.equal, latents, expected)) and len(latents) == len(expected) == 3
+    assert np.array_equal(sound[: len(wave)], wave)
 
 
 def test_the_runner_thread_and_the_public_door(tiny, portrait):
@@ -374,6 +371,7 @@ def test_the_runner_thread_and_the_public_door(tiny, portrait):
     assert live.state is LiveState.CLOSED
 
 
+@pytest.mark.slow
 def test_a_new_prompt_holds_from_the_next_block_on(tiny, portrait):
     """The block before it is as it was; the one after it differs, as with the prompt from a new sink."""
     runs = []

@@ -150,11 +150,16 @@ class LiveTimeline:
         It continues the utterance that is open; one of another sampling rate ends it and begins the next.
         """
         with self.changed:
+            last = self._utterances[-1] if self.has_open_utterance else None
+            continues = last is not None and last.sample_rate == sample_rate
+            utterance = last if continues and last else _Utterance(self._settings, sample_rate)
             room = max(0, int((self._settings.max_pending_s - self.pending_s) * sample_rate))
             accepted = min(len(samples), room)
+            utterance.push(samples[:accepted])
             self.dropped_s += (len(samples) - accepted) / sample_rate
-            if accepted:
-                self._open_utterance(sample_rate).push(samples[:accepted])
+            if accepted and not continues:
+                self.end_utterance()
+                self._utterances.append(utterance)
             return accepted
 
     def end_utterance(self) -> None:
@@ -198,13 +203,6 @@ class LiveTimeline:
         with self.changed:
             begun = bool(self._utterances) and self._utterances[0].first_block is not None
             return begun or any(block.is_speech for block in self._begun)
-
-    def _open_utterance(self, sample_rate: int) -> _Utterance:
-        if self.has_open_utterance and self._utterances[-1].sample_rate != sample_rate:
-            self._utterances[-1].end()
-        if not self.has_open_utterance:
-            self._utterances.append(_Utterance(self._settings, sample_rate))
-        return self._utterances[-1]
 
     # Blocks out, to the session.
 
