@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from itertools import pairwise
 from typing import Any
 
@@ -13,18 +12,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fake_live import BLOCK, FakeSession
 from lipcast.config.models import VIDEO_FPS
-from lipcast.engine.frames import BlockTimings, FrameBlock
 from lipcast.engine.live import LiveSession
 from lipcast.engine.live_runner import LiveRunner
-from lipcast.engine.live_timeline import LiveSounds, LiveTimeline
+from lipcast.engine.live_timeline import LiveSounds
 from lipcast.engine.live_types import LiveLimits, LiveState
 from lipcast.errors import CancelledError, InputError, SessionFailedError, UsageError
 from lipcast.media.audio import PcmSource
 from sounds import syllables
 
 SMALL: dict[str, Any] = {"size": "64*64", "sample_steps": 2}
-BLOCK = 12
 RATE = 16_000
 BLOCK_SAMPLES = BLOCK * RATE // VIDEO_FPS
 LIMITS = LiveLimits(max_pending_s=5, max_frames_ahead=24, patience_s=1)
@@ -38,45 +36,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-class FakeSession:
-    """What a live session needs of a `Session`: a block takes two ticks, and its pictures show its number."""
-
-    def __init__(self, timeline: LiveTimeline) -> None:
-        self._timeline, self._ready = timeline, deque()
-        self.num_begun, self._under_way, self.closed, self.failure = 0, None, False, None
-        self.features: list[torch.Tensor] = []
-        self.spec = type("Spec", (), {"video_frames_per_block": BLOCK})
-
-    def tick(self) -> bool:
-        if self._under_way is not None:
-            frames = np.full((BLOCK, 2, 2, 3), self._under_way % 256, np.uint8)
-            audio = self._timeline.take_samples(BLOCK)
-            timings = BlockTimings(0, 0.1, 0.1)
-            self._ready.append(
-                FrameBlock(self._under_way, frames, audio, self._timeline.sample_rate, timings)
-            )
-            self._under_way = None
-            return True
-        features = self._timeline.features(self.num_begun, wait=False)
-        if features is None:
-            return False
-        self.features.append(features)
-        self._under_way, self.num_begun = self.num_begun, self.num_begun + 1
-        return True
-
-    def take(self):
-        if self.failure is not None:
-            raise self.failure
-        while self._ready:
-            yield self._ready.popleft()
-
-    def cancel(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self.closed = True
 
 
 class Live:

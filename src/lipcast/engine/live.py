@@ -56,7 +56,7 @@ class LiveSession:
         self._is_paused = self._is_finishing = self._has_ended = False
         self._failure = ""
         self._num_made = self._num_given = self._num_idle_dropped = self._num_interrupted = 0
-        self._num_interrupts = 0
+        self._num_interrupts = self._num_utterances = 0
         self._last_push: float | None = None
         self._utterance_began: float | None = None
         self._first_frame_s: float | None = None
@@ -97,7 +97,7 @@ class LiveSession:
         with self._notifying():
             self._check_open()
             epoch = self._timeline.interrupt()
-            self._num_interrupts += 1
+            self._num_interrupts, self._utterance_began = self._num_interrupts + 1, None
             self._num_interrupted += len(self._frames)
             self._frames.clear()
             return epoch
@@ -164,6 +164,7 @@ class LiveSession:
                 pending_s=self._timeline.pending_s,
                 dropped_sound_s=self._timeline.dropped_s,
                 num_interrupts=self._num_interrupts,
+                num_utterances=self._num_utterances,
                 first_frame_s=self._first_frame_s,
                 block_s=self._block_s,
             )
@@ -196,6 +197,13 @@ class LiveSession:
                 )
                 self._num_given += 1
             return found
+
+    def next_kind(self) -> tuple[int, bool] | None:
+        """Return the epoch of the next frame, and whether it speaks; None where none is ready."""
+        with self._changed:
+            if not self._frames or self._is_paused:
+                return None
+            return self._frames[0][0].epoch, self._frames[0][0].is_speech
 
     def __iter__(self) -> Iterator[AVFrame]:
         """Yield the frames as they are made; ends after `finish` or `close`."""
@@ -288,7 +296,7 @@ class LiveSession:
                 self._drop_idle()
                 if self._utterance_began is not None:
                     self._first_frame_s = self._clock() - self._utterance_began
-                    self._utterance_began = None
+                    self._utterance_began, self._num_utterances = None, self._num_utterances + 1
             sounds = np.split(block.audio, len(block.frames))
             self._frames.extend((made, *each) for each in zip(block.frames, sounds, strict=True))
 

@@ -72,6 +72,8 @@ class LiveStats:
     pending_s: float
     dropped_sound_s: float
     num_interrupts: int
+    num_utterances: int
+    """Utterances of which pictures were made."""
     first_frame_s: float | None
     """From the first sound of the last utterance to its first picture."""
     block_s: float | None

@@ -1,0 +1,120 @@
+"""Live sessions that compute nothing: pictures of one colour, and a speech encoder that hears nothing."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from lipcast.engine.frames import BlockTimings, FrameBlock
+from lipcast.engine.live import LiveSession
+from lipcast.engine.live_runner import LiveRunner
+from lipcast.engine.live_timeline import LiveTimeline, SoundSettings
+from lipcast.engine.live_types import LiveLimits
+from lipcast.engine.speech_features import StreamState
+from lipcast.errors import AdmissionError
+from lipcast.media.audio import PcmSource
+
+BLOCK = 12
+SIDE = 64
+
+
+class FakeSession:
+    """What a live session needs of a `Session`: a block takes two ticks, and its pictures show its number."""
+
+    def __init__(self, timeline: LiveTimeline) -> None:
+        self._timeline, self._ready = timeline, deque()
+        self.num_begun, self._under_way, self.closed, self.failure = 0, None, False, None
+        self.features: list[torch.Tensor] = []
+        self.contexts: list[torch.Tensor] = []
+        self.spec = type("Spec", (), {"video_frames_per_block": BLOCK})
+
+    def tick(self) -> bool:
+        if self._under_way is not None:
+            frames = np.full((BLOCK, SIDE, SIDE, 3), self._shade(), np.uint8)
+            audio = self._timeline.take_samples(BLOCK)
+            timings = BlockTimings(0, 0.1, 0.1)
+            self._ready.append(
+                FrameBlock(self._under_way, frames, audio, self._timeline.sample_rate, timings)
+            )
+            self._under_way = None
+            return True
+        features = self._timeline.features(self.num_begun, wait=False)
+        if features is None:
+            return False
+        self.features.append(features)
+        self._under_way, self.num_begun = self.num_begun, self.num_begun + 1
+        return True
+
+    def _shade(self) -> int:
+        """White where something is said, else the number of the block."""
+        return 255 if self._timeline._begun[0].is_speech else self._under_way % 100
+
+    def take(self):
+        if self.failure is not None:
+            raise self.failure
+        while self._ready:
+            yield self._ready.popleft()
+
+    def cancel(self) -> None:
+        pass
+
+    def set_context(self, context: torch.Tensor) -> None:
+        self.contexts.append(context)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeFeatures:
+    """Features of nothing, as soon as there is sound for a block."""
+
+    def __init__(self, state: StreamState) -> None:
+        self.state, self._finished = state, False
+
+    def push(self, wave_N: np.ndarray) -> None:
+        self.state.num_samples += len(wave_N)
+
+    def finish(self) -> None:
+        self._finished = True
+
+    def take(self, block: int) -> torch.Tensor | None:
+        has_come = self.state.num_samples >= (block + 1) * BLOCK * 640
+        return torch.zeros(1, 1, BLOCK) if has_come or self._finished else None
+
+
+class FakeModel:
+    """What the server needs of a model."""
+
+    def __init__(self, *, room: int = 100) -> None:
+        """`room`: sessions that the memory would hold."""
+        self.sessions: list[FakeSession] = []
+        self.keywords: list[dict[str, Any]] = []
+        self.room, self.closed = room, False
+        self._runner = LiveRunner(self._tick)
+
+    def live(self, *, image: Any, prompt: str, sample_rate: int, **keywords: Any) -> LiveSession:
+        if sum(not session.closed for session in self.sessions) >= self.room:
+            raise AdmissionError("this session does not fit beside those that are open")
+        self.keywords.append({"prompt": prompt, "image": image, **keywords})
+        limits = LiveLimits(max_pending_s=5)
+        timeline = LiveTimeline(
+            SoundSettings(
+                lambda rate: PcmSource(rate, mux_rate=sample_rate),
+                FakeFeatures, torch.zeros(1, 1, BLOCK), BLOCK, sample_rate, limits.max_pending_s,
+            )
+        )  # fmt: skip
+        fake = FakeSession(timeline)
+        self.sessions.append(fake)
+        live = LiveSession(fake, timeline, encode_prompt=lambda _: torch.zeros(1), limits=limits)
+        self._runner.add(live)
+        return live
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _tick(self, sessions: Sequence[FakeSession]) -> bool:
+        return any([session.tick() for session in sessions])  # noqa: C419 (every session gets its tick)
