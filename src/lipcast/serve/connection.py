@@ -73,8 +73,8 @@ class Connection:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             self._hub.detach(self._hosted, self._leave, reason)
+            await asyncio.gather(*tasks, return_exceptions=True)
         await self._end(reason)
 
     def _leave(self, reason: str) -> None:

@@ -164,7 +164,7 @@ class Hub:
 
     def detach(self, hosted: Hosted, leave: Callable[[str], None], reason: str) -> None:
         """The connection has ended; the session waits for the next one."""
-        if hosted.leave is leave and hosted.key in self._sessions:
+        if hosted.leave == leave and hosted.key in self._sessions:
             hosted.leave, hosted.detached = None, time.monotonic()
             hosted.live.pause()
             log_event("disconnected", session=hosted.label, reason=reason)
