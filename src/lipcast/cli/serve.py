@@ -29,7 +29,7 @@ _OPTIONS = (
     Option("port", "TCP port; 0 picks a free one.", type=int, metavar="N", show_default="8000"),
     *options_named("size"),
     Option(
-        "token", "Secret that every request has to carry. Without one the server listens to this machine only.",
+        "token", "Secret that every request carries. Without one only this machine can connect.",
         section=Section.ACCESS, metavar="TEXT", show_default="made up and printed, off loopback",
     ),
     Option(
@@ -91,8 +91,9 @@ _PER_SESSION = ("size", "infer_frames", "sample_steps", "seed")
 def serve(console: Console, **flags: Any) -> None:
     """Talk to a portrait in a browser: open the address that is printed.
 
-    Sound goes in as it is spoken, pictures with their sound come out, over one TCP port. Programs use the same
-    WebSocket. Only this machine can connect unless --host says otherwise; then every request needs the token.
+    Sound goes in as it is spoken, pictures with their sound come out, over one TCP port. Programs use the
+    same WebSocket. Only this machine can connect unless --host says otherwise; then every request needs the
+    token.
     """
     accepted_flags(flags)
     settings = _settings(flags)

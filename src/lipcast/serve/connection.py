@@ -43,6 +43,7 @@ class Connection:
         self._pacer = Pacer()
         self._encoder: LiveEncoder | None = None
         self._last_kind: tuple[int, bool] | None = None
+        self._key_wanted = False
         self._left: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._commands: Mapping[str, Callable[[dict[str, Any]], Awaitable[None] | None]] = {
             "audio": self._set_format,
@@ -51,6 +52,7 @@ class Connection:
             "prompt": self._set_prompt,
             "pause": lambda _: self._live.pause(),
             "resume": lambda _: self._live.resume(),
+            "key": self._want_key,
             "finish": lambda _: self._live.finish(),
             "ping": lambda message: self._send(type="pong", time=message.get("time")),
         }
@@ -154,6 +156,9 @@ class Connection:
         epoch = self._live.interrupt()
         log_event("interrupted", session=self._hosted.label, epoch=epoch)
 
+    def _want_key(self, _message: dict[str, Any]) -> None:
+        self._key_wanted = True
+
     async def _set_prompt(self, message: dict[str, Any]) -> None:
         text = message.get("text")
         if not isinstance(text, str) or len(text) > MAX_PROMPT:
@@ -172,7 +177,8 @@ class Connection:
             stats = self._live.stats()
             if stats != last:
                 described = asdict(stats) | {"state": stats.state.value}
-                await self._send(type="state", ahead_s=round(self._pacer.ahead_s, 3), **described)
+                ahead_s, memory = round(self._pacer.ahead_s, 3), self._hub.metrics.process_bytes()
+                await self._send(type="state", ahead_s=ahead_s, memory_bytes=memory, **described)
             last = stats
             await asyncio.sleep(_REPORT_S)
 
@@ -201,7 +207,7 @@ class Connection:
         self._last_kind = kind
         pictures = np.stack([frame.picture for frame in frames])
         sound = np.concatenate([frame.sound for frame in frames])
-        data = await asyncio.to_thread(encoder.encode, pictures, sound, key=cuts)
+        data = await asyncio.to_thread(encoder.encode, pictures, sound, key=cuts or is_key)
         await self._socket.send_bytes(data)
         self._pacer.sent(len(frames) / VIDEO_FPS)
 

@@ -55,9 +55,13 @@ class Metrics:
             "lipcast_frames_per_second", "Frames made in the last second.", registry=registry
         )
         memory = Gauge("lipcast_memory_bytes", "Memory in use.", ["of"], registry=registry)
-        process = psutil.Process()
-        memory.labels("process").set_function(lambda: process.memory_info().rss)
+        self._process = psutil.Process()
+        memory.labels("process").set_function(self.process_bytes)
         memory.labels("device").set_function(device_bytes)
+
+    def process_bytes(self) -> int:
+        """Return the host memory of this process."""
+        return int(self._process.memory_info().rss)
 
     def show(self, sessions: Sequence[LiveStats], frames_per_s: float) -> None:
         """Show how the open sessions are now."""
