@@ -17,6 +17,7 @@ from lipcast.engine.live_types import LiveLimits
 from lipcast.engine.speech_features import StreamState
 from lipcast.errors import AdmissionError
 from lipcast.media.audio import PcmSource
+from lipcast.media.image import fit_portrait
 
 BLOCK = 12
 SIDE = 64
@@ -25,8 +26,9 @@ SIDE = 64
 class FakeSession:
     """What a live session needs of a `Session`: a block takes two ticks, and its pictures show its number."""
 
-    def __init__(self, timeline: LiveTimeline) -> None:
-        self._timeline, self._ready = timeline, deque()
+    def __init__(self, timeline: LiveTimeline, picture: np.ndarray | None = None) -> None:
+        """`picture` is shown in place of one colour, and bright while something is said."""
+        self._timeline, self._ready, self._picture = timeline, deque(), picture
         self.num_begun, self._under_way, self.closed, self.failure = 0, None, False, None
         self.features: list[torch.Tensor] = []
         self.contexts: list[torch.Tensor] = []
@@ -34,7 +36,7 @@ class FakeSession:
 
     def tick(self) -> bool:
         if self._under_way is not None:
-            frames = np.full((BLOCK, SIDE, SIDE, 3), self._shade(), np.uint8)
+            frames = np.stack([self._shown()] * BLOCK)
             audio = self._timeline.take_samples(BLOCK)
             timings = BlockTimings(0, 0.1, 0.1)
             self._ready.append(
@@ -49,9 +51,12 @@ class FakeSession:
         self._under_way, self.num_begun = self.num_begun, self.num_begun + 1
         return True
 
-    def _shade(self) -> int:
-        """White where something is said, else the number of the block."""
-        return 255 if self._timeline._begun[0].is_speech else self._under_way % 100
+    def _shown(self) -> np.ndarray:
+        """White where something is said, else the number of the block as grey; or the picture."""
+        speaks = self._timeline._begun[0].is_speech
+        if self._picture is not None:
+            return self._picture // 2 + 127 if speaks else self._picture
+        return np.full((SIDE, SIDE, 3), 255 if speaks else self._under_way % 100, np.uint8)
 
     def take(self):
         if self.failure is not None:
@@ -89,8 +94,9 @@ class FakeFeatures:
 class FakeModel:
     """What the server needs of a model."""
 
-    def __init__(self, *, room: int = 100) -> None:
-        """`room`: sessions that the memory would hold."""
+    def __init__(self, *, room: int = 100, side: int | None = None) -> None:
+        """`room`: sessions that the memory would hold; `side`: show the portrait, so large."""
+        self._side = side
         self.sessions: list[FakeSession] = []
         self.keywords: list[dict[str, Any]] = []
         self.room, self.closed = room, False
@@ -107,7 +113,7 @@ class FakeModel:
                 FakeFeatures, torch.zeros(1, 1, BLOCK), BLOCK, sample_rate, limits.max_pending_s,
             )
         )  # fmt: skip
-        fake = FakeSession(timeline)
+        fake = FakeSession(timeline, self._side and fit_portrait(image, self._side, self._side))
         self.sessions.append(fake)
         live = LiveSession(fake, timeline, encode_prompt=lambda _: torch.zeros(1), limits=limits)
         self._runner.add(live)

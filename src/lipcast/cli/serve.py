@@ -101,10 +101,14 @@ def serve(console: Console, **flags: Any) -> None:
     chosen = {name: getattr(options, name) for name in _PER_SESSION}
 
     from lipcast.serve.hub import Hub
-    from lipcast.serve.run import serve as run
+    from lipcast.serve.logs import write_logs
+    from lipcast.serve.run import RunningServer
 
+    write_logs()
     hub = Hub(lambda: _load(flags), settings, options=chosen, device_bytes=_device_bytes)
-    run(hub, announce=lambda url: console.log(f"open {url} (Ctrl-C ends the server)"))
+    server = RunningServer(hub)
+    console.log(f"open {server.url} (Ctrl-C ends the server)")
+    server.run()
 
 
 def _settings(flags: Mapping[str, Any]) -> ServeSettings:

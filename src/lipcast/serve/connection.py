@@ -201,9 +201,13 @@ class Connection:
         cuts = self._last_kind is not None and (
             kind[0] != self._last_kind[0] or (kind[1] and not self._last_kind[1])
         )
+        time_s = encoder.num_pictures / VIDEO_FPS
         if cuts:
             self._pacer.cut()
-            await self._send(type="cut", epoch=first.epoch, time_s=encoder.num_pictures / VIDEO_FPS)
+            await self._send(type="cut", epoch=first.epoch, time_s=time_s)
+        is_key, self._key_wanted = self._key_wanted, False
+        if is_key:
+            await self._send(type="key", time_s=time_s)
         self._last_kind = kind
         pictures = np.stack([frame.picture for frame in frames])
         sound = np.concatenate([frame.sound for frame in frames])

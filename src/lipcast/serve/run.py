@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
@@ -13,7 +14,7 @@ import uvicorn
 from lipcast.errors import UsageError
 from lipcast.serve.app import make_app
 from lipcast.serve.hub import Hub
-from lipcast.serve.logs import log_event, write_logs
+from lipcast.serve.logs import log_event
 
 _MAX_MESSAGE = 2**20
 """Bytes of one message of a WebSocket: ten seconds of sound at 48 kHz."""
@@ -30,6 +31,9 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread hears of signals
+            return
         before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
         try:
             yield
@@ -46,36 +50,39 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(hub: Hub, *, announce: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM; `announce` gets the address once the port is open.
+class RunningServer:
+    """A server whose port is open. `run` serves until `stop`, SIGINT or SIGTERM."""
 
-    Raises UsageError where the address cannot be used, and the error of loading the model.
-    """
-    write_logs()
-    settings = hub.settings
-    listener = _listen(settings.host, settings.port)
-    config = uvicorn.Config(
-        make_app(hub),
-        log_config=None,
-        access_log=False,
-        ws_max_size=_MAX_MESSAGE,
-        ws_ping_interval=5,
-        ws_ping_timeout=10,
-        ssl_certfile=settings.tls_cert,
-        ssl_keyfile=settings.tls_key,
-        timeout_graceful_shutdown=_GRACEFUL_S,
-        server_header=False,
-    )
-    server = _Server(config, hub)
+    def __init__(self, hub: Hub) -> None:
+        """Open the port. Raises UsageError where the address cannot be used."""
+        settings = hub.settings
+        self._hub, self._listener = hub, _listen(settings.host, settings.port)
+        self.url = settings.url(self._listener.getsockname()[1])
+        """The address to open, with the token."""
+        config = uvicorn.Config(
+            make_app(hub),
+            log_config=None,
+            access_log=False,
+            ws_max_size=_MAX_MESSAGE,
+            ws_ping_interval=5,
+            ws_ping_timeout=10,
+            ssl_certfile=settings.tls_cert,
+            ssl_keyfile=settings.tls_key,
+            timeout_graceful_shutdown=_GRACEFUL_S,
+            server_header=False,
+        )
+        self._server = _Server(config, hub)
+        hub.on_failure = self.stop
 
-    def stop() -> None:
-        server.should_exit = True
+    def run(self) -> None:
+        """Serve; raises the error of loading the model."""
+        self._server.run(sockets=[self._listener])
+        if self._hub.failure is not None:
+            raise self._hub.failure
 
-    hub.on_failure = stop
-    announce(settings.url(listener.getsockname()[1]))
-    server.run(sockets=[listener])
-    if hub.failure is not None:
-        raise hub.failure
+    def stop(self) -> None:
+        """End `run`, from any thread."""
+        self._server.should_exit = True
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -22,7 +22,7 @@ COOKIE = "lipcast_token"
 _LOCAL_NAMES = {"127.0.0.1", "localhost", "::1"}
 HEADERS: Mapping[str, str] = {
     "content-security-policy": (
-        "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
+        "default-src 'self'; script-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
         "connect-src 'self' ws: wss:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
     ),
     "x-content-type-options": "nosniff",
