@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lipcast.config.generate_options import GenerateOptions
 from lipcast.engine.frames import BlockTimings, FrameBlock
 from lipcast.engine.live import LiveSession
 from lipcast.engine.live_runner import LiveRunner
@@ -102,10 +103,12 @@ class FakeModel:
         self.room, self.closed = room, False
         self._runner = LiveRunner(self._tick)
 
-    def live(self, *, image: Any, prompt: str, sample_rate: int, **keywords: Any) -> LiveSession:
+    def live(
+        self, *, image: Any, prompt: str, sample_rate: int, options: GenerateOptions
+    ) -> LiveSession:
         if sum(not session.closed for session in self.sessions) >= self.room:
             raise AdmissionError("this session does not fit beside those that are open")
-        self.keywords.append({"prompt": prompt, "image": image, **keywords})
+        self.keywords.append({"prompt": prompt, "image": image, "options": options})
         limits = LiveLimits(max_pending_s=5)
         timeline = LiveTimeline(
             SoundSettings(

@@ -174,7 +174,8 @@ def test_what_failed_is_named(page, running, tmp_path):
     assert page.locator("#panel-text").is_visible()
     assert "no speech synthesis" in page.locator("#panel-text").text_content()
     page.evaluate(
-        "navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', 'NotAllowedError') }"
+        "() => { navigator.mediaDevices.getUserMedia ="
+        " async () => { throw new DOMException('', 'NotAllowedError') } }"
     )
     page.click("#tab-microphone")
     page.click("#microphone")

@@ -21,6 +21,7 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 
 from fake_live import FakeModel
+from lipcast.config.generate_options import GenerateOptions
 from lipcast.errors import CheckpointError, UsageError
 from lipcast.serve.app import make_app
 from lipcast.serve.hub import Hub
@@ -40,7 +41,9 @@ class Server:
 
     def __init__(self, model: FakeModel | None = None, **changes: Any) -> None:
         self.model = model or FakeModel()
-        self.hub = Hub(lambda: self.model, ServeSettings(**changes), options={"size": "64*64"})
+        self.hub = Hub(
+            lambda: self.model, ServeSettings(**changes), options=GenerateOptions(size="64*64")
+        )
         self.client = TestClient(make_app(self.hub), base_url=BASE)
 
     def wait(self, condition: Any, seconds: float = 10) -> None:
@@ -222,7 +225,8 @@ def test_an_upload_becomes_a_session(server):
     server.open(portrait=answer["portrait"], prompt="calm", seed=3)
     made = server.model.keywords[-1]
     assert made["image"].size == (answer["width"], answer["height"])
-    assert (made["prompt"], made["seed"], made["size"]) == ("calm", 3, "64*64")
+    options = made["options"]
+    assert (made["prompt"], options.seed, options.size) == ("calm", 3, "64*64")
 
 
 @pytest.mark.parametrize(

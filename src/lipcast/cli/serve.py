@@ -75,7 +75,6 @@ _OPTIONS = (
         "gpus", "quiet", "verbose", "debug",
     ),
 )  # fmt: skip
-_PER_SESSION = ("size", "infer_frames", "sample_steps", "seed")
 
 
 @command(
@@ -98,14 +97,13 @@ def serve(console: Console, **flags: Any) -> None:
     accepted_flags(flags)
     settings = _settings(flags)
     options = generate_options(flags)
-    chosen = {name: getattr(options, name) for name in _PER_SESSION}
 
     from lipcast.serve.hub import Hub
     from lipcast.serve.logs import write_logs
     from lipcast.serve.run import RunningServer
 
     write_logs()
-    hub = Hub(lambda: _load(flags), settings, options=chosen, device_bytes=_device_bytes)
+    hub = Hub(lambda: _load(flags), settings, options=options, device_bytes=_device_bytes)
     server = RunningServer(hub)
     console.log(f"open {server.url} (Ctrl-C ends the server)")
     server.run()

@@ -14,9 +14,10 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from lipcast.config.generate_options import GenerateOptions
 from lipcast.engine.live import LiveSession
 from lipcast.engine.live_types import LiveState, LiveStats
 from lipcast.errors import AdmissionError, LipcastError
@@ -36,7 +37,7 @@ class Model(Protocol):
     """What the server needs of `Lipcast`."""
 
     def live(
-        self, *, image: Any, prompt: str, sample_rate: int, **keywords: Any
+        self, *, image: Any, prompt: str, sample_rate: int, options: GenerateOptions
     ) -> LiveSession: ...
 
     def close(self) -> None: ...
@@ -76,16 +77,16 @@ class Hub:
         load: Callable[[], Model],
         settings: ServeSettings,
         *,
-        options: dict[str, Any] | None = None,
+        options: GenerateOptions | None = None,
         device_bytes: Callable[[Model], int] = lambda _: 0,
     ) -> None:
-        """`options`: the keywords of every session, such as `size`."""
+        """`options` hold for every session; a request may choose the seed."""
         self.settings, self.portraits = settings, Portraits(max_pixels=settings.max_pixels)
         self.metrics = Metrics(lambda: 0 if self._model is None else device_bytes(self._model))
         self.failure: Exception | None = None
         """Why the model could not be loaded."""
         self.on_failure: Callable[[], None] = lambda: None
-        self._load, self._options = load, options or {}
+        self._load, self._options = load, options or GenerateOptions()
         self._model: Model | None = None
         self._sessions: dict[str, Hosted] = {}
         self._opening = 0
@@ -131,11 +132,15 @@ class Hub:
             self.metrics.refused.inc()
             raise BusyError(f"all {self.settings.max_sessions} sessions are taken; try again later")
         image = self.portraits.get(portrait)
-        seeded = self._options if seed is None else {**self._options, "seed": seed}
+        options = self._options if seed is None else replace(self._options, seed=seed)
         self._opening += 1
         try:
             live = await asyncio.to_thread(
-                self._model.live, image=image, prompt=prompt, sample_rate=SAMPLE_RATE, **seeded
+                self._model.live,
+                image=image,
+                prompt=prompt,
+                sample_rate=SAMPLE_RATE,
+                options=options,
             )
         except AdmissionError as error:
             self.metrics.refused.inc()
@@ -194,7 +199,9 @@ class Hub:
     def _loaded(self) -> Model:
         model = self._load()
         image = self.portraits.get(self.portraits.example_names[0])
-        with model.live(image=image, prompt="", sample_rate=SAMPLE_RATE, **self._options) as live:
+        with model.live(
+            image=image, prompt="", sample_rate=SAMPLE_RATE, options=self._options
+        ) as live:
             frames = iter(live)
             for _ in range(_WARM_TICKS):
                 next(frames)

@@ -407,7 +407,7 @@ const DOINGS = {
 
 function showNumbers(state) {
   const speed = state.block_s ? BLOCK / state.block_s : null;
-  $("n-speed").textContent = speed ? `${speed.toFixed(1)} of ${FPS} fps` : "–";
+  $("n-speed").textContent = speed ? `${speed.toFixed(speed < 10 ? 1 : 0)} fps of ${FPS}` : "–";
   $("n-latency").textContent = state.first_frame_s === null ? "–" : `${state.first_frame_s.toFixed(2)} s`;
   $("n-ahead").textContent = `${player.ahead.toFixed(2)} s`;
   $("n-memory").textContent = state.memory_bytes ? `${(state.memory_bytes / 2 ** 20).toFixed(0)} MiB` : "–";
