@@ -30,7 +30,9 @@ class FakeSession:
     def __init__(self, timeline: LiveTimeline, picture: np.ndarray | None = None) -> None:
         """`picture` is shown in place of one colour, and bright while something is said."""
         self._timeline, self._ready, self._picture = timeline, deque(), picture
-        self.num_begun, self._under_way, self.closed, self.failure = 0, None, False, None
+        self.num_begun, self.closed = 0, False
+        self._under_way: int | None = None
+        self.failure: Exception | None = None
         self.features: list[torch.Tensor] = []
         self.contexts: list[torch.Tensor] = []
         self.spec = type("Spec", (), {"video_frames_per_block": BLOCK})
