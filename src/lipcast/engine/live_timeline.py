@@ -22,7 +22,6 @@ from torch import Tensor
 from lipcast.config.models import SAMPLE_RATE, VIDEO_FPS
 from lipcast.engine.sound_timeline import AudioSource, AudioTimeline, Samples
 from lipcast.engine.speech_features import LIVE_START, FeatureStream, Loudness, StreamState
-from lipcast.errors import UsageError
 from lipcast.models.speech import SpeechEncoder
 
 _REMEMBERED_LEVEL = 30 * SAMPLE_RATE
@@ -215,10 +214,9 @@ class LiveTimeline:
     def features(self, block: int, *, wait: bool = True) -> Tensor | None:
         """Return the features of a block of speech, or of silence where that is allowed.
 
-        None where there is nothing to begin a block with. Raises UsageError with `wait`.
+        None where there is nothing to begin a block with.
         """
-        if wait:
-            raise UsageError("a live session is run by `Lipcast.live`; iterate that instead")
+        assert not wait, "the runner of live sessions never waits"
         with self.changed:
             epoch, level = self.epoch, self._level
             if not self._utterances:

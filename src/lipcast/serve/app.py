@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 import lipcast
-from lipcast.errors import InputError, LipcastError, MemoryBudgetError, UsageError
+from lipcast.errors import BusyError, InputError, LipcastError, MemoryBudgetError, UsageError
 from lipcast.serve.connection import MAX_PROMPT, Connection
-from lipcast.serve.hub import RETRY_S, BusyError, Hub
+from lipcast.serve.hub import RETRY_S, Hub
 from lipcast.serve.security import COOKIE, HEADERS, Gate
 
 _NO_SESSION = 4404

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.engine.live import LiveSession
 from lipcast.engine.live_types import LiveState, LiveStats
-from lipcast.errors import AdmissionError, LipcastError
+from lipcast.errors import AdmissionError, BusyError, NotReadyError
 from lipcast.serve.logs import log_event
 from lipcast.serve.metrics import Metrics
 from lipcast.serve.portraits import Portraits
@@ -41,14 +41,6 @@ class Model(Protocol):
     ) -> LiveSession: ...
 
     def close(self) -> None: ...
-
-
-class BusyError(LipcastError):
-    """There is no room for a session now."""
-
-
-class NotReadyError(BusyError):
-    """The model is still being loaded."""
 
 
 @dataclass(eq=False)
