@@ -6,17 +6,13 @@ Needs a Chromium of the system (`apt-get install chromium`); skipped where there
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from running import Running
 
-from fake_live import FakeModel
-from lipcast.serve.hub import Hub
-from lipcast.serve.run import RunningServer
-from lipcast.serve.settings import ServeSettings
 from sounds import EXAMPLES, write_wav
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
@@ -30,25 +26,6 @@ FLAGS = (
     "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
 )  # fmt: skip
 SPEAKING = "document.getElementById('state').textContent.startsWith('Speaking')"
-
-
-class Running:
-    """A server in a thread of this process."""
-
-    def __init__(self, **changes: Any) -> None:
-        self.model = FakeModel(side=256)
-        self.hub = Hub(lambda: self.model, ServeSettings(port=0, **changes))
-        self.server = RunningServer(self.hub)
-        self.thread = threading.Thread(target=self.server.run)
-
-    def __enter__(self) -> Running:
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.server.stop()
-        self.thread.join(20)
-        assert not self.thread.is_alive()
 
 
 def until(page: Any, condition: str) -> None:
