@@ -20,6 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from lipcast.config.generate_options import OPTION_NAMES, GenerateOptions
+from lipcast.config.gpu_options import GPU_OPTION_NAMES, GpuOptions
+from lipcast.config.keywords import GenerateKeywords, MachineKeywords
+from lipcast.config.memory_options import MEMORY_OPTION_NAMES, MemoryOptions
 from lipcast.config.video_spec import VideoSpec, video_spec
 from lipcast.engine.backend import Backend, LocalBackend
 from lipcast.engine.engine import Engine
@@ -41,10 +44,7 @@ from lipcast.media.audio import AudioFile, PcmSource, open_audio
 from lipcast.media.image import ImageSource, fit_portrait, load_portrait
 from lipcast.media.video import VideoWriter
 from lipcast.parallel.distributed_model import DistributedModel
-from lipcast.planning.gpu_options import GPU_OPTION_NAMES, GpuOptions
-from lipcast.planning.keywords import GenerateKeywords, MachineKeywords
-from lipcast.planning.memory_options import MEMORY_OPTION_NAMES, MemoryOptions
-from lipcast.weights.bundle import ModelBundle, Network
+from lipcast.weights.bundle import ModelBundle, NetworkName
 from lipcast.weights.checkpoint import checkpoint_dir
 from lipcast.weights.lora import LoraSpec
 
@@ -97,7 +97,7 @@ def load(
     together = launched()
     if gpus.num_gpus > 1 or together is not None:
         here = replace(settings, device=torch.device("cpu"))
-        speech_only: tuple[Network, ...] = ("speech",)
+        speech_only: tuple[NetworkName, ...] = ("speech",)
         bundle, _ = load_networks(here, networks=speech_only)
         ranks = DistributedModel(settings, gpus, expected or GenerateOptions(), launched=together)
         bundle.speech.to(ranks.speech_device)
@@ -127,25 +127,32 @@ class Video:
     def sample_rate(self) -> int:
         return self.blocks[0].sample_rate
 
-    def save(self, path: str | Path) -> Path:
-        """Write an MP4 (H.264 and AAC); raises OutputError where that fails."""
-        for _ in save_blocks(self.blocks, path):
+    def save(self, path: str | Path, *, marked: bool = True) -> Path:
+        """Write an MP4 (H.264 and AAC); raises OutputError where that fails.
+
+        `marked`: note in its metadata that it is synthetic.
+        """
+        for _ in save_blocks(self.blocks, path, marked=marked):
             pass
         return Path(path)
 
 
 def save_blocks(
-    blocks: Iterable[FrameBlock], path: str | Path, *, after: Path | None = None
+    blocks: Iterable[FrameBlock],
+    path: str | Path,
+    *,
+    after: Path | None = None,
+    marked: bool = True,
 ) -> Generator[FrameBlock, None, None]:
     """Write blocks to a video file as they come, and pass them on; the file is playable throughout.
 
     What was written stays playable however the iteration ends. `after`: the file of the video that
-    the blocks go on from. Raises OutputError.
+    the blocks go on from. `marked`: note in the metadata that the video is synthetic. Raises OutputError.
     """
     writer: VideoWriter | None = None
     try:
         for block in blocks:
-            writer = writer or open_writer(path, block, after=after)
+            writer = writer or open_writer(path, block, after=after, marked=marked)
             writer.write(block.frames, block.audio)
             yield block
     finally:
@@ -153,7 +160,9 @@ def save_blocks(
             writer.close()
 
 
-def open_writer(path: str | Path, block: FrameBlock, *, after: Path | None = None) -> VideoWriter:
+def open_writer(
+    path: str | Path, block: FrameBlock, *, after: Path | None = None, marked: bool = True
+) -> VideoWriter:
     """A file for a video that begins with `block`; `after`: the file that it goes on from."""
     _, height, width, _ = block.frames.shape
     return VideoWriter(
@@ -163,6 +172,7 @@ def open_writer(path: str | Path, block: FrameBlock, *, after: Path | None = Non
         sample_rate=block.sample_rate,
         num_channels=block.audio.shape[1],
         after=after,
+        marked=marked,
     )
 
 

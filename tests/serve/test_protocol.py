@@ -124,7 +124,9 @@ def test_three_bad_clients_leave_the_fourth_alone(running):
         assert all(result is None for result in done[1:3]), done
         return done[0]
 
-    assert asyncio.run(all_together()) == 60
+    assert (
+        asyncio.run(all_together()) >= 60
+    )  # a pause of a busy machine may begin another utterance
     for _ in range(300):
         if not running.hub.num_sessions:
             break

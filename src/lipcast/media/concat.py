@@ -8,6 +8,7 @@ The sound is one stream, encoded over the whole length: AAC frames of separate f
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from lipcast.config.text_file import read_text
 from lipcast.errors import InputError, OutputError
 from lipcast.media.audio import open_audio
 from lipcast.media.decode import SoundDecoder, open_container
-from lipcast.media.mp4 import check_target, container_of, explained
+from lipcast.media.mp4 import check_target, container_of, explained, metadata_of
 from lipcast.media.resample import Fifo, Samples
 from lipcast.media.sound_track import SoundTrack
 
@@ -86,18 +88,17 @@ def concat(paths: Sequence[Path], output: Path, *, sound: Path | None = None) ->
 
 
 def read_list(path: Path) -> list[Path]:
-    """The files named in a list of FFmpeg's concat format: lines `file 'name'`, and comments."""
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: expected a list of files, got: {error}; check it") from error
+    """Return the files named in a list of FFmpeg's concat format: lines `file 'name'`, and comments."""
     found = []
-    for number, line in enumerate(lines, 1):
+    # Not splitlines(): a name may contain what Unicode calls a line break.
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", read_text(path)), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
         try:
-            words = shlex.split(line, comments=True)
+            words = shlex.split(line)
         except ValueError:
             words = [line]
-        if not words or words[0] == "ffconcat":
+        if words[0] == "ffconcat":
             continue
         if len(words) != 2 or words[0] != "file":
             raise InputError(
@@ -224,6 +225,7 @@ class _Output:
             f"file:{self._path}", "w", format=container_of(self._path), container_options=options
         )
         with open_container(self._parts[0].path, expected=_EXPECTED) as first:
+            self._container.metadata.update(metadata_of(first))
             self._pictures = self._container.add_stream_from_template(first.streams.video[0])
         self._time_base = Fraction(self._pictures.time_base or Fraction(1, 12_800))
         self._track: SoundTrack | None = None

@@ -21,6 +21,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
     request, choice = plan.request, plan.config
     return {
         "hardware": request.hardware.name,
+        "rates": request.hardware.source,
         "budget": {"vram_bytes": request.budget.vram_bytes, "ram_bytes": request.budget.ram_bytes},
         "video": {
             "height": request.geometry.height,
@@ -31,9 +32,9 @@ def plan_document(plan: Plan) -> dict[str, Any]:
             "fold_last_step": request.fold_last_step,
         },
         "precision": choice.precision,
-        "ring_precision": choice.ring_precision,
+        "kv_precision": choice.kv_precision,
         "schedule": choice.schedule,
-        "lanes": choice.num_lanes,
+        "lanes": plan.num_lanes,
         "layers": list(plan.layers),
         "layer_slots": choice.num_slots,
         "ring_layers": list(plan.ring_layers),
