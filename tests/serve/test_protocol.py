@@ -80,7 +80,7 @@ async def _healthy(address: str) -> int:
             elif json.loads(message)["type"] == "closed":
                 break
     with av.open(io.BytesIO(video)) as file:
-        return sum(p.to_ndarray(format="gray").mean() > 100 for p in file.decode(video=0))
+        return sum(bool(p.to_ndarray(format="gray").mean() > 100) for p in file.decode(video=0))
 
 
 async def _stalled(address: str) -> None:
@@ -122,6 +122,7 @@ def test_three_bad_clients_leave_the_fourth_alone(running):
             return_exceptions=True,
         )
         assert all(result is None for result in done[1:3]), done
+        assert isinstance(done[0], int), done[0]
         return done[0]
 
     assert (

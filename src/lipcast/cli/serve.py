@@ -17,7 +17,7 @@ from lipcast.cli.console import Console
 from lipcast.cli.options import MODEL, options_from, options_named
 from lipcast.cli.request import DEFAULT_MODEL, generate_options, gpu_options, precision
 from lipcast.cli.types import COUNT, FILE, SECONDS
-from lipcast.planning.memory_options import MemoryOptions
+from lipcast.config.memory_options import MemoryOptions
 
 if TYPE_CHECKING:
     from lipcast.api import Lipcast

@@ -79,7 +79,7 @@ def given_token(headers: Headers, scope: Scope) -> str:
         return value.strip()
     query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
     if "token" in query:
-        return query["token"][0]
+        return str(query["token"][0])
     try:
         cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
     except CookieError:
