@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lipcast
-from lipcast.api import LiveSession, save_blocks
+from lipcast.api import PushSession, save_blocks
 
 HERE = Path(__file__).parent
 PIECE_S = 0.1
@@ -34,7 +34,7 @@ def microphone(file: wave.Wave_read, *, pace: float) -> Iterator[NDArray[np.int1
             time.sleep(PIECE_S / pace)
 
 
-def speak(live: LiveSession, file: wave.Wave_read, pace: float) -> None:
+def speak(live: PushSession, file: wave.Wave_read, pace: float) -> None:
     """Push what the microphone hears; then say that nothing more comes."""
     for piece in microphone(file, pace=pace):
         live.push(piece)
