@@ -112,7 +112,7 @@ def measure(*, offload: bool) -> dict[str, Any]:
         memory_manager.device_context.vram.used_bytes + memory_manager.device_context.ram.used_bytes
     )
     generate = {part.name: part.num_bytes for part in plan.generate_parts}
-    predicted = taken + generate["text keys, voice"]
+    predicted = taken + generate["text and audio keys"]
     return {
         "offload": offload,
         "predicted_bytes": predicted,

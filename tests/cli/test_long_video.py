@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_model import FakeModel
 from parsing import flags, parse
 
 import lipcast
@@ -19,6 +20,7 @@ from lipcast.env import cache_dir
 from lipcast.errors import OutputError, UsageError
 from lipcast.jobs.store import Store
 from lipcast.media.audio import open_audio
+from lipcast.media.decode import SoundDecoder
 from lipcast.media.video import read_video
 from sounds import EXAMPLES, write_wav
 
@@ -302,3 +304,25 @@ def test_processes_of_a_launcher_make_one_piece(
     assert not asked(given)
     with pytest.raises(UsageError, match=r"--segment: .* use --gpus"):
         asked(given | {"segment": 30.0})
+
+
+@pytest.mark.parametrize("long_s", [1, 600])
+def test_the_sound_is_measured_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, long_s: int
+) -> None:
+    """Its length decides whether there are segments; the session gets what was opened for that."""
+    monkeypatch.setattr("lipcast.cli.long_video.LONG_S", long_s)
+    write_wav(folder / "voice.wav", 0.5)
+    model, opened = FakeModel(), list[object]()
+    monkeypatch.setattr("lipcast.api.load", model.load)
+
+    def counted(source: Any) -> SoundDecoder:
+        opened.append(source)
+        return SoundDecoder(source)
+
+    monkeypatch.setattr("lipcast.media.audio.SoundDecoder", counted)
+    words = ["--image", str(EXAMPLES / "portrait_0.png"), "--audio", "voice.wav", "-o", "a.mp4"]
+    assert main(["generate", *words]) == 0
+    assert len(opened) == 1
+    assert sum(len(chunk.samples) for chunk in iter(model.asked.stream["audio"].read, None)) > 0
+    assert len(opened) == 2

@@ -21,8 +21,6 @@ from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.gpu_options import GpuOptions
 from lipcast.config.memory_options import MemoryOptions
 from lipcast.errors import InputError, OutputError
-from lipcast.media import audio
-from lipcast.media.decode import SoundDecoder
 from lipcast.media.video import read_video
 from lipcast.weights.prompts import PromptEmbedding, write_embedding
 from sounds import write_wav
@@ -50,23 +48,6 @@ def document(capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], str]:
     said = capsys.readouterr()
     content: dict[str, Any] = json.loads(said.out)
     return content, said.err
-
-
-def test_the_sound_is_measured_once(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its length decides whether there are segments; the session gets what was opened for that."""
-    monkeypatch.setattr("lipcast.cli.long_video.LONG_S", 1)
-    model, opened = install(monkeypatch, FakeModel()), list[object]()
-    decoder = SoundDecoder
-
-    def counted(source: Any) -> Any:
-        opened.append(source)
-        return decoder(source)
-
-    monkeypatch.setattr(audio, "SoundDecoder", counted)
-    assert generate("-o", "a.mp4") == 0
-    assert len(opened) == 1
-    assert sum(len(chunk.samples) for chunk in iter(model.asked.stream["audio"].read, None)) > 0
-    assert len(opened) == 2
 
 
 def test_a_video_is_made_and_reported(

@@ -110,7 +110,7 @@ def test_several_gpus_show_a_timeline(capsys: pytest.CaptureFixture[str]) -> Non
     ("arguments", "error", "words"),
     [
         (("--gpu", "rtx9999"), UsageError, "expected one of"),
-        (("--gpu", "h100", "--vram", "much"), UsageError, "bytes: expected a size"),
+        (("--gpu", "h100", "--vram", "much"), UsageError, "vram: expected a size"),
         (
             ("--gpu", "h100", "--precision", "fp7"),
             click.UsageError,

@@ -104,7 +104,33 @@ def test_cards_without_row_wise_products_dequantise() -> None:
     assert gpu("rtx4090").has_fp8 and not gpu("rtx3090").has_fp8
 
 
-@pytest.mark.parametrize("text", ["12", "11.5", "0", "999999", " 24 "])
-def test_a_forgotten_unit_is_noticed(text: str) -> None:
-    with pytest.raises(UsageError, match=f"{text.strip()} bytes; did you mean {text.strip()}GB"):
-        parse_bytes(text)
+@pytest.mark.parametrize(
+    ("name", "card", "gib"),
+    [
+        ("a100", "a100-80", 78.8),
+        ("A100 40GB", "a100-40", 39.4),
+        ("a100-80gb", "a100-80", 78.8),
+        ("H100 80GB", "h100", 79.18),
+        ("h100 sxm", "h100", 79.18),
+        ("RTX 4060 Ti 8GB", "rtx4060ti", 7.88),
+        ("rtx 4060 ti 16 GB", "rtx4060ti", 15.76),
+        ("v100 16GB", "v100", 15.76),
+        ("3090 ti", "rtx3090ti", 23.64),
+        ("4090 laptop", "rtx4090laptop", 15.76),
+        ("RTX-4090", "rtx4090", 23.64),
+        ("A6000", "a6000", 47.28),
+    ],
+)
+def test_a_card_is_known_by_what_people_call_it(name: str, card: str, gib: float) -> None:
+    found = gpu(name)
+    assert found.name == card
+    assert found.memory_bytes / GIB == pytest.approx(gib, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("12", "12GB"), ("11.5", "11.5GB"), ("0", "0GB"), (" 24 ", "24GB"), ("12000", "12000MB")],
+)
+def test_a_forgotten_unit_is_noticed(text: str, meant: str) -> None:
+    with pytest.raises(UsageError, match=f"vram: {text.strip()} bytes; did you mean {meant}"):
+        parse_bytes(text, name="vram")

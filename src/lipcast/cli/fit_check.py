@@ -1,6 +1,6 @@
-"""Whether a model fits this machine: by the planner where there is a GPU, by sums on the CPU.
+"""Check whether a model fits this machine, by the planner where there is a GPU, else by sums.
 
-Input: the configurations of a model. Output: one sentence and a yes or no. Nothing is loaded.
+Input: the configurations of a model, the cards of the machine. Output: a sentence, and yes or no.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class FitResult:
 
 
 def fit(configs: Models, cards: Sequence[DriverCard]) -> FitResult:
-    """A video of the model's own size on this machine's first GPU, else on its CPU."""
+    """Return whether a video of the model's own size fits the machine's first GPU, else its CPU."""
     try:
         hardware, budget = this_machine(cards)
     except UsageError:
@@ -61,7 +61,7 @@ def _fit_cpu(configs: Models) -> FitResult:
 
 
 def cpu_needs(configs: Models) -> dict[str, int]:
-    """Bytes of host memory by precision of the transformer's weights, the rest in bf16."""
+    """Return the bytes of host memory by precision of the transformer's weights, the rest in bf16."""
     parts = describe("", configs, GenerateOptions())["bytes"]["bf16"]
     tensors = dit_tensors(configs.dit)
     layers = {name: shape for name, shape in tensors.items() if name.startswith(_LAYERS)}

@@ -1,4 +1,4 @@
-"""Plans as tables for a person.
+"""Plans as tables.
 
 Inputs: plans, alternatives, fallbacks, layouts. Output: text, 100 columns wide where nothing else is known.
 """
@@ -28,7 +28,7 @@ _NUM_LAYOUTS = 6
 def plan_text(
     plan: Plan, alternatives: Sequence[Alternative] = (), ladder: Sequence[FallbackPlan] = ()
 ) -> str:
-    """One plan with everything around it."""
+    """Return one plan with its alternatives and fallbacks, as text."""
     pieces: list[RenderableType] = [
         _heading(plan),
         _placements(plan),
@@ -43,7 +43,7 @@ def plan_text(
 
 
 def layouts_text(request: PlanRequest, layouts: Sequence[LayoutPlan]) -> str:
-    """The best layout in full, its timeline, and the others."""
+    """Return the best layout in full, its timeline, and the other layouts, as text."""
     best = layouts[0]
     title = f"{best.layout.num_gpus} x {request.hardware.label}: {best.layout}"
     lines = "\n".join(timeline(best))
@@ -73,7 +73,7 @@ def _text(pieces: Iterable[RenderableType]) -> str:
 
 
 def _table(title: str, *columns: str) -> Table:
-    """The first column is words, the others are figures, except those called "what"."""
+    """Return an empty table; all but the first column and those called "what" hold figures."""
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for index, column in enumerate(columns):
         words = index == 0 or column == "what"
@@ -113,17 +113,17 @@ def _heading(plan: Plan) -> str:
 
 
 def _placements(plan: Plan) -> Table:
-    choice = plan.config
-    rows, columns = choice.tiles
+    config = plan.config
+    rows, columns = config.tiles
     tiled = f"in {rows}x{columns} tiles" if rows * columns > 1 else "whole pictures"
     table = _table("What goes where", "part", "what")
     lanes = f"{plan.num_lanes} lane{'s' * (plan.num_lanes > 1)} a tick"
-    table.add_row("schedule", f"{choice.schedule}, {lanes}")
-    slots = f", through {choice.num_slots} slots" if choice.num_slots else ""
-    table.add_row("weights of layers", f"{choice.precision}: {places(plan.layers)}{slots}")
-    table.add_row("KV rings", f"{choice.kv_precision}: layers {places(plan.ring_layers)}")
+    table.add_row("schedule", f"{config.schedule}, {lanes}")
+    slots = f", through {config.num_slots} slots" if config.num_slots else ""
+    table.add_row("weights of layers", f"{config.precision}: {places(plan.layers)}{slots}")
+    table.add_row("KV rings", f"{config.kv_precision}: layers {places(plan.ring_layers)}")
     table.add_row(
-        "sink", "pinned, streamed with the layers" if choice.sink_streamed else "on the GPU"
+        "sink", "pinned, streamed with the layers" if config.sink_streamed else "on the GPU"
     )
     table.add_row("decoder", f"online, {tiled}")
     where = {"device": "on the GPU", "host": "in host memory", "disk": "mapped from its file"}
@@ -220,7 +220,7 @@ def _ranks(layout: LayoutPlan) -> Table:
 
 
 def _largest(parts: Sequence[MemoryItem]) -> str:
-    """The three biggest parts in words."""
+    """Return the three largest parts, as text."""
     biggest = sorted(parts, key=lambda part: -part.num_bytes)[:3]
     return ", ".join(f"{part.name} {_gib(part.num_bytes)}" for part in biggest)
 

@@ -1,4 +1,4 @@
-"""Fallbacks by name: what may give way, in the user's order, when memory runs out.
+"""Fallbacks by name, to be taken in the user's order when memory runs out.
 
 Input: a list such as "kv_streamed, infer_frames=32". Output: `Fallback`s. Raises UsageError.
 """

@@ -24,7 +24,8 @@ def parse_bytes(text: str, *, name: str = "bytes") -> int:
     power = _UNITS.index((match[2] or "B").upper())
     num_bytes = int(float(match[1]) * (1024 if match[3] else 1000) ** power)
     if text.strip() == match[1] and num_bytes < _LEAST_BARE:
-        raise UsageError(f"{name}: {match[1]} bytes; did you mean {match[1]}GB?")
+        unit = "GB" if num_bytes < 1000 else "MB"
+        raise UsageError(f"{name}: {match[1]} bytes; did you mean {match[1]}{unit}?")
     return num_bytes
 
 

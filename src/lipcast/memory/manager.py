@@ -190,7 +190,7 @@ class MemoryManager:
                 self.store.apply_plan(wanted)
 
     def fallbacks(self, plan: Plan) -> tuple[FallbackPlan, ...]:
-        """Return what may give way under this plan, in order."""
+        """Return the fallbacks below this plan, in order."""
         return ladder(plan, allowed_fallbacks(self.inputs.options, plan.request))
 
     def used_bytes(self) -> int:

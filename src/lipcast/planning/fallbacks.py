@@ -35,7 +35,7 @@ class FallbackPlan:
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """Another choice and what it would cost: a plan, or the GPU memory it lacks."""
+    """Another choice and what it would cost: a plan, or the GPU memory that it needs."""
 
     name: str
     plan: Plan | None
@@ -133,22 +133,22 @@ def _pinned(plan: Plan) -> PlanRequest:
 
     The schedule is that of the plan: a session under way cannot change it.
     """
-    choice = plan.config
+    config = plan.config
     constraints = PlanConstraints(
-        precision=choice.precision,
-        kv_precision=choice.kv_precision,
-        schedule=choice.schedule,
+        precision=config.precision,
+        kv_precision=config.kv_precision,
+        schedule=config.schedule,
         max_resident_layers=plan.resident_layers,
         max_resident_ring_layers=plan.resident_ring_layers,
-        stream_sink=choice.sink_streamed,
-        tiles=choice.tiles,
+        stream_sink=config.sink_streamed,
+        tiles=config.tiles,
         text_encoder=plan.request.constraints.text_encoder,
     )
     return replace(plan.request, constraints=constraints)
 
 
 def alternatives(plan: Plan) -> tuple[Alternative, ...]:
-    """Return a plan for every other choice, the rest chosen anew under the same budget."""
+    """Return a plan for each other choice, the rest chosen anew under the same budget."""
     return tuple(_weigh(name, request) for name, request in _variants(plan))
 
 
@@ -160,9 +160,9 @@ def _weigh(name: str, request: PlanRequest) -> Alternative:
 
 
 def _variants(plan: Plan) -> Iterator[tuple[str, PlanRequest]]:
-    request, choice = plan.request, plan.config
+    request, config = plan.request, plan.config
     yield "everything on the GPU", replace(request, budget=_UNLIMITED)
-    for name, constraints in _other_constraints(choice, request.constraints):
+    for name, constraints in _other_constraints(config, request.constraints):
         yield name, replace(request, constraints=constraints)
     yield "all weights streamed", apply_fallback(request, Fallback("weights_streamed"))
     yield "all KV streamed", apply_fallback(request, Fallback("kv_streamed"))
@@ -175,14 +175,14 @@ def _variants(plan: Plan) -> Iterator[tuple[str, PlanRequest]]:
 
 
 def _other_constraints(
-    choice: PlanConfig, constraints: PlanConstraints
+    config: PlanConfig, constraints: PlanConstraints
 ) -> Iterator[tuple[str, PlanConstraints]]:
     precisions: tuple[Precision, ...] = ("bf16", "fp8", "int4")
     for precision in precisions:
-        if precision != choice.precision:
+        if precision != config.precision:
             yield f"weights in {precision}", replace(constraints, precision=precision)
-    ring: KVPrecision = "fp8" if choice.kv_precision == "bf16" else "bf16"
+    ring: KVPrecision = "fp8" if config.kv_precision == "bf16" else "bf16"
     yield f"KV rings in {ring}", replace(constraints, kv_precision=ring)
     for schedule in SCHEDULES:
-        if schedule != choice.schedule:
+        if schedule != config.schedule:
             yield f"{schedule} schedule", replace(constraints, schedule=schedule)

@@ -219,7 +219,9 @@ _NOISE = frozenset({
     "blackwell",
 })  # fmt: skip
 """Words of a driver's description that tell no cards apart."""
-_VARIANT = re.compile(r"\d+(gb|gib)|hbm\w*|sxm\d*")
+_SIZE = re.compile(r"\b(\d+) ?gi?b\b", re.IGNORECASE)
+_SIZE_TOLERANCE = 0.1
+_VARIANT = re.compile(r"hbm\w*|sxm\d*")
 
 
 def gpu_names() -> tuple[str, ...]:
@@ -229,10 +231,12 @@ def gpu_names() -> tuple[str, ...]:
 
 
 def gpu(name: str) -> Hardware:
-    """Return a card by name: "rtx4090", "RTX 4090", "a100" (80 GB). Raises UsageError."""
+    """Return a card by name: "rtx4090", "RTX 4060 Ti 8GB", "a100" (80 GB). Raises UsageError."""
     found = [card for card in _cards() if card.name == name.lower()] or _cards_called(name)
     if found:
-        return max(found, key=lambda card: card.memory_bytes)
+        largest = max(found, key=lambda card: card.memory_bytes)
+        size = _SIZE.search(name)
+        return largest if size is None else _of_size(found, int(size[1]))
     known = [card.name for card in _cards()]
     near = difflib.get_close_matches(_key(name), known, n=3, cutoff=0.3) or known
     raise UsageError(f'gpu: expected one of {", ".join(near)}, got "{name}"')
@@ -283,6 +287,14 @@ def generic_gpu(memory_bytes: int, capability: Capability | None = None) -> Hard
     )
 
 
+def _of_size(cards: list[Hardware], gib: int) -> Hardware:
+    """Return the card with that memory on its box; of one that is not in the table, only the memory."""
+    memory_bytes = int(gib * _VISIBLE_MEMORY * GIB)
+    near = min(cards, key=lambda card: abs(card.memory_bytes - memory_bytes))
+    is_near = abs(near.memory_bytes / memory_bytes - 1) < _SIZE_TOLERANCE
+    return near if is_near else replace(near, memory_bytes=memory_bytes)
+
+
 def _table() -> dict[Capability, list[Hardware]]:
     found = {c: [sheet.hardware(c) for sheet in sheets] for c, sheets in _SHEETS.items()}
     found[9, 0].append(_H100)
@@ -303,6 +315,6 @@ def _cards_called(description: str) -> list[Hardware]:
 def _key(description: str) -> str:
     """Return a card's name as the table has it, without maker, memory and edition."""
     # The H100 that is described with HBM2e is the one for PCIe.
-    text = description.lower().replace("hbm2e", "pcie").replace("max-q", "maxq")
+    text = _SIZE.sub("", description.lower()).replace("hbm2e", "pcie").replace("max-q", "maxq")
     words = re.split(r"[\s_-]+", text)
     return "".join(word for word in words if word not in _NOISE and not _VARIANT.fullmatch(word))

@@ -87,7 +87,7 @@ def layout_constraints(options: GpuOptions, *, uses_all: bool = False) -> Layout
 
 
 def allowed_fallbacks(options: MemoryOptions, request: PlanRequest) -> tuple[Fallback, ...]:
-    """Return what may give way, in order."""
+    """Return the fallbacks that may be taken, in order."""
     if options.fallback == "none":
         return ()
     if options.fallback is not None:

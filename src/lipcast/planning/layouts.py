@@ -166,7 +166,7 @@ def _allows(constraints: LayoutConstraints, layout: Layout) -> bool:
         (constraints.vae_rank, layout.vae_rank),
         (constraints.sharded, layout.sharded),
     )
-    return all(wish is None or wish == given for wish, given in pairs)
+    return all(wanted is None or wanted == found for wanted, found in pairs)
 
 
 def plan_layouts(
@@ -195,10 +195,10 @@ def plan_layouts(
 def _try(request: PlanRequest, share: WorkShare) -> Plan | None:
     if share.shards > 1:
         # FSDP gathers plain parameters only.
-        wished = request.constraints.precision or "bf16"
-        if wished not in {"fp32", "bf16"}:
+        precision = request.constraints.precision or "bf16"
+        if precision not in {"fp32", "bf16"}:
             return None
-        request = replace(request, constraints=replace(request.constraints, precision=wished))
+        request = replace(request, constraints=replace(request.constraints, precision=precision))
     try:
         return make_plan(request, share)
     except MemoryBudgetError:

@@ -18,7 +18,7 @@ _DIGITS = 4
 
 def plan_document(plan: Plan) -> dict[str, Any]:
     """Return everything that a plan decides and predicts."""
-    request, choice = plan.request, plan.config
+    request, config = plan.request, plan.config
     return {
         "hardware": request.hardware.name,
         "rates": request.hardware.source,
@@ -31,15 +31,15 @@ def plan_document(plan: Plan) -> dict[str, Any]:
             "evaluations_per_block": request.num_evaluations,
             "fold_last_step": request.fold_last_step,
         },
-        "precision": choice.precision,
-        "kv_precision": choice.kv_precision,
-        "schedule": choice.schedule,
+        "precision": config.precision,
+        "kv_precision": config.kv_precision,
+        "schedule": config.schedule,
         "lanes": plan.num_lanes,
         "layers": list(plan.layers),
-        "layer_slots": choice.num_slots,
+        "layer_slots": config.num_slots,
         "ring_layers": list(plan.ring_layers),
-        "sink": "pinned" if choice.sink_streamed else "resident",
-        "decoder_tiles": list(choice.tiles),
+        "sink": "pinned" if config.sink_streamed else "resident",
+        "decoder_tiles": list(config.tiles),
         "text_encoder": plan.text_encoder,
         "speech_encoder": plan.speech_encoder,
         "vram": {
