@@ -195,7 +195,7 @@ def find_checkpoint(directory: str | Path, *, need: Collection[str] = ALL_PARTS)
         adapter=_one(directory, ADAPTER_NAME),
     )
     _check_index_present(files)
-    if any(getattr(files, part) is None for part in _BY_CONTENT):
+    if any(getattr(files, part) is None for part in (*_BY_CONTENT, "speech")):
         files = _with_other_names(files)
     files.require(need)
     return files
