@@ -154,7 +154,7 @@ def _directory_of(file: Path) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A configuration file; raises CheckpointError for one that is not a JSON object."""
+    """Read a configuration file; raises CheckpointError for one that is not a JSON object."""
     check_downloaded(path)
     try:
         content = parse_json(path.read_bytes())
@@ -270,7 +270,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _one(directory: Path, *patterns: str) -> Path | None:
-    """The first pattern that matches decides; two files for one part are an error.
+    """Return the file of the first pattern that matches; two files for one part are an error.
 
     A pattern that ends in "/" is one of directories.
     """
@@ -291,7 +291,7 @@ def _one(directory: Path, *patterns: str) -> Path | None:
 
 
 def _check_index_present(files: CheckpointFiles) -> None:
-    """Shards without their index are half a download, not a missing part."""
+    """Raise CheckpointError for shards without their index: half a download, not a missing part."""
     shards = sorted(files.directory.glob(f"{DIT_NAME}-*-of-*.safetensors"))
     if shards and files.dit is None:
         raise CheckpointError(

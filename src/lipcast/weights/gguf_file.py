@@ -195,7 +195,7 @@ def _format(path: Path, name: str, number: int, shape: tuple[int, ...]) -> Block
 
 
 def _read_tensor(file: BinaryIO) -> tuple[str, int, tuple[int, ...], int]:
-    """(name, ggml type, shape with the outermost axis first, offset in the data)."""
+    """Return (name, ggml type, shape with the outermost axis first, offset in the data)."""
     name = _read_string(file)
     (num_axes,) = _unpack(file, "<I")
     shape = _unpack(file, f"<{num_axes}Q")
