@@ -18,7 +18,7 @@ from typing import Any
 
 from lipcast.env import cache_dir
 from lipcast.errors import CheckpointError
-from lipcast.weights.disk import UNFINISHED, check_downloaded, parse_json
+from lipcast.weights.disk import UNFINISHED, check_downloaded, is_there, parse_json, user_path
 
 EMBEDDED_MODELS = ("tiny",)
 ADAPTER_MODEL = "live-avatar-14b"
@@ -118,13 +118,11 @@ def checkpoint_dir(name_or_dir: str | Path) -> Path:
     name = model_name(str(name_or_dir))
     if name in EMBEDDED_MODELS:
         return Path(str(resources.files("lipcast") / "assets" / name))
-    path = Path(name_or_dir).expanduser()
-    if path.is_dir():
-        return path
-    if path.is_file():
-        return _directory_of(path)
+    path = user_path(name_or_dir)
+    if is_there(path):
+        return path if path.is_dir() else _directory_of(path)
     pulled = models_dir() / name
-    if Path(name).name == name and pulled.is_dir():
+    if Path(name).name == name and is_there(pulled):
         return pulled
     if name == ADAPTER_MODEL:
         raise CheckpointError(
