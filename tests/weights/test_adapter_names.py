@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from lipcast.config.precision import StoredPrecision
 from lipcast.errors import CheckpointError
+from lipcast.weights.adapters import adapters_of
 from lipcast.weights.bundle import open_transformer
-from lipcast.weights.checkpoint import find_checkpoint
+from lipcast.weights.checkpoint import checkpoint_dir, find_checkpoint
+from lipcast.weights.lora import LoraSpec
 from lipcast.weights.quant import quantise_weight
 from lipcast.weights.schemes import SCHEMES
 from lipcast.weights.source import TensorSource
@@ -280,3 +282,15 @@ def test_a_folder_with_several_adapters_or_none(original: Path, tmp_path: Path) 
         write(tmp_path / f"{name}.safetensors", {"x": torch.ones(1)})
     with pytest.raises(CheckpointError, match=r"found a\.safetensors, b\.safetensors; name the"):
         merged(original, str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "~nobody_of_this_name/style", "no\0thing", "", "."])
+def test_paths_of_no_adapter(original: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match=r"expected (an|one) adapter"):
+        adapters_of(find_checkpoint(original), [LoraSpec(Path(name))])
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "~nobody_of_this_name/model", "no\0thing"])
+def test_names_of_no_model(name: str) -> None:
+    with pytest.raises(CheckpointError, match="expected a name"):
+        checkpoint_dir(name)

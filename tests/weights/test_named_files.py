@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,16 @@ def test_what_lies_there_instead_of_a_part_is_named(tmp_path: Path, kind: str) -
         CheckpointError, match=rf"(?s)Missing:.*no use.*what\.safetensors: .*{said}"
     ):
         find_checkpoint(tmp_path)
+
+
+def test_a_speech_encoder_without_its_folder_is_named(source: Path) -> None:
+    folder = source / "wav2vec2-large-xlsr-53-english"
+    (folder / "model.safetensors").rename(source / "wav2vec2_large_english_fp16.safetensors")
+    shutil.rmtree(folder)
+    with pytest.raises(
+        CheckpointError, match=r"english_fp16\.safetensors: .*its folder with config"
+    ):
+        find_checkpoint(source)
 
 
 def test_a_folder_of_diffusers_of_another_model_is_named(tmp_path: Path) -> None:

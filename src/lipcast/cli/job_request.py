@@ -69,10 +69,11 @@ def _lora_from_anywhere(text: str) -> tuple[str, Path | None]:
     """
     from lipcast.weights.adapters import adapter_file
     from lipcast.weights.checkpoint import ADAPTER_REPOSITORY
+    from lipcast.weights.disk import user_path
     from lipcast.weights.lora import parse_lora
 
     path = parse_lora(text).path
     if path.as_posix() == ADAPTER_REPOSITORY and not path.exists():
         return text, None
-    file = adapter_file(path.expanduser()).resolve()
+    file = adapter_file(user_path(path)).resolve()
     return text.replace(str(path), str(file), 1), file

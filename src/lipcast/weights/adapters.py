@@ -20,7 +20,7 @@ from lipcast.weights.checkpoint import (
     CheckpointFiles,
     models_dir,
 )
-from lipcast.weights.disk import sha256_of
+from lipcast.weights.disk import is_there, sha256_of, user_path
 from lipcast.weights.files import PTH_SUFFIXES
 from lipcast.weights.lora import LoraSpec, parse_lora
 from lipcast.weights.manifest import read_manifest
@@ -53,13 +53,13 @@ def adapter_file(path: Path) -> Path:
 
     Raises CheckpointError where there is none, or several.
     """
-    if path.is_file():
-        return path
-    if not path.is_dir():
+    if not is_there(path):
         raise CheckpointError(
             f"{path}: expected an adapter (LoRA), found nothing there; check the path, "
             f"or `lipcast pull {ADAPTER_MODEL}` for the published one"
         )
+    if not path.is_dir():
+        return path
     for name in _NAMES:
         if (path / name).is_file():
             return path / name
@@ -74,8 +74,8 @@ def adapter_file(path: Path) -> Path:
 
 
 def _found(files: CheckpointFiles, spec: LoraSpec) -> LoraSpec:
-    path = spec.path.expanduser()
-    if spec.path.as_posix() == ADAPTER_REPOSITORY and not path.exists():
+    path = user_path(spec.path)
+    if spec.path.as_posix() == ADAPTER_REPOSITORY and not is_there(path):
         path = _published(files)
     return replace(spec, path=adapter_file(path))
 

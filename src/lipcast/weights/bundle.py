@@ -184,7 +184,7 @@ def open_transformer(
     loras: Sequence[str | LoraSpec] = (),
     device: torch.device | str = "cpu",
 ) -> TensorSource:
-    """The transformer's tensors as they shall be loaded: adapters merged, then quantised.
+    """Open the transformer as it shall be loaded: adapters merged, then quantised.
 
     A converted checkpoint is mapped where its memory is the device's. Raises CheckpointError.
     """
@@ -205,7 +205,7 @@ def open_transformer(
 
 
 def load_speech_encoder(folder: Path, *, device: torch.device) -> SpeechEncoder:
-    """wav2vec2 from a Hugging Face folder, in float32."""
+    """Load wav2vec2 from a Hugging Face folder, in float32."""
     weights = folder / "model.safetensors"
     if not weights.exists():
         weights = folder / "pytorch_model.bin"
@@ -217,7 +217,7 @@ def load_speech_encoder(folder: Path, *, device: torch.device) -> SpeechEncoder:
 
 
 def load_text_encoder(files: CheckpointFiles) -> TextEncoder:
-    """UMT5 on the CPU: it runs once per prompt and is let go."""
+    """Load UMT5 on the CPU: it runs once per prompt and is let go."""
     files.require(TEXT_PARTS)
     assert files.text
     config = text_config(files.directory)

@@ -18,7 +18,7 @@ from typing import Any
 
 from lipcast.env import cache_dir
 from lipcast.errors import CheckpointError
-from lipcast.weights.disk import UNFINISHED, check_downloaded, parse_json
+from lipcast.weights.disk import UNFINISHED, check_downloaded, is_there, parse_json, user_path
 
 EMBEDDED_MODELS = ("tiny",)
 ADAPTER_MODEL = "live-avatar-14b"
@@ -118,13 +118,11 @@ def checkpoint_dir(name_or_dir: str | Path) -> Path:
     name = model_name(str(name_or_dir))
     if name in EMBEDDED_MODELS:
         return Path(str(resources.files("lipcast") / "assets" / name))
-    path = Path(name_or_dir).expanduser()
-    if path.is_dir():
-        return path
-    if path.is_file():
-        return _directory_of(path)
+    path = user_path(name_or_dir)
+    if is_there(path):
+        return path if path.is_dir() else _directory_of(path)
     pulled = models_dir() / name
-    if Path(name).name == name and pulled.is_dir():
+    if Path(name).name == name and is_there(pulled):
         return pulled
     if name == ADAPTER_MODEL:
         raise CheckpointError(
@@ -154,7 +152,7 @@ def _directory_of(file: Path) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A configuration file; raises CheckpointError for one that is not a JSON object."""
+    """Read a configuration file; raises CheckpointError for one that is not a JSON object."""
     check_downloaded(path)
     try:
         content = parse_json(path.read_bytes())
@@ -195,7 +193,7 @@ def find_checkpoint(directory: str | Path, *, need: Collection[str] = ALL_PARTS)
         adapter=_one(directory, ADAPTER_NAME),
     )
     _check_index_present(files)
-    if any(getattr(files, part) is None for part in _BY_CONTENT):
+    if any(getattr(files, part) is None for part in (*_BY_CONTENT, "speech")):
         files = _with_other_names(files)
     files.require(need)
     return files
@@ -270,7 +268,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _one(directory: Path, *patterns: str) -> Path | None:
-    """The first pattern that matches decides; two files for one part are an error.
+    """Return the file of the first pattern that matches; two files for one part are an error.
 
     A pattern that ends in "/" is one of directories.
     """
@@ -291,7 +289,7 @@ def _one(directory: Path, *patterns: str) -> Path | None:
 
 
 def _check_index_present(files: CheckpointFiles) -> None:
-    """Shards without their index are half a download, not a missing part."""
+    """Raise CheckpointError for shards without their index: half a download, not a missing part."""
     shards = sorted(files.directory.glob(f"{DIT_NAME}-*-of-*.safetensors"))
     if shards and files.dit is None:
         raise CheckpointError(

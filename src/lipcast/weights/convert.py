@@ -1,4 +1,4 @@
-"""Converting a checkpoint: adapters merged, weights quantised, one directory that loads by mapping.
+"""Convert a checkpoint: merge adapters, quantise weights, write one directory that loads by mapping.
 
 Input: a checkpoint directory, a precision, adapters. Output: a directory of the same layout. Memory
 holds one tensor at a time. The work is done in `<out>.partial`, which becomes `<out>` in one step
@@ -38,7 +38,7 @@ SHARD_BYTES = 2 << 30
 _PROGRESS = ".progress"
 
 Progress = Callable[[str, int, int], None]
-"""(what is going on, bytes done, bytes in all)."""
+"""Called with the step, the bytes done and the bytes in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ def _start(out: Path, recipe: Mapping[str, Any]) -> Path:
 
 
 def _plain_files(files: CheckpointFiles, sets: Sequence[_Set]) -> dict[str, Path]:
-    """{name in the result: file} of everything that is taken over as it is."""
+    """Return {name in the result: file} of everything that is taken over as it is."""
     converted = {path for s in sets for path in s.source.files}
     parts = (
         files.config, files.vae, files.text, files.tokenizer, files.speech,
@@ -192,7 +192,7 @@ def _files_of(part: Path) -> Iterator[Path]:
 
 
 def _check_space(work: Path, sets: Sequence[_Set], plain: Mapping[str, Path]) -> None:
-    """Refuse before the first byte; what an earlier run wrote counts as written."""
+    """Raise OutputError if the result does not fit; what an earlier run wrote counts as written."""
     total = sum(s.source.num_bytes for s in sets) + sum(p.stat().st_size for p in plain.values())
     there = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
     free = shutil.disk_usage(work).free
@@ -211,7 +211,7 @@ def _write_sets(
     recipe: Mapping[str, Any],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Write all sets; the manifest's entries of their files."""
+    """Write all sets and return the manifest's entries of their files."""
     total, done = sum(s.source.num_bytes for s in sets), 0
 
     def advance(num_bytes: int) -> None:
@@ -249,7 +249,7 @@ def _kept_table() -> dict[str, str]:
 
 
 def _place_plain(work: Path, plain: Mapping[str, Path]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Link or copy the other files; yields their entries for the manifest."""
+    """Link or copy the other files, and yield their entries for the manifest."""
     for name, path in plain.items():
         target = work / name
         try:
@@ -260,7 +260,7 @@ def _place_plain(work: Path, plain: Mapping[str, Path]) -> Iterator[tuple[str, d
 
 
 def _link_or_copy(path: Path, target: Path) -> None:
-    """A hard link costs no space; another file system, or one without links, gets a copy."""
+    """Make a hard link, which costs no space, or a copy where the file system has no links."""
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -273,7 +273,7 @@ def _link_or_copy(path: Path, target: Path) -> None:
 
 
 def _finish(work: Path, out: Path) -> None:
-    """From here on the result is whole."""
+    """Give the finished directory its name: from here on the result is whole."""
     try:
         work.rename(out)
     except OSError as error:

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -95,12 +95,27 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def user_path(path: str | Path) -> Path:
+    """Return a path with `~` replaced; one of a user without a home stays as it is."""
+    with suppress(RuntimeError):
+        return Path(path).expanduser()
+    return Path(path)
+
+
+def is_there(path: Path) -> bool:
+    """Return whether a path exists; a name that no file can have does not."""
+    try:
+        return path.exists()
+    except OSError:  # too long
+        return False
+
+
 def check_downloaded(path: Path) -> bytes:
     """Return the first bytes of a file; raises CheckpointError for what a download leaves instead.
 
     That is a web page, an answer of the server, a git-lfs pointer, an archive, nothing at all.
     """
-    if not path.is_file():
+    if not is_there(path) or not path.is_file():
         raise CheckpointError(f"{path}: no such file; download the model or correct the path")
     try:
         size = path.stat().st_size
@@ -125,7 +140,7 @@ def _check_placeholder(path: Path, head: bytes, size: int) -> None:
             f"{path}: this is a web page, not the file; the download was refused or redirected, "
             "download it again"
         )
-    if path.with_name(f"{path.name}.aria2").exists() or not head.strip(b"\0"):
+    if is_there(path.with_name(f"{path.name}.aria2")) or not head.strip(b"\0"):
         raise CheckpointError(
             f"{path}: the download has not finished; continue it, or download the file again"
         )

@@ -1,4 +1,4 @@
-"""Opening weight files of every kind as one `TensorSource`.
+"""Open weight files of every kind as one `TensorSource`.
 
 Input: a path to `.safetensors`, to a sharded set's `.safetensors.index.json`, to `.pth`, `.pt`,
 `.bin` or `.gguf`. Output: a source with all headers checked and no data read. What stands in for weights by
@@ -98,7 +98,7 @@ def _read_index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _check_shard_numbers(index: Path, names: list[str]) -> None:
-    """Every file that the numbering "-00002-of-00004" promises must be in the index."""
+    """Check that the index lists every file that the numbering "-00002-of-00004" promises."""
     numbered = [match for name in names if (match := re.search(r"-(\d{5})-of-(\d{5})\.", name))]
     if not numbered:
         return
@@ -130,7 +130,7 @@ def _open_shard(index: Path, name: str, *, mapped: bool) -> SafetensorsSource:
 def _check_index(
     index: Path, weight_map: Mapping[str, str], shards: Mapping[str, SafetensorsSource]
 ) -> None:
-    """Index and files must agree on every tensor."""
+    """Check that index and files agree on every tensor."""
     absent = [name for name, file in weight_map.items() if name not in shards[file].infos]
     extra = [
         name
@@ -151,7 +151,7 @@ def _check_index(
 def _check_recipe(
     index: Path, metadata: Mapping[str, str], shards: Iterable[SafetensorsSource]
 ) -> None:
-    """Converted files must come from one conversion: their names alone would not tell."""
+    """Check that converted files come from one conversion: their names alone would not tell."""
     expected = metadata.get(RECIPE_KEY)
     for shard in shards:
         if shard.metadata.get(RECIPE_KEY) != expected:

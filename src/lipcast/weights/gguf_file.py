@@ -1,13 +1,12 @@
 """One `.gguf` file: a transformer or a UMT5 encoder whose weights are in ggml's block formats.
 
 The header is read here (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), the blocks are
-decoded by the package `gguf`, some rows at a time. Tensors come out under the official names and in
-PyTorch's order of axes; decoded blocks are bf16, plain floats keep their dtype.
+decoded by the package `gguf`, some rows at a time. Tensors have PyTorch's order of axes; decoded
+blocks are bf16, plain floats keep their dtype.
 """
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ from lipcast.weights.source import TensorInfo, TensorSource
 MAGIC = b"GGUF"
 _ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
 """ggml has four axes at most; writers of larger convolutions note the true shape under this key."""
-_DIT_PREFIX = re.compile(r"^(model\.)?diffusion_model\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +71,6 @@ _UNREAD = MappingProxyType(
      28: "F64", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 40: "NVFP4", 41: "Q1_0"}
 )  # fmt: skip
 """Names of the ggml types that are not read."""
-_T5_OUTER = MappingProxyType(
-    {"token_embd.weight": "token_embedding.weight", "enc.output_norm.weight": "norm.weight"}
-)
-_T5_INNER = MappingProxyType(
-    {
-        "attn_norm": "norm1", "attn_q": "attn.q", "attn_k": "attn.k", "attn_v": "attn.v",
-        "attn_o": "attn.o", "attn_rel_b": "pos_embedding.embedding", "ffn_norm": "norm2",
-        "ffn_gate": "ffn.gate.0", "ffn_up": "ffn.fc1", "ffn_down": "ffn.fc2",
-    }
-)  # fmt: skip
 _SCALARS = MappingProxyType(
     {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 )
@@ -109,13 +97,10 @@ class GgufSource(TensorSource):
     def __init__(self, path: Path) -> None:
         self.path, self.files = path, (path,)
         fields, stored = _read_header(path)
-        architecture = str(fields.get("general.architecture", ""))
-        self.metadata = {"architecture": architecture}
-        self._stored = {_official_name(name, architecture): t for name, t in stored.items()}
+        self.metadata = {"architecture": str(fields.get("general.architecture", ""))}
+        self._stored = stored
         shapes = {
-            _official_name(key.removeprefix(_ORIGINAL_SHAPE), architecture): _shape(
-                path, key, value
-            )
+            key.removeprefix(_ORIGINAL_SHAPE): _shape(path, key, value)
             for key, value in fields.items()
             if key.startswith(_ORIGINAL_SHAPE)
         }
@@ -159,18 +144,6 @@ def _decode(path: Path, raw: Tensor, stored: _Stored) -> Tensor:
         rows = slice(first, first + step)
         values[rows] = torch.from_numpy(dequantize(blocks[rows].numpy(), kind))
     return values
-
-
-def _official_name(name: str, architecture: str) -> str:
-    """Encoders of llama.cpp have names of their own; transformers keep the official ones."""
-    if architecture not in ("t5", "t5encoder"):
-        return _DIT_PREFIX.sub("", name)
-    if name in _T5_OUTER:
-        return _T5_OUTER[name]
-    match = re.fullmatch(r"enc\.blk\.(\d+)\.(\w+)\.weight", name)
-    if match is None or match[2] not in _T5_INNER:
-        return name
-    return f"blocks.{match[1]}.{_T5_INNER[match[2]]}.weight"
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, _Stored]]:
@@ -222,7 +195,7 @@ def _format(path: Path, name: str, number: int, shape: tuple[int, ...]) -> Block
 
 
 def _read_tensor(file: BinaryIO) -> tuple[str, int, tuple[int, ...], int]:
-    """(name, ggml type, shape with the outermost axis first, offset in the data)."""
+    """Return (name, ggml type, shape with the outermost axis first, offset in the data)."""
     name = _read_string(file)
     (num_axes,) = _unpack(file, "<I")
     shape = _unpack(file, f"<{num_axes}Q")

@@ -1,4 +1,4 @@
-"""Downloading named models, and telling which models are here and whole.
+"""Download named models, and tell which models are here and whole.
 
 Input: a model's name. Output: a directory with the published layout, complete or named file by file
 as incomplete. The commit is pinned at the first download: `lipcast-pull.json` remembers it with every
@@ -131,7 +131,7 @@ def pull(
 
 
 def pinned_revisions(directory: Path) -> dict[str, str]:
-    """{repository: commit} of a pulled model."""
+    """Return {repository: commit} of a pulled model."""
     record = _read_record(directory) or {"repositories": []}
     return {entry["repo"]: entry["revision"] for entry in record["repositories"]}
 
@@ -158,7 +158,7 @@ def verify_pulled(directory: Path) -> bool:
 
 
 def list_models(directory: Path | None = None) -> list[ModelStatus]:
-    """Every model that can be pulled and every directory below `directory` that holds one."""
+    """Return the models that can be pulled, and the directories below `directory` that hold one."""
     directory = directory or models_dir()
     here = {path.name: path for path in sorted(directory.glob("*")) if path.is_dir()}
     names = [*MODELS, *(name for name in here if name not in MODELS)]
@@ -190,7 +190,7 @@ def _has_size(path: Path, size: int | None) -> bool:
 
 
 def _library(*, progress: bool) -> Hub | None:
-    """huggingface_hub; None where the environment says that there is no network."""
+    """Return huggingface_hub; None where the environment says that there is no network."""
     library = HubLibrary(progress=progress)
     return None if library.is_offline else library
 
@@ -254,7 +254,7 @@ def _hashes(hub: Hub, repo: str, files: list[str], revision: str) -> dict[str, s
 
 
 def _without_doubles(sizes: dict[str, int | None]) -> dict[str, int | None]:
-    """A pickle beside the same weights as safetensors is not needed."""
+    """Leave out a pickle beside the same weights as safetensors."""
     return {
         name: size
         for name, size in sizes.items()

@@ -1,4 +1,4 @@
-"""Filling a module that was built on the meta device with the tensors of a source.
+"""Fill a module that was built on the meta device with the tensors of a source.
 
 Inputs: a module without memory, a `TensorSource`. Output: the same module, every parameter and
 buffer in place. Strict: what is missing, what is too much and what has another shape is an error
@@ -26,7 +26,7 @@ _FILLS = frozenset(
 
 
 class _NoFill(TorchFunctionMode):
-    """Initial values of tensors that have no memory are not computed."""
+    """Skip the initial values of tensors that have no memory."""
 
     def __torch_function__(
         self,
@@ -46,7 +46,7 @@ class _NoFill(TorchFunctionMode):
 
 @contextmanager
 def without_memory() -> Iterator[None]:
-    """Modules made inside have shapes but no values: build here, then `load_into`.
+    """Make modules inside have shapes but no values: build here, then `load_into`.
 
     Like `torch.device("meta")`, without its price: the random initial values of an embedding on
     that device load the whole of torch._dynamo, 6 to 11 s of one core.
@@ -95,7 +95,7 @@ def load_into(
 
 
 def _load_homes(source: TensorSource, homes: Mapping[str, Tensor | None]) -> None:
-    """Read the tensors that have a home into it."""
+    """Read each tensor into its home, where it has one."""
     for name in source.infos:
         home = homes[name]
         if home is not None:
@@ -112,7 +112,7 @@ class _Slot:
 
 
 def _slots(module: nn.Module) -> dict[str, _Slot]:
-    """Every name of the module's state dict; tied parameters share one slot."""
+    """Return a slot for each name of the module's state dict; tied parameters share one."""
     stored = module.state_dict(keep_vars=True)
     by_identity: dict[int, _Slot] = {}
     slots = {}

@@ -58,7 +58,7 @@ def parse_lora(text: str) -> LoraSpec:
 
 
 def merge_loras(base: TensorSource, specs: Sequence[LoraSpec]) -> TensorSource:
-    """`base` with all adapters of `specs` merged in; raises CheckpointError if one does not fit."""
+    """Return `base` with all adapters merged in; raises CheckpointError if one does not fit."""
     if not specs:
         return base
     if any(name.endswith(f".{QWEIGHT}") for name in base.infos):

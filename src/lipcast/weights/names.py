@@ -2,7 +2,7 @@
 
 Input: the official names of one network. Output: a `NameTable`, which finds the official name behind
 any spelling: with the prefix of another program, with underscores for dots (kohya), or with the
-names of diffusers and transformers. One table per network serves checkpoints and adapters alike.
+names of diffusers, transformers and llama.cpp. One table per network serves checkpoints and adapters alike.
 """
 
 from __future__ import annotations
@@ -58,6 +58,18 @@ _VAE_DIFFUSERS = (
     (r"\.residual\.6\.", ".conv2."),
     (r"\.shortcut\.", ".conv_shortcut."),
 )
+_TEXT_LLAMA = (
+    (r"^token_embedding\.", "token_embd."),
+    (r"^norm\.", "enc.output_norm."),
+    (r"^blocks\.", "enc.blk."),
+    (r"\.norm1\.", ".attn_norm."),
+    (r"\.norm2\.", ".ffn_norm."),
+    (r"\.attn\.([qkvo])\.", r".attn_\1."),
+    (r"\.pos_embedding\.embedding\.", ".attn_rel_b."),
+    (r"\.ffn\.gate\.0\.", ".ffn_gate."),
+    (r"\.ffn\.fc1\.", ".ffn_up."),
+    (r"\.ffn\.fc2\.", ".ffn_down."),
+)
 
 
 def dit_table(names: Iterable[str]) -> NameTable:
@@ -81,13 +93,15 @@ def vae_table(names: Iterable[str], *, num_res_blocks: int) -> NameTable:
 
 
 def text_table(names: Iterable[str]) -> NameTable:
-    """Return the table of a UMT5 encoder; transformers has the embedding under two names."""
+    """Return the table of a UMT5 encoder: the names of transformers and of llama.cpp.
 
-    def transformers(name: str) -> str:
-        return text_name(name).replace("stack.", "encoder.", 1)
-
+    transformers has the embedding under two names.
+    """
     return NameTable(
-        names, transformers, lambda name: re.sub(r"^token_embedding\.", "shared.", name)
+        names,
+        lambda name: text_name(name).replace("stack.", "encoder.", 1),
+        lambda name: re.sub(r"^token_embedding\.", "shared.", name),
+        lambda name: _replaced(name, _TEXT_LLAMA),
     )
 
 

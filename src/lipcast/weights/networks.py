@@ -39,7 +39,7 @@ def open_vae(path: Path, config: VAEConfig) -> TensorSource:
 def open_text(path: Path, config: TextConfig, *, mapped: bool = False) -> TensorSource:
     """Open the text encoder; raises CheckpointError. The decoder of a whole UMT5 is left out."""
     table = text_table(text_tensors(config))
-    return _open(path, "text", table, mapped=mapped, unused=("decoder.", "lm_head."))
+    return _open(path, "text", table, mapped=mapped, unused=("decoder.", "dec.", "lm_head."))
 
 
 def _open(

@@ -111,7 +111,7 @@ class PromptCache:
             _log.warning("the prompt's embedding was not kept: %s", error)
 
     def text_identity(self, files: CheckpointFiles) -> str:
-        """One hash of everything that decides an embedding: encoder, tokenizer, configuration."""
+        """Return one hash of what decides an embedding: encoder, tokenizer, configuration."""
         digest = hashlib.sha256(FORMAT.encode())
         for name, path in _text_files(files):
             digest.update(f"{name}\0{self._hash_of(path)}\n".encode())
@@ -149,7 +149,7 @@ def _read_note(note: Path, stamp: list[object]) -> str | None:
 
 
 def _text_files(files: CheckpointFiles) -> Iterator[tuple[str, Path]]:
-    """(what it is, path) of every file that takes part; names of folders do not matter."""
+    """Yield (what it is, path) of every file that takes part; names of folders do not matter."""
     assert files.text is not None
     for path in open_tensors(files.text).files:
         yield "encoder", path

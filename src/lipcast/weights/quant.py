@@ -1,4 +1,4 @@
-"""Quantising a stream of tensors, and the table of what is not quantised.
+"""Quantise a stream of tensors; the table says what is not quantised.
 
 Input: a source of plain tensors (adapters already merged) and a precision. Output: a source that
 gives each linear layer's parts in the place of its weight, and everything else in a 16-bit float.
@@ -146,7 +146,7 @@ class QuantisedSource(TensorSource):
 
 
 def _kept_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Floats of more than 16 bits become bf16, as the published weights are."""
+    """Return bf16 for floats of more than 16 bits, as the published weights are."""
     return torch.bfloat16 if dtype in (torch.float32, torch.float64) else dtype
 
 

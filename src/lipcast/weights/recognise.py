@@ -27,6 +27,7 @@ _WAN_BLOCK = r"(^|\.)blocks\.\d+\.(self_attn\.q|attn1\.to_q)\."
 _UMT5_SECOND_BLOCK = (
     r"(^|\.)blocks\.1\.pos_embedding\.",
     r"encoder\.block\.1\.layer\.0\.SelfAttention\.relative_attention_bias",
+    r"^enc\.blk\.1\.attn_rel_b\.",
 )
 _VARIANTS = (
     (r"audio_injector\.", "dit", "the transformer of Wan2.2-S2V"),
@@ -58,7 +59,8 @@ _OTHERS = (
      "an autoencoder of pictures (Stable Diffusion, FLUX)"),
     (r"(^|\.)decoder\.\d+\.conv\.\d+\.weight", None,
      "a tiny decoder (TAEHV), which is given with --decoder"),
-    (r"feature_extractor\.conv_layers\.", "speech", "a wav2vec2 speech encoder"),
+    (r"feature_extractor\.conv_layers\.", None,
+     "a wav2vec2 speech encoder; its folder with config.json is needed"),
     (r"(^|\.)visual\.transformer\.|vision_model\.", None, "an image encoder (CLIP)"),
     (r"double_blocks\.|single_transformer_blocks\.", None,
      "a transformer of FLUX or HunyuanVideo"),
@@ -76,7 +78,7 @@ def recognise(source: TensorSource) -> Kind | None:
         return _wan(source)
     if any(_has(source, pattern) for pattern in _UMT5_SECOND_BLOCK):
         return Kind("text", "the text encoder (UMT5)")
-    if _has(source, r"encoder\.block\.0\.layer\.0\.SelfAttention\."):
+    if _has(source, r"encoder\.block\.0\.layer\.0\.SelfAttention\.|^enc\.blk\.0\."):
         return Kind(None, "a text encoder of another model (T5); UMT5-XXL is needed")
     found = (Kind(part, words) for pattern, part, words in _OTHERS if _has(source, pattern))
     return next(found, None)

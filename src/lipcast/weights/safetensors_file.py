@@ -155,12 +155,12 @@ def truncated(path: Path, expected_bytes: int, found_bytes: int) -> str:
 
 
 def _map_file(path: Path) -> Tensor:
-    """All bytes of the file as one tensor that the system fills page by page when they are read."""
+    """Map all bytes of the file as one tensor; the system fills it page by page when it is read."""
     return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
 
 
 def read_bytes(path: Path, offset: int, num_bytes: int) -> Tensor:
-    """A piece of a file as a tensor of bytes; raises CheckpointError."""
+    """Read a piece of a file as a tensor of bytes; raises CheckpointError."""
     raw = torch.empty(num_bytes, dtype=torch.uint8)
     view = raw.numpy().data
     try:

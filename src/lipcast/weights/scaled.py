@@ -139,7 +139,7 @@ def _settings(base: TensorSource) -> Iterator[tuple[str, object]]:
     texts = {
         name: bytes(base.read(name).flatten().tolist())
         for name, info in base.infos.items()
-        if name.endswith(".comfy_quant") and info.dtype == torch.uint8
+        if name.endswith(".comfy_quant") and info.dtype == torch.uint8 and info.num_bytes < 1 << 16
     }
     for name, text in texts.items():
         yield name, _parsed(base, name, text)

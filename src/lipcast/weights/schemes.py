@@ -49,7 +49,7 @@ class Scheme(ABC):
 
     @abstractmethod
     def part_shapes(self, num_out: int, num_in: int) -> PartShapes:
-        """Shape and dtype of every part of a layer [num_out, num_in]."""
+        """Return shape and dtype of every part of a layer [num_out, num_in]."""
 
     @abstractmethod
     def quantise(self, weight: Tensor) -> Parts:

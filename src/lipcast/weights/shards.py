@@ -20,7 +20,7 @@ from lipcast.weights.source import TensorInfo, TensorSource
 from lipcast.weights.writer import write_safetensors
 
 Advance = Callable[[int], None]
-"""Is told how many more bytes are done."""
+"""Called with the number of bytes just done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class SetWriter:
     notes: Callable[[Sequence[TensorInfo]], Any] = lambda _: None
 
     def write(self, source: TensorSource, advance: Advance) -> list[dict[str, Any]]:
-        """Write what is missing, then the index; the records of all shards, in order.
+        """Write what is missing, then the index; return the records of all shards, in order.
 
         Raises OutputError where a file cannot be written.
         """

@@ -1,4 +1,4 @@
-"""Writing safetensors files one tensor at a time.
+"""Write safetensors files one tensor at a time.
 
 Input: headers known beforehand and the tensors in the same order. Output: the file, complete or
 not there at all, and the hash of its bytes. The header is written first, from shapes alone; then
