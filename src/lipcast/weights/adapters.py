@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from lipcast.env import logger
+from lipcast.env import expand_home, logger
 from lipcast.errors import CheckpointError
 from lipcast.weights.checkpoint import (
     ADAPTER_MODEL,
@@ -41,7 +41,7 @@ def adapters_of(files: CheckpointFiles, wanted: Iterable[str | LoraSpec]) -> tup
 
 
 def _found(files: CheckpointFiles, spec: LoraSpec) -> LoraSpec:
-    path = spec.path.expanduser()
+    path = expand_home(spec.path)
     if spec.path.as_posix() == ADAPTER_REPOSITORY and not path.exists():
         path = _published(files)
     if path.is_dir():

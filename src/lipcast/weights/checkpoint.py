@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from lipcast.env import cache_dir
+from lipcast.env import cache_dir, expand_home
 from lipcast.errors import CheckpointError
 
 EMBEDDED_MODELS = ("tiny",)
@@ -107,7 +107,7 @@ def checkpoint_dir(name_or_dir: str | Path) -> Path:
     name = model_name(str(name_or_dir))
     if name in EMBEDDED_MODELS:
         return Path(str(resources.files("lipcast") / "assets" / name))
-    path = Path(name_or_dir).expanduser()
+    path = expand_home(Path(name_or_dir))
     if path.is_dir():
         return path
     pulled = models_dir() / name
