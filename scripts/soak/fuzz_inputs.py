@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,8 +13,11 @@ _NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 2**5
 
 
 @st.composite
-def broken_copies(draw: st.DrawFn, good: bytes) -> bytes:
-    """Draw the bytes of a good file after one to six edits: set, insert, remove, repeat, cut."""
+def broken_copies(draw: st.DrawFn, good: bytes, pieces: Sequence[bytes] = ()) -> bytes:
+    """Draw the bytes of a good file after one to six edits: set, insert, remove, repeat, cut.
+
+    `pieces` are what is inserted beside any bytes: what has a meaning in the file's format.
+    """
     data = bytearray(good)
     for _ in range(draw(st.sampled_from((1, 1, 1, 2, 3, 6)))):
         at = draw(st.integers(0, max(len(data) - 1, 0)))
@@ -27,7 +30,8 @@ def broken_copies(draw: st.DrawFn, good: bytes) -> bytes:
             number = draw(st.sampled_from(_NUMBERS)) % 256**width
             data[at : at + width] = number.to_bytes(width, order)
         elif edit == "insert":
-            data[at:at] = draw(st.binary(max_size=16))
+            some = st.binary(max_size=16)
+            data[at:at] = draw(st.sampled_from(pieces) | some if pieces else some)
         elif edit == "cut":
             del data[at:]
         else:

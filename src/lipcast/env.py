@@ -19,6 +19,14 @@ def logger(name: str) -> logging.Logger:
     return logging.getLogger(f"{LOGGER_NAME}.{name}")
 
 
+def expand_home(path: Path) -> Path:
+    """Return a path with its user's home in place of `~`, or as it is where nobody has such a home."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
+
+
 def cache_dir() -> Path:
     """Return the folder of models, prompt embeddings and jobs: LIPCAST_HOME, or the user's cache.
 

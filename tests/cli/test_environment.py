@@ -17,6 +17,7 @@ from PIL import Image
 from lipcast.cli.main import main
 from lipcast.env import cache_dir
 from lipcast.media.video import read_video
+from sounds import write_wav
 
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 SCRIPT = (
@@ -31,7 +32,7 @@ COMMAND = "generate --image me.png --audio hello.wav -o out.mp4 --json"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     Image.new("RGB", (64, 64)).save(tmp_path / "me.png")
-    (tmp_path / "hello.wav").write_bytes(b"sound")
+    write_wav(tmp_path / "hello.wav", 1.92)
     (tmp_path / "lipcast.py_").write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
     return tmp_path
 
@@ -120,6 +121,18 @@ def test_a_home_that_cannot_be_used(folder: Path, home: str) -> None:
         done = shell(folder, "lipcast", HOME=str(folder / home), TMPDIR=temporary, **unset)
         assert (done.returncode, done.stdout, done.stderr) == (0, "1 models\n", "")
         assert (Path(temporary) / "lipcast-12345" / "prompts").is_dir()
+
+
+@pytest.mark.parametrize("flag", ["--model", "--lora", "--image", "--audio", "--save_dir"])
+def test_a_tilde_of_nobody_is_a_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    monkeypatch.chdir(folder)
+    files = {"--image": "me.png", "--audio": "hello.wav", flag: "~nobody-of-this-name/x"}
+    words = [word for pair in files.items() for word in pair]
+    monkeypatch.setattr("lipcast.api.load", FakeModel().load)
+    assert main(["generate", *words]) in {0, 3, 4}
+    assert "defect" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seed", [2**64, 2**64 + 1, 10**20 - 1, 10**400])

@@ -21,7 +21,7 @@ from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.gpu_options import GpuOptions
 from lipcast.config.memory_options import MemoryOptions
 from lipcast.errors import InputError, OutputError
-from lipcast.media.video import read_video
+from lipcast.media.video import VideoWriter, read_video
 from lipcast.weights.prompts import PromptEmbedding, write_embedding
 from sounds import write_wav
 
@@ -136,6 +136,26 @@ def test_what_fails_before_the_first_frame_leaves_the_output_alone(
     assert said.splitlines()[-1] == f"lipcast: {told['error']['message']}"
     assert sentence in said
     assert (files / "out.mp4").read_bytes() == b"precious"
+
+
+def test_an_interrupt_within_the_first_block_keeps_what_is_in_the_file(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encode, calls = VideoWriter._encode_frame, [0]
+
+    def interrupted(self: VideoWriter, frame: Any) -> None:
+        calls[0] += 1
+        if calls[0] == 6:
+            raise KeyboardInterrupt
+        encode(self, frame)
+
+    monkeypatch.setattr(VideoWriter, "_encode_frame", interrupted)
+    install(monkeypatch, FakeModel())
+    assert generate("--json") == 130
+    told, said = document(capsys)
+    assert (told["status"], told["frames"]) == ("stopped", 5)
+    assert "stopped; kept in out.mp4: 5 frames, 0.20 s" in said
+    assert len(read_video("out.mp4").frames) == 5
 
 
 @contextmanager

@@ -7,7 +7,7 @@ file.
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from lipcast.cli.options import OPTIONS
 from lipcast.cli.request import DEFAULT_MODEL, GenerateRequest, read_request
 from lipcast.cli.result import document, length, summary, unfinished
 from lipcast.env import launched
+from lipcast.errors import LipcastError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -158,12 +159,35 @@ def _record(session: Session, output: Path, meter: Meter, bar: ProgressBar) -> N
     """Write every block as it comes. The file is opened when there is a frame to write."""
     from lipcast.api import save_blocks
 
-    # Closing the generator closes the file, also when the interrupt comes between two blocks.
-    with closing(save_blocks(meter.watch(session), output)) as blocks:
-        for block in blocks:
-            meter.count(len(block.frames))
-            bar.update()
+    before = _stamp(output)
+    try:
+        # Closing the generator closes the file, also when the interrupt comes between two blocks.
+        with closing(save_blocks(meter.watch(session), output)) as blocks:
+            for block in blocks:
+                meter.count(len(block.frames))
+                bar.update()
+    finally:
+        # An interrupt while the first block is written leaves a part of it in the file.
+        if not meter.frames_done and _stamp(output) != before:
+            meter.frames_done = _num_frames(output)
     meter.stop()
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """Return what tells two states of a file apart; None where there is no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _num_frames(path: Path) -> int:
+    from lipcast.media.concat import look_at
+
+    with suppress(LipcastError):
+        return look_at(path).num_frames
+    return 0
 
 
 def _document(

@@ -8,6 +8,7 @@ from typing import Any
 
 from lipcast.cli.request import DEFAULT_MODEL, GenerateRequest
 from lipcast.cli.types import FILE
+from lipcast.env import expand_home
 from lipcast.errors import UsageError
 
 SEGMENT_S = 60.0
@@ -69,11 +70,10 @@ def _lora_from_anywhere(text: str) -> tuple[str, Path | None]:
     """
     from lipcast.weights.adapters import adapter_file
     from lipcast.weights.checkpoint import ADAPTER_REPOSITORY
-    from lipcast.weights.disk import user_path
     from lipcast.weights.lora import parse_lora
 
     path = parse_lora(text).path
     if path.as_posix() == ADAPTER_REPOSITORY and not path.exists():
         return text, None
-    file = adapter_file(user_path(path)).resolve()
+    file = adapter_file(expand_home(path)).resolve()
     return text.replace(str(path), str(file), 1), file

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
+
+from lipcast.env import expand_home
 
 _UNITS = (("min", 60.0), ("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("", 1.0))
 
@@ -52,10 +53,7 @@ class _Path(click.Path):
         self.name = name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        path = Path(value)
-        with suppress(RuntimeError):  # a user without a home
-            path = path.expanduser()
-        return super().convert(path, param, ctx)
+        return super().convert(expand_home(Path(value)), param, ctx)
 
 
 class _Text(click.ParamType[str]):

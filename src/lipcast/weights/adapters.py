@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from lipcast.env import logger
+from lipcast.env import expand_home, logger
 from lipcast.errors import CheckpointError
 from lipcast.weights.checkpoint import (
     ADAPTER_MODEL,
@@ -20,7 +20,7 @@ from lipcast.weights.checkpoint import (
     CheckpointFiles,
     models_dir,
 )
-from lipcast.weights.disk import is_there, sha256_of, user_path
+from lipcast.weights.disk import is_there, sha256_of
 from lipcast.weights.files import PTH_SUFFIXES
 from lipcast.weights.lora import LoraSpec, parse_lora
 from lipcast.weights.manifest import read_manifest
@@ -74,7 +74,7 @@ def adapter_file(path: Path) -> Path:
 
 
 def _found(files: CheckpointFiles, spec: LoraSpec) -> LoraSpec:
-    path = user_path(spec.path)
+    path = expand_home(spec.path)
     if spec.path.as_posix() == ADAPTER_REPOSITORY and not is_there(path):
         path = _published(files)
     return replace(spec, path=adapter_file(path))

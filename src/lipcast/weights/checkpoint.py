@@ -16,9 +16,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from lipcast.env import cache_dir
+from lipcast.env import cache_dir, expand_home
 from lipcast.errors import CheckpointError
-from lipcast.weights.disk import UNFINISHED, check_downloaded, is_there, parse_json, user_path
+from lipcast.weights.disk import UNFINISHED, check_downloaded, is_there, parse_json
 
 EMBEDDED_MODELS = ("tiny",)
 ADAPTER_MODEL = "live-avatar-14b"
@@ -118,7 +118,7 @@ def checkpoint_dir(name_or_dir: str | Path) -> Path:
     name = model_name(str(name_or_dir))
     if name in EMBEDDED_MODELS:
         return Path(str(resources.files("lipcast") / "assets" / name))
-    path = user_path(name_or_dir)
+    path = expand_home(Path(name_or_dir))
     if is_there(path):
         return path if path.is_dir() else _directory_of(path)
     pulled = models_dir() / name
