@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import io
 import json
 import sys
@@ -34,7 +33,7 @@ from lipcast.serve.hub import Hub
 from lipcast.serve.run import RunningServer
 from lipcast.serve.settings import ServeSettings
 
-RATE, FPS = 48_000, 25
+RATE, CHUNK = 48_000, 9600
 BEEP_S, PERIOD_S = 0.2, 1.0
 SPEECH_S, PAUSE_S = 12.0, 3.0
 MAX_GROWTH, MAX_SKEW_S = 0.03, 0.08
@@ -80,16 +79,15 @@ class Client:
     def _note(self, message: dict[str, Any]) -> None:
         if message["type"] == "state":
             self.state = message
-            gc.collect()
             self.memory.append(psutil.Process().memory_info().rss)
 
     async def _speak(self, socket: Any) -> None:
         utterance = 0
         while time.monotonic() < self.end:
-            sound, utterance = beeps(SPEECH_S), utterance + 1
-            for first in range(0, len(sound), RATE // 5):
-                await socket.send(sound[first : first + RATE // 5])
-                await asyncio.sleep(0.1)
+            sound, utterance, began = beeps(SPEECH_S), utterance + 1, time.monotonic()
+            for number, first in enumerate(range(0, len(sound), CHUNK)):
+                await asyncio.sleep(began + number * CHUNK / (2 * RATE) - time.monotonic())
+                await socket.send(sound[first : first + CHUNK])
             await socket.send('{"type": "interrupt"}' if utterance % 4 == 0 else '{"type": "end"}')
             await asyncio.sleep(PAUSE_S)
         await socket.send('{"type": "close"}')
@@ -99,14 +97,15 @@ class Client:
         if not self.init:
             self.init = data
             return
+        ends: dict[str, float] = {}
         with av.open(io.BytesIO(self.init + data)) as file:
-            packets = [packet for packet in file.demux() if packet.size]
-        shown = [p for p in packets if p.stream.type == "video"]
-        heard = [p for p in packets if p.stream.type == "audio"]
-        self.pictures += len(shown)
-        if shown and heard:
-            ends = (float((p[-1].pts + p[-1].duration) * p[-1].time_base) for p in (shown, heard))
-            self.skews.append(next(ends) - next(ends))
+            for packet in file.demux():
+                if packet.size:
+                    end = float((packet.pts + packet.duration) * packet.time_base)
+                    ends[packet.stream.type] = end
+                    self.pictures += packet.stream.type == "video"
+        if len(ends) == 2:
+            self.skews.append(ends["video"] - ends["audio"])
 
 
 def make_hub(model: str, size: str) -> Hub:
