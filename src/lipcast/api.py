@@ -30,7 +30,7 @@ from lipcast.engine.frames import FrameBlock
 from lipcast.engine.live import LiveSession
 from lipcast.engine.live_runner import LiveRunner
 from lipcast.engine.live_timeline import LiveSounds, LiveTimeline
-from lipcast.engine.live_types import LiveLimits
+from lipcast.engine.live_types import AVFrame, LiveLimits
 from lipcast.engine.loading import LoadSettings, load_networks, read_device, read_precision
 from lipcast.engine.push_session import PushSession
 from lipcast.engine.session import Session
@@ -50,6 +50,11 @@ from lipcast.weights.lora import LoraSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+__all__ = [
+    "AVFrame", "FrameBlock", "GenerateOptions", "GpuOptions", "Lipcast", "LiveLimits", "LiveSession",
+    "MemoryOptions", "PushSession", "Video", "load", "make_options", "open_writer", "save_blocks",
+]  # fmt: skip
 
 
 def load(

@@ -1,4 +1,4 @@
-"""What the user says about several GPUs, checked.
+"""Options of several GPUs, checked.
 
 Input: plain values. Output: a frozen `GpuOptions`. Raises UsageError for what makes no sense.
 """
@@ -12,10 +12,10 @@ from lipcast.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class GpuOptions:
-    """How many GPUs make a video together, and how. What is left open is the planner's choice.
+    """How many GPUs make a video together, and how. The planner chooses what is left open.
 
-    `gpus`: all of them. `num_gpus_dit`: those that run the transformer, all but one that only decodes.
-    `ulysses_size`: how many split the tokens and heads of one denoising step. `enable_vae_parallel`: one
+    `gpus`: number of GPUs. `num_gpus_dit`: number that run the transformer, without one that only decodes.
+    `ulysses_size`: number that split the tokens and heads of one denoising step. `enable_vae_parallel`: one
     GPU only decodes. `dit_fsdp`: each keeps a part of the weights, and layers are gathered when needed.
     """
 
@@ -33,7 +33,7 @@ class GpuOptions:
 
     @property
     def num_gpus(self) -> int:
-        """All GPUs: as many as were asked for, or as the other options need together."""
+        """Number of GPUs: what was asked for, or what the other options need together."""
         if self.gpus is not None:
             return self.gpus
         return (self.num_gpus_dit or self.ulysses_size or 1) + self.enable_vae_parallel
