@@ -127,6 +127,13 @@ def test_uploads_that_cannot_be_used(server, content, status, says):
     assert answer.status_code == status and says in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("path", ["/api/sessions", "/api/portraits"])
+def test_no_body_fills_the_memory(server, path):
+    parts = (bytes(2**20) for _ in range(40))  # without a length, as an attacker would
+    answer = server.client.post(path, content=parts)
+    assert answer.status_code == 413 and "10 MiB" in answer.json()["error"]["message"]
+
+
 def test_an_upload_becomes_a_session(server):
     content = (EXAMPLES / "portrait_3.png").read_bytes()
     answer = server.client.post("/api/portraits", content=content).json()

@@ -156,44 +156,33 @@ async def _kind(connection: Any) -> str:
 
 
 @pytest.mark.slow
-def test_the_command_ends_with_sigterm(tmp_path):
+def test_the_command_ends_with_sigterm():
     """With the real model: SIGTERM tells the client, and the process ends with 0."""
-    run = (
-        "import sys; from lipcast.cli.main import run; sys.argv = ['lipcast', *sys.argv[1:]]; run()"
-    )
-    words = [
-        sys.executable,
-        "-c",
-        run,
-        "serve",
-        "--port",
-        "0",
-        "--size",
-        "64*64",
-        "--sample_steps",
-        "1",
-    ]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    url = re.findall(r"http://\S+", process.stderr.readline())[0]
-    lines = iter(process.stderr.readline, "")
-    assert any(json.loads(line)["event"] == "ready" for line in lines)
-
-    async def scenario() -> tuple[int, list[str]]:
-        async with websockets.connect(opened(url), max_size=None) as connection:
-            await connection.send(bytes(96_000))
-            kinds = [await _kind(connection)]
-            while kinds.count("media") < 2:
-                kinds.append(await _kind(connection))
-            process.send_signal(signal.SIGTERM)
-            with pytest.raises(websockets.ConnectionClosed) as closed:
-                while True:
-                    kinds.append(await _kind(connection))
-        return closed.value.rcvd.code, kinds
-
-    code, kinds = asyncio.run(scenario())
+    run = "import sys; from lipcast.cli.main import run; sys.argv[0] = 'lipcast'; run()"
+    options = ["serve", "--port", "0", "--size", "64*64", "--sample_steps", "1"]
+    words = [sys.executable, "-c", run, *options]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        url = re.findall(r"http://\S+", process.stderr.readline())[0]
+        lines = iter(process.stderr.readline, "")
+        assert any(json.loads(line)["event"] == "ready" for line in lines)
+        code, kinds = asyncio.run(_ended_by(process, url))
+        said = process.stderr.read()
     assert code == 1012 and kinds[-1] == "closed"
-    said = process.stderr.read()
-    assert process.wait(30) == 0, said
+    assert process.returncode == 0, said
     events = [json.loads(line) for line in said.splitlines()]
     assert any(event.get("session") == "s1" for event in events)
+
+
+async def _ended_by(process: Any, url: str) -> tuple[int, list[str]]:
+    """End the server while it sends; the close code and the kinds of messages that came."""
+    async with websockets.connect(opened(url), max_size=None) as connection:
+        await connection.send(bytes(96_000))
+        kinds = [await _kind(connection)]
+        while kinds.count("media") < 2:
+            kinds.append(await _kind(connection))
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(websockets.ConnectionClosed) as closed:
+            while True:
+                kinds.append(await _kind(connection))
+    return closed.value.rcvd.code, kinds

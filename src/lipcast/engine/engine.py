@@ -121,5 +121,7 @@ class Engine:
 
 def _note(session: Session, error: Exception) -> None:
     """End a session because of its own error."""
+    if session.state is SessionState.CLOSED:
+        return  # somebody has closed it meanwhile
     session.fail(error)
     _log.warning("a session has failed: %s", error)

@@ -125,10 +125,10 @@ class LiveSession:
 
     def close(self) -> None:
         """End now and free all memory; whoever waits for frames gets no more. May be called again."""
-        self.inner.cancel()
         with self._notifying():
             self._has_ended = True
             self._frames.clear()
+        self.inner.cancel()
         self.inner.close()
 
     @property

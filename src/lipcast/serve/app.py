@@ -5,6 +5,7 @@ Input: a hub. Output: an ASGI application. Errors are JSON with a sentence: {"er
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -157,8 +158,7 @@ def _add_sessions(app: FastAPI, hub: Hub) -> None:
     @app.post("/api/portraits", status_code=201)
     async def upload(request: Request) -> dict[str, Any]:
         """Keep the picture that is the body of the request, for sessions to begin with."""
-        content = await _body(request, hub.settings.max_upload_bytes)
-        name, image = hub.portraits.add(content)
+        name, image = await asyncio.to_thread(hub.portraits.add, await request.body())
         return {"portrait": name, "width": image.width, "height": image.height}
 
     @app.post("/api/sessions", status_code=201)
@@ -183,13 +183,3 @@ def _add_sessions(app: FastAPI, hub: Hub) -> None:
             await socket.close(_NO_SESSION, "no such session; it may have ended")
             return
         await Connection(hub, hosted, socket).run()
-
-
-async def _body(request: Request, most_bytes: int) -> bytes:
-    """Read a body of bounded length."""
-    content = bytearray()
-    async for part in request.stream():
-        content += part
-        if len(content) > most_bytes:
-            raise HTTPException(413, f"expected at most {most_bytes / 2**20:.0f} MiB; send less")
-    return bytes(content)

@@ -18,6 +18,7 @@ from lipcast.serve.logs import log_event
 
 _MAX_MESSAGE = 2**20
 """Bytes of one message of a WebSocket: ten seconds of sound at 48 kHz."""
+_MAX_CONNECTIONS = 256
 _GRACEFUL_S = 5
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -63,6 +64,7 @@ class RunningServer:
             make_app(hub),
             log_config=None,
             access_log=False,
+            limit_concurrency=_MAX_CONNECTIONS,
             ws_max_size=_MAX_MESSAGE,
             ws_ping_interval=5,
             ws_ping_timeout=10,

@@ -14,7 +14,8 @@ from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lipcast.serve.settings import ServeSettings
 
@@ -43,7 +44,9 @@ class Gate:
             return
         refusal = self._refusal(Headers(scope=scope), scope)
         if refusal is None:
-            await self._app(scope, receive, send)
+            most = self._settings.max_upload_bytes
+            is_http = scope["type"] == "http"
+            await self._app(scope, _bounded(receive, most) if is_http else receive, send)
         else:
             await _refuse(scope, receive, send, *refusal)
 
@@ -85,6 +88,21 @@ def given_token(headers: Headers, scope: Scope) -> str:
     except CookieError:
         return ""
     return "" if cookie is None else str(cookie.value)
+
+
+def _bounded(receive: Receive, most_bytes: int) -> Receive:
+    """Return a way to receive bodies that raises HTTPException for one of more bytes."""
+    received = 0
+
+    async def receive_part() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > most_bytes:
+            raise HTTPException(413, f"expected at most {most_bytes / 2**20:.0f} MiB; send less")
+        return message
+
+    return receive_part
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, sentence: str) -> None:
