@@ -8,7 +8,7 @@ file.
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,10 @@ from lipcast.cli.meter import Meter, ProgressBar
 from lipcast.cli.options import OPTIONS
 from lipcast.cli.request import DEFAULT_MODEL, GenerateRequest, read_request
 from lipcast.cli.result import document, length, summary, unfinished
+from lipcast.config.models import VIDEO_FPS
 from lipcast.env import launched
+from lipcast.media.mp4 import num_pictures
+from lipcast.media.target import claimed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,7 +67,12 @@ def generate(console: Console, **flags: Any) -> None:
     request = read_request(flags)
     portrait = _check(request, console)
     long = is_long(request)
-    with ProgressBar(meter, wanted=not console.quiet) as bar:
+    automatic = "output" in request.randomised_fields
+    with (
+        claimed(request.output, automatic=automatic) as output,
+        ProgressBar(meter, wanted=not console.quiet) as bar,
+    ):
+        request = replace(request, output=output)
         made = (
             make_long(request, meter, bar, console)
             if long
@@ -134,10 +142,15 @@ def _make(
         try:
             _record(session, request.output, meter, bar)
         except (KeyboardInterrupt, Exception) as error:
-            if not meter.frames_done:
+            num_kept = num_pictures(request.output) if meter.frames_done else 0
+            if not num_kept:
                 raise
-            kept = f"kept in {request.output}: {length(meter.frames_done)}"
-            raise unfinished(error, kept, _document(request, meter, session, console)) from error
+            kept = f"kept in {request.output}: {length(num_kept)}"
+            done = _document(request, meter, session, console) | {
+                "frames": num_kept,
+                "duration_s": num_kept / VIDEO_FPS,
+            }
+            raise unfinished(error, kept, done) from error
         return {"status": "finished"} | _document(request, meter, session, console)
 
 

@@ -23,7 +23,7 @@ from lipcast.cli.job_request import as_job
 from lipcast.cli.long_video import MeteredRenderer
 from lipcast.cli.meter import Meter, ProgressBar
 from lipcast.cli.options import JSON_QUIET_DEBUG, OPTIONS
-from lipcast.cli.request import read_request
+from lipcast.cli.request import read_request, with_free_name
 from lipcast.cli.types import COUNT, FILE, FOLDER
 from lipcast.env import cache_dir
 from lipcast.errors import InputError, LipcastError, UsageError
@@ -83,7 +83,9 @@ def submit(console: Console, **flags: Any) -> None:
         "hls": flags.get("hls", False),
         "webhook": check_url(flags["webhook"]) if "webhook" in flags else None,
     }
-    requests = [as_job(read_request(flags | row), **how) for row in rows]
+    taken: set[Path] = set()
+    checked = [with_free_name(read_request(flags | row), taken) for row in rows]
+    requests = [as_job(request, **how) for request in checked]
     names = _store(flags.get("workspace")).submit(requests)
     console.result({"status": "submitted", "jobs": names}, "\n".join(names))
 

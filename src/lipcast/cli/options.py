@@ -14,7 +14,7 @@ import click
 
 from lipcast.cli.command import Option, Section, switch, toggle, value_options
 from lipcast.cli.compat_flags import COMPAT_FLAGS
-from lipcast.cli.types import FILE, FOLDER, SECONDS
+from lipcast.cli.types import FILE, FOLDER, OUTPUT, SECONDS
 from lipcast.config.generate_options import ANCHOR_ENCODINGS, SCHEDULES
 from lipcast.planning.sizes import KV_PRECISIONS, PRECISIONS
 
@@ -50,8 +50,10 @@ MAIN = (
     Option("audio", "Voice: any audio, or video with sound, that FFmpeg reads.", type=FILE),
     Option("prompt", "Text that describes the picture and how the person behaves.", metavar="TEXT"),
     Option(
-        "output", "Video file to write: .mp4, .mov or .mkv. An existing file is replaced.",
-        also=("-o", "--save_file"), type=FILE, show_default="out.mp4",
+        "output",
+        "Video file to write: .mp4, .mov or .mkv. An existing file is replaced. In an existing folder, the "
+        "file is named as with --save_dir.",
+        also=("-o", "--save_file"), type=OUTPUT, show_default="out.mp4",
     ),
     Option(
         "size", 'Size of the video as an area, such as "704*384". The portrait decides the aspect.',

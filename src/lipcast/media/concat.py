@@ -21,9 +21,9 @@ import numpy as np
 from lipcast.errors import InputError, OutputError
 from lipcast.media.audio import open_audio
 from lipcast.media.decode import SoundDecoder, open_container
-from lipcast.media.mp4 import check_target, container_of, explained
 from lipcast.media.resample import Fifo, Samples
 from lipcast.media.sound_track import SoundTrack
+from lipcast.media.target import check_target, container_of, explained, scratch_path
 
 _EXPECTED = "expected a video file"
 _MAX_CHANNELS = 2
@@ -72,12 +72,12 @@ def concat(paths: Sequence[Path], output: Path, *, sound: Path | None = None) ->
     check_target(output)
     parts = tuple(look_at(path) for path in paths)
     check_alike(parts)
-    temporary = output.with_name(f".{output.name}.part{output.suffix}")
+    temporary = scratch_path(output.resolve(), f".part{output.suffix}")
     try:
         with _Output(temporary, parts, _own_sound(parts) if sound is None else _voice(sound)) as to:
             to.copy()
         check_timestamps(temporary, sum(part.num_frames for part in parts))
-        temporary.replace(output)
+        temporary.replace(output.resolve())
     except OSError as error:
         raise explained(output, error) from error
     finally:

@@ -36,9 +36,10 @@ from lipcast.media.h264 import (
     options,
     set_up,
 )
-from lipcast.media.mp4 import check_target, container_of, explained, keep_complete, make_plain
+from lipcast.media.mp4 import keep_complete, make_plain
 from lipcast.media.resample import Fifo, Samples
 from lipcast.media.sound_track import SoundTrack
+from lipcast.media.target import check_target, container_of, explained
 
 Frames = NDArray[np.uint8]
 
