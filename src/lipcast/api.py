@@ -262,7 +262,9 @@ class Lipcast:
         """
         checked = _generate_options(options, keywords)
         portrait = load_portrait(image)
-        source = audio if isinstance(audio, AudioFile) else open_audio(audio)
+        source = (
+            audio if isinstance(audio, AudioFile) else open_audio(audio, clean=checked.clean_audio)
+        )
         return self._open(portrait, source, prompt, checked, BlockRange(snapshot, end_block))
 
     def session(

@@ -126,6 +126,12 @@ VIDEO = (
         "start_frame", "Latent frame at which positions start.",
         section=Section.VIDEO, type=int, metavar="N", show_default="0",
     ),
+    toggle(
+        "clean_audio",
+        "Hear the loudest channel where the channels cancel each other, and nothing where there is only "
+        "noise. Off: the published arithmetic.",
+        section=Section.VIDEO, default="on",
+    ),
 )  # fmt: skip
 
 COMPUTE = (

@@ -44,6 +44,8 @@ class GenerateOptions:
     `cond_distance` fixes the rotary distance of the reference in the sink; None draws it from (seed, block).
     `schedule` left open is the plan's choice where memory is planned, else sequential.
     `start_frame` is the latent frame the video starts at (for positions far into a long video).
+    `clean_audio` hears the loudest channel where the channels cancel each other, and nothing where there is
+    only noise; off, the arithmetic is the published one.
     """
 
     size: str | None = None
@@ -57,6 +59,7 @@ class GenerateOptions:
     swap_anchor: bool = True
     cond_distance: int | None = None
     start_frame: int = 0
+    clean_audio: bool = True
 
     def __post_init__(self) -> None:
         if self.size is not None:

@@ -25,6 +25,7 @@ class GenerateKeywords(TypedDict, total=False):
     swap_anchor: bool
     cond_distance: int | None
     start_frame: int
+    clean_audio: bool
 
 
 class MemoryKeywords(TypedDict, total=False):
