@@ -210,7 +210,7 @@ def test_the_codec_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("address", ["https://example.org/a.wav", "s3://bucket/a.wav"])
 def test_an_address_is_no_file(address: str) -> None:
-    with pytest.raises(InputError, match="is an address.* download it first"):
+    with pytest.raises(InputError, match=r"is an address.* download it first"):
         open_audio(address)
-    with pytest.raises(InputError, match="is an address.* download it first"):
+    with pytest.raises(InputError, match=r"is an address.* download it first"):
         load_portrait(Path(address))

@@ -1,7 +1,7 @@
 """Colours of a picture as sRGB: embedded profiles, and what a PNG or a camera says in their place.
 
-Input: a Pillow picture and the bytes of its file. Output: the picture in sRGB, and a note where a profile could
-not be used. A picture that is in sRGB already is returned as it is, bit for bit.
+Input: a Pillow picture and the bytes of its file. Output: the picture in sRGB, and a note where a profile
+cannot be used. A picture that is in sRGB already is returned as it is, bit for bit.
 """
 
 from __future__ import annotations
@@ -61,8 +61,10 @@ class ColourSpace:
 
 
 def in_srgb(image: Image, content: bytes = b"") -> tuple[Image, str]:
-    """Return a picture of any mode with its colours in sRGB, and what to say of its profile ("" for nothing)."""
+    """Return a picture of any mode in sRGB, and what to say of its profile ("" for nothing)."""
     profile = image.info.get("icc_profile")
+    if profile and (image.mode == "F" or image.mode.startswith("I")):
+        return image, ""  # grey of more than 8 bits is scaled later
     if profile:
         try:
             return _by_profile(image, profile), ""

@@ -1,7 +1,7 @@
 """A picture file opened: its first picture, upright, in sRGB, whatever kind of file it is.
 
-Input: a path or the bytes of a file. Output: a Pillow picture and what to call it. Everything that a picture can
-be besides a plain one is said in a log record: an animation, a profile that cannot be used.
+Input: a path or the bytes of a file. Output: a Pillow picture and what to call it. What is done about a
+picture that is not plain is said in a log record: an animation, a profile that cannot be used.
 Every way in which a file can be unusable raises InputError with one sentence, which names what the file is.
 """
 
@@ -109,7 +109,9 @@ def _decoded(content: bytes, name: str) -> Image:
         with warnings.catch_warnings():
             # Large photos are fine up to MAX_PIXELS, where Pillow raises by itself.
             warnings.simplefilter("ignore")
-            image = _opened_heic(content) if kind == HEIC else PILImage.open(io.BytesIO(content))
+            image = (
+                _opened_heic(content, name) if kind == HEIC else PILImage.open(io.BytesIO(content))
+            )
             check_size(image.width, image.height, name)
             image.load()
     except PILImage.DecompressionBombError as error:
@@ -138,17 +140,17 @@ def _what_it_is(kind: str) -> str:
     return f"which looks like {kind}; {_ADVICE}"
 
 
-def _opened_heic(content: bytes) -> Image:
+def _opened_heic(content: bytes, name: str) -> Image:
     """Open a HEIC picture. Raises InputError where the package for it is missing."""
     try:
         import pillow_heif
     except ImportError as error:
         raise InputError(
-            f"this is {HEIC}, the format of phones, and the package that reads it is missing; "
+            f"{name} is {HEIC}, the format of phones, and the package that reads it is missing; "
             "pip install lipcast[heif], or save it as jpeg or png"
         ) from error
     opened: Any = pillow_heif.open_heif(io.BytesIO(content))
-    check_size(*opened.size, HEIC)
+    check_size(*opened.size, name)
     image: Image = opened.to_pillow()
     image.info.pop("exif", None)  # the decoder has turned it upright
     return image
@@ -181,7 +183,7 @@ def _read_file(source: str | os.PathLike[str]) -> bytes:
 def _without_notes(content: bytes) -> tuple[bytes, bytes]:
     """Return a PNG without the chunks that do not change the picture, and its colour profile.
 
-    Pillow refuses the whole picture where a note or the profile is long, or where a checksum of them is wrong.
+    Pillow refuses the whole picture where a note or the profile is long, or where their checksum is wrong.
     """
     kept, profile, position = [_PNG], b"", len(_PNG)
     while position + 8 <= len(content):
