@@ -150,7 +150,8 @@ def _opened_heic(content: bytes, name: str) -> Image:
             "pip install lipcast[heif], or save it as jpeg or png"
         ) from error
     opened: Any = pillow_heif.open_heif(io.BytesIO(content))
-    check_size(*opened.size, name)
+    width, height = opened.size
+    check_size(width, height, name)
     image: Image = opened.to_pillow()
     image.info.pop("exif", None)  # the decoder has turned it upright
     return image
