@@ -261,7 +261,7 @@ class Lipcast:
         same picture, whole sound and options. end_block: the session ends before this block.
         """
         checked = _generate_options(options, keywords)
-        portrait = load_portrait(image)
+        portrait = load_portrait(image, crop=checked.crop)
         source = (
             audio if isinstance(audio, AudioFile) else open_audio(audio, clean=checked.clean_audio)
         )
@@ -279,7 +279,7 @@ class Lipcast:
         """Open a live session: push PCM at `sample_rate`, iterate blocks."""
         source = PcmSource(sample_rate)
         checked = _generate_options(options, keywords)
-        session = self._open(load_portrait(image), source, prompt, checked)
+        session = self._open(load_portrait(image, crop=checked.crop), source, prompt, checked)
         return LiveSession(session, source)
 
     def tick(self, sessions: Iterable[LiveSession | Session]) -> bool:

@@ -98,10 +98,13 @@ def _served_as_rank() -> bool:
 
 def _check(request: GenerateRequest, console: Console) -> Image:
     """Check before minutes of loading that everything is there and usable; returns the portrait."""
+    from lipcast.media.face_crop import note_faces
     from lipcast.media.image import load_portrait
     from lipcast.weights.checkpoint import ALL_PARTS, MODEL_PARTS, checkpoint_dir, find_checkpoint
 
-    portrait = load_portrait(request.image)
+    portrait = load_portrait(request.image, crop=request.options.crop)
+    if request.options.crop == "center":
+        note_faces(portrait, str(request.image))
     if isinstance(request.prompt, Path):
         from lipcast.weights.prompts import read_embedding
 
@@ -130,7 +133,7 @@ def _make(
         **asdict(request.memory),
         **asdict(request.gpus),
     )
-    options = asdict(request.options)
+    options = asdict(replace(request.options, crop="center"))  # `portrait` is cut out already
     with (
         closing(model),
         model.stream(

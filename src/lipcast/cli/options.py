@@ -15,7 +15,7 @@ import click
 from lipcast.cli.command import Option, Section, switch, toggle, value_options
 from lipcast.cli.compat_flags import COMPAT_FLAGS
 from lipcast.cli.types import FILE, FOLDER, OUTPUT, SECONDS
-from lipcast.config.generate_options import ANCHOR_ENCODINGS, SCHEDULES
+from lipcast.config.generate_options import ANCHOR_ENCODINGS, CROPS, SCHEDULES
 from lipcast.planning.sizes import KV_PRECISIONS, PRECISIONS
 
 _Options = TypeVar("_Options")
@@ -125,6 +125,11 @@ VIDEO = (
     Option(
         "start_frame", "Latent frame at which positions start.",
         section=Section.VIDEO, type=int, metavar="N", show_default="0",
+    ),
+    Option(
+        "crop",
+        "center: the whole picture. face: a square around its largest face, for wide photos (lipcast[lab]).",
+        section=Section.VIDEO, type=click.Choice(CROPS), show_default="center",
     ),
     toggle(
         "clean_audio",

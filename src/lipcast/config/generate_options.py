@@ -14,9 +14,11 @@ from lipcast.errors import UsageError
 
 ScheduleName = Literal["sequential", "wavefront"]
 AnchorEncoding = Literal["video", "image"]
+Crop = Literal["center", "face"]
 
 SCHEDULES: tuple[ScheduleName, ...] = ("sequential", "wavefront")
 ANCHOR_ENCODINGS: tuple[AnchorEncoding, ...] = ("video", "image")
+CROPS: tuple[Crop, ...] = ("center", "face")
 MAX_STEPS = 8
 MIN_INFER_FRAMES = 12
 
@@ -46,6 +48,7 @@ class GenerateOptions:
     `start_frame` is the latent frame the video starts at (for positions far into a long video).
     `clean_audio` hears the loudest channel where the channels cancel each other, and nothing where there is
     only noise; off, the arithmetic is the published one.
+    `crop`: "center" takes the whole picture; "face" a square around its largest face.
     """
 
     size: str | None = None
@@ -60,12 +63,14 @@ class GenerateOptions:
     cond_distance: int | None = None
     start_frame: int = 0
     clean_audio: bool = True
+    crop: Crop = "center"
 
     def __post_init__(self) -> None:
         if self.size is not None:
             parse_size(self.size)
         _check_choice("schedule", self.schedule or SCHEDULES[0], SCHEDULES)
         _check_choice("anchor", self.anchor, ANCHOR_ENCODINGS)
+        _check_choice("crop", self.crop, CROPS)
         _check_at_least("num_clip", self.num_clip, 1)
         _check_at_least("seed", self.seed, 0)
         _check_at_least("start_frame", self.start_frame, 0)

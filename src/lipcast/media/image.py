@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lipcast.config.generate_options import Crop
 from lipcast.errors import InputError, OutputError
+from lipcast.media.face_crop import crop_to_face
 from lipcast.media.picture_file import check_size, open_picture, prepared
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ ImageSource = str | os.PathLike[str] | bytes | NDArray[Any] | Any
 """A path, the content of an image file, an array, or a `PIL.Image.Image`."""
 
 
-def load_portrait(source: ImageSource) -> Image:
+def load_portrait(source: ImageSource, *, crop: Crop = "center") -> Image:
     """Return the picture as upright 8-bit sRGB.
 
     Arrays are [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]: uint8, uint16, bool, or float in 0..1.
@@ -40,7 +42,8 @@ def load_portrait(source: ImageSource) -> Image:
     else:
         image, name = prepared(source, "the picture"), "the picture"
     check_size(image.width, image.height, name)
-    return _to_rgb(image)
+    portrait = _to_rgb(image)
+    return crop_to_face(portrait, name) if crop == "face" else portrait
 
 
 def fit_portrait(image: Image, height: int, width: int) -> NDArray[np.uint8]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-from lipcast.config.generate_options import AnchorEncoding, ScheduleName
+from lipcast.config.generate_options import AnchorEncoding, Crop, ScheduleName
 from lipcast.planning.sizes import KVPrecision
 
 
@@ -26,6 +26,7 @@ class GenerateKeywords(TypedDict, total=False):
     cond_distance: int | None
     start_frame: int
     clean_audio: bool
+    crop: Crop
 
 
 class MemoryKeywords(TypedDict, total=False):
