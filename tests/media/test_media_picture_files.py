@@ -252,3 +252,10 @@ def test_what_is_no_picture_is_named(content: bytes, kind: str, tmp_path: Path) 
         load_portrait(path)
     assert kind in str(caught.value)
     assert "me.png" in str(caught.value)
+
+
+def test_a_broken_second_picture_costs_nothing() -> None:
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    at = content.rindex(b"\x2c\0\0\0\0")
+    assert pixels(load_portrait(content[: at + 8]))[16, 16].tolist() == [255, 0, 0]

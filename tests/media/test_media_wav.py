@@ -209,3 +209,10 @@ def test_a_damaged_file_gives_a_sound_or_a_sentence(
         assert open_audio(content).num_samples > 0
     except InputError as error:
         assert "\n" not in str(error)
+
+
+def test_notes_in_any_encoding_cost_nothing() -> None:
+    note = chunk(b"LIST", b"INFO" + chunk(b"IART", "Jos\u00e9".encode("latin-1")))
+    np.testing.assert_allclose(
+        heard(riff(format_of(), chunk(b"data", SAMPLES), note)), SIGNAL, atol=1e-4
+    )

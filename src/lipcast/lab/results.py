@@ -90,7 +90,7 @@ def figures(record: Mapping[str, Any]) -> dict[str, float | None]:
     predicted, in bytes, and predicted_block_s.
     """
     document = record.get("document", {})
-    row = next(iter(document.get("rows", ())), {})
+    row: Mapping[str, Any] = next(iter(document.get("rows", ())), {})
     conditions, predicted = document.get("conditions", {}), document.get("predicted", {})
     samples, gpus = record.get("samples", {}), conditions.get("gpus") or []
     block_s = row.get("block_s")

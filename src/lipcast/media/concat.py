@@ -115,10 +115,12 @@ def look_at(path: Path) -> Part:
             raise InputError(f"{_EXPECTED}, got {path} without pictures; leave it out")
         stream = container.streams.video[0]
         context = stream.codec_context
+        if context is None or not stream.average_rate:
+            raise InputError(f"{_EXPECTED}, got {path} without pictures that can be decoded")
         picture = (context.name, context.width, context.height, bytes(context.extradata or b""))
         sound = None
-        if container.streams.audio:
-            voice = container.streams.audio[0].codec_context
+        voice = container.streams.audio and container.streams.audio[0].codec_context
+        if voice:
             sound = voice.sample_rate, min(_MAX_CHANNELS, voice.channels)
         num_frames = sum(packet.size > 0 for packet in container.demux(stream))
         return Part(path, num_frames, Fraction(stream.average_rate), picture, sound)

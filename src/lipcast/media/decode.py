@@ -37,14 +37,14 @@ def open_container(source: FileSource | ByteRanges, *, expected: str, name: str 
     import av
 
     name = name or source_name(source)
-    local_only = {"protocol_whitelist": "file"}
+    how: Any = {"options": {"protocol_whitelist": "file"}, "metadata_errors": "replace"}
     try:
         if isinstance(source, bytes):
-            return av.open(io.BytesIO(source), options=local_only)
+            return av.open(io.BytesIO(source), **how)
         if isinstance(source, ByteRanges):
-            return av.open(source, options=local_only)
+            return av.open(source, **how)
         # "file:" keeps a colon in the name from being read as a protocol.
-        return av.open(f"file:{name}", options=local_only)
+        return av.open(f"file:{name}", **how)
     except FileNotFoundError as error:
         what = NOT_A_FILE if is_address(name) else "which does not exist; check the path"
         raise InputError(f"{expected}, got {shortened(name)}, {what}") from error

@@ -35,9 +35,9 @@ def num_pictures(path: Path) -> int:
     import av
 
     try:
-        with av.open(f"file:{path}") as container:
+        with av.open(f"file:{path}", metadata_errors="replace") as container:
             return sum(packet.size > 0 for packet in container.demux(video=0))
-    except (OSError, IndexError, av.FFmpegError):
+    except (OSError, ValueError, IndexError, av.FFmpegError):
         return 0
 
 

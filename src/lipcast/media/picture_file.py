@@ -56,10 +56,21 @@ def _prepared(image: Image, content: bytes, name: str) -> Image:
     coloured, note = in_srgb(image, content)
     if note:
         _LOG.warning("%s: %s", name, note)
-    count = getattr(image, "n_frames", 1)
-    if count > 1 and image.format != "MPO":  # a phone's MPO holds a photo and its depth
+    if (count := _num_pictures(content)) > 1:
         _LOG.warning("%s: has %d pictures; the first one is used", name, count)
     return _upright(image, coloured, name)
+
+
+def _num_pictures(content: bytes) -> int:
+    """Return how many pictures an animation or a document has; 1 for other files and for broken ones."""
+    from PIL import Image as PILImage
+
+    try:
+        with PILImage.open(io.BytesIO(content)) as image:
+            # A phone's MPO holds a photo and its depth.
+            return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    except Exception:  # the first one has been read already
+        return 1
 
 
 def _upright(image: Image, coloured: Image, name: str) -> Image:

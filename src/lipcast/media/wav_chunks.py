@@ -20,6 +20,7 @@ _PCM, _FLOAT, _ALAW, _ULAW, _EXTENSIBLE = 1, 3, 6, 7, 0xFFFE
 _AU_ENCODINGS = {(_PCM, 8): 2, (_PCM, 16): 3, (_PCM, 24): 4, (_PCM, 32): 5, (_FLOAT, 32): 6, (_FLOAT, 64): 7,
                  (_ULAW, 8): 1, (_ALAW, 8): 27}  # fmt: skip
 """Codes of Sun's AU format, which holds big-endian samples, by format and bits."""
+_SAMPLE_BYTES = (1, 2, 3, 4, 8)
 _UNKNOWN = 0xFFFF_FFFF
 _PLACEHOLDER = 0x7FFF_0000
 """Lengths from here on are those that programs write for "not known yet"."""
@@ -66,7 +67,8 @@ class Format:
     def repaired(self) -> bytes:
         """Return the chunk with as many bits as the samples' container has."""
         _, channels, _, _, align, bits = self.fields
-        if self.tag not in {_PCM, _FLOAT} or not channels or align % channels:
+        known = self.tag in {_PCM, _FLOAT} and channels and align % channels == 0
+        if not known or align // channels not in _SAMPLE_BYTES:
             return self.raw
         container = struct.pack(f"{self.order}H", 8 * (align // channels))
         raw = self.raw
