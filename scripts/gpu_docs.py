@@ -11,7 +11,7 @@ import shlex
 from pathlib import Path
 
 from lipcast.cli.plan import plan, plan_request
-from lipcast.planning.hardware import GIB
+from lipcast.config.units import GIB
 from lipcast.planning.layouts import plan_layouts
 
 TARGET = Path(__file__).parents[1] / "docs" / "many-gpus.md"
@@ -46,7 +46,7 @@ lipcast generate --image examples/portrait_0.png --audio examples/speech_b_male.
   --device cpu --gpus 2 --num_clip 1
 ```
 
-In Python, `lipcast.load(..., gpus=4)` with the fields of `lipcast.planning.gpu_options.GpuOptions`; `close`
+In Python, `lipcast.load(..., gpus=4)` with the fields of `lipcast.config.gpu_options.GpuOptions`; `close`
 the model, or use it in a `with` statement, to end its processes. It makes one video at a time.
 
 ## How the work is shared
@@ -63,12 +63,13 @@ heads and back, around every self-attention | `--ulysses_size` |
 `--enable_vae_parallel` |
 
 All of them give the video of one GPU: bit for bit where shapes stay the same (stages, sharding, a decoder
-of its own), and within 1e-5 of the largest latent where sums have another order (Ulysses). Tokens need not
-divide by the degree of Ulysses: a rank has one more than another, and nothing is padded. Heads must divide
-by it. A stage that owns several steps does them one after the other, or with `--schedule wavefront` all in
-one pass. More GPUs than steps go to Ulysses or stay idle; a combination that cannot be is refused with
-those near it. Three sampling steps make two evaluations when the last is folded: three stages switch
-folding off.
+of its own), and within 1e-5 of the largest latent where sums have another order (Ulysses). Neither tokens nor
+heads need divide by the degree of Ulysses: a rank has one more than another (40 heads on three GPUs: 14, 13
+and 13), and nothing is padded; a degree above the number of heads is refused. The planner itself shares heads
+unevenly only where nothing else uses the GPUs that were asked for. A stage that owns several steps does them
+one after the other, or with `--schedule wavefront` all in one pass. More GPUs than steps go to Ulysses or
+stay idle; a combination that cannot be is refused with those near it. Three sampling steps make two
+evaluations when the last is folded: three stages switch folding off.
 
 The reference is replaced without stopping the stages: each fills its own sink when it comes to that block.
 With sharded weights all stages work in step, since each needs the others' shards; there they wait once.

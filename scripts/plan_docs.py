@@ -10,18 +10,20 @@ import io
 import shlex
 from pathlib import Path
 
+from fsdp_arithmetic import (
+    USABLE_GIB,
+    explain_fsdp,
+    published_figures,
+    rival_resident_bytes,
+)
+
 from lipcast.cli.plan import plan, plan_request
 from lipcast.cli.plan_view import plan_text
 from lipcast.config.geometry import Geometry
 from lipcast.config.models import DiTConfig, VAEConfig
+from lipcast.config.units import GIB
 from lipcast.planning import costs
-from lipcast.planning.fsdp import (
-    USABLE_GIB,
-    explain_fsdp,
-    published_claims,
-    rival_resident_bytes,
-)
-from lipcast.planning.hardware import GIB, gpu
+from lipcast.planning.hardware import gpu
 from lipcast.planning.kernel_counts import kernel_counts
 from lipcast.planning.planner import make_plan
 
@@ -52,6 +54,7 @@ for one that you do not have; it needs no GPU, no weights and no torch.
     lipcast plan                                      this machine
     lipcast plan --gpu rtx4090 --ram 32GB             another one
     lipcast plan --gpu rtx4060ti --vram 10GB          a part of a card
+    lipcast plan --vram 12GiB                         without a GPU: any card with that memory
     lipcast plan --gpu rtx4090 --gpus 4 --ram 128GB   several cards, with a timeline
     lipcast plan --gpu rtx4090 --json                 for programs
 
@@ -85,9 +88,13 @@ themselves; cuDNN's workspaces, which cannot be counted that way, are an allowan
 
 A block takes the longest of three streams: arithmetic (transformer and decoder), copies over the
 link, reading from disk. Rates of the H100 were measured. **Rates of every other card are its data
-sheet times the efficiency that the H100 reached against its own, and have not been measured.** The
-kernels between the matrix products are counted: the engine runs on tensors of the true shapes that have
-no values, and every launch and every byte is added up ([checks on a GPU](gpu-check.md)). A step with
+sheet times the efficiency that the H100 reached against its own, and have not been measured.** A card
+that is not in the table has the rates of one like it, rather slower than faster; the plan says of which.
+On the machine itself they are measured before a model is loaded, and whether the card multiplies fp8 is
+tried out. Cards before Ampere have no bf16 and compute in fp32.
+
+The kernels between the matrix products are counted: the engine runs on tensors of the true shapes that
+have no values, and every launch and every byte is added up ([checks on a GPU](gpu-check.md)). A step with
 fp8 weights launches {launches:,.0f} kernels and moves {gigabytes:.0f} GB beside its matrix products and
 attention. That they move at the measured rate of a copy is an assumption, as are 10 µs a launch and a
 disk of 2.5 GB/s.
@@ -152,10 +159,10 @@ def _examples() -> str:
     shown = []
     for memory, card, ram in CARDS:
         plan = make_plan(plan_request({"gpu": card, "ram": ram}))
-        choice, layers = plan.config, len(plan.layers)
+        layers = len(plan.layers)
         rows.append(
-            f"| {memory} GB | {plan.request.hardware.label} | {ram} | {choice.resident_layers} of "
-            f"{layers}, rings {choice.resident_ring_layers} of {layers} | {plan.time.block_s:.2f} | "
+            f"| {memory} GB | {plan.request.hardware.label} | {ram} | {plan.resident_layers} of "
+            f"{layers}, rings {plan.resident_ring_layers} of {layers} | {plan.time.block_s:.2f} | "
             f"{plan.frames_per_s:.1f} |"
         )
         command = f"--gpu {card} --ram {ram}"
@@ -216,7 +223,7 @@ def _whole_steps() -> list[tuple[str, float, str]]:
     config, card = DiTConfig(), gpu("h100")
     at = Geometry.of(config, VAEConfig(), height=704, width=384, infer_frames=48)
     fp8, bf16 = (
-        1e3 * costs.tick_seconds(config, at, card, precision=p, ring_precision="bf16", num_lanes=1)
+        1e3 * costs.tick_seconds(config, at, card, precision=p, kv_precision="bf16", num_lanes=1)
         for p in ("fp8", "bf16")
     )
     return [
@@ -233,7 +240,7 @@ def _fsdp() -> str:
     rows.append(f"| {told.unshard.name} | {told.unshard.num_bytes / GIB:.2f} |")
     rows.append(f"| **peak** | **{told.peak_bytes / GIB:.2f}** |")
     rows += ["", "| published | GiB | computed | error |", "| --- | --- | --- | --- |"]
-    for claim in published_claims():
+    for claim in published_figures():
         if claim.computed_gib is None or claim.error is None:
             rows.append(f"| {claim.what} | {claim.published_gib} | not reproduced | |")
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,11 @@ import pytest
 import torch
 
 import lipcast
+from lipcast.engine import session_builder
+from lipcast.engine.backend import LocalBackend
+from lipcast.engine.decode import FrameDecoder
 from lipcast.errors import MemoryBudgetError
-from lipcast.planning.planner import smallest_vram
+from lipcast.planning.search import least_vram
 from planned import SIDE, SMALL, Faults, manager_of, planned
 from sounds import EXAMPLES, write_wav
 
@@ -36,7 +40,7 @@ def least(tiny: lipcast.Lipcast) -> int:
     model = planned(tiny, kv_precision="fp32")
     options = lipcast.api.make_options({**SMALL, **SCHEDULE})
     plan = manager_of(model).plan(tiny.spec(options, height=SIDE, width=SIDE).geometry, options)
-    found = smallest_vram(plan.request)
+    found = least_vram(plan.request)
     assert found is not None
     return found
 
@@ -85,7 +89,7 @@ def test_predicted_parts_are_what_is_taken(
     }
 
 
-@pytest.mark.parametrize("where", ["ensure_resident", "start", "decode", "fetch"])
+@pytest.mark.parametrize("where", ["ensure_resident", "speech", "start", "decode", "fetch"])
 def test_rungs_that_keep_the_picture_lose_nothing(
     tiny: lipcast.Lipcast, inputs: dict[str, Any], undisturbed: np.ndarray,
     monkeypatch: pytest.MonkeyPatch, where: str,
@@ -96,6 +100,7 @@ def test_rungs_that_keep_the_picture_lose_nothing(
     copier = manager_of(model).device_context.copier
     owner, method, fail_at = {
         "ensure_resident": (model.bundle.dit, "ensure_resident", {30, 70}),
+        "speech": (session._timeline, "features", {1, 3}),
         "start": (session._executor, "start", {1, 3}),
         "decode": (session._decoder._vae, "decode_chunk", {1, 4}),  # type: ignore[attr-defined]
         "fetch": (copier, "fetch", {120}),
@@ -194,3 +199,38 @@ def test_memory_that_runs_out_before_the_first_block(
     taken = session.report()["memory"]["fallbacks"]["taken"]
     assert taken and {fallback["block"] for fallback in taken} == {0}
     assert torch.is_inference_mode_enabled() is False
+
+
+def test_a_shorter_window_from_the_start_keeps_the_length(
+    tiny: lipcast.Lipcast, inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The length is counted in the clips that were asked for, not in those that memory has room for."""
+    model = planned(tiny, fallback="infer_frames=12")
+    vram = manager_of(model).device_context.vram
+    monkeypatch.setattr(vram, "allocate", Faults({0}).wrap(vram.allocate))
+    with model.stream(**{**inputs, "num_clip": 2}) as session:
+        assert session.spec.infer_frames == 12
+        assert sum(len(block.frames) for block in session) == 2 * SMALL["infer_frames"]
+        taken = session.report()["memory"]["fallbacks"]["taken"]
+    assert [(found["fallback"], found["block"]) for found in taken] == [("infer_frames=12", 0)]
+
+
+def test_all_sessions_of_a_device_decode_on_one_stream(
+    tiny: lipcast.Lipcast, inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, given = planned(tiny), []
+    manager = manager_of(model)
+    stream = object()
+    manager.device_context = replace(manager.device_context, decode_stream=stream)
+    assert isinstance(model.backend, LocalBackend)
+    model.backend.device_context = manager.device_context
+    decoder = FrameDecoder
+
+    def making(*arguments: Any, stream: Any, **more: Any) -> Any:
+        given.append(stream)
+        return decoder(*arguments, **more)
+
+    monkeypatch.setattr(session_builder, "FrameDecoder", making)
+    for _ in range(2):
+        model.stream(**inputs).close()
+    assert given == [stream, stream]

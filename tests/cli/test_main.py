@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +16,23 @@ import torch
 from fake_model import FRAMES, NUM_BLOCKS, FakeModel
 from PIL import Image
 
-from lipcast.cli.app import make_app
 from lipcast.cli.main import main
 from lipcast.config.generate_options import GenerateOptions
+from lipcast.config.gpu_options import GpuOptions
+from lipcast.config.memory_options import MemoryOptions
 from lipcast.errors import InputError, OutputError
+from lipcast.media import audio
+from lipcast.media.decode import SoundDecoder
 from lipcast.media.video import read_video
-from lipcast.planning.gpu_options import GpuOptions
-from lipcast.planning.memory_options import MemoryOptions
 from lipcast.weights.prompts import PromptEmbedding, write_embedding
-
-VIDEO_VERBS = ("generate", "info", "plan", "bench")
-VERBS = (*VIDEO_VERBS, "pull", "models", "convert", "encode-prompt", "doctor")
+from sounds import write_wav
 
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 64)).save(tmp_path / "me.png")
-    (tmp_path / "hello.wav").write_bytes(b"sound")
+    write_wav(tmp_path / "hello.wav", 0.5)
     return tmp_path
 
 
@@ -53,6 +50,23 @@ def document(capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], str]:
     said = capsys.readouterr()
     content: dict[str, Any] = json.loads(said.out)
     return content, said.err
+
+
+def test_the_sound_is_measured_once(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its length decides whether there are segments; the session gets what was opened for that."""
+    monkeypatch.setattr("lipcast.cli.long_video.LONG_S", 1)
+    model, opened = install(monkeypatch, FakeModel()), list[object]()
+    decoder = SoundDecoder
+
+    def counted(source: Any) -> Any:
+        opened.append(source)
+        return decoder(source)
+
+    monkeypatch.setattr(audio, "SoundDecoder", counted)
+    assert generate("-o", "a.mp4") == 0
+    assert len(opened) == 1
+    assert sum(len(chunk.samples) for chunk in iter(model.asked.stream["audio"].read, None)) > 0
+    assert len(opened) == 2
 
 
 def test_a_video_is_made_and_reported(
@@ -74,11 +88,11 @@ def test_a_video_is_made_and_reported(
     assert "a.mp4: 48 frames, 1.92 s" in said
     asked_load = {"name": "tiny", "device": None, "precision": None, "loras": (), "decoder": None}
     expected = GenerateOptions(seed=7, infer_frames=24)
-    machine = asdict(MemoryOptions()) | asdict(GpuOptions())
+    machine = {"memory_options": MemoryOptions(), "gpu_options": GpuOptions()}
     assert model.asked.load == asked_load | machine | {"expected": expected}
     asked = model.asked.stream
     assert asked["image"].size == (64, 64)
-    assert (asked["audio"], asked["prompt"]) == (Path("hello.wav"), "calm")
+    assert (asked["audio"].duration_s, asked["prompt"]) == (0.5, "calm")
     assert model.session is not None and model.session.closed
     assert model.session.spec.options == GenerateOptions(seed=7, infer_frames=24)
     assert len(read_video("a.mp4").frames) == 48
@@ -222,7 +236,7 @@ def test_quiet_says_nothing(
         (["generate", "--pose-video", "x"], "--pose_video: driving by a pose video is not"),
         (["generate", "--fp8", "--precision", "int4"], "--fp8: asks for precision fp8, and"),
         (["info", "--infer_frames", "30"], "infer_frames: expected a multiple of 4"),
-        (["info", "--model", "nowhere"], "14b is the published model without its files"),
+        (["info", "--model", "nowhere"], "which is none of them"),
     ],
 )
 def test_wrong_commands_get_one_sentence(
@@ -234,83 +248,6 @@ def test_wrong_commands_get_one_sentence(
     assert said.err.startswith("lipcast: ")
     assert sentence in said.err
     assert said.err.count("\n") == 1
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_teaches(capsys: pytest.CaptureFixture[str], verb: str) -> None:
-    assert main([verb, "--help"]) == 0
-    shown = capsys.readouterr().out
-    assert f"lipcast {verb} " in shown
-    assert ("--infer_frames" in shown) is (verb in VIDEO_VERBS)
-    assert "--json" in shown
-
-
-def shown_help(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    assert main([*words, "--help"]) == 0
-    return capsys.readouterr().out
-
-
-def test_help_of_generate_starts_with_what_people_need(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = shown_help(capsys, "generate")
-    listed = shown.partition("Main options:")[2].splitlines()
-    options = [line.split()[0].rstrip(",") for line in listed if line.startswith("  -")]
-    assert options[:6] == ["--image", "--audio", "--prompt", "-o", "--size", "--vram"]
-    headings = [line for line in shown.splitlines() if line.endswith(":") and line[0] != " "]
-    assert headings[0] == "Main options:" and headings[-1] == "Examples:"
-    assert "--pose_video " not in shown
-
-
-@pytest.mark.parametrize("width", ["80", "120"])
-def test_help_pages_fit_and_show_one_example_a_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: str
-) -> None:
-    monkeypatch.setenv("COLUMNS", width)
-    for name, command in make_app().commands.items():
-        shown = shown_help(capsys, name)
-        head, _, examples = shown.partition("\nExamples:\n")
-        assert max(map(len, head.splitlines())) <= int(width), name
-        expected = [
-            line for example in getattr(command, "examples", ()) for line in example.split("\n")
-        ]
-        assert [line[2:] for line in examples.splitlines()] == expected, name
-        assert all(line.startswith(("lipcast ", "    --")) for line in expected), name
-    assert max(map(len, shown_help(capsys).splitlines())) <= int(width)
-    assert "..." not in shown_help(capsys).replace("[ARGS]...", ""), "a summary was cut"
-
-
-@pytest.mark.parametrize(
-    ("words", "completed"),
-    [
-        ("lipcast gen", {"generate"}),
-        ("lipcast generate --kv", {"--kv_precision"}),
-        ("lipcast generate --kv_precision f", {"fp32", "fp8"}),
-        ("lipcast job c", {"cancel"}),
-    ],
-)
-def test_the_shell_completes_commands_options_and_choices(words: str, completed: set[str]) -> None:
-    *_, last = words.split(" ")
-    answer = run_process(
-        [], _LIPCAST_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=str(words.count(" "))
-    )
-    found = {line.partition(",")[2] for line in answer.stdout.splitlines()}
-    assert found == completed, last
-
-
-def test_completion_is_turned_on_by_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--show-completion", "bash"]) == 0
-    assert capsys.readouterr().out == 'eval "$(_LIPCAST_COMPLETE=bash_source lipcast)"\n'
-    assert (
-        "complete -o nosort -F _lipcast_completion"
-        in run_process([], _LIPCAST_COMPLETE="bash_source").stdout
-    )
-
-
-def run_process(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    script = f"import sys; sys.argv = ['lipcast', *{arguments!r}]; from lipcast.cli.main import run; run()"
-    return subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True, text=True, check=False, env={**os.environ, **environment},
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
@@ -347,16 +284,41 @@ def test_a_closed_terminal_is_ignored_where_its_parent_ignores_it() -> None:
     assert done.stdout == "alive\n"
 
 
-def test_help_and_info_start_without_torch() -> None:
-    calls = [["--help"], ["--version"], *([verb, "--help"] for verb in VERBS), ["info", "--json"]]
-    calls += [["models", "--json"]]
+def test_signals_that_come_together_are_one_request() -> None:
+    """A session manager sends SIGHUP behind SIGTERM: what is being tidied up is not interrupted again."""
     script = (
-        "import sys; from lipcast.cli.main import main\n"
-        f"assert [main(call) for call in {calls!r}] == [0] * {len(calls)}\n"
-        "heavy = {'torch', 'transformers', 'av', 'numpy', 'PIL'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        "import os, signal\nfrom lipcast.cli.signals import interrupt_on_termination\n"
+        "interrupt_on_termination()\n"
+        "try: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "except KeyboardInterrupt: print('tidying')\n"
+        "os.kill(os.getpid(), signal.SIGHUP); os.kill(os.getpid(), signal.SIGTERM); print('done')"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    assert done.returncode == 0, done.stderr
+    assert done.stdout == "tidying\ndone\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        (("job", "run"), "finished segments are kept, and `lipcast job run` continues"),
+        (("pull", "live-avatar-14b"), "the same command continues"),
+        (("info",), ""),
+    ],
+)
+def test_what_is_left_after_ctrl_c_is_said(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...], left: str,
+) -> None:  # fmt: skip
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lipcast.jobs.runner.run_jobs", interrupted)
+    monkeypatch.setattr("lipcast.weights.hub.pull", interrupted)
+    monkeypatch.setattr("lipcast.cli.info.read_configs", interrupted)
+    monkeypatch.setenv("LIPCAST_HOME", str(files))
+    assert main(words) == 130
+    assert capsys.readouterr().err == f"lipcast: stopped{'; ' if left else ''}" + (
+        f"what has arrived is kept, and {left}\n" if "pull" in words else f"{left}\n"
+    )

@@ -170,7 +170,9 @@ def test_compressed_kinds(codec: str, encode_sound: EncodeSound) -> None:
     assert open_audio(path.read_bytes() * 2).duration_s > 0.99
 
 
-@pytest.mark.parametrize("fields", [(PCM, 0, RATE), (PCM, 1, 0), (PCM, 1, 1), (PCM, 60_000, RATE)])
+@pytest.mark.parametrize(
+    "fields", [(PCM, 0, RATE), (PCM, 1, 0), (PCM, 1, 1), (PCM, 60_000, RATE), (PCM, 1, 2**31)]
+)
 def test_headers_that_cannot_be(fields: tuple[int, int, int]) -> None:
     raw = struct.pack("<HHIIHH", *fields, 2 * RATE, 2, 16)
     with pytest.raises(InputError):

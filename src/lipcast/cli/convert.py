@@ -19,12 +19,12 @@ from lipcast.cli.meter import StepBar
 from lipcast.cli.options import CONSOLE, LORA, MODEL
 from lipcast.cli.request import DEFAULT_MODEL
 from lipcast.cli.types import FOLDER
-from lipcast.planning.hardware import parse_bytes
+from lipcast.config.units import parse_bytes
 
 if TYPE_CHECKING:
-    from lipcast.weights.schemes import Precision
+    from lipcast.config.precision import StoredPrecision
 
-_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
+_PRECISIONS: tuple[StoredPrecision, ...] = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
 _NUM_WORST = 5
 
 
@@ -50,6 +50,7 @@ _NUM_WORST = 5
         ),
         MODEL, LORA, *CONSOLE,
     ),
+    when_stopped="finished files are kept, and the same command continues",
     examples=(
         "lipcast convert --ckpt_dir live-avatar-14b --precision int4 -o live-avatar-int4",
         "lipcast convert --model tiny --precision int8 --lora style.safetensors:0.8",
@@ -59,9 +60,9 @@ _NUM_WORST = 5
 def convert(
     console: Console,
     *,
-    precision: Precision,
+    precision: StoredPrecision,
     output: Path | None,
-    text_precision: Precision | None,
+    text_precision: StoredPrecision | None,
     shard_size: str,
     model: str | None,
     lora: tuple[str, ...],
@@ -74,7 +75,7 @@ def convert(
     """
     model = model or DEFAULT_MODEL
     out = output or Path(f"{Path(model).name}-{precision}")
-    shard_bytes = parse_bytes(shard_size)
+    shard_bytes = parse_bytes(shard_size, name="shard_size")
     from lipcast.weights.checkpoint import checkpoint_dir
     from lipcast.weights.convert import ConvertRequest
     from lipcast.weights.convert import convert as convert_files

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,16 +19,17 @@ from typing import TYPE_CHECKING, Any
 from lipcast.cli.console import Console
 from lipcast.cli.job_request import as_job
 from lipcast.cli.meter import Meter, ProgressBar
-from lipcast.cli.model_configs import read_configs
 from lipcast.cli.request import GenerateRequest
 from lipcast.cli.result import document, length, unfinished
 from lipcast.config.models import VIDEO_FPS
-from lipcast.env import cache_dir, launched
-from lipcast.errors import InputError, LipcastError, UsageError
+from lipcast.env import cache_dir, launched, temporary_dir
+from lipcast.errors import InputError, LipcastError, OutputError, UsageError
+from lipcast.weights.configs import read_configs
 
 if TYPE_CHECKING:
     from lipcast.jobs.store import Job, Lease, Store
     from lipcast.jobs.tasks import JobEstimate, SegmentTask
+    from lipcast.media.audio import AudioFile
 
 LONG_S = 600
 _LEAST_BYTES_PER_S = 300
@@ -66,13 +67,11 @@ class MeteredRenderer:
         self._bar.update()
 
 
-def is_long(request: GenerateRequest) -> bool:
-    """Return whether the video is made in segments.
+def is_long(request: GenerateRequest, sound: Callable[[], AudioFile]) -> bool:
+    """Return whether the video is made in segments; `sound` opens its audio, if that has to be known.
 
     Raises InputError for a sound that cannot be used, UsageError for segments under torchrun.
     """
-    from lipcast.media.audio import open_audio
-
     if launched() is not None:
         if request.segment_s:
             raise UsageError("--segment: cannot be used under torchrun; use --gpus in its place")
@@ -81,7 +80,7 @@ def is_long(request: GenerateRequest) -> bool:
         return request.segment_s > 0
     if request.audio.stat().st_size < LONG_S * _LEAST_BYTES_PER_S:
         return False
-    options, seconds = request.options, open_audio(request.audio).duration_s
+    options, seconds = request.options, sound().duration_s
     if options.num_clip is not None:
         clip = options.infer_frames or read_configs(request.model).dit.infer_frames
         frames = options.num_clip * clip
@@ -96,9 +95,9 @@ def make_long(
 
     Raises UsageError when another process makes this video.
     """
-    from lipcast.jobs.store import FINISHED, Store
+    from lipcast.jobs.store import FINISHED
 
-    store: Store = Store(cache_dir() / "jobs")
+    store = _open_store(console)
     job = store.job(_find_or_submit(store, request))
     request = _as_submitted(request, job)
     if job.state != FINISHED:
@@ -107,6 +106,18 @@ def make_long(
     report = _report(store, job.id)
     store.remove(job.id)
     return {"status": "finished"} | _document(request, meter, console, report["frames"], report)
+
+
+def _open_store(console: Console) -> Store:
+    """Return the store of the user's jobs; one among the temporary files where that cannot be used."""
+    from lipcast.jobs.store import Store
+
+    try:
+        return Store(cache_dir() / "jobs")
+    except OutputError as error:
+        folder = temporary_dir() / "jobs"
+        console.warn(f"segments are kept in {folder}: {error}")
+        return Store(folder)
 
 
 def _find_or_submit(store: Store, request: GenerateRequest) -> str:

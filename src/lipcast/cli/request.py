@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from typing import Any
 from lipcast.cli.compat_flags import accepted_flags
 from lipcast.cli.options import options_from
 from lipcast.config.generate_options import GenerateOptions
+from lipcast.config.gpu_options import GpuOptions
+from lipcast.config.memory_options import MemoryOptions
+from lipcast.config.precision import Precision
 from lipcast.errors import InputError, NotBuiltError, UsageError
-from lipcast.media.target import check_target, explained, numbered, output_path
-from lipcast.planning.gpu_options import GpuOptions
-from lipcast.planning.memory_options import MemoryOptions
-from lipcast.planning.sizes import Precision
+from lipcast.media.target import check_target, explained, output_path
 
 DEFAULT_MODEL = "tiny"
 _SUFFIX = ".mp4"
@@ -78,14 +78,6 @@ def read_request(flags: Mapping[str, Any]) -> GenerateRequest:
         randomised_fields=_randomised_fields(flags, is_automatic),
         accepted=accepted,
     )
-
-
-def with_free_name(request: GenerateRequest, taken: set[Path]) -> GenerateRequest:
-    """Return the request with an automatic name that neither a file nor `taken` has; adds it to `taken`."""
-    names = numbered(request.output) if "output" in request.randomised_fields else [request.output]
-    output = next((n for n in names if n not in taken and not n.exists()), request.output)
-    taken.add(output)
-    return replace(request, output=output)
 
 
 def generate_options(flags: Mapping[str, Any]) -> GenerateOptions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,13 @@ class _Count(click.types.IntParamType):
         return count
 
 
+def _expanded(value: str | Path) -> Path:
+    path = Path(value)
+    with suppress(RuntimeError):  # a user without a home
+        path = path.expanduser()
+    return path
+
+
 class _Path(click.Path):
     """A path that may begin with `~`. Whether it is there is found out where it is used."""
 
@@ -61,7 +69,21 @@ class _Path(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         _refuse_address(str(value), param)
-        return super().convert(Path(value).expanduser(), param, ctx)
+        return super().convert(_expanded(value), param, ctx)
+
+
+class _Text(click.ParamType[str]):
+    """Text in UTF-8, also where the locale names another encoding."""
+
+    name = "text"
+
+    def convert(
+        self, value: Any, _param: click.Parameter | None, _ctx: click.Context | None
+    ) -> str:
+        try:
+            return os.fsencode(value).decode("utf-8")
+        except UnicodeError:  # really in that encoding, or no text at all: whoever uses it says so
+            return str(value)
 
 
 class _Output(click.ParamType[str]):
@@ -74,11 +96,12 @@ class _Output(click.ParamType[str]):
         if not value:
             raise UsageError("--output is empty; give a file or a folder")
         is_folder = value.endswith(("/", os.sep))
-        return f"{Path(value).expanduser()}{os.sep if is_folder else ''}"
+        return f"{_expanded(value)}{os.sep if is_folder else ''}"
 
 
 SECONDS = _Seconds()
 OUTPUT = _Output()
+TEXT = _Text()
 FILE = _Path("file")
 FOLDER = _Path("folder", folder=True)
 COUNT = _Count()

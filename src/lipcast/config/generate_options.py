@@ -1,4 +1,4 @@
-"""What the user asks for, checked: one frozen dataclass with every default in one place.
+"""Options of a video, checked: one frozen dataclass with every default in one place.
 
 Input: plain values, from the command line, a job file or a Python call. Output: `GenerateOptions`.
 Wrong values raise UsageError with what was expected; nothing here touches a file or a device.
@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from lipcast.config.models import VIDEO_FRAMES_PER_LATENT
 from lipcast.errors import UsageError
 
 ScheduleName = Literal["sequential", "wavefront"]
@@ -21,10 +22,12 @@ ANCHOR_ENCODINGS: tuple[AnchorEncoding, ...] = ("video", "image")
 CROPS: tuple[Crop, ...] = ("center", "face")
 MAX_STEPS = 8
 MIN_INFER_FRAMES = 12
+MAX_SEED = 2**64 - 1
+_MAX_COUNT = 2**31 - 4
 
 
 def parse_size(text: str) -> int:
-    """The area in pixels that a size such as "704*384" names (`*` or `x` between the sides)."""
+    """Return the area in pixels of a size such as "704*384" (`*` or `x` between the sides)."""
     match = re.fullmatch(r"\s*(\d{1,5})\s*[*xX×]\s*(\d{1,5})\s*", text)
     if not match:
         raise UsageError(f'size: expected two numbers such as "704*384", got "{text}"')
@@ -71,10 +74,10 @@ class GenerateOptions:
         _check_choice("schedule", self.schedule or SCHEDULES[0], SCHEDULES)
         _check_choice("anchor", self.anchor, ANCHOR_ENCODINGS)
         _check_choice("crop", self.crop, CROPS)
-        _check_at_least("num_clip", self.num_clip, 1)
-        _check_at_least("seed", self.seed, 0)
-        _check_at_least("start_frame", self.start_frame, 0)
-        _check_at_least("cond_distance", self.cond_distance, 1)
+        _check_range("num_clip", self.num_clip, 1)
+        _check_range("seed", self.seed, 0, MAX_SEED)
+        _check_range("start_frame", self.start_frame, 0)
+        _check_range("cond_distance", self.cond_distance, 1)
         _check_infer_frames(self.infer_frames)
         _check_steps(self.sample_steps)
 
@@ -87,18 +90,23 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise UsageError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
 
 
-def _check_at_least(name: str, value: int | None, least: int) -> None:
-    if value is not None and (not _is_int(value) or value < least):
-        raise UsageError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+def _check_range(name: str, value: int | None, least: int, most: int = _MAX_COUNT) -> None:
+    if value is not None and (not _is_int(value) or not least <= value <= most):
+        is_much = _is_int(value) and value > most
+        bound = f"most {most}" if is_much else f"least {least}"
+        raise UsageError(f"{name}: expected a whole number of at {bound}, got {value!r}")
 
 
 def _check_infer_frames(value: int | None) -> None:
     if value is None:
         return
-    if not _is_int(value) or value < MIN_INFER_FRAMES or value % 4:
-        near = max(MIN_INFER_FRAMES, round(value / 4) * 4) if _is_int(value) else 48
+    step = VIDEO_FRAMES_PER_LATENT
+    if not _is_int(value) or not MIN_INFER_FRAMES <= value <= _MAX_COUNT or value % step:
+        near = 48
+        if _is_int(value):
+            near = min(max(MIN_INFER_FRAMES, (value + step // 2) // step * step), _MAX_COUNT)
         raise UsageError(
-            f"infer_frames: expected a multiple of 4 from {MIN_INFER_FRAMES} up, got {value!r}; "
+            f"infer_frames: expected a multiple of {step} from {MIN_INFER_FRAMES} up, got {value!r}; "
             f"the nearest is {near}"
         )
 

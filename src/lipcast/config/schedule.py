@@ -7,12 +7,12 @@ that one sink a stage is in memory, and block 0 finished, whose first latent bec
 Any list of ticks that respects this gives the same latents.
 
 Input: number of steps, the anchor block, the stages, the lanes a tick may carry on each. Output: ticks,
-lazily and without end; `take_blocks` cuts them to a length, `check` proves a list right.
+lazily and without end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,21 +32,21 @@ Tick = tuple[Unit, ...]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """The dependencies of a run. `anchor_block` is None where the anchor is never replaced."""
+    """The dependencies of a run. `anchor_block` is None where the reference is never replaced."""
 
     num_steps: int
     anchor_block: int | None = None
     stages: tuple[tuple[int, ...], ...] = ()
     """The steps of each stage; none: one stage has all."""
     drains_at_anchor: bool = False
-    """All stages replace the anchor at the same time, with no block under way."""
+    """All stages replace the reference at the same time, with no block in flight."""
 
     @property
     def all_stages(self) -> tuple[tuple[int, ...], ...]:
         return self.stages or (tuple(range(self.num_steps)),)
 
     def needs(self, unit: Unit) -> list[Unit]:
-        """The units that must be finished before `unit` starts."""
+        """Return the units that must be finished before `unit` starts."""
         needed = []
         if unit.step > 0:
             needed.append(Unit(unit.block, unit.step - 1))
@@ -72,14 +72,14 @@ class Scheduler:
     """
 
     def __init__(self, order: Order, *, max_lanes: int, first_block: int = 0) -> None:
-        """`max_lanes`: of each stage."""
+        """Begin with `first_block`; `max_lanes` bounds the units of a tick on each stage."""
         assert max_lanes >= 1
         self._order, self._max_lanes = order, max_lanes
         self._next_block = [first_block] * order.num_steps
         """For each step, the block that it computes next: blocks pass every step in order."""
 
     def ready(self, end_block: int | None = None) -> Tick:
-        """The units of the next tick, of blocks before `end_block`."""
+        """Return the units of the next tick, of blocks before `end_block`."""
         found: list[Unit] = []
         for steps in reversed(self._order.all_stages):
             units = (Unit(self._next_block[step], step) for step in reversed(steps))
@@ -88,7 +88,7 @@ class Scheduler:
         return tuple(found)
 
     def advance(self, tick: Tick) -> None:
-        """These units of what was ready are run."""
+        """Mark these units of what was ready as finished."""
         for unit in tick:
             assert unit.block == self._next_block[unit.step], "blocks pass every step in order"
             self._next_block[unit.step] += 1
@@ -100,7 +100,7 @@ class Scheduler:
 
 
 def ticks(order: Order, *, max_lanes: int, first_block: int = 0) -> Iterator[Tick]:
-    """Ticks without end, as `Scheduler` makes them."""
+    """Yield ticks without end, as `Scheduler` makes them."""
     scheduler = Scheduler(order, max_lanes=max_lanes, first_block=first_block)
     while True:
         tick = scheduler.ready()
@@ -109,33 +109,5 @@ def ticks(order: Order, *, max_lanes: int, first_block: int = 0) -> Iterator[Tic
 
 
 def lanes_of(name: ScheduleName, num_steps: int) -> int:
-    """How many lanes a tick of the named schedule carries."""
+    """Return how many lanes a tick of the named schedule carries."""
     return num_steps if name == "wavefront" else 1
-
-
-def take_blocks(endless: Iterable[Tick], num_blocks: int, num_steps: int) -> Iterator[Tick]:
-    """The ticks of the first `num_blocks` blocks; what is left of a tick stays together."""
-    remaining = num_blocks * num_steps
-    for tick in endless:
-        if remaining <= 0:
-            return
-        kept = tuple(unit for unit in tick if unit.block < num_blocks)
-        remaining -= len(kept)
-        if kept:
-            yield kept
-
-
-def check(schedule: Iterable[Tick], order: Order, num_blocks: int) -> None:
-    """Raise ValueError unless every unit runs once, after all it needs, in an earlier tick."""
-    done: set[Unit] = set()
-    for number, tick in enumerate(schedule):
-        if len({unit.step for unit in tick}) < len(tick):
-            raise ValueError(f"tick {number}: two units share the ring of one step: {tick}")
-        for unit in tick:
-            missing = [n for n in order.needs(unit) if n not in done]
-            if missing or unit in done:
-                raise ValueError(f"tick {number}: {unit} runs again or before {missing}")
-        done.update(tick)
-    expected = {Unit(b, s) for b in range(num_blocks) for s in range(order.num_steps)}
-    if done != expected:
-        raise ValueError(f"expected {len(expected)} units, got {len(done)}")

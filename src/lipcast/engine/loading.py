@@ -1,4 +1,4 @@
-"""From a checkpoint's folder to networks that are ready, with their memory planned where it is.
+"""Load the networks of a checkpoint folder, under a memory plan where there is one.
 
 Input: `LoadSettings`, plain data that another process can be given as well. Output: the networks, and the
 manager of their memory where there is a plan. One device may load some of the networks only, and do a share
@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from lipcast.config.memory_options import MemoryOptions
+from lipcast.config.precision import PRECISIONS, Precision
 from lipcast.engine.planner_inputs import (
     default_geometry,
     measure_planner_inputs,
@@ -21,17 +23,16 @@ from lipcast.engine.planner_inputs import (
 )
 from lipcast.env import cache_dir, logger
 from lipcast.errors import UsageError
-from lipcast.memory.device import with_index
+from lipcast.memory.device import prepare_allocator, with_index
 from lipcast.memory.manager import MemoryManager
 from lipcast.models.dit import DiT
 from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu, processor_flags
-from lipcast.planning import sizes
-from lipcast.planning.memory_options import MemoryOptions
-from lipcast.planning.plan import EncoderPlacement, Plan, Share
-from lipcast.weights.bundle import NETWORKS, ModelBundle, Network, load_bundle
+from lipcast.planning.hardware import FIRST_BF16
+from lipcast.planning.inputs import needs_bf16
+from lipcast.planning.plan import EncoderPlacement, Plan, WorkShare
+from lipcast.weights.bundle import NETWORKS, ModelBundle, NetworkName, load_bundle
 from lipcast.weights.lora import LoraSpec
 from lipcast.weights.prompts import PromptCache
-from lipcast.weights.schemes import Precision
 from lipcast.weights.source import TensorSource
 from lipcast.weights.tiny_decoder import load_tiny_decoder
 
@@ -43,12 +44,12 @@ _QUANTISED: tuple[Precision, ...] = ("fp8", "int8", "int4")
 
 @dataclass(frozen=True, slots=True)
 class LoadSettings:
-    """What to load and how; `precision` is the user's word, checked, or None."""
+    """Networks to load, and how; `precision` is the user's choice, checked, or None."""
 
     directory: Path
     device: torch.device
     dtype: torch.dtype
-    precision: sizes.Precision | None = None
+    precision: Precision | None = None
     loras: tuple[str | LoraSpec, ...] = ()
     decoder: Path | None = None
     memory: MemoryOptions = field(default_factory=MemoryOptions)
@@ -60,18 +61,18 @@ class LoadSettings:
 
     @property
     def quantised(self) -> Precision | None:
-        """What weights are quantised to while they are read; None: nothing."""
+        """Format that weights are quantised to while they are read; None keeps them."""
         return next((name for name in _QUANTISED if name == self.precision), None)
 
 
 def load_networks(
     settings: LoadSettings,
     *,
-    networks: Collection[Network] = NETWORKS,
-    share: Share | None = None,
+    networks: Collection[NetworkName] = NETWORKS,
+    share: WorkShare | None = None,
     load_dit: Callable[[DiT, TensorSource], None] | None = None,
 ) -> tuple[ModelBundle, MemoryManager | None]:
-    """Load some of the networks; of the others there are shapes only.
+    """Load the networks named; build the others without weights.
 
     `share`: the part of the work that this device does. `load_dit` fills the transformer in place of the
     memory manager. The speech encoder goes where the plan puts it.
@@ -80,6 +81,7 @@ def load_networks(
     manager, weights = None, settings.quantised
     speech_device = settings.device
     if settings.device.type == "cuda":
+        prepare_allocator()
         # Once for the process: pages are pinned, links measured and graphs kept for the current device.
         torch.cuda.set_device(settings.device)
     if settings.is_planned and "dit" in networks and load_dit is None:
@@ -103,13 +105,13 @@ def load_networks(
     return bundle, manager
 
 
-def _planned(settings: LoadSettings, share: Share | None) -> tuple[MemoryManager, Plan]:
+def _planned(settings: LoadSettings, share: WorkShare | None) -> tuple[MemoryManager, Plan]:
     """Return the manager of the model's memory, and the plan that it is loaded under."""
     options, device, dtype = settings.memory, settings.device, settings.dtype
     inputs = measure_planner_inputs(
         settings.directory, device, options, precision=settings.precision, dtype=dtype, share=share
     )
-    manager = MemoryManager(open_device_context(device, options), inputs)
+    manager = MemoryManager(open_device_context(device, inputs), inputs)
     return manager, manager.first_plan(default_geometry(inputs.models))
 
 
@@ -147,15 +149,25 @@ def read_device(name: str | None) -> torch.device:
     return with_index(device)
 
 
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= FIRST_BF16
+    return _BF16_INSTRUCTIONS in processor_flags()
+
+
 def read_precision(
     precision: str | None, device: torch.device
-) -> tuple[torch.dtype, sizes.Precision | None]:
+) -> tuple[torch.dtype, Precision | None]:
     """Return the dtype that is computed in, and the precision that was asked for. Raises UsageError."""
-    has_bf16 = device.type == "cuda" or _BF16_INSTRUCTIONS in processor_flags()
-    dtype = torch.bfloat16 if has_bf16 else torch.float32
+    dtype = torch.bfloat16 if _has_bf16(device) else torch.float32
+    is_old = device.type == "cuda" and dtype == torch.float32
     if precision is None:
+        if is_old:
+            _log.warning("%s has no bf16: everything is computed in fp32, which is slow", device)
         return dtype, None
-    if precision not in sizes.PRECISIONS:
-        known = ", ".join(sizes.PRECISIONS)
+    if precision not in PRECISIONS:
+        known = ", ".join(PRECISIONS)
         raise UsageError(f"precision: expected one of {known}, got {precision!r}")
-    return _DTYPES.get(precision, dtype), next(p for p in sizes.PRECISIONS if p == precision)
+    if is_old and precision != "fp32":
+        raise UsageError(needs_bf16(precision, str(device)))
+    return _DTYPES.get(precision, dtype), next(p for p in PRECISIONS if p == precision)

@@ -1,4 +1,4 @@
-"""What plans are made from, found out before anything is loaded.
+"""What plans are made from, measured before anything is loaded.
 
 Input: a checkpoint's folder, a device, the user's options. Output: `PlannerInputs` (rates, budget,
 configurations, precision) and the `DeviceContext` that memory is taken from.
@@ -14,22 +14,21 @@ import torch
 
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.geometry import Geometry
-from lipcast.config.video_spec import video_spec
+from lipcast.config.memory_options import MemoryOptions
+from lipcast.config.models import Models
+from lipcast.config.precision import Precision
 from lipcast.memory.device_context import DeviceContext
-from lipcast.memory.manager import PlannerInputs
 from lipcast.memory.probe import describe_gpu
-from lipcast.planning.hardware import CPU, Hardware
-from lipcast.planning.memory_options import MemoryOptions
-from lipcast.planning.plan import Budget, Models, Share
-from lipcast.planning.sizes import Precision
+from lipcast.planning.hardware import CONTEXT_BYTES, CPU, Hardware
+from lipcast.planning.inputs import PlannerInputs, supposed_spec
+from lipcast.planning.plan import Budget, WorkShare
+from lipcast.planning.plan import total as total_bytes
+from lipcast.planning.sizes import linear_sizes
+from lipcast.planning.workload import HOST_RESERVE_BYTES, reserve_parts
 from lipcast.weights.checkpoint import find_checkpoint
-from lipcast.weights.configs import models_in
+from lipcast.weights.configs import read_configs
 from lipcast.weights.files import open_tensors
 from lipcast.weights.quant_linear import quantised_layers
-
-_CONTEXT_BYTES = 512 << 20
-"""What this process's CUDA context has taken already; the planner counts it in its reserve."""
-_PORTRAIT = (1280, 720)
 
 
 def measure_planner_inputs(
@@ -39,10 +38,12 @@ def measure_planner_inputs(
     *,
     precision: Precision | None,
     dtype: torch.dtype,
-    share: Share | None = None,
+    share: WorkShare | None = None,
     hardware: Hardware | None = None,
 ) -> PlannerInputs:
-    """`precision` is the user's; None leaves it to the checkpoint, then to the planner.
+    """Return what the plans of a model on a device are made from.
+
+    `precision` is the user's; None leaves it to the checkpoint, then to the planner.
 
     `hardware`: of a device that is not to be touched from here, and whose memory is taken as free.
     Raises CheckpointError for a folder that is no checkpoint.
@@ -51,8 +52,10 @@ def measure_planner_inputs(
         precision = _stored_precision(directory)
     if precision is None and device.type == "cpu":
         precision = "fp32" if dtype == torch.float32 else "bf16"
+    models = read_configs(directory)
     if hardware is None:
-        hardware = describe_gpu(device) if device.type == "cuda" else CPU
+        is_gpu = device.type == "cuda"
+        hardware = describe_gpu(device, linear_sizes(models.dit)) if is_gpu else CPU
         free_bytes = _free_bytes(device, hardware)
     else:
         free_bytes = hardware.memory_bytes
@@ -60,29 +63,33 @@ def measure_planner_inputs(
         options.budget_bytes("vram", free_bytes),
         options.budget_bytes("ram", psutil.virtual_memory().available),
     )
-    return PlannerInputs(
-        hardware, budget, options, models_in(directory), precision, share or Share()
+    return PlannerInputs(hardware, budget, options, models, precision, share or WorkShare())
+
+
+def open_device_context(device: torch.device, inputs: PlannerInputs) -> DeviceContext:
+    """Return the memory of this machine, bounded by the budget less what is taken outside the arenas.
+
+    On a GPU, a budget of the user's bounds everything that torch takes.
+    """
+    options, budget = inputs.options, inputs.budget
+    if device.type == "cuda" and options.vram is not None:
+        total = torch.cuda.get_device_properties(device).total_memory
+        wanted = options.budget_bytes("vram", total) - CONTEXT_BYTES
+        torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, wanted / total)), device)
+    return DeviceContext.of(
+        device,
+        vram_bytes=max(0, budget.vram_bytes - total_bytes(reserve_parts(inputs.hardware))),
+        ram_bytes=max(0, budget.ram_bytes - HOST_RESERVE_BYTES),
     )
 
 
-def open_device_context(device: torch.device, options: MemoryOptions) -> DeviceContext:
-    """The real memory of this machine. On a GPU, the budget bounds everything that torch takes."""
-    if device.type == "cuda" and options.vram is not None:
-        total = torch.cuda.get_device_properties(device).total_memory
-        wanted = options.budget_bytes("vram", total) - _CONTEXT_BYTES
-        torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, wanted / total)), device)
-    return DeviceContext.of(device)
-
-
 def default_geometry(models: Models) -> Geometry:
-    """Of a video with default options and an upright portrait: what weights are placed for first."""
-    height, width = _PORTRAIT
-    spec = video_spec(GenerateOptions(), models.dit, models.vae, height=height, width=width)
-    return spec.geometry
+    """Return the geometry that weights are placed for first: default options and an upright portrait."""
+    return supposed_spec(GenerateOptions(), models).geometry
 
 
 def _stored_precision(directory: Path) -> Precision | None:
-    """The precision of a quantised checkpoint; None for one that is not."""
+    """Return the precision of a quantised checkpoint; None for one that is not."""
     files = find_checkpoint(directory, need=("dit",))
     assert files.dit is not None
     found = (scheme.precision for _, scheme in quantised_layers(open_tensors(files.dit)))
@@ -93,4 +100,4 @@ def _free_bytes(device: torch.device, hardware: Hardware) -> int:
     if device.type != "cuda":
         return hardware.memory_bytes
     free, total = torch.cuda.mem_get_info(device)
-    return min(total, free + _CONTEXT_BYTES)
+    return min(total, free + CONTEXT_BYTES)

@@ -26,8 +26,8 @@ _MOST_PADDING = 4096
 """Samples beyond the container's duration that are codec padding; more: the duration is wrong."""
 _LENIENT_S = 0.25
 """How far a container's duration may be off without the file being cut short."""
-_LEAST_RATE = 1000
-"""Hz; a header that says less is broken."""
+_LEAST_RATE, _MOST_RATE = 1_000, 768_000
+"""Hz; a header that says less or more is broken."""
 EXPECTED_SOUND = "expected a sound file (wav, mp3, m4a, flac, ogg, or a video with sound)"
 _ADVICE = "convert it to wav or mp4"
 
@@ -251,7 +251,7 @@ class SoundDecoder:
             yield self._as_float(fifo.read())
 
     def _check_rate(self, frame: Any) -> None:
-        if frame.sample_rate < _LEAST_RATE:
+        if not _LEAST_RATE <= frame.sample_rate <= _MOST_RATE:
             raise InputError(
                 f"{EXPECTED_SOUND}, got {source_name(self._source)} with a sampling rate of "
                 f"{frame.sample_rate} Hz: its header is broken; record it again"

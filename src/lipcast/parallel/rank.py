@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -51,9 +52,9 @@ from lipcast.parallel.messages import (
 )
 from lipcast.parallel.p2p import LatentLink
 from lipcast.parallel.roles import Role, num_dit_ranks, roles_of
-from lipcast.parallel.stage import RANK_PARTS, DecoderVideo, Networks, StageVideo
+from lipcast.parallel.stage import RANK_PARTS, DecoderVideo, RankNetworks, StageVideo
 from lipcast.parallel.ulysses import apply_ulysses
-from lipcast.weights.bundle import Network
+from lipcast.weights.bundle import NetworkName
 
 if TYPE_CHECKING:
     from lipcast.parallel.fsdp import ShardedWeights
@@ -89,6 +90,7 @@ class Inbox:
         self._link = link
         self._messages: deque[Any] = deque()
         self._changed = threading.Condition()
+        self._rendezvous = "env"
         threading.Thread(target=self._receive, daemon=True).start()
 
     def take(self) -> Any:
@@ -110,12 +112,24 @@ class Inbox:
             try:
                 message = pickle.loads(self._link.recv_bytes())
             except (EOFError, OSError):
+                if not self._link.closed:
+                    self._tidy_up()
                 # The main thread may be waiting for another rank, where no exception reaches it.
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
+            if isinstance(message, InitRank):
+                self._rendezvous = message.rendezvous
             with self._changed:
                 self._messages.append(message)
                 self._changed.notify()
+
+    def _tidy_up(self) -> None:
+        """Remove the file by which the ranks found each other: the main process no longer can."""
+        if self._rendezvous != "env":
+            store = Path(self._rendezvous)
+            with suppress(OSError):  # another rank may be quicker
+                store.unlink(missing_ok=True)
+                store.parent.rmdir()
 
 
 @dataclass
@@ -129,7 +143,7 @@ class _Queued:
 class Rank:
     """Handles messages in order. State: the video that is being made."""
 
-    def __init__(self, networks: Networks, inbox: Inbox, link: Connection) -> None:
+    def __init__(self, networks: RankNetworks, inbox: Inbox, link: Connection) -> None:
         self._networks, self._inbox, self._connection = networks, inbox, link
         self._queue: deque[_Queued] = deque()
         self._stage: StageVideo | None = None
@@ -207,7 +221,7 @@ class Rank:
                 self._stage.set_features(block, features_LCV)
             case FirstLatent(latent_C1HW):
                 assert self._stage is not None
-                self._stage.learn_first(latent_C1HW)
+                self._stage.set_first_latent(latent_C1HW)
             case RunTick(tick):
                 self._run(tick)
             case _:
@@ -305,7 +319,7 @@ def _init_process_group(init: InitRank) -> None:
         )
 
 
-def _load(init: InitRank) -> Networks:
+def _load(init: InitRank) -> RankNetworks:
     """Load the networks of this rank, and apply Ulysses or sharding to its transformer."""
     role, settings = roles_of(init.layout)[init.rank], init.settings
     groups = [_group(other) for other in roles_of(init.layout) if other.ulysses_rank == 0]
@@ -321,7 +335,7 @@ def _load(init: InitRank) -> Networks:
     num_heads = bundle.dit.config.num_heads
     if role.stage is not None and init.layout.ulysses > 1:
         num_heads = apply_ulysses(bundle.dit, groups[role.stage])
-    return Networks(role, bundle, manager, sharded, num_heads)
+    return RankNetworks(role, bundle, manager, sharded, num_heads)
 
 
 def _sharded_weights(group: Any, settings: LoadSettings) -> ShardedWeights:
@@ -337,8 +351,8 @@ def _group(role: Role) -> Any:
     return dist.new_group(list(role.stage_ranks) if role.stage is not None else [role.rank])
 
 
-def _networks_of(role: Role) -> tuple[Network, ...]:
-    networks: list[Network] = []
+def _networks_of(role: Role) -> tuple[NetworkName, ...]:
+    networks: list[NetworkName] = []
     if role.stage is not None:
         networks.append("dit")
     if role.decodes:

@@ -1,8 +1,8 @@
 """What else could be done: the ladder of fallbacks below a plan, and the alternatives beside it.
 
 Inputs: a Plan or a PlanRequest. Outputs: `FallbackPlan`s and `Alternative`s with predicted bytes and
-seconds. A rung is a change of the request; rungs add up. Rungs that keep the pictures come first,
-and the ones that change them only where the user allowed it. A rung that frees nothing is left out.
+seconds. A fallback is a change of the request; they add up. Those that keep the video come first, those
+that change it only where the user allows it.
 """
 
 from __future__ import annotations
@@ -10,39 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from lipcast.config.generate_options import SCHEDULES, GenerateOptions, parse_size
+from lipcast.config.fallbacks import KEEPING, Fallback
+from lipcast.config.generate_options import SCHEDULES, parse_size
 from lipcast.config.geometry import Geometry, fit_size
-from lipcast.errors import MemoryBudgetError, UsageError
+from lipcast.config.precision import KVPrecision, Precision
+from lipcast.errors import MemoryBudgetError
 from lipcast.planning.plan import Budget, Plan, PlanConfig, PlanConstraints, PlanRequest
-from lipcast.planning.planner import make_plan, smallest_vram
-from lipcast.planning.search import tile_grids
-from lipcast.planning.sizes import KVPrecision, Precision
+from lipcast.planning.planner import make_plan
+from lipcast.planning.search import least_vram, tile_grids
 
 SIZE_STEPS = ("1280*720", "832*480", "704*384", "688*368", "512*320", "384*256")
-_KEEPING = ("online_decode", "kv_streamed", "weights_streamed", "kv_fp8", "tiling", "offload")
-_CHANGING = ("infer_frames", "size", "sample_steps")
 _UNLIMITED = Budget(2**50, 2**50)
 
 
 @dataclass(frozen=True, slots=True)
-class Fallback:
-    """One fallback: a name, and a value where the name needs one ("infer_frames", "32")."""
-
-    name: str
-    value: str = ""
-
-    @property
-    def keeps_the_picture(self) -> bool:
-        """Same video, or one that differs by rounding only."""
-        return self.name in _KEEPING
-
-    def __str__(self) -> str:
-        return f"{self.name}={self.value}" if self.value else self.name
-
-
-@dataclass(frozen=True, slots=True)
 class FallbackPlan:
-    """A rung taken after all those before it."""
+    """A fallback that is taken after all those before it."""
 
     fallback: Fallback
     plan: Plan
@@ -61,8 +44,8 @@ class Alternative:
 
 
 def default_fallbacks(request: PlanRequest, *, allow_degrade: bool = False) -> tuple[Fallback, ...]:
-    """The order that is taken where the user gave none."""
-    keeping = tuple(Fallback(name) for name in _KEEPING if name != "offload")
+    """Return the fallbacks, in order, where the user gave none."""
+    keeping = tuple(Fallback(name) for name in KEEPING if name != "offload")
     return (*keeping, *_degrading(request)) if allow_degrade else keeping
 
 
@@ -76,36 +59,8 @@ def _degrading(request: PlanRequest) -> Iterator[Fallback]:
         yield Fallback("sample_steps", "3")
 
 
-def parse_fallbacks(text: str) -> tuple[Fallback, ...]:
-    """ "online_decode, infer_frames=32, size=384*256, sample_steps=3, offload", in that order."""
-    return tuple(_parse_fallback(word.strip()) for word in text.split(",") if word.strip())
-
-
-def _parse_fallback(text: str) -> Fallback:
-    name, _, value = (part.strip() for part in text.partition("="))
-    wants_value = name in _CHANGING
-    if name not in _KEEPING + _CHANGING or wants_value != bool(value):
-        known = ", ".join((*_KEEPING, *(f"{name}=…" for name in _CHANGING)))
-        raise UsageError(f'fallback: expected some of {known}, got "{text}"')
-    if name == "size":
-        parse_size(value)
-    elif wants_value:
-        _check_number(name, value)
-    return Fallback(name, value)
-
-
-def _check_number(name: str, value: str) -> None:
-    """Refuse what generation refuses."""
-    if not value.isdigit():
-        raise UsageError(f"fallback: expected {name}=<whole number>, got {name}={value}")
-    if name == "infer_frames":
-        GenerateOptions(infer_frames=int(value))
-    else:
-        GenerateOptions(sample_steps=int(value))
-
-
 def apply_fallback(request: PlanRequest, fallback: Fallback) -> PlanRequest:
-    """The request with one more fallback taken."""
+    """Return the request with one more fallback taken."""
     constraints = request.constraints
     changes: dict[str, PlanConstraints] = {
         "kv_streamed": replace(constraints, max_resident_ring_layers=0, stream_sink=True),
@@ -113,7 +68,7 @@ def apply_fallback(request: PlanRequest, fallback: Fallback) -> PlanRequest:
         "offload": replace(
             constraints, max_resident_layers=0, max_resident_ring_layers=0, stream_sink=True
         ),
-        "kv_fp8": replace(constraints, ring_precision="fp8"),
+        "kv_fp8": replace(constraints, kv_precision="fp8"),
         "tiling": replace(constraints, tiles=_finer(request)),
     }
     if fallback.name in changes:
@@ -129,7 +84,7 @@ def apply_fallback(request: PlanRequest, fallback: Fallback) -> PlanRequest:
 
 
 def _finer(request: PlanRequest) -> tuple[int, int]:
-    """The next grid of decoder tiles."""
+    """Return the next grid of decoder tiles."""
     grids = tile_grids(request)
     now = grids.index(request.constraints.tiles) if request.constraints.tiles in grids else 0
     return grids[min(now + 1, len(grids) - 1)]
@@ -156,7 +111,7 @@ def _with_area(request: PlanRequest, area: int) -> Geometry:
 
 
 def ladder(plan: Plan, fallbacks: tuple[Fallback, ...]) -> tuple[FallbackPlan, ...]:
-    """The rungs below a plan, each added to those before it; what frees nothing is left out."""
+    """Return the fallbacks below a plan, each added to those before it, without those that free nothing."""
     found: list[FallbackPlan] = []
     request = _pinned(plan)
     for fallback in fallbacks:
@@ -181,10 +136,10 @@ def _pinned(plan: Plan) -> PlanRequest:
     choice = plan.config
     constraints = PlanConstraints(
         precision=choice.precision,
-        ring_precision=choice.ring_precision,
+        kv_precision=choice.kv_precision,
         schedule=choice.schedule,
-        max_resident_layers=choice.resident_layers,
-        max_resident_ring_layers=choice.resident_ring_layers,
+        max_resident_layers=plan.resident_layers,
+        max_resident_ring_layers=plan.resident_ring_layers,
         stream_sink=choice.sink_streamed,
         tiles=choice.tiles,
         text_encoder=plan.request.constraints.text_encoder,
@@ -193,7 +148,7 @@ def _pinned(plan: Plan) -> PlanRequest:
 
 
 def alternatives(plan: Plan) -> tuple[Alternative, ...]:
-    """Every knob turned once, the rest chosen anew under the same budget."""
+    """Return a plan for every other choice, the rest chosen anew under the same budget."""
     return tuple(_weigh(name, request) for name, request in _variants(plan))
 
 
@@ -201,7 +156,7 @@ def _weigh(name: str, request: PlanRequest) -> Alternative:
     try:
         return Alternative(name, make_plan(request), None)
     except MemoryBudgetError:
-        return Alternative(name, None, smallest_vram(request))
+        return Alternative(name, None, least_vram(request))
 
 
 def _variants(plan: Plan) -> Iterator[tuple[str, PlanRequest]]:
@@ -226,8 +181,8 @@ def _other_constraints(
     for precision in precisions:
         if precision != choice.precision:
             yield f"weights in {precision}", replace(constraints, precision=precision)
-    ring: KVPrecision = "fp8" if choice.ring_precision == "bf16" else "bf16"
-    yield f"KV rings in {ring}", replace(constraints, ring_precision=ring)
+    ring: KVPrecision = "fp8" if choice.kv_precision == "bf16" else "bf16"
+    yield f"KV rings in {ring}", replace(constraints, kv_precision=ring)
     for schedule in SCHEDULES:
         if schedule != choice.schedule:
             yield f"{schedule} schedule", replace(constraints, schedule=schedule)

@@ -1,4 +1,4 @@
-"""Several GPUs: which layouts there are, what each rank needs and does, and which is fastest.
+"""Layouts of several GPUs: which there are, what each rank needs and does, and which is fastest.
 
 Inputs: a PlanRequest (its GPU budget is one GPU's, its host budget the machine's) and a number of
 GPUs. Outputs: `LayoutPlan`s with a plan per rank, the time between blocks, and a timeline.
@@ -13,15 +13,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lipcast.errors import MemoryBudgetError, UsageError
-from lipcast.planning.plan import MemoryItem, Plan, PlanRequest, Share, total
-from lipcast.planning.planner import make_plan, smallest_vram
-from lipcast.planning.search import decode_block_seconds
+from lipcast.planning.plan import MemoryItem, Plan, PlanRequest, WorkShare, total
+from lipcast.planning.planner import make_plan
+from lipcast.planning.search import decode_block_seconds, least_vram
 from lipcast.planning.workload import decoder_rank_parts
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How ranks share the work."""
+    """How the ranks share the work."""
 
     stages: int
     ulysses: int
@@ -44,20 +44,19 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class LayoutConstraints:
-    """What the user fixes; None leaves it to the planner. `num_gpus_dit` counts all but a VAE
-    rank."""
+    """Choices that are fixed; None leaves one open. `num_gpus_dit` counts all but a VAE rank."""
 
     num_gpus_dit: int | None = None
     ulysses_size: int | None = None
     vae_rank: bool | None = None
     sharded: bool | None = None
     uses_all: bool = False
-    """No layout that leaves a GPU idle."""
+    """Allow no layout that leaves a GPU idle."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankPlan:
-    """One kind of rank: a pipeline stage, or the decoder."""
+    """The ranks of one kind: of a pipeline stage, or the decoder."""
 
     role: str
     steps: tuple[int, ...]
@@ -84,7 +83,7 @@ class LayoutPlan:
 
     @property
     def block_s(self) -> float:
-        """Between two blocks: the busiest rank."""
+        """Seconds from block to block: those of the busiest rank."""
         return max(rank.busy_s for rank in self.ranks)
 
     @property
@@ -93,23 +92,23 @@ class LayoutPlan:
 
     @property
     def first_block_s(self) -> float:
-        """The first block passes every rank in turn."""
+        """Seconds to the first frames: the first block passes every rank in turn."""
         return sum(rank.busy_s for rank in self.ranks)
 
     @property
     def vram_bytes(self) -> int:
-        """Of the fullest GPU."""
+        """Memory of the fullest GPU."""
         return max(rank.vram_bytes for rank in self.ranks)
 
     @property
     def rank_key(self) -> tuple[float, bool, int, float]:
-        """Less is better: time between blocks, then the plainer layout."""
+        """Sort key, less is better: time between blocks, then the plainer layout."""
         layout = self.layout
         return (self.block_s, layout.sharded, layout.num_gpus, self.first_block_s)
 
 
 def stage_steps(num_steps: int, num_stages: int) -> tuple[tuple[int, ...], ...]:
-    """Consecutive steps of each stage; the last stages, which may also decode, get the fewer."""
+    """Return the consecutive steps of each stage; the last stages, which may also decode, get the fewer."""
     share, more = divmod(num_steps, num_stages)
     counts = [share + (stage < more) for stage in range(num_stages)]
     starts = [sum(counts[:stage]) for stage in range(num_stages)]
@@ -119,22 +118,32 @@ def stage_steps(num_steps: int, num_stages: int) -> tuple[tuple[int, ...], ...]:
 def layouts(
     request: PlanRequest, num_gpus: int, constraints: LayoutConstraints
 ) -> tuple[Layout, ...]:
-    """Every layout that the wishes allow, on all the GPUs or with one idle (7 of 8 may do
-    better)."""
+    """Return the layouts that the constraints allow, on all the GPUs or with one idle.
+
+    Layouts that share the heads unevenly are among them only where no other is allowed.
+    """
     counts = (num_gpus, num_gpus - 1) if num_gpus > 2 and not constraints.uses_all else (num_gpus,)
     every = (layout for count in counts for layout in _all_layouts(request, count))
-    return tuple(layout for layout in every if _allows(constraints, layout))
+    allowed = tuple(layout for layout in every if _allows(constraints, layout))
+    return tuple(layout for layout in allowed if _is_even(request, layout)) or allowed
 
 
 def with_enough_steps(
     request: PlanRequest, num_gpus: int, constraints: LayoutConstraints
 ) -> PlanRequest:
-    """The request; where only the last step makes a layout of this shape possible, without folding it."""
+    """Return the request, without folding the last step where the wanted layout needs it as a step."""
+
+    def quality(request: PlanRequest) -> int:
+        found = layouts(request, num_gpus, constraints)
+        return 2 if any(_is_even(request, layout) for layout in found) else bool(found)
+
     unfolded = replace(request, fold_last_step=False)
-    is_needed = not layouts(request, num_gpus, constraints) and layouts(
-        unfolded, num_gpus, constraints
-    )
-    return unfolded if is_needed else request
+    return unfolded if quality(unfolded) > quality(request) else request
+
+
+def _is_even(request: PlanRequest, layout: Layout) -> bool:
+    """Return whether every rank of a stage has as many heads."""
+    return request.models.dit.num_heads % layout.ulysses == 0
 
 
 def _all_layouts(request: PlanRequest, num_gpus: int) -> Iterator[Layout]:
@@ -143,7 +152,7 @@ def _all_layouts(request: PlanRequest, num_gpus: int) -> Iterator[Layout]:
         num_dit = num_gpus - vae_rank
         for stages in range(1, min(num_dit, request.num_evaluations) + 1):
             ulysses, rest = divmod(num_dit, stages)
-            if rest or heads % ulysses:
+            if rest or ulysses > heads:
                 continue
             yield Layout(stages, ulysses, sharded=False, vae_rank=vae_rank)
             if num_dit > 1:
@@ -163,7 +172,7 @@ def _allows(constraints: LayoutConstraints, layout: Layout) -> bool:
 def plan_layouts(
     request: PlanRequest, num_gpus: int, constraints: LayoutConstraints | None = None
 ) -> tuple[LayoutPlan, ...]:
-    """Every layout that fits, fastest first.
+    """Return every layout that fits, fastest first.
 
     Raises UsageError where no layout has this shape, MemoryBudgetError where none fits.
     """
@@ -173,7 +182,7 @@ def plan_layouts(
     each = replace(
         request, budget=replace(request.budget, ram_bytes=request.budget.ram_bytes // num_gpus)
     )
-    plans: dict[Share, Plan | None] = {}
+    plans: dict[WorkShare, Plan | None] = {}
     for share in {share for layout in possible for share in _shares(each, layout)}:
         plans[share] = _try(each, share)
     fitting = [_put_together(each, layout, plans) for layout in possible]
@@ -183,7 +192,7 @@ def plan_layouts(
     return tuple(sorted(found, key=lambda plan: plan.rank_key))
 
 
-def _try(request: PlanRequest, share: Share) -> Plan | None:
+def _try(request: PlanRequest, share: WorkShare) -> Plan | None:
     if share.shards > 1:
         # FSDP gathers plain parameters only.
         wished = request.constraints.precision or "bf16"
@@ -196,12 +205,12 @@ def _try(request: PlanRequest, share: Share) -> Plan | None:
         return None
 
 
-def _shares(request: PlanRequest, layout: Layout) -> tuple[Share, ...]:
-    """What one rank of each stage does."""
+def _shares(request: PlanRequest, layout: Layout) -> tuple[WorkShare, ...]:
+    """Return the work of one rank of each stage."""
     num_dit = layout.stages * layout.ulysses
     steps = stage_steps(request.num_evaluations, layout.stages)
     return tuple(
-        Share(
+        WorkShare(
             num_steps=len(own),
             ulysses=layout.ulysses,
             shards=num_dit if layout.sharded else 1,
@@ -212,7 +221,7 @@ def _shares(request: PlanRequest, layout: Layout) -> tuple[Share, ...]:
 
 
 def _put_together(
-    request: PlanRequest, layout: Layout, plans: dict[Share, Plan | None]
+    request: PlanRequest, layout: Layout, plans: dict[WorkShare, Plan | None]
 ) -> LayoutPlan | None:
     steps = stage_steps(request.num_evaluations, layout.stages)
     ranks: list[RankPlan] = []
@@ -241,16 +250,18 @@ def _impossible(request: PlanRequest, num_gpus: int) -> str:
         for layout in _all_layouts(request, max(count, 1))
         if not layout.sharded
     }
+    heads = request.models.dit.num_heads
     rule = (
-        f"up to {request.num_evaluations} stages times a Ulysses degree that divides the "
-        f"{request.models.dit.num_heads} heads, with or without a VAE rank"
+        f"up to {request.num_evaluations} stages of 1 to {heads} GPUs each (the model has {heads} attention "
+        "heads), with or without a GPU that only decodes; --num_gpus_dit is the number of stages times "
+        "--ulysses_size"
     )
     return f"--gpus {num_gpus}: expected {rule}; possible near it: {'; '.join(sorted(near))}"
 
 
 def _too_big(request: PlanRequest, possible: Sequence[Layout]) -> str:
     shares = {share for layout in possible for share in _shares(request, layout)}
-    needs = [need for share in shares if (need := smallest_vram(request, share)) is not None]
+    needs = [need for share in shares if (need := least_vram(request, share)) is not None]
     least = f"at least {min(needs)} bytes of memory per GPU" if needs else "more host memory"
     return f"expected {least}, got {request.budget.vram_bytes}; take a smaller size or infer_frames"
 
@@ -259,7 +270,7 @@ def _too_big(request: PlanRequest, possible: Sequence[Layout]) -> str:
 
 
 def timeline(plan: LayoutPlan, *, num_blocks: int = 4, width: int = 72) -> tuple[str, ...]:
-    """Who does what when: one line per kind of rank, one letter per block, dots where it waits."""
+    """Return a line per kind of rank: a letter per block where it computes, dots where it waits."""
     spans = _simulate(plan, num_blocks)
     end_s = max(end for row in spans for _, end in row)
     lines = []
@@ -275,7 +286,7 @@ def timeline(plan: LayoutPlan, *, num_blocks: int = 4, width: int = 72) -> tuple
 
 
 def _simulate(plan: LayoutPlan, num_blocks: int) -> list[list[tuple[float, float]]]:
-    """(start, end) of every block on every rank: a rank takes a block when both are free."""
+    """Return (start, end) of every block on every rank: a rank takes a block when both are free."""
     spans: list[list[tuple[float, float]]] = [[] for _ in plan.ranks]
     for _ in range(num_blocks):
         ready_s = 0.0

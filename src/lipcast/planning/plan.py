@@ -1,6 +1,6 @@
 """What the planner is asked and what it answers: frozen data.
 
-`PlanRequest` is the question: models, geometry, hardware, budget, wishes. `Plan` is the answer:
+`PlanRequest` is the question: models, geometry, hardware, budget, constraints. `Plan` is the answer:
 every placement, with predicted bytes by part and seconds per block.
 Invariant: `Plan.vram_bytes <= budget.vram_bytes` and `Plan.ram_bytes <= budget.ram_bytes`.
 """
@@ -12,10 +12,10 @@ from typing import Literal
 
 from lipcast.config.generate_options import ScheduleName
 from lipcast.config.geometry import Geometry
-from lipcast.config.models import DiTConfig, TextConfig, VAEConfig
+from lipcast.config.models import Models
+from lipcast.config.precision import KVPrecision, Precision
+from lipcast.config.schedule import lanes_of
 from lipcast.planning.hardware import Hardware
-from lipcast.planning.sizes import KVPrecision, Precision
-from lipcast.planning.tensors import SpeechShape
 
 Placement = Literal["resident", "pinned", "disk"]
 """On the GPU; streamed from pinned host memory; streamed from a mapped file."""
@@ -23,18 +23,8 @@ EncoderPlacement = Literal["device", "host", "disk"]
 
 
 @dataclass(frozen=True, slots=True)
-class Models:
-    """The configs of the four networks (defaults: the published 14B)."""
-
-    dit: DiTConfig = field(default_factory=DiTConfig)
-    vae: VAEConfig = field(default_factory=VAEConfig)
-    text: TextConfig = field(default_factory=TextConfig)
-    speech: SpeechShape = field(default_factory=SpeechShape)
-
-
-@dataclass(frozen=True, slots=True)
 class Budget:
-    """What one process may take: memory of its GPU and of the host."""
+    """Memory that one process may take, of its GPU and of the host."""
 
     vram_bytes: int
     ram_bytes: int
@@ -42,14 +32,14 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class PlanConstraints:
-    """What the user fixes; None leaves it to the planner.
+    """Choices that are fixed; None leaves one to the planner.
 
     `max_resident_layers=0` streams all weights, `max_resident_ring_layers=0` all of the KV rings.
     `tiles` is the grid (rows, columns) the decoder works in.
     """
 
     precision: Precision | None = None
-    ring_precision: KVPrecision | None = None
+    kv_precision: KVPrecision | None = None
     schedule: ScheduleName | None = None
     max_resident_layers: int | None = None
     max_resident_ring_layers: int | None = None
@@ -77,7 +67,7 @@ class PlanRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class WorkShare:
     """The part of the work that one GPU does; the default is all of it.
 
     `num_steps`: denoising steps it owns (None: all). `ulysses`: GPUs that split tokens and heads of
@@ -90,27 +80,26 @@ class Share:
     decodes: bool = True
 
 
+WHOLE = WorkShare()
+
+
 @dataclass(frozen=True, slots=True)
 class PlanConfig:
-    """One setting of every knob."""
+    """Choices for all layers together. Which of them stay on the GPU is chosen separately."""
 
     precision: Precision
-    ring_precision: KVPrecision
+    kv_precision: KVPrecision
     schedule: ScheduleName
-    num_lanes: int
-    """Lanes in a tick: 1, or one per evaluated step."""
-    resident_layers: int
-    disk_layers: int
-    resident_ring_layers: int
     sink_streamed: bool
     num_slots: int
-    """Device buffers for streamed layers; 0 where none is streamed."""
+    """Device buffers for streamed layers; 0 in a plan that streams none."""
     tiles: tuple[int, int]
+    """Grid (rows, columns) of tiles that the decoder works in."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryItem:
-    """A named share of memory."""
+    """Bytes of memory under a name of `planning.items`."""
 
     name: str
     num_bytes: int
@@ -121,18 +110,18 @@ class BlockTime:
     """Predicted seconds per block, in the steady state; the longest stream decides."""
 
     compute_s: float
-    """Ticks of the transformer, everything at hand."""
+    """Ticks of the transformer, with everything on the GPU."""
     decode_s: float
     copy_s: float
     """The link between host and GPU."""
     disk_s: float
     peer_s: float
-    """Other GPUs: gathers of sharded weights and exchanges of heads."""
+    """Gathers of sharded weights from other GPUs, and exchanges of heads with them."""
     block_s: float
 
     @property
     def hidden_s(self) -> float:
-        """What overlap saves."""
+        """Seconds that overlap saves."""
         return (
             self.compute_s + self.decode_s + self.copy_s + self.disk_s + self.peer_s - self.block_s
         )
@@ -150,17 +139,17 @@ class BlockTime:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Every placement of one run on one GPU, and what it is predicted to take."""
+    """All placements of one run on one GPU, with the predicted bytes and seconds."""
 
     request: PlanRequest
-    share: Share
+    share: WorkShare
     config: PlanConfig
     layers: tuple[Placement, ...]
     """Weights of each layer."""
     ring_layers: tuple[Placement, ...]
     """Keys and values of each layer, all rings."""
     prompt_weights: Literal["host", "disk"]
-    """Weights that only a new prompt needs: kept, or read again from the checkpoint."""
+    """Weights that only a new prompt needs: kept in memory, or read again from the checkpoint."""
     text_encoder: EncoderPlacement
     speech_encoder: EncoderPlacement
     generate_parts: tuple[MemoryItem, ...]
@@ -189,10 +178,25 @@ class Plan:
         return self.request.models.dit.video_frames_per_block / self.time.block_s
 
     @property
+    def num_lanes(self) -> int:
+        """Lanes in a tick: 1, or one per evaluated step."""
+        steps = self.share.num_steps or self.request.num_evaluations
+        return lanes_of(self.config.schedule, steps)
+
+    @property
+    def resident_layers(self) -> int:
+        """Layers whose weights stay on the GPU."""
+        return self.layers.count("resident")
+
+    @property
+    def resident_ring_layers(self) -> int:
+        """Layers whose KV rings stay on the GPU."""
+        return self.ring_layers.count("resident")
+
+    @property
     def first_block_s(self) -> float:
-        """From prepared conditions to the first pictures: a wavefront fills up first."""
-        ticks = self.config.num_lanes
-        return self.time.block_s * ticks
+        """Seconds from prepared conditions to the first frames; a wavefront fills up first."""
+        return self.time.block_s * self.num_lanes
 
 
 def total(parts: tuple[MemoryItem, ...]) -> int:

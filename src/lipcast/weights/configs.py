@@ -1,20 +1,33 @@
-"""The configurations in a checkpoint's folder, read without its weights and without torch."""
+"""The configurations of a model, read without its weights and without torch.
+
+Input: a model's name, or the folder of a checkpoint. Output: `Models`. Raises CheckpointError.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from lipcast.config.models import DiTConfig, TextConfig, VAEConfig
+from lipcast.config.models import DiTConfig, Models, SpeechShape, TextConfig, VAEConfig
 from lipcast.errors import CheckpointError
-from lipcast.planning.plan import Models
-from lipcast.planning.tensors import SpeechShape
-from lipcast.weights.checkpoint import read_json
+from lipcast.weights.checkpoint import ADAPTER_MODEL, checkpoint_dir, model_name, read_json
 
 
-def models_in(folder: Path) -> Models:
-    """Return the four configurations. Raises CheckpointError for a folder that holds none."""
+def read_configs(model: str | Path) -> Models:
+    """Return the configurations of a model by name, or in a folder.
+
+    Those of the published model are known without its files.
+    """
+    is_published = model_name(str(model)) == ADAPTER_MODEL
+    try:
+        folder = checkpoint_dir(model)
+    except CheckpointError:
+        if is_published:
+            return Models()
+        raise
     dit = _read(folder / "config.json")
+    if dit is None and is_published:
+        return Models()
     if dit is None:
         raise CheckpointError(
             f"{folder}: expected the folder of a checkpoint, found no config.json in it; "

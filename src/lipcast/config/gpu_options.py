@@ -1,7 +1,6 @@
-"""What the user says about several GPUs, checked.
+"""Options of several GPUs, checked.
 
-Input: plain values. Output: a frozen `GpuOptions`, and from it the planner's wishes. Raises UsageError for
-what makes no sense.
+Input: plain values. Output: a frozen `GpuOptions`. Raises UsageError for what makes no sense.
 """
 
 from __future__ import annotations
@@ -9,15 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from lipcast.errors import UsageError
-from lipcast.planning.layouts import LayoutConstraints
 
 
 @dataclass(frozen=True, slots=True)
 class GpuOptions:
-    """How many GPUs make a video together, and how. What is left open is the planner's choice.
+    """How many GPUs make a video together, and how. The planner chooses what is left open.
 
-    `gpus`: all of them. `num_gpus_dit`: those that run the transformer, all but one that only decodes.
-    `ulysses_size`: how many split the tokens and heads of one denoising step. `enable_vae_parallel`: one
+    `gpus`: number of GPUs. `num_gpus_dit`: number that run the transformer, without one that only decodes.
+    `ulysses_size`: number that split the tokens and heads of one denoising step. `enable_vae_parallel`: one
     GPU only decodes. `dit_fsdp`: each keeps a part of the weights, and layers are gathered when needed.
     """
 
@@ -35,20 +33,10 @@ class GpuOptions:
 
     @property
     def num_gpus(self) -> int:
-        """All GPUs: as many as were asked for, or as the other options need together."""
+        """Number of GPUs: what was asked for, or what the other options need together."""
         if self.gpus is not None:
             return self.gpus
         return (self.num_gpus_dit or self.ulysses_size or 1) + self.enable_vae_parallel
-
-    @property
-    def constraints(self) -> LayoutConstraints:
-        """What a layout has to respect."""
-        return LayoutConstraints(
-            num_gpus_dit=self.num_gpus_dit,
-            ulysses_size=self.ulysses_size,
-            vae_rank=self.enable_vae_parallel or None,
-            sharded=self.dit_fsdp or None,
-        )
 
 
 GPU_OPTION_NAMES = tuple(field.name for field in fields(GpuOptions))
