@@ -8,6 +8,7 @@ file.
 from __future__ import annotations
 
 from contextlib import closing, suppress
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,11 @@ from lipcast.cli.meter import Meter, ProgressBar
 from lipcast.cli.options import OPTIONS
 from lipcast.cli.request import DEFAULT_MODEL, GenerateRequest, read_request
 from lipcast.cli.result import document, length, summary, unfinished
+from lipcast.config.models import VIDEO_FPS
 from lipcast.env import launched
 from lipcast.errors import LipcastError
+from lipcast.media.mp4 import num_pictures
+from lipcast.media.target import claimed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,7 +72,12 @@ def generate(console: Console, **flags: Any) -> None:
     portrait = _check(request, console)
     sound = cache(partial(_open_audio, request))  # decoded once to be measured, whoever asks first
     long = is_long(request, sound)
-    with ProgressBar(meter, wanted=not console.quiet) as bar:
+    automatic = "output" in request.randomised_fields
+    with (
+        claimed(request.output, automatic=automatic) as output,
+        ProgressBar(meter, wanted=not console.quiet) as bar,
+    ):
+        request = replace(request, output=output)
         made = (
             make_long(request, meter, bar, console)
             if long
@@ -94,10 +103,13 @@ def _served_as_rank() -> bool:
 
 def _check(request: GenerateRequest, console: Console) -> Image:
     """Check before minutes of loading that everything is there and usable; returns the portrait."""
+    from lipcast.media.face_crop import note_faces
     from lipcast.media.image import load_portrait
     from lipcast.weights.checkpoint import ALL_PARTS, MODEL_PARTS, checkpoint_dir, find_checkpoint
 
-    portrait = load_portrait(request.image)
+    portrait = load_portrait(request.image, crop=request.options.crop)
+    if request.options.crop == "center":
+        note_faces(portrait, str(request.image))
     if isinstance(request.prompt, Path):
         from lipcast.weights.prompts import read_embedding
 
@@ -112,7 +124,7 @@ def _check(request: GenerateRequest, console: Console) -> Image:
 def _open_audio(request: GenerateRequest) -> AudioFile:
     from lipcast.media.audio import open_audio
 
-    return open_audio(request.audio)
+    return open_audio(request.audio, clean=request.options.clean_audio)
 
 
 def _make(
@@ -137,10 +149,11 @@ def _make(
         gpu_options=request.gpus,
     )
     portrait, sound = inputs
+    options = replace(request.options, crop="center")  # `portrait` is cut out already
     with (
         closing(model),
         model.stream(
-            image=portrait, audio=sound, prompt=request.prompt, options=request.options
+            image=portrait, audio=sound, prompt=request.prompt, options=options
         ) as session,
     ):
         console.detail(f"making {session.num_frames} frames")
@@ -148,10 +161,15 @@ def _make(
         try:
             _record(session, request.output, meter, bar)
         except (KeyboardInterrupt, Exception) as error:
-            if not meter.frames_done:
+            num_kept = num_pictures(request.output) if meter.frames_done else 0
+            if not num_kept:
                 raise
-            kept = f"kept in {request.output}: {length(meter.frames_done)}"
-            raise unfinished(error, kept, _document(request, meter, session, console)) from error
+            kept = f"kept in {request.output}: {length(num_kept)}"
+            done = _document(request, meter, session, console) | {
+                "frames": num_kept,
+                "duration_s": num_kept / VIDEO_FPS,
+            }
+            raise unfinished(error, kept, done) from error
         return {"status": "finished"} | _document(request, meter, session, console)
 
 
