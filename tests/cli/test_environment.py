@@ -54,11 +54,11 @@ def shell(folder: Path, line: str, **changes: str | None) -> subprocess.Complete
     [
         ("2>&-", 0),
         ("2>/dev/full", 0),
-        ("1>&-", 0),
-        ("0<&- 1>&- 2>&-", 0),
-        ("| head -c 1", 0),
-        ("| true; exit ${PIPESTATUS[0]}", 0),
         (">/dev/full", 6),
+        pytest.param("1>&-", 0, marks=pytest.mark.slow),
+        pytest.param("0<&- 1>&- 2>&-", 0, marks=pytest.mark.slow),
+        pytest.param("| head -c 1", 0, marks=pytest.mark.slow),
+        pytest.param("| true; exit ${PIPESTATUS[0]}", 0, marks=pytest.mark.slow),
     ],
 )
 def test_no_stream_decides_over_the_video(folder: Path, streams: str, exit_code: int) -> None:
@@ -100,7 +100,13 @@ def test_a_user_id_without_an_entry_and_without_home(
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="another user cannot be taken on")
-@pytest.mark.parametrize("home", ["/", "/root", "/nowhere/at/all", "a file"])
+@pytest.mark.parametrize(
+    "home",
+    [
+        "/root",
+        *(pytest.param(h, marks=pytest.mark.slow) for h in ("/", "/nowhere/at/all", "a file")),
+    ],
+)
 def test_a_home_that_cannot_be_used(folder: Path, home: str) -> None:
     """As another user, whom HOME, set for root, shuts out."""
     (folder / "a file").touch()

@@ -49,6 +49,8 @@ def open_streams() -> None:
 
 
 def _text(descriptor: int, before: TextIO | None, *, is_optional: bool) -> TextIO:
+    if sys.platform == "win32" and before is not None:
+        return before  # it writes to the console in Unicode, which no descriptor does
     encoding = "utf-8" if before is None else before.encoding
     if before is not None:
         with suppress(OSError, ValueError):
