@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import time
+import weakref
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +23,7 @@ from lipcast.engine.live_timeline import LiveSounds
 from lipcast.engine.live_types import LiveLimits, LiveState
 from lipcast.errors import CancelledError, InputError, SessionFailedError, UsageError
 from lipcast.media.audio import PcmSource
+from planned import manager_of, planned
 from sounds import syllables
 
 SMALL: dict[str, Any] = {"size": "64*64", "sample_steps": 2}
@@ -349,3 +353,31 @@ def test_a_new_prompt_holds_from_the_next_block_on(tiny, portrait):
     plain, changed = runs
     assert torch.equal(plain[0], changed[0])
     assert not torch.equal(plain[-1], changed[-1])
+
+
+def test_memory_of_a_planned_live_session_is_returned(tiny, portrait):
+    """Admitted beside others, and its memory given back when it ends by itself."""
+    model = planned(tiny)
+    manager = manager_of(model)
+    before = dict(manager.device_context.vram.parts)
+    with model.live(image=portrait, sample_rate=RATE, idle=False, infer_frames=16, **SMALL) as live:
+        assert manager.num_sessions == 1
+        live.push_audio(tone(100), sample_rate=RATE)
+        live.finish()
+        assert len(list(live)) == BLOCK
+        deadline = time.monotonic() + 20
+        while manager.num_sessions and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert manager.num_sessions == 0
+    assert {k: v for k, v in manager.device_context.vram.parts.items() if v} == before
+
+
+def test_a_dropped_session_is_forgotten(tiny, portrait):
+    live = tiny.live(image=portrait, sample_rate=RATE, idle=False, **SMALL)
+    runner, gone = tiny._live_runner, weakref.ref(live)
+    del live
+    deadline = time.monotonic() + 20
+    while (gone() is not None or runner._thread is not None) and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.05)
+    assert gone() is None and runner._thread is None

@@ -176,3 +176,23 @@ def test_the_page_needs_nothing_from_elsewhere(server):
             and "https://" not in answer.text
         )
     assert "synthetic" in page.lower() and "//cdn" not in page
+
+
+def test_commands_reach_the_session(server):
+    with server.connect(server.open()) as socket:
+        stream = Stream(socket)
+        socket.send_json({"type": "prompt", "text": "laughing"})
+        socket.send_json({"type": "pause"})
+        socket.send_json({"type": "ping", "time": 1})
+        stream.until(lambda message: message["type"] == "pong")
+        assert len(server.model.sessions[-1].contexts) == 1
+        live = server.hub.sessions()[0].live
+        assert not live.wants_tick()
+        socket.send_json({"type": "resume"})
+        socket.send_json({"type": "key"})
+        stream.until(lambda message: message["type"] == "key")
+        socket.send_json({"type": "audio", "sample_rate": 16_000, "channels": 2})
+        socket.send_bytes(pcm(2, rate=16_000))  # a second of two channels
+        socket.send_json({"type": "finish"})
+        assert stream.until(lambda message: message["type"] == "closed")["reason"] == "ended"
+    assert live.stats().num_utterances == 1

@@ -407,7 +407,7 @@ const DOINGS = {
 
 function showNumbers(state) {
   const speed = state.block_s ? BLOCK / state.block_s : null;
-  $("n-speed").textContent = speed ? `${speed.toFixed(speed < 10 ? 1 : 0)} fps of ${FPS}` : "–";
+  $("n-speed").textContent = speed ? `${speed.toFixed(speed < 10 ? 1 : 0)} / ${FPS} fps` : "–";
   $("n-latency").textContent = state.first_frame_s === null ? "–" : `${state.first_frame_s.toFixed(2)} s`;
   $("n-ahead").textContent = `${player.ahead.toFixed(2)} s`;
   $("n-memory").textContent = state.memory_bytes ? `${(state.memory_bytes / 2 ** 20).toFixed(0)} MiB` : "–";
@@ -596,6 +596,9 @@ droppable($("drop-portrait"), "image/", upload);
 droppable($("frame"), "image/", upload);
 droppable($("panel-file"), "", takeSound);
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") stopSpeaking(); });
-$("video").addEventListener("waiting", () => session.isOpen && say("Waiting for pictures."));
+$("video").addEventListener("waiting", () => {
+  const isFast = session.server.block_s && BLOCK / session.server.block_s >= FPS;
+  if (session.isOpen && isFast && session.server.state === "speaking") say("Waiting for pictures: the connection is slow.");
+});
 show();
 findServer();
