@@ -169,26 +169,37 @@ def attend_segments(
     """Return the attention of q [T, N, d] to the filled slots of a ring and to a sink, read in place."""
     out = torch.empty_like(q)
     tokens, heads, head_dim = q.shape
-    native = _has_fp8_instructions(q.device)
-    _code().attend_segments[(-(-tokens // ATTENTION_BLOCK["BLOCK_Q"]), heads)](
+    native, block = _has_fp8_instructions(q.device), attention_block(len(keys))
+    _code().attend_segments[(-(-tokens // block["BLOCK_Q"]), heads)](
         q, *_planes(keys, native=native), *_planes(values, native=native),
         ref_keys, motion_keys, sink_values, out,
         tokens, keys[-1].shape[0] * keys[-1].shape[1], ref_keys.shape[0], motion_keys.shape[0],
         keys[-1].shape[1], *_strides(keys), heads * head_dim, head_dim**-0.5 * _LOG2_E,
         HEAD=head_dim, GROUPS=_groups(keys), PLANES=len(keys),
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32", **ATTENTION_BLOCK,
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32", enable_fp_fusion=True, **block,
     )  # fmt: skip
     return out
 
 
-ATTENTION_BLOCK = {"BLOCK_Q": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 2}
-"""Fits the 99 KiB of shared memory of a GeForce RTX 40 or 50."""
+_STRICT = {"enable_fp_fusion": False}
+"""Multiply and add round apart, as in the plain twin; kernels that wait for memory lose nothing."""
+
+
+def attention_block(num_planes: int) -> dict[str, int]:
+    """Return how attention is cut up: what fits registers and 99 KiB of shared memory everywhere."""
+    if num_planes == 1:
+        return {"BLOCK_Q": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 2}
+    return {"BLOCK_Q": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
 
 
 def row_block(dim: int) -> dict[str, int]:
     """Return how a program takes a row of `dim` numbers: its block, and its warps."""
     block = max(16, 1 << (dim - 1).bit_length())
-    return {"BLOCK": block, "num_warps": min(_MAX_WARPS, max(1, block // _VALUES_PER_WARP))}
+    return {
+        "BLOCK": block,
+        "num_warps": min(_MAX_WARPS, max(1, block // _VALUES_PER_WARP)),
+        **_STRICT,
+    }
 
 
 _row_block = cache(row_block)
