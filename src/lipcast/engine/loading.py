@@ -1,4 +1,4 @@
-"""From a checkpoint's folder to networks that are ready, with their memory planned where it is.
+"""Load the networks of a checkpoint folder, under a memory plan where there is one.
 
 Input: `LoadSettings`, plain data that another process can be given as well. Output: the networks, and the
 manager of their memory where there is a plan. One device may load some of the networks only, and do a share
@@ -43,7 +43,7 @@ _QUANTISED: tuple[Precision, ...] = ("fp8", "int8", "int4")
 
 @dataclass(frozen=True, slots=True)
 class LoadSettings:
-    """What to load and how; `precision` is the user's word, checked, or None."""
+    """Networks to load, and how; `precision` is the user's choice, checked, or None."""
 
     directory: Path
     device: torch.device
@@ -60,7 +60,7 @@ class LoadSettings:
 
     @property
     def quantised(self) -> Precision | None:
-        """What weights are quantised to while they are read; None: nothing."""
+        """Format that weights are quantised to while they are read; None keeps them."""
         return next((name for name in _QUANTISED if name == self.precision), None)
 
 
@@ -71,7 +71,7 @@ def load_networks(
     share: Share | None = None,
     load_dit: Callable[[DiT, TensorSource], None] | None = None,
 ) -> tuple[ModelBundle, MemoryManager | None]:
-    """Load some of the networks; of the others there are shapes only.
+    """Load the networks named; build the others without weights.
 
     `share`: the part of the work that this device does. `load_dit` fills the transformer in place of the
     memory manager. The speech encoder goes where the plan puts it.

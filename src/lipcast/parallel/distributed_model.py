@@ -140,7 +140,7 @@ class DistributedModel:
 
     @property
     def _prefers_wavefront(self) -> bool:
-        """Whether stages run all their steps in one pass, because weights are streamed for every pass."""
+        """Return whether stages run all their steps in one pass, as streamed weights prefer."""
         plans = [rank.plan for rank in self.plan.ranks if rank.plan is not None]
         return self._is_planned and any(plan.config.num_lanes > 1 for plan in plans)
 
