@@ -16,7 +16,7 @@ from lipcast.cli.command import Option, Section, switch, toggle, value_options
 from lipcast.cli.compat_flags import COMPAT_FLAGS
 from lipcast.cli.types import FILE, FOLDER, SECONDS
 from lipcast.config.generate_options import ANCHOR_ENCODINGS, SCHEDULES
-from lipcast.planning.sizes import KV_PRECISIONS, PRECISIONS
+from lipcast.config.precision import KV_PRECISIONS, PRECISIONS
 
 _Options = TypeVar("_Options")
 

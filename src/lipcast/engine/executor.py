@@ -125,7 +125,7 @@ class LaneExecutor:
     def start(self, block: int, features_LCV: Tensor, latent_CFHW: Tensor | None = None) -> None:
         """Prepare a block for its first step here; `latent_CFHW` is the output of the previous stage."""
         if block == self._spec.order.anchor_block:
-            self.renew_sink()
+            self.swap_reference()
         self.prepare()
         self._enter(block, features_LCV, latent_CFHW)
 
@@ -135,13 +135,13 @@ class LaneExecutor:
         self._prefill()
         self._replay()
 
-    def renew_sink(self) -> None:
+    def swap_reference(self) -> None:
         """Use the first clean latent as the reference from the next block on."""
         assert not self._in_flight, "the schedule started the anchor block too early"
         if self._swap_ref_C1HW is not None:
             self._next_ref_C1HW, self._swap_ref_C1HW = self._swap_ref_C1HW, None
 
-    def learn_first(self, first_C1HW: Tensor) -> None:
+    def set_first_latent(self, first_C1HW: Tensor) -> None:
         """Receive the first clean latent from the stage that computed it."""
         self._swap_ref_C1HW = first_C1HW
 

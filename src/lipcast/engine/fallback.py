@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from lipcast.config.units import format_bytes
 from lipcast.engine.retry import first_line
 from lipcast.engine.session import ReplanRequired, SessionParts
 from lipcast.engine.snapshot import SessionSnapshot
@@ -20,7 +21,6 @@ from lipcast.env import logger
 from lipcast.errors import MemoryBudgetError
 from lipcast.memory.oom import is_out_of_memory
 from lipcast.planning.fallbacks import FallbackPlan
-from lipcast.planning.hardware import format_bytes
 from lipcast.planning.plan import Plan
 
 _log = logger("engine.fallback")

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from lipcast.config.memory_options import MemoryOptions
+from lipcast.config.precision import PRECISIONS, Precision
 from lipcast.engine.planner_inputs import (
     default_geometry,
     measure_planner_inputs,
@@ -25,13 +27,10 @@ from lipcast.memory.device import with_index
 from lipcast.memory.manager import MemoryManager
 from lipcast.models.dit import DiT
 from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu, processor_flags
-from lipcast.planning import sizes
-from lipcast.planning.memory_options import MemoryOptions
-from lipcast.planning.plan import EncoderPlacement, Plan, Share
-from lipcast.weights.bundle import NETWORKS, ModelBundle, Network, load_bundle
+from lipcast.planning.plan import EncoderPlacement, Plan, WorkShare
+from lipcast.weights.bundle import NETWORKS, ModelBundle, NetworkName, load_bundle
 from lipcast.weights.lora import LoraSpec
 from lipcast.weights.prompts import PromptCache
-from lipcast.weights.schemes import Precision
 from lipcast.weights.source import TensorSource
 from lipcast.weights.tiny_decoder import load_tiny_decoder
 
@@ -48,7 +47,7 @@ class LoadSettings:
     directory: Path
     device: torch.device
     dtype: torch.dtype
-    precision: sizes.Precision | None = None
+    precision: Precision | None = None
     loras: tuple[str | LoraSpec, ...] = ()
     decoder: Path | None = None
     memory: MemoryOptions = field(default_factory=MemoryOptions)
@@ -67,8 +66,8 @@ class LoadSettings:
 def load_networks(
     settings: LoadSettings,
     *,
-    networks: Collection[Network] = NETWORKS,
-    share: Share | None = None,
+    networks: Collection[NetworkName] = NETWORKS,
+    share: WorkShare | None = None,
     load_dit: Callable[[DiT, TensorSource], None] | None = None,
 ) -> tuple[ModelBundle, MemoryManager | None]:
     """Load the networks named; build the others without weights.
@@ -103,7 +102,7 @@ def load_networks(
     return bundle, manager
 
 
-def _planned(settings: LoadSettings, share: Share | None) -> tuple[MemoryManager, Plan]:
+def _planned(settings: LoadSettings, share: WorkShare | None) -> tuple[MemoryManager, Plan]:
     """Return the manager of the model's memory, and the plan that it is loaded under."""
     options, device, dtype = settings.memory, settings.device, settings.dtype
     inputs = measure_planner_inputs(
@@ -149,13 +148,13 @@ def read_device(name: str | None) -> torch.device:
 
 def read_precision(
     precision: str | None, device: torch.device
-) -> tuple[torch.dtype, sizes.Precision | None]:
+) -> tuple[torch.dtype, Precision | None]:
     """Return the dtype that is computed in, and the precision that was asked for. Raises UsageError."""
     has_bf16 = device.type == "cuda" or _BF16_INSTRUCTIONS in processor_flags()
     dtype = torch.bfloat16 if has_bf16 else torch.float32
     if precision is None:
         return dtype, None
-    if precision not in sizes.PRECISIONS:
-        known = ", ".join(sizes.PRECISIONS)
+    if precision not in PRECISIONS:
+        known = ", ".join(PRECISIONS)
         raise UsageError(f"precision: expected one of {known}, got {precision!r}")
-    return _DTYPES.get(precision, dtype), next(p for p in sizes.PRECISIONS if p == precision)
+    return _DTYPES.get(precision, dtype), next(p for p in PRECISIONS if p == precision)

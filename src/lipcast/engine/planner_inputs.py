@@ -14,22 +14,20 @@ import torch
 
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.geometry import Geometry
-from lipcast.config.video_spec import video_spec
+from lipcast.config.memory_options import MemoryOptions
+from lipcast.config.precision import Precision
 from lipcast.memory.device_context import DeviceContext
-from lipcast.memory.manager import PlannerInputs
 from lipcast.memory.probe import describe_gpu
 from lipcast.planning.hardware import CPU, Hardware
-from lipcast.planning.memory_options import MemoryOptions
-from lipcast.planning.plan import Budget, Models, Share
-from lipcast.planning.sizes import Precision
+from lipcast.planning.inputs import PlannerInputs, supposed_spec
+from lipcast.planning.plan import Budget, Models, WorkShare
 from lipcast.weights.checkpoint import find_checkpoint
-from lipcast.weights.configs import models_in
+from lipcast.weights.configs import read_configs
 from lipcast.weights.files import open_tensors
 from lipcast.weights.quant_linear import quantised_layers
 
 _CONTEXT_BYTES = 512 << 20
 """What this process's CUDA context has taken already; the planner counts it in its reserve."""
-_PORTRAIT = (1280, 720)
 
 
 def measure_planner_inputs(
@@ -39,7 +37,7 @@ def measure_planner_inputs(
     *,
     precision: Precision | None,
     dtype: torch.dtype,
-    share: Share | None = None,
+    share: WorkShare | None = None,
     hardware: Hardware | None = None,
 ) -> PlannerInputs:
     """`precision` is the user's; None leaves it to the checkpoint, then to the planner.
@@ -61,7 +59,7 @@ def measure_planner_inputs(
         options.budget_bytes("ram", psutil.virtual_memory().available),
     )
     return PlannerInputs(
-        hardware, budget, options, models_in(directory), precision, share or Share()
+        hardware, budget, options, read_configs(directory), precision, share or WorkShare()
     )
 
 
@@ -76,9 +74,7 @@ def open_device_context(device: torch.device, options: MemoryOptions) -> DeviceC
 
 def default_geometry(models: Models) -> Geometry:
     """Of a video with default options and an upright portrait: what weights are placed for first."""
-    height, width = _PORTRAIT
-    spec = video_spec(GenerateOptions(), models.dit, models.vae, height=height, width=width)
-    return spec.geometry
+    return supposed_spec(GenerateOptions(), models).geometry
 
 
 def _stored_precision(directory: Path) -> Precision | None:

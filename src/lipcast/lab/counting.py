@@ -129,7 +129,9 @@ def _split_arguments(func: Any, args: Any) -> tuple[list[Tensor], list[Tensor]]:
     """What one of our own operators reads, and what it writes without reading it."""
     names = zip(func._schema.arguments, args, strict=True)
     given = [(argument.is_write, _tensors(value)) for argument, value in names]
-    read, written = ([t for w, each in given for t in each if w == wanted] for wanted in (False, True))
+    read, written = (
+        [t for w, each in given for t in each if w == wanted] for wanted in (False, True)
+    )
     return read, written
 
 

@@ -16,8 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any, Literal
 
+from lipcast.config.units import format_bytes
 from lipcast.env import cache_dir
-from lipcast.planning.hardware import format_bytes
 
 Status = Literal["ok", "warning", "problem"]
 FIRST_PYTHON = (3, 11)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.models import DiTConfig, VAEConfig
+from lipcast.config.precision import KVPrecision, StoredPrecision
 from lipcast.config.schedule import Unit
 from lipcast.config.video_spec import VideoSpec, video_spec
 from lipcast.engine.conditioning import ReferenceLatents
@@ -31,11 +32,10 @@ from lipcast.models.kernels.fused import FusedKernels
 from lipcast.models.kernels.plain import Kernels
 from lipcast.models.vae import VideoVAE
 from lipcast.planning.kernel_counts import KernelName
-from lipcast.planning.sizes import KVPrecision
 from lipcast.weights.load import without_memory
 from lipcast.weights.quant import kept_because
 from lipcast.weights.quant_linear import replace_linears, use_fp8_matmul
-from lipcast.weights.schemes import PLAIN_DTYPES, SCHEMES, Precision
+from lipcast.weights.schemes import PLAIN_DTYPES, SCHEMES
 from lipcast.weights.source import TensorInfo
 
 PORTRAIT = 1280, 720
@@ -48,8 +48,8 @@ STEADY_BLOCK = 8
 class StepCase:
     """How weights and rings are stored, and how many lanes one tick carries."""
 
-    precision: Precision = "fp8"
-    ring_precision: KVPrecision | None = None
+    precision: StoredPrecision = "fp8"
+    kv_precision: KVPrecision | None = None
     """None: as the model computes (bf16)."""
     num_lanes: int = 1
     fp8_matmul: bool = True
@@ -128,7 +128,7 @@ def steady_executor(
     dit = fake_dit(config, case.precision, fp8_matmul=case.fp8_matmul)
     resident = SessionPlan.resident(config.num_layers)
     dit.use_kernels(fake_kernels(case))
-    plan = replace(resident, ring_precision=case.ring_precision)
+    plan = replace(resident, kv_precision=case.kv_precision)
     memory = SessionMemory(dit, session_shape(spec), fake_device_context(), plan)
     context = torch.empty(120, config.text_dim, device=DEVICE)
     executor = LaneExecutor(dit, spec, fake_reference(spec, config), context, memory=memory)
@@ -162,7 +162,7 @@ def _start_new(executor: LaneExecutor, tick: tuple[Unit, ...], config: DiTConfig
             executor.start(unit.block, fake_features(config))
 
 
-def fake_dit(config: DiTConfig, precision: Precision, *, fp8_matmul: bool = True) -> DiT:
+def fake_dit(config: DiTConfig, precision: StoredPrecision, *, fp8_matmul: bool = True) -> DiT:
     """The transformer with weights of a precision, on the fake device."""
     dtype = PLAIN_DTYPES.get(precision, torch.bfloat16)
     with without_memory():

@@ -13,9 +13,9 @@ from functools import cache
 
 from lipcast.config.geometry import Geometry
 from lipcast.config.models import DiTConfig, VAEConfig
+from lipcast.config.precision import KVPrecision, Precision
 from lipcast.planning.hardware import Hardware
 from lipcast.planning.kernel_counts import KernelCounts, kernel_counts
-from lipcast.planning.sizes import KVPrecision, Precision
 from lipcast.planning.tensors import decoder_stages
 
 HOST_S_PER_LAUNCH = 1e-5
@@ -78,14 +78,14 @@ def tick_seconds(
     hardware: Hardware,
     *,
     precision: Precision,
-    ring_precision: KVPrecision,
+    kv_precision: KVPrecision,
     num_lanes: int,
     split: int = 1,
 ) -> float:
     """Seconds of one tick with everything at hand; `split` GPUs share tokens and heads."""
     counts = kernel_counts(
         precision,
-        ring_precision,
+        kv_precision,
         num_lanes=num_lanes,
         dequantised=needs_dequantising(hardware, precision),
     )

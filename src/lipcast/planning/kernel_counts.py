@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Literal
 
-from lipcast.planning.sizes import KVPrecision, Precision
+from lipcast.config.precision import KVPrecision, Precision
 
 KernelName = Literal["plain", "triton"]
 """What computes whatever is no matrix product: operators of PyTorch, or fused kernels."""
@@ -73,7 +73,7 @@ SEVERAL_LANES = KernelCounts(13.8, launches_per_layer=12, launches_per_injector=
 
 
 def kernel_counts(
-    precision: Precision, ring_precision: KVPrecision, *, num_lanes: int, dequantised: bool
+    precision: Precision, kv_precision: KVPrecision, *, num_lanes: int, dequantised: bool
 ) -> KernelCounts:
     """Return the counts of a tick; `dequantised`: weights are expanded before use."""
     counts = SINGLE if precision == "fp32" else HALF
@@ -81,5 +81,5 @@ def kernel_counts(
         counts += DEQUANTISED[precision]
     elif precision == "fp8":
         counts += FP8_PRODUCTS
-    counts += RINGS.get(ring_precision, KernelCounts())
+    counts += RINGS.get(kv_precision, KernelCounts())
     return counts + SEVERAL_LANES if num_lanes > 1 else counts

@@ -89,11 +89,11 @@ class FusedKernels(Kernels):
         frames = into.ring.num_frames(k_TNd)
         per_frame = k_TNd.shape[0] // frames
         out_TNd = torch.empty_like(q_TNd)
-        for run, slots in into.ring.writable(into.layer, into.next_frame - frames, frames):
+        for run, planes in into.ring.writable(into.layer, into.next_frame - frames, frames):
             some = slice(run.start * per_frame, run.stop * per_frame)
             new = (x[some] for x in (q_TNd, k_TNd, v_TNd))
             table = rotary.cos_TP[some], rotary.sin_TP[some]
-            _ops.rotate_and_write(*new, *weights, *table, out_TNd[some], slots.keys, slots.values)
+            _ops.rotate_and_write(*new, *weights, *table, out_TNd[some], planes.keys, planes.values)
         return out_TNd
 
     def attend(self, q_TNd: Tensor, remembered: Remembered) -> Tensor:

@@ -2,10 +2,10 @@
 
 Every operator is one launch. On fake tensors it gives shapes and dtypes, so that whatever counts or
 traces operators sees it whole. Tensors are contiguous; planes of a ring are so from token to token, with
-any stride from slot to slot. Rows come back as (numbers, scales), scales being empty where numbers are
+any stride from position to position. Rows come back as (numbers, scales), scales being empty where numbers are
 not quantised.
 
-Legend: T tokens, D model width, N heads, d head size, W slots of a ring, S tokens per latent frame.
+Legend: T tokens, D model width, N heads, d head size, W positions of a ring, S tokens per latent frame.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def join_keys_values(
     sink_values: Tensor,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """Return keys and values [T, N, d] of the filled slots of a ring, then of a sink."""
+    """Return keys and values [T, N, d] of the filled positions of a ring, then of a sink."""
     k_out, v_out = _joined(keys, values, ref_keys, motion_keys, sink_values, dtype)
     tokens, heads, head_dim = k_out.shape
     num_ring = tokens - sink_values.shape[0]
@@ -166,7 +166,7 @@ def attend_segments(
     motion_keys: Tensor,
     sink_values: Tensor,
 ) -> Tensor:
-    """Return the attention of q [T, N, d] to the filled slots of a ring and to a sink, read in place."""
+    """Return the attention of q [T, N, d] to the filled positions of a ring and to a sink, read in place."""
     out = torch.empty_like(q)
     tokens, heads, head_dim = q.shape
     native, block = _has_fp8_instructions(q.device), attention_block(len(keys))
@@ -241,7 +241,7 @@ def _planes(planes: Sequence[Tensor], *, native: bool = False) -> tuple[Tensor, 
 
 
 def _strides(planes: Sequence[Tensor]) -> tuple[int, int]:
-    """From slot to slot: of the numbers, and of their scales."""
+    """From position to position: of the numbers, and of their scales."""
     return planes[-1].stride(0), planes[0].stride(0)
 
 

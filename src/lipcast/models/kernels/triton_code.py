@@ -143,7 +143,7 @@ def _store_kv(
     y, NUMBERS, SCALES, MINIMA, frame, row, numbers_stride, scales_stride, dim,
     BLOCK: tl.constexpr, HEAD: tl.constexpr, GROUPS: tl.constexpr, PLANES: tl.constexpr,
 ):  # fmt: skip
-    """Store one token's heads, y [BLOCK], in a slot of a ring."""
+    """Store one token's heads, y [BLOCK], in a position of a ring."""
     HEADS: tl.constexpr = BLOCK // HEAD
     if PLANES == 1:
         channel = tl.arange(0, BLOCK)
@@ -188,7 +188,7 @@ def rotate_and_write(
     BLOCK: tl.constexpr, HEAD: tl.constexpr, GROUPS: tl.constexpr, PLANES: tl.constexpr,
     NORMS: tl.constexpr,
 ):  # fmt: skip
-    """Norm and rotate queries and keys; queries to Q_OUT, keys and values to slots of a ring."""
+    """Norm and rotate queries and keys; queries to Q_OUT, keys and values to positions of a ring."""
     token = tl.program_id(0).to(tl.int64)
     which = tl.program_id(1)
     frame, row = token // tokens_per_frame, token % tokens_per_frame
@@ -216,7 +216,7 @@ def _load_kv(
     NUMBERS, SCALES, MINIMA, frame, row, head, channel, valid, numbers_stride, scales_stride,
     dim, HEAD: tl.constexpr, GROUPS: tl.constexpr, PLANES: tl.constexpr,
 ):  # fmt: skip
-    """Numbers of a ring: `channel` of `head` of token `row` of slot `frame`; all of them broadcast."""
+    """Numbers of a ring: `channel` of `head` of token `row` of position `frame`; all of them broadcast."""
     GROUP: tl.constexpr = HEAD // GROUPS
     if PLANES == 3:
         place = row * (dim // 2) + head * (HEAD // 2) + channel % (HEAD // 2)

@@ -1,7 +1,6 @@
 """What the user says about several GPUs, checked.
 
-Input: plain values. Output: a frozen `GpuOptions`, and from it the planner's wishes. Raises UsageError for
-what makes no sense.
+Input: plain values. Output: a frozen `GpuOptions`. Raises UsageError for what makes no sense.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from lipcast.errors import UsageError
-from lipcast.planning.layouts import LayoutConstraints
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +37,6 @@ class GpuOptions:
         if self.gpus is not None:
             return self.gpus
         return (self.num_gpus_dit or self.ulysses_size or 1) + self.enable_vae_parallel
-
-    @property
-    def constraints(self) -> LayoutConstraints:
-        """What a layout has to respect."""
-        return LayoutConstraints(
-            num_gpus_dit=self.num_gpus_dit,
-            ulysses_size=self.ulysses_size,
-            vae_rank=self.enable_vae_parallel or None,
-            sharded=self.dit_fsdp or None,
-        )
 
 
 GPU_OPTION_NAMES = tuple(field.name for field in fields(GpuOptions))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TypedDict
 
 from lipcast.config.generate_options import AnchorEncoding, ScheduleName
-from lipcast.planning.sizes import KVPrecision
+from lipcast.config.precision import KVPrecision
 
 
 class GenerateKeywords(TypedDict, total=False):
