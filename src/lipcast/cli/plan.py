@@ -23,7 +23,7 @@ from lipcast.config.memory_options import MemoryOptions
 from lipcast.config.units import parse_bytes
 from lipcast.errors import UsageError
 from lipcast.planning.fallbacks import alternatives, ladder
-from lipcast.planning.hardware import Hardware, gpu, gpu_described
+from lipcast.planning.hardware import Hardware, expected_kernels, gpu, gpu_described
 from lipcast.planning.inputs import (
     PlannerInputs,
     allowed_fallbacks,
@@ -55,7 +55,7 @@ _DEFAULTS: Mapping[str, str] = {
 }
 _SHARED = value_options(
     OPTIONS, *_DEFAULTS, "size", "infer_frames", "sample_steps", "fold_last_step", "fp8", "offload_model",
-    "offload_kv_cache", "fallback", "allow_degrade", "enable_vae_parallel", "dit_fsdp",
+    "offload_kv_cache", "fallback", "allow_degrade", "kernels", "enable_vae_parallel", "dit_fsdp",
     "enable_online_decode", "json", "debug",
 )  # fmt: skip
 
@@ -118,7 +118,8 @@ def _show_layouts(console: Console, request: PlanRequest, found: tuple[LayoutPla
 def plan_request(flags: Mapping[str, Any]) -> PlanRequest:
     """Return what the planner is asked. Raises UsageError for options that make no sense."""
     models, options = read_configs(flags.get("model", PUBLISHED)), generate_options(flags)
-    hardware, memory = _hardware(flags.get("gpu")), options_from(MemoryOptions, flags)
+    hardware = expected_kernels(_hardware(flags.get("gpu")), gpu_options(flags).kernels)
+    memory = options_from(MemoryOptions, flags)
     budget = _budget(memory, hardware, is_supposed="gpu" in flags)
     inputs = PlannerInputs(hardware, budget, memory, models, precision(flags))
     return inputs.request(supposed_spec(options, models).geometry, options)

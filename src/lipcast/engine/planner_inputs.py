@@ -6,6 +6,7 @@ configurations, precision) and the `DeviceContext` that memory is taken from.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -14,11 +15,13 @@ import torch
 
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.geometry import Geometry
+from lipcast.config.gpu_options import KernelChoice
 from lipcast.config.memory_options import MemoryOptions
 from lipcast.config.precision import Precision
 from lipcast.memory.device_context import DeviceContext
 from lipcast.memory.probe import describe_gpu
-from lipcast.planning.hardware import CPU, Hardware
+from lipcast.models.kernels.choice import choose_kernels
+from lipcast.planning.hardware import CPU, Hardware, expected_kernels
 from lipcast.planning.inputs import PlannerInputs, supposed_spec
 from lipcast.planning.plan import Budget, Models, WorkShare
 from lipcast.weights.checkpoint import find_checkpoint
@@ -39,6 +42,7 @@ def measure_planner_inputs(
     dtype: torch.dtype,
     share: WorkShare | None = None,
     hardware: Hardware | None = None,
+    kernels: KernelChoice = "auto",
 ) -> PlannerInputs:
     """`precision` is the user's; None leaves it to the checkpoint, then to the planner.
 
@@ -49,18 +53,20 @@ def measure_planner_inputs(
         precision = _stored_precision(directory)
     if precision is None and device.type == "cpu":
         precision = "fp32" if dtype == torch.float32 else "bf16"
+    models = read_configs(directory)
     if hardware is None:
         hardware = describe_gpu(device) if device.type == "cuda" else CPU
+        chosen = choose_kernels(kernels, device, models.dit)
+        hardware = replace(hardware, kernels=chosen.kernels.name)
         free_bytes = _free_bytes(device, hardware)
     else:
+        hardware = expected_kernels(hardware, kernels)
         free_bytes = hardware.memory_bytes
     budget = Budget(
         options.budget_bytes("vram", free_bytes),
         options.budget_bytes("ram", psutil.virtual_memory().available),
     )
-    return PlannerInputs(
-        hardware, budget, options, read_configs(directory), precision, share or WorkShare()
-    )
+    return PlannerInputs(hardware, budget, options, models, precision, share or WorkShare())
 
 
 def open_device_context(device: torch.device, options: MemoryOptions) -> DeviceContext:

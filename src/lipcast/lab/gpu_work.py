@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lipcast.config.generate_options import GenerateOptions
+from lipcast.config.gpu_options import KernelName
 from lipcast.config.models import DiTConfig, VAEConfig
 from lipcast.config.precision import KVPrecision, StoredPrecision
 from lipcast.config.schedule import Unit
@@ -31,7 +32,6 @@ from lipcast.models.dit import DiT
 from lipcast.models.kernels.fused import FusedKernels
 from lipcast.models.kernels.plain import Kernels
 from lipcast.models.vae import VideoVAE
-from lipcast.planning.kernel_counts import KernelName
 from lipcast.weights.load import without_memory
 from lipcast.weights.quant import kept_because
 from lipcast.weights.quant_linear import replace_linears, use_fp8_matmul

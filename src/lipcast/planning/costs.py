@@ -87,6 +87,7 @@ def tick_seconds(
         precision,
         kv_precision,
         num_lanes=num_lanes,
+        kernels=hardware.kernels,
         dequantised=needs_dequantising(hardware, precision),
     )
     arithmetic = arithmetic_seconds(

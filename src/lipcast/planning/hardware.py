@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from lipcast.config.gpu_options import KernelChoice, KernelName
 from lipcast.config.units import GIB
 from lipcast.errors import UsageError
 
@@ -59,6 +60,8 @@ class Hardware:
     source: Source = "given"
     reserve_bytes: int = GPU_RESERVE_BYTES
     """What a process takes of the device beside tensors."""
+    kernels: KernelName = "triton"
+    """What computes whatever is no matrix product."""
 
     @property
     def has_fp8(self) -> bool:
@@ -143,6 +146,7 @@ CPU = Hardware(
     link_bytes_per_s=10e9,
     peer_bytes_per_s=10e9,
     reserve_bytes=0,
+    kernels="plain",
 )
 """Orders of magnitude only: placements on a CPU are for trying them out."""
 _ALIASES = tuple((number, f"rtx{number}") for number in ("3090", "4070", "4080", "4090", "5090"))
@@ -184,3 +188,8 @@ def gpu_described(description: str, memory_bytes: int) -> Hardware:
     longest = [name for name in known if len(name.split("-")[0]) == len(known[0].split("-")[0])]
     near = min(longest, key=lambda name: abs(gpu(name).memory_bytes - memory_bytes))
     return replace(gpu(near), label=description, memory_bytes=memory_bytes)
+
+
+def expected_kernels(hardware: Hardware, choice: KernelChoice) -> Hardware:
+    """Return the hardware with the kernels that a choice leads to where they are not tried out."""
+    return hardware if choice == "auto" else replace(hardware, kernels=choice)

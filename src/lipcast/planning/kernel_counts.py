@@ -11,12 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import Literal
 
 from lipcast.config.precision import KVPrecision, Precision
-
-KernelName = Literal["plain", "triton"]
-"""What computes whatever is no matrix product: operators of PyTorch, or fused kernels."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lipcast.config.gpu_options import KernelName
 from lipcast.models.attention import Capability, KeyValue, prefers_cudnn
 from lipcast.models.kernels import operators as _operators
 from lipcast.models.kernels.plain import Affine, Kernels, Modulation, Remembered, RowFormat
@@ -30,7 +31,7 @@ assert _operators
 class FusedKernels(Kernels):
     """The operations in Triton. `in_place` None: attend in place where that is expected to be faster."""
 
-    name = "triton"
+    name: KernelName = "triton"
 
     def __init__(self, capability: Capability | None, *, in_place: bool | None = None) -> None:
         self._capability, self._in_place = capability, in_place

@@ -2,8 +2,8 @@
 
 Every operator is one launch. On fake tensors it gives shapes and dtypes, so that whatever counts or
 traces operators sees it whole. Tensors are contiguous; planes of a ring are so from token to token, with
-any stride from position to position. Rows come back as (numbers, scales), scales being empty where numbers are
-not quantised.
+any stride from position to position. Rows come back as (numbers, scales), scales being empty where
+numbers are not quantised.
 
 Legend: T tokens, D model width, N heads, d head size, W positions of a ring, S tokens per latent frame.
 """

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lipcast.config.gpu_options import KernelName
 from lipcast.models.attention import KeyValue, attend
 from lipcast.models.kv_ring import KVRing
 from lipcast.models.layers import QueryKeyNorms, RMSNorm, layer_norm32
@@ -91,7 +92,7 @@ class Remembered:
 class Kernels:
     """The operations, one pass over memory per operator of PyTorch."""
 
-    name = "plain"
+    name: KernelName = "plain"
 
     def add(self, x_GSD: Tensor, branch_GSD: Tensor, gate_G1D: Tensor | None = None) -> Tensor:
         """Return x plus a branch, times its gate."""
