@@ -84,7 +84,7 @@ def tick_seconds(
     precision: Precision,
     kv_precision: KVPrecision,
     num_lanes: int,
-    split: int = 1,
+    split: float = 1,
 ) -> float:
     """Seconds of one tick with everything at hand; `split` GPUs share tokens and heads."""
     counts = kernel_counts(
@@ -145,7 +145,7 @@ def copy_seconds(hardware: Hardware, *, to_gpu_bytes: float, to_host_bytes: floa
 
 
 def exchange_seconds(
-    config: DiTConfig, geometry: Geometry, hardware: Hardware, *, num_lanes: int, split: int
+    config: DiTConfig, geometry: Geometry, hardware: Hardware, *, num_lanes: int, split: float
 ) -> float:
     """Ulysses: q, k, v and the result of every layer cross between `split` GPUs once per tick."""
     own = 4 * num_lanes * lane_tokens(geometry) * config.dim * 2 / split
