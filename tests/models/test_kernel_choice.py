@@ -114,7 +114,9 @@ def test_frames_of_the_embedded_model(
         )
         assert model.bundle.dit.kernels.name == kernels
         portrait = EXAMPLES / "portrait_0.png"
-        video = model.generate(portrait, sound(0.5), size="64*64", infer_frames=12, num_clip=1)
+        video = model.generate(
+            image=portrait, audio=sound(0.5), size="64*64", infer_frames=12, num_clip=1
+        )
         frames.append(video.frames)
     assert frames[0].shape == frames[1].shape and frames[0].std() > 10
     assert decibels(*frames) > least_db
