@@ -22,7 +22,7 @@ from lipcast.config.units import parse_bytes
 from lipcast.errors import UsageError
 from lipcast.lab.driver import DriverCard, listed_cards
 from lipcast.planning.fallbacks import alternatives, ladder
-from lipcast.planning.hardware import Hardware, generic_gpu, gpu, gpu_described
+from lipcast.planning.hardware import Hardware, expected_kernels, generic_gpu, gpu, gpu_described
 from lipcast.planning.inputs import (
     PlannerInputs,
     allowed_fallbacks,
@@ -54,7 +54,7 @@ _DEFAULTS: Mapping[str, str] = {
 }
 _SHARED = value_options(
     OPTIONS, *_DEFAULTS, "size", "infer_frames", "sample_steps", "fold_last_step", "fp8", "offload_model",
-    "offload_kv_cache", "fallback", "allow_degrade", "enable_vae_parallel", "dit_fsdp",
+    "offload_kv_cache", "fallback", "allow_degrade", "kernels", "enable_vae_parallel", "dit_fsdp",
     "enable_online_decode", "json", "debug",
 )  # fmt: skip
 
@@ -119,6 +119,7 @@ def plan_request(flags: Mapping[str, Any]) -> PlanRequest:
     memory = options_from(MemoryOptions, flags)
     cards = () if "gpu" in flags else listed_cards()
     hardware = gpu(flags["gpu"]) if "gpu" in flags else card_hardware(cards, memory)
+    hardware = expected_kernels(hardware, gpu_options(flags).kernels)
     budget = _budget(memory, hardware, is_supposed=not cards)
     inputs = PlannerInputs(hardware, budget, memory, models, precision(flags))
     return inputs.request(supposed_spec(options, models).geometry, options)

@@ -1,4 +1,4 @@
-"""Options of several GPUs, checked.
+"""Options of GPUs, checked: how many there are, and what computes on each.
 
 Input: plain values. Output: a frozen `GpuOptions`. Raises UsageError for what makes no sense.
 """
@@ -6,8 +6,14 @@ Input: plain values. Output: a frozen `GpuOptions`. Raises UsageError for what m
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 from lipcast.errors import UsageError
+
+KernelName = Literal["plain", "triton"]
+"""What computes whatever is no matrix product: operators of PyTorch, or fused kernels in Triton."""
+KernelChoice = KernelName | Literal["auto"]
+KERNEL_CHOICES: tuple[KernelChoice, ...] = ("auto", *get_args(KernelName))
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +23,8 @@ class GpuOptions:
     `gpus`: number of GPUs. `num_gpus_dit`: number that run the transformer, without one that only decodes.
     `ulysses_size`: number that split the tokens and heads of one denoising step. `enable_vae_parallel`: one
     GPU only decodes. `dit_fsdp`: each keeps a part of the weights, and layers are gathered when needed.
+    `kernels`: "triton" passes over memory once where "plain" does up to ten times; "auto" is triton on
+    every GPU where it works.
     """
 
     gpus: int | None = None
@@ -24,12 +32,16 @@ class GpuOptions:
     ulysses_size: int | None = None
     enable_vae_parallel: bool = False
     dit_fsdp: bool = False
+    kernels: KernelChoice = "auto"
 
     def __post_init__(self) -> None:
         for name in ("gpus", "num_gpus_dit", "ulysses_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name}: expected at least 1, got {value}")
+        if self.kernels not in KERNEL_CHOICES:
+            known = ", ".join(KERNEL_CHOICES)
+            raise UsageError(f"kernels: expected one of {known}, got {self.kernels!r}")
 
     @property
     def num_gpus(self) -> int:

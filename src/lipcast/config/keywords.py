@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TypedDict
 
 from lipcast.config.generate_options import AnchorEncoding, Crop, ScheduleName
+from lipcast.config.gpu_options import KernelChoice
 from lipcast.config.precision import KVPrecision
 
 
@@ -49,6 +50,7 @@ class GpuKeywords(TypedDict, total=False):
     ulysses_size: int | None
     enable_vae_parallel: bool
     dit_fsdp: bool
+    kernels: KernelChoice
 
 
 class MachineKeywords(MemoryKeywords, GpuKeywords, total=False):

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import torch
 
+from lipcast.config.gpu_options import KernelChoice
 from lipcast.config.memory_options import MemoryOptions
+from lipcast.config.models import DiTConfig
 from lipcast.config.precision import PRECISIONS, Precision
 from lipcast.engine.planner_inputs import (
     default_geometry,
@@ -26,6 +28,8 @@ from lipcast.errors import UsageError
 from lipcast.memory.device import prepare_allocator, with_index
 from lipcast.memory.manager import MemoryManager
 from lipcast.models.dit import DiT
+from lipcast.models.kernels.choice import choose_kernels
+from lipcast.models.kernels.plain import Kernels
 from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu, processor_flags
 from lipcast.planning.hardware import FIRST_BF16
 from lipcast.planning.inputs import needs_bf16
@@ -53,6 +57,7 @@ class LoadSettings:
     loras: tuple[str | LoraSpec, ...] = ()
     decoder: Path | None = None
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    kernels: KernelChoice = "auto"
 
     @property
     def is_planned(self) -> bool:
@@ -100,16 +105,30 @@ def load_networks(
         networks=networks,
         speech_device=speech_device,
     )
+    if "dit" in networks:
+        bundle.dit.use_kernels(_kernels(settings, bundle.dit.config))
     if "vae" in networks:
         _prepare_decoder(bundle, settings)
     return bundle, manager
+
+
+def _kernels(settings: LoadSettings, config: DiTConfig) -> Kernels:
+    chosen = choose_kernels(settings.kernels, settings.device, config)
+    _log.info("kernels: %s (%s)", chosen.kernels.name, chosen.reason)
+    return chosen.kernels
 
 
 def _planned(settings: LoadSettings, share: WorkShare | None) -> tuple[MemoryManager, Plan]:
     """Return the manager of the model's memory, and the plan that it is loaded under."""
     options, device, dtype = settings.memory, settings.device, settings.dtype
     inputs = measure_planner_inputs(
-        settings.directory, device, options, precision=settings.precision, dtype=dtype, share=share
+        settings.directory,
+        device,
+        options,
+        precision=settings.precision,
+        dtype=dtype,
+        share=share,
+        kernels=settings.kernels,
     )
     manager = MemoryManager(open_device_context(device, inputs), inputs)
     return manager, manager.first_plan(default_geometry(inputs.models))

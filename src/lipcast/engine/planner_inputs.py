@@ -6,6 +6,7 @@ configurations, precision) and the `DeviceContext` that memory is taken from.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -14,12 +15,14 @@ import torch
 
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.geometry import Geometry
+from lipcast.config.gpu_options import KernelChoice
 from lipcast.config.memory_options import MemoryOptions
 from lipcast.config.models import Models
 from lipcast.config.precision import Precision
 from lipcast.memory.device_context import DeviceContext
 from lipcast.memory.probe import describe_gpu
-from lipcast.planning.hardware import CONTEXT_BYTES, CPU, Hardware
+from lipcast.models.kernels.choice import choose_kernels
+from lipcast.planning.hardware import CONTEXT_BYTES, CPU, Hardware, expected_kernels
 from lipcast.planning.inputs import PlannerInputs, supposed_spec
 from lipcast.planning.plan import Budget, WorkShare
 from lipcast.planning.plan import total as total_bytes
@@ -40,6 +43,7 @@ def measure_planner_inputs(
     dtype: torch.dtype,
     share: WorkShare | None = None,
     hardware: Hardware | None = None,
+    kernels: KernelChoice = "auto",
 ) -> PlannerInputs:
     """Return what the plans of a model on a device are made from.
 
@@ -56,8 +60,11 @@ def measure_planner_inputs(
     if hardware is None:
         is_gpu = device.type == "cuda"
         hardware = describe_gpu(device, linear_sizes(models.dit)) if is_gpu else CPU
+        chosen = choose_kernels(kernels, device, models.dit)
+        hardware = replace(hardware, kernels=chosen.kernels.name)
         free_bytes = _free_bytes(device, hardware)
     else:
+        hardware = expected_kernels(hardware, kernels)
         free_bytes = hardware.memory_bytes
     budget = Budget(
         options.budget_bytes("vram", free_bytes),

@@ -82,6 +82,7 @@ def _torch(cards: Sequence[DriverCard]) -> Iterator[Finding]:
     yield _driver(torch, cards)
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         yield from _gpu(torch, index)
+        yield _kernels(torch.device("cuda", index))
     yield _attention(torch)
 
 
@@ -118,6 +119,20 @@ def _gpu(torch: Any, index: int) -> Iterator[Finding]:
         yield Finding(f"{topic} memory", "ok", memory)
     rate = link_bytes_per_s(device) / 1e9
     yield Finding(f"{topic} link", "ok", f"{rate:.1f} GB/s from pinned host memory, measured")
+
+
+def _kernels(device: Any) -> Finding:
+    """Which kernels `--kernels auto` computes with on a GPU, and why."""
+    from lipcast.config.models import DiTConfig
+    from lipcast.models.kernels.choice import choose_kernels
+
+    chosen = choose_kernels("auto", device, DiTConfig())
+    topic, found = f"GPU {device.index} kernels", f"{chosen.kernels.name}: {chosen.reason}"
+    if chosen.kernels.name == "triton":
+        return Finding(topic, "ok", found)
+    return Finding(
+        topic, "warning", found, "pip install triton; until then steps take about twice as long"
+    )
 
 
 def _attention(torch: Any) -> Finding:

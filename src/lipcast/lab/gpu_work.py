@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lipcast.config.generate_options import GenerateOptions
+from lipcast.config.gpu_options import KernelName
 from lipcast.config.models import DiTConfig, VAEConfig
 from lipcast.config.precision import KVPrecision, StoredPrecision
 from lipcast.config.schedule import Unit
@@ -22,12 +23,14 @@ from lipcast.config.video_spec import VideoSpec, video_spec
 from lipcast.engine.conditioning import ReferenceLatents
 from lipcast.engine.executor import LaneExecutor, session_shape
 from lipcast.lab.counting import OperatorCount, Work
-from lipcast.lab.fake_cuda import DEVICE, fake_cuda
+from lipcast.lab.fake_cuda import DEVICE, HOPPER, fake_cuda
 from lipcast.memory.arena import Arena, DeviceMaker
 from lipcast.memory.copier import CudaCopier
 from lipcast.memory.device_context import DeviceContext
 from lipcast.memory.session_memory import SessionMemory, SessionPlan
 from lipcast.models.dit import DiT
+from lipcast.models.kernels.fused import FusedKernels
+from lipcast.models.kernels.plain import Kernels
 from lipcast.models.vae import VideoVAE
 from lipcast.weights.load import without_memory
 from lipcast.weights.quant import kept_because
@@ -51,6 +54,9 @@ class StepCase:
     num_lanes: int = 1
     fp8_matmul: bool = True
     """Whether fp8 weights are multiplied as they are; otherwise they are dequantised first."""
+    kernels: KernelName = "triton"
+    in_place: bool | None = None
+    """Whether fused kernels attend to ring and sink in place; None: as on Hopper."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +127,7 @@ def steady_executor(
     spec = replace(spec, max_lanes=case.num_lanes)
     dit = fake_dit(config, case.precision, fp8_matmul=case.fp8_matmul)
     resident = SessionPlan.resident(config.num_layers)
+    dit.use_kernels(fake_kernels(case))
     plan = replace(resident, kv_precision=case.kv_precision)
     memory = SessionMemory(dit, session_shape(spec), fake_device_context(), plan)
     context = torch.empty(120, config.text_dim, device=DEVICE)
@@ -133,6 +140,11 @@ def steady_executor(
     _start_new(executor, last, config)
     yield executor, last
     executor.release()
+
+
+def fake_kernels(case: StepCase) -> Kernels:
+    """The operations between matrix products, for the fake device."""
+    return FusedKernels(HOPPER, in_place=case.in_place) if case.kernels == "triton" else Kernels()
 
 
 def _ticks_before(num_lanes: int) -> list[tuple[Unit, ...]]:

@@ -33,6 +33,12 @@ class RingPlanes:
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
 
+    def part(self, first: int, count: int) -> RingPlanes:
+        """Return some of the positions."""
+        some = slice(first, first + count)
+        keys, values = ([plane[some] for plane in each] for each in (self.keys, self.values))
+        return RingPlanes(tuple(keys), tuple(values))
+
 
 @dataclass(frozen=True, slots=True)
 class RingLayout:
@@ -130,16 +136,42 @@ class KVRing:
     def num_bytes(self) -> int:
         return self._storage.num_bytes
 
+    @property
+    def codec(self) -> KVCodec:
+        return self._layout.codec
+
+    def num_frames(self, x_TNd: Tensor) -> int:
+        """Return how many latent frames these tokens are."""
+        return x_TNd.shape[0] // self._layout.tokens_per_frame
+
     def write(self, layer: int, first_frame: int, k_TNd: Tensor, v_TNd: Tensor) -> None:
         """Store the frames from `first_frame` on in place of the oldest ones."""
-        layout, planes = self._layout, self._storage.planes(layer)
-        runs = self._runs(first_frame, k_TNd.shape[0] // layout.tokens_per_frame)
-        for stored, x_TNd in ((planes.keys, k_TNd), (planes.values, v_TNd)):
-            encoded = layout.codec.encode(x_TNd.unflatten(0, (-1, layout.tokens_per_frame)))
-            for plane_WS, new_FS in zip(stored, encoded, strict=True):
-                for begin, position, count in runs:
-                    plane_WS[position : position + count] = new_FS[begin : begin + count]
+        tokens, codec = self._layout.tokens_per_frame, self._layout.codec
+        new_FS = [
+            plane
+            for x_TNd in (k_TNd, v_TNd)
+            for plane in codec.encode(x_TNd.unflatten(0, (-1, tokens)))
+        ]
+        for frames, planes in self.writable(layer, first_frame, self.num_frames(k_TNd)):
+            for stored, plane_FS in zip((*planes.keys, *planes.values), new_FS, strict=True):
+                stored.copy_(plane_FS[frames])
+
+    def writable(
+        self, layer: int, first_frame: int, num_frames: int
+    ) -> Iterator[tuple[slice, RingPlanes]]:
+        """Yield each run of the frames from `first_frame` on, and the planes to be filled with it.
+
+        Once all are taken, the storage is told that they have changed.
+        """
+        planes = self._storage.planes(layer)
+        runs = self._runs(first_frame, num_frames)
+        for begin, position, count in runs:
+            yield slice(begin, begin + count), planes.part(position, count)
         self._storage.mark_dirty(layer, [(position, count) for _, position, count in runs])
+
+    def filled(self, layer: int, next_frame: int) -> RingPlanes:
+        """Return what is kept, `next_frame` being the first frame not written yet."""
+        return self._storage.planes(layer).part(0, self._num_filled(next_frame))
 
     def num_tokens(self, next_frame: int) -> int:
         """Tokens kept, `next_frame` being the first frame not written yet."""
@@ -147,10 +179,9 @@ class KVRing:
 
     def read_into(self, layer: int, next_frame: int, k_TNd: Tensor, v_TNd: Tensor) -> None:
         """Put every token kept into k_TNd and v_TNd, of `num_tokens(next_frame)` tokens each."""
-        filled, planes = self._num_filled(next_frame), self._storage.planes(layer)
-        for stored, out_TNd in ((planes.keys, k_TNd), (planes.values, v_TNd)):
-            out_FSNd = out_TNd.unflatten(0, (filled, -1))
-            self._layout.codec.decode_into([plane[:filled] for plane in stored], out_FSNd)
+        filled = self.filled(layer, next_frame)
+        for stored, out_TNd in ((filled.keys, k_TNd), (filled.values, v_TNd)):
+            self.codec.decode_into(stored, out_TNd.unflatten(0, stored[0].shape[:2]))
 
     def _num_filled(self, next_frame: int) -> int:
         return min(self.window, next_frame - self._start_frame)

@@ -55,6 +55,7 @@ def plan_distributed(
         precision=settings.precision,
         dtype=settings.dtype,
         hardware=_hardware(settings.device),
+        kernels=settings.kernels,
     )
     request = inputs.request(default_geometry(inputs.models), expected)
     constraints = layout_constraints(options, uses_all=exactly)

@@ -9,17 +9,21 @@ longer of the two. Rates are an H100's, measured; launches and traffic are count
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
+from types import MappingProxyType
 
 from lipcast.config.geometry import Geometry
+from lipcast.config.gpu_options import KernelName
 from lipcast.config.models import DiTConfig, VAEConfig
 from lipcast.config.precision import KVPrecision, Precision
 from lipcast.planning.hardware import Hardware
 from lipcast.planning.kernel_counts import KernelCounts, kernel_counts
 from lipcast.planning.tensors import decoder_stages
 
-HOST_S_PER_LAUNCH = 1e-5
-"""What the host needs to launch a kernel; assumed."""
+HOST_S_PER_LAUNCH: Mapping[KernelName, float] = MappingProxyType({"plain": 1e-5, "triton": 2.5e-5})
+"""What the host needs to launch a kernel; assumed. Half of the launches are Triton's where it is used,
+which go through Python."""
 WRITE_BACK_COST = 0.3
 """A byte to the host slows the copies towards the GPU by this part of a byte (both directions at
 once, measured)."""
@@ -87,6 +91,7 @@ def tick_seconds(
         precision,
         kv_precision,
         num_lanes=num_lanes,
+        kernels=hardware.kernels,
         dequantised=needs_dequantising(hardware, precision),
     )
     arithmetic = arithmetic_seconds(
@@ -96,7 +101,9 @@ def tick_seconds(
     traffic = num_lanes * lane_bytes / hardware.memory_bytes_per_s
     weights = counts.bytes_per_weight * _num_weights(config) / hardware.memory_bytes_per_s
     gpu_s = (arithmetic + traffic) / split + weights
-    return max(gpu_s, HOST_S_PER_LAUNCH * launches(counts, config, num_lanes=num_lanes))
+    return max(
+        gpu_s, HOST_S_PER_LAUNCH[hardware.kernels] * launches(counts, config, num_lanes=num_lanes)
+    )
 
 
 def arithmetic_seconds(

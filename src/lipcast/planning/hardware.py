@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from lipcast.config.gpu_options import KernelChoice, KernelName
 from lipcast.config.units import GIB, format_bytes
 from lipcast.errors import UsageError
 
@@ -71,6 +72,8 @@ class Hardware:
     has_bf16: bool = True
     multiplies_fp8: bool = True
     """Whether the engine multiplies 8-bit floats here; else it dequantises fp8 weights before use."""
+    kernels: KernelName = "triton"
+    """What computes whatever is no matrix product."""
 
     @property
     def has_fp8(self) -> bool:
@@ -211,6 +214,7 @@ CPU = Hardware(
     link_bytes_per_s=10e9,
     peer_bytes_per_s=10e9,
     has_cuda=False,
+    kernels="plain",
 )
 """Orders of magnitude only: placements on a CPU are for trying them out."""
 
@@ -318,3 +322,8 @@ def _key(description: str) -> str:
     text = _SIZE.sub("", description.lower()).replace("hbm2e", "pcie").replace("max-q", "maxq")
     words = re.split(r"[\s_-]+", text)
     return "".join(word for word in words if word not in _NOISE and not _VARIANT.fullmatch(word))
+
+
+def expected_kernels(hardware: Hardware, choice: KernelChoice) -> Hardware:
+    """Return the hardware with the kernels that a choice leads to where they are not tried out."""
+    return hardware if choice == "auto" else replace(hardware, kernels=choice)
