@@ -70,6 +70,14 @@ def test_a_file_that_cannot_be_read_leaves_nothing_loaded(first_broken: int) -> 
     assert min(device.used_bytes) > 0
 
 
+def test_later_plans_leave_the_speech_encoder_where_it_was_loaded() -> None:
+    manager = manager_on(FailingDevice())
+    load(manager, ModelTensors())
+    assert manager.inputs.speech_encoder == "device"
+    request = manager.inputs.request(GEOMETRY, GenerateOptions())
+    assert request.constraints.speech_encoder == "device"
+
+
 def test_the_sessions_that_are_left_can_use_the_weights() -> None:
     """One session's plan fails half way; when it is closed, the other goes on."""
     device = FailingDevice()

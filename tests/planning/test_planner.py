@@ -98,6 +98,7 @@ def constraints(draw: st.DrawFn) -> PlanConstraints:
         max_resident_layers=maybe(st.integers(0, 3)),  # type: ignore[arg-type]
         max_resident_ring_layers=maybe(st.integers(0, 3)),  # type: ignore[arg-type]
         text_encoder=maybe(st.sampled_from(("device", "host", "disk"))),  # type: ignore[arg-type]
+        speech_encoder=maybe(st.sampled_from(("device", "host"))),  # type: ignore[arg-type]
     )
 
 
@@ -166,6 +167,7 @@ def test_no_plan_exceeds_its_budget_or_ignores_a_wish(request: PlanRequest) -> N
     assert len(plan.layers) == len(plan.ring_layers) == num_layers
     check_constraints(request.constraints, plan)
     assert request.constraints.text_encoder in {None, plan.text_encoder}
+    assert request.constraints.speech_encoder in {None, plan.speech_encoder}
     time = plan.time
     assert time.block_s >= max(time.compute_s + time.decode_s, time.copy_s, time.disk_s) - 1e-6
 
@@ -267,6 +269,19 @@ def test_folding_saves_a_ring_and_a_quarter_of_the_work() -> None:
     assert plans[0].time.compute_s == pytest.approx(0.75 * plans[1].time.compute_s)
     saved = total(plans[1].generate_parts) - total(plans[0].generate_parts)
     assert saved / GIB == pytest.approx(9.668, abs=0.01)
+
+
+def test_a_loaded_speech_encoder_is_counted_where_it_is() -> None:
+    """A later plan that needs its memory cannot have it."""
+    free = ask("rtx4090", 64)
+    fixed = replace(free, constraints=PlanConstraints(speech_encoder="device"))
+    left, kept = make_plan(free), make_plan(fixed)
+    assert (left.speech_encoder, kept.speech_encoder) == ("host", "device")
+    names = {"speech encoder", "speech features", "speech encoder work"}
+    assert names <= {item.name for item in kept.generate_parts}
+    assert not names & {item.name for item in (*left.generate_parts, *kept.ram_parts)}
+    assert kept.vram_bytes <= fixed.budget.vram_bytes
+    assert kept.time.copy_s > left.time.copy_s
 
 
 def test_little_host_memory_brings_in_the_disk() -> None:

@@ -178,7 +178,9 @@ class MemoryManager:
             self.store.release()
             self.store = None
             raise
-        self.inputs = replace(self.inputs, precision=plan.config.precision)
+        self.inputs = replace(
+            self.inputs, precision=plan.config.precision, speech_encoder=plan.speech_encoder
+        )
 
     def place_weights(self) -> None:
         """Move the weights to where the plan with the fewest layers on the GPU wants them."""

@@ -143,6 +143,7 @@ def _pinned(plan: Plan) -> PlanRequest:
         stream_sink=config.sink_streamed,
         tiles=config.tiles,
         text_encoder=plan.request.constraints.text_encoder,
+        speech_encoder=plan.speech_encoder,
     )
     return replace(plan.request, constraints=constraints)
 

@@ -6,7 +6,7 @@ the options of a video into a `PlanRequest`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lipcast.config.fallbacks import Fallback, parse_fallbacks
 from lipcast.config.generate_options import GenerateOptions, ScheduleName
@@ -20,7 +20,7 @@ from lipcast.errors import UsageError
 from lipcast.planning.fallbacks import default_fallbacks
 from lipcast.planning.hardware import Hardware
 from lipcast.planning.layouts import LayoutConstraints
-from lipcast.planning.plan import Budget, PlanConstraints, PlanRequest, WorkShare
+from lipcast.planning.plan import Budget, EncoderPlacement, PlanConstraints, PlanRequest, WorkShare
 
 _PORTRAIT = (1280, 720)
 """Height and width of a portrait that is not known yet; only its aspect matters."""
@@ -38,17 +38,20 @@ class PlannerInputs:
     """Precision of the weights; None leaves it to the planner until they are loaded."""
     share: WorkShare = field(default_factory=WorkShare)
     """The part of the work that this device does."""
+    speech_encoder: EncoderPlacement | None = None
+    """Where the speech encoder is; None leaves it to the planner until it is loaded."""
 
     def request(self, geometry: Geometry, options: GenerateOptions) -> PlanRequest:
         """Return the question to the planner for one video. Raises UsageError."""
         if not self.hardware.has_bf16 and self.precision not in (None, "fp32"):
             raise UsageError(needs_bf16(self.precision, self.hardware.label))
+        constraints = plan_constraints(self.options, self.precision, options.schedule)
         return PlanRequest(
             geometry=geometry,
             hardware=self.hardware,
             budget=self.budget,
             models=self.models,
-            constraints=plan_constraints(self.options, self.precision, options.schedule),
+            constraints=replace(constraints, speech_encoder=self.speech_encoder),
             sample_steps=options.sample_steps or self.models.dit.sample_steps,
             fold_last_step=options.fold_last_step,
         )

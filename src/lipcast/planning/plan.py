@@ -46,6 +46,7 @@ class PlanConstraints:
     stream_sink: bool | None = None
     tiles: tuple[int, int] | None = None
     text_encoder: EncoderPlacement | None = None
+    speech_encoder: EncoderPlacement | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,8 @@ def _finished(candidate: Candidate) -> Plan:
         encoder = MemoryItem(items.TEXT_ENCODER, sizes.text_encoder_bytes(work.request.models.text))
         text = "host" if total((*ram_parts, encoder)) <= room else "disk"
         ram_parts += (encoder,) if text == "host" else ()
-    on_device = work.speech_parts if speech == "device" else ()
+    is_chosen = speech == "device" and constraints.speech_encoder is None
+    on_device = work.speech_parts if is_chosen else ()
     return Plan(
         request=work.request,
         share=work.share,
@@ -146,8 +147,10 @@ def _ram_parts(candidate: Candidate, speech: EncoderPlacement) -> tuple[MemoryIt
 
 
 def _speech_placement(candidate: Candidate) -> EncoderPlacement:
-    """Return the GPU where nothing else needs the memory, else the host."""
+    """Return where the encoder is; where that is open, the GPU if nothing else needs the memory."""
     work = candidate.work
+    if work.request.constraints.speech_encoder is not None:
+        return work.request.constraints.speech_encoder
     generate = work.fixed_bytes + total(_chosen_parts(candidate))
     prepare = work.prepare_fixed_bytes + total(_weight_parts(candidate))
     peak = max(generate, prepare) + total(work.speech_parts)

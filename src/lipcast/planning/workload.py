@@ -222,7 +222,13 @@ class Workload:
             MemoryItem(items.ACTIVATIONS, self._tick_bytes),
         )
         decoder = decoder_parts(self.request, self.tile, self.plain) if self.share.decodes else ()
-        return parts + decoder
+        speech = self.speech_parts if self._has_speech else ()
+        return (*parts, *decoder, *speech)
+
+    @property
+    def _has_speech(self) -> bool:
+        """Whether the speech encoder has to be on this GPU."""
+        return self.request.constraints.speech_encoder == "device"
 
     @property
     def _root_parts(self) -> tuple[MemoryItem, ...]:
@@ -255,6 +261,7 @@ class Workload:
             MemoryItem(items.VAE_WEIGHTS, sizes.vae_bytes(models.vae, self.plain)),
             MemoryItem(items.ENCODER_WORK, work),
             *(self._text_parts if on_device else ()),
+            *(self.speech_parts[:1] if self._has_speech else ()),
         )
 
     @cached_property
@@ -268,7 +275,7 @@ class Workload:
         text = {"host": self._text_parts, "device": ()}
         return (
             MemoryItem(items.PROCESS, HOST_RESERVE_BYTES),
-            *self.speech_parts,
+            *(() if self._has_speech else self.speech_parts),
             *text.get(self.request.constraints.text_encoder or "disk", self._text_parts[1:]),
             MemoryItem(items.SINK, sink),
             # Twice: while a block is decoded, its state before is kept, in case memory runs out.
