@@ -260,9 +260,9 @@ def _files_near(directory: Path, *, skip: Path | None = None) -> Iterator[Path]:
 
 
 def _listed(folder: Path) -> list[Path]:
-    """Return what is in a folder; nothing where that may not be read."""
+    """Return what is in a folder and not hidden; nothing where that may not be read."""
     try:
-        return sorted(folder.iterdir())
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError:
         return []
 
