@@ -263,6 +263,7 @@ def test_other_kinds_of_adapters_are_refused_by_name(
 def test_a_folder_stands_for_the_adapter_in_it(
     original: Path, base: TensorSource, tmp_path: Path, names: list[str], wanted: str
 ) -> None:
+    (tmp_path / "._x.safetensors").write_bytes(b"of macOS")
     for name in names:
         tensors = adapter(base, SPELLINGS["peft"])
         if name != wanted:

@@ -124,7 +124,9 @@ def test_the_released_adapter_needs_no_alpha(base: TensorSource, save: Save) -> 
     assert_scale(base, LoraSpec(save(factors(rank=128), "LiveAvatar (1).safetensors")), 0.5)
 
 
-@pytest.mark.parametrize(("name", "rank"), [("style", 128), ("style", 2), ("liveavatar", 2)])
+@pytest.mark.parametrize(
+    ("name", "rank"), [("style", 128), ("style", 2), ("liveavatar", 2), ("liveavatar_style", 128)]
+)
 def test_alpha_that_nobody_says_is_the_rank(
     base: TensorSource, save: Save, caplog: pytest.LogCaptureFixture, name: str, rank: int
 ) -> None:

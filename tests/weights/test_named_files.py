@@ -177,6 +177,14 @@ def test_a_download_that_has_not_finished_is_named(source: Path, suffix: str) ->
         find_checkpoint(source)
 
 
+def test_an_unfinished_download_of_the_hub_is_named(source: Path) -> None:
+    folder = source / ".cache" / "huggingface" / "download"
+    folder.mkdir(parents=True)
+    (source / VAE).rename(folder / "abc.incomplete")
+    with pytest.raises(CheckpointError, match=r"abc\.incomplete: a download that has not finished"):
+        find_checkpoint(source)
+
+
 def test_a_file_that_aria2_still_fills_is_not_read(source: Path) -> None:
     (source / f"{VAE}.aria2").touch()
     with pytest.raises(CheckpointError, match=rf"{VAE}: the download has not finished"):

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lipcast.cli.main import main
+from lipcast.config.precision import StoredPrecision
 from lipcast.errors import CheckpointError
 from lipcast.models.text import text_name
-from lipcast.weights.bundle import load_bundle, load_text_encoder
+from lipcast.weights.bundle import load_bundle, load_text_encoder, open_transformer
 from lipcast.weights.checkpoint import checkpoint_dir, find_checkpoint
 from lipcast.weights.convert import ConvertRequest, convert
 from lipcast.weights.files import open_tensors
@@ -298,6 +299,20 @@ def test_a_file_stands_for_its_directory(source: Path, tmp_path: Path, dit: Tens
     said = r"expected the directory .* got a file \(the transformer of Wan2\.2-S2V\); put it beside"
     with pytest.raises(CheckpointError, match=said):
         checkpoint_dir(alone)
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8", "int4"])
+def test_a_repacked_transformer_is_quantised_as_the_same_in_bf16(
+    tmp_path: Path, original: Path, dit: Tensors, precision: StoredPrecision
+) -> None:
+    source = Path(shutil.copytree(original, tmp_path / "model"))
+    file, exact = packed(dit, "fp8_scaled, scale_weight")
+    without(source, "diffusion_pytorch_model*")
+    write(source / "s2v.safetensors", file)
+    found = dict(open_transformer(find_checkpoint(source), precision=precision))
+    (source / "s2v.safetensors").unlink()
+    write(source / "s2v.safetensors", exact)
+    assert_same(found, dict(open_transformer(find_checkpoint(source), precision=precision)))
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ def adapter_file(path: Path) -> Path:
     for name in _NAMES:
         if (path / name).is_file():
             return path / name
-    found = [file for suffix in _SUFFIXES for file in sorted(path.glob(f"*{suffix}"))]
+    found = [file for suffix in _SUFFIXES for file in sorted(path.glob(f"[!.]*{suffix}"))]
     if len(found) != 1:
         names = ", ".join(file.name for file in found) or "none"
         raise CheckpointError(

@@ -48,6 +48,8 @@ _BY_CONTENT = ("dit", "vae", "text")
 ADAPTER_PART = "adapter"
 WEIGHT_SUFFIXES = (".safetensors", ".sft", ".gguf", ".pth", ".pt", ".bin", ".ckpt")
 _MAX_FILES = 500
+HUB_FOLDER = ".cache/huggingface/download"
+"""Folder of huggingface_hub's unfinished files, below the destination."""
 SPEECH_FOLDERS = ("wav2vec2*", "audio_encoder")
 ALL_PARTS = tuple(PARTS)
 TEXT_PARTS = ("text", "tokenizer")
@@ -248,7 +250,8 @@ def _weight_files(files: CheckpointFiles) -> Iterator[Path]:
 
 def _unfinished(directory: Path) -> list[str]:
     """Return a sentence about each download here that has not finished."""
-    paths = (p for p in _files_near(directory) if p.name.endswith(UNFINISHED))
+    near = [*_files_near(directory), *_listed(directory / HUB_FOLDER)]
+    paths = (path for path in near if path.name.endswith(UNFINISHED))
     return [f"{p.relative_to(directory)}: a download that has not finished" for p in paths]
 
 
@@ -260,9 +263,9 @@ def _files_near(directory: Path, *, skip: Path | None = None) -> Iterator[Path]:
 
 
 def _listed(folder: Path) -> list[Path]:
-    """Return what is in a folder; nothing where that may not be read."""
+    """Return what is in a folder and not hidden; nothing where that may not be read."""
     try:
-        return sorted(folder.iterdir())
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError:
         return []
 

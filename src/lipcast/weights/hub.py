@@ -26,6 +26,7 @@ from lipcast.weights.checkpoint import (
     ADAPTER_MODEL,
     ADAPTER_NAME,
     ADAPTER_REPOSITORY,
+    HUB_FOLDER,
     PARTS,
     REPOSITORY,
     find_checkpoint,
@@ -39,8 +40,6 @@ from lipcast.weights.manifest import read_manifest
 _log = logger("weights.hub")
 
 RECORD = "lipcast-pull.json"
-_PARTIAL = Path(".cache") / "huggingface" / "download"
-"""Folder of huggingface_hub's unfinished files, below the destination."""
 _ORPHAN = re.compile(r"\.[0-9a-f]{8}\.incomplete$")
 """From version 2.4 on an unfinished file belongs to one process and is of no use to the next."""
 _ORPHAN_AGE_S = 600.0
@@ -279,7 +278,7 @@ def _check_space(dest: Path, record: Mapping[str, Any]) -> None:
 
 def _remove_orphans(dest: Path) -> None:
     """Free the space that killed downloads hold; one that still grows is somebody else's."""
-    for path in (dest / _PARTIAL).rglob("*.incomplete"):
+    for path in (dest / HUB_FOLDER).rglob("*.incomplete"):
         if _ORPHAN.search(path.name) and time.time() - path.stat().st_mtime > _ORPHAN_AGE_S:
             path.unlink(missing_ok=True)
 

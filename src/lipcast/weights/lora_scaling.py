@@ -22,7 +22,8 @@ from lipcast.weights.disk import parse_json
 from lipcast.weights.source import TensorSource
 
 PUBLISHED_RANK, PUBLISHED_ALPHA = 128, 64.0
-_PUBLISHED_NAME = "liveavatar"
+_PUBLISHED_NAME = re.compile(r"liveavatar( ?\(\d+\))?", re.IGNORECASE)
+"""Its file's name, also that of a second download."""
 CONFIG_NAME = "adapter_config.json"
 
 _ALPHA_KEYS = ("lora_alpha", "alpha", "network_alpha", "ss_network_alpha")
@@ -63,7 +64,7 @@ class Scaling:
 
 def is_published(path: Path, rank: int) -> bool:
     """Return whether a file is the published Live Avatar adapter, by its name and rank."""
-    return rank == PUBLISHED_RANK and path.stem.lower().startswith(_PUBLISHED_NAME)
+    return rank == PUBLISHED_RANK and _PUBLISHED_NAME.fullmatch(path.stem) is not None
 
 
 def read_scaling(adapter: TensorSource, ranks: Collection[int]) -> Scaling:
