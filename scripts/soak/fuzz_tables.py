@@ -70,7 +70,7 @@ def _json(data: bytes) -> None:
 
 
 _values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | _texts,
+    st.none() | st.booleans() | st.integers() | st.floats() | _texts | st.just("9" * 400),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_texts, inner, max_size=3),
     max_leaves=6,
 )
@@ -104,7 +104,7 @@ def _results(data: bytes) -> None:
         read_results([path])
 
 
-@given(_texts | st.from_regex(r"[0-9.,]{1,6} ?[kKmMgGtT]?i?[bB]?", fullmatch=True))
+@given(_texts | st.from_regex(r"[0-9.,]{1,6}(0{400})? ?[kKmMgGtT]?i?[bB]?", fullmatch=True))
 def _memory_sizes(text: str) -> None:
     parse_bytes(text)
 

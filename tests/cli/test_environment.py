@@ -166,3 +166,13 @@ def test_counts_have_a_bound(
         main(["generate", "--image", "me.png", "--audio", "hello.wav", flag, str(4 * 10**20)]) == 2
     )
     assert flag.removeprefix("--") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--vram", "--ram", "--segment", "--size", "--sample_shift"])
+def test_numbers_without_end_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    monkeypatch.chdir(folder)
+    files = ("--image", "me.png", "--audio", "hello.wav")
+    assert main(["generate", *files, flag, "9" * 400]) == 2
+    assert "defect" not in capsys.readouterr().err

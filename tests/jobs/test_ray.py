@@ -140,11 +140,11 @@ def test_a_worker_plans_with_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     from lipcast.jobs.local import LocalRenderer
 
     asked: list[Any] = []
-    monkeypatch.setattr("lipcast.api.load", lambda *_model, **how: asked.append(how["ram"]))
+    monkeypatch.setattr("lipcast.api.load", lambda *_model, **how: asked.append(how["memory_options"].ram))
     for ram in (None, "3GB"):
         request: dict[str, Any] = {
             "model": "tiny", "device": None, "precision": None, "loras": (), "decoder": None,
             "options": {}, "memory": {"ram": ram}, "gpus": {},
         }  # fmt: skip
         LocalRenderer(ram_bytes=70)._load(request)
-    assert asked == ["70", "3GB"]
+    assert asked == ["70B", "3GB"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def parse_seconds(text: str) -> float:
     written = text.strip().lower()
     for unit, factor in _UNITS:
         number = written.removesuffix(unit)
-        if written.endswith(unit) and number.replace(".", "", 1).isdigit():
+        if written.endswith(unit) and re.fullmatch(r"\d{1,9}(\.\d*)?|\.\d+", number):
             return float(number) * factor
     raise ValueError(f"'{text}' is not a length of time such as 60s or 2min")
 

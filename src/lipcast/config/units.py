@@ -18,7 +18,7 @@ def parse_bytes(text: str, *, name: str = "bytes") -> int:
     Raises UsageError, which begins with `name`, also for a number so small that its unit must have been
     forgotten.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGTP])(i?))?B?\s*", text, re.IGNORECASE)
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d+)?)\s*(?:([KMGTP])(i?))?B?\s*", text, re.IGNORECASE)
     if not match:
         raise UsageError(f'{name}: expected a size such as "12GB" or "11.5GiB", got "{text}"')
     power = _UNITS.index((match[2] or "B").upper())

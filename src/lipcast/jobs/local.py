@@ -96,7 +96,7 @@ class LocalRenderer:
             self.close()  # before the next one is loaded
             memory = MemoryOptions(**request["memory"])
             if memory.ram is None and self._ram_bytes is not None:
-                memory = replace(memory, ram=str(self._ram_bytes))
+                memory = replace(memory, ram=f"{self._ram_bytes}B")
             self._model = api.load(
                 request["model"],
                 device=request["device"],
