@@ -24,7 +24,8 @@ from lipcast.errors import UsageError
 from lipcast.memory.device import with_index
 from lipcast.memory.manager import MemoryManager
 from lipcast.models.dit import DiT
-from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu, processor_flags
+from lipcast.models.vae_channels_last import to_channels_last
+from lipcast.models.vae_kernels import best_kernels, processor_flags
 from lipcast.planning import sizes
 from lipcast.planning.memory_options import MemoryOptions
 from lipcast.planning.plan import EncoderPlacement, Plan, Share
@@ -116,7 +117,7 @@ def _planned(settings: LoadSettings, share: Share | None) -> tuple[MemoryManager
 def _prepare_decoder(bundle: ModelBundle, settings: LoadSettings) -> None:
     device, dtype = settings.device, settings.dtype
     if device.type == "cpu" and dtype == torch.bfloat16:
-        bundle.vae = prepare_for_cpu(bundle.vae, best_kernels())
+        bundle.vae = to_channels_last(bundle.vae, best_kernels())
     if settings.decoder is not None:
         bundle.tiny_decoder = load_tiny_decoder(settings.decoder, device=device, dtype=dtype)
 

@@ -1,4 +1,4 @@
-"""The parts that a network of the autoencoder is cut into for `TorchKernels`, each a stream.
+"""The parts that a network of the autoencoder is cut into for `ConvKernels`, each a stream.
 
 `stream(x_THWC, state, num_units)` gives the next x_THWC, through the first units of the part;
 `num_convs` says how many convolutions in time each unit has. `encode_static(x_THWC, length)` is for a
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, normalize, scaled_dot_product_attention
 
 from lipcast.models.vae_blocks import FrameAttention, StreamState
-from lipcast.models.vae_kernels import ConvStep, TorchKernels
+from lipcast.models.vae_kernels import ConvKernels, ConvStep
 from lipcast.models.vae_receptive import settled_by_conv, settled_by_halving
 
 
@@ -28,7 +28,7 @@ class ConvRun:
     """Blocks of steps (the convolutions of one residual block, or one alone), in series."""
 
     def __init__(
-        self, blocks: Sequence[Sequence[ConvStep]], kernels: TorchKernels, *, as_float: bool
+        self, blocks: Sequence[Sequence[ConvStep]], kernels: ConvKernels, *, as_float: bool
     ) -> None:
         self._kernels = kernels
         self._blocks = blocks
@@ -79,7 +79,7 @@ class DoubleFrames:
 
     num_convs = (1,)
 
-    def __init__(self, step: ConvStep, kernels: TorchKernels) -> None:
+    def __init__(self, step: ConvStep, kernels: ConvKernels) -> None:
         self._step, self._kernels = step, kernels
         self._packed = kernels.pack(step)
 
@@ -89,11 +89,9 @@ class DoubleFrames:
             zeros = x_THWC.new_zeros(self._step.num_past, *x_THWC.shape[1:])
             remember(state, self._step.name, zeros)
             return x_THWC
-        num_frames, height, width, _ = x_THWC.shape
-        pairs, newest = run_one(self._kernels, self._packed, x_THWC, past, num_frames)
+        x_THWC, newest = run_one(self._kernels, self._packed, x_THWC, past, x_THWC.shape[0])
         remember(state, self._step.name, newest)
-        pairs = pairs.view(num_frames, height, width, 2, -1).permute(0, 3, 1, 2, 4)
-        return pairs.reshape(2 * num_frames, height, width, -1).contiguous()
+        return x_THWC
 
 
 class HalveFrames:
@@ -101,7 +99,7 @@ class HalveFrames:
 
     num_convs = (1,)
 
-    def __init__(self, step: ConvStep, kernels: TorchKernels) -> None:
+    def __init__(self, step: ConvStep, kernels: ConvKernels) -> None:
         self._step, self._kernels = step, kernels
         self._packed = kernels.pack(step)
 
@@ -127,7 +125,8 @@ class Attention:
 
     num_convs = (0,)
 
-    def __init__(self, layer: FrameAttention, dtype: torch.dtype) -> None:
+    def __init__(self, layer: FrameAttention, kernels: ConvKernels) -> None:
+        self._one_by_one, dtype = kernels.any_batch, kernels.dtype
         self._gamma = (layer.norm.gamma.detach().flatten() * layer.norm.scale).float()
         self._to_qkv, self._proj = (
             (conv.weight.detach().flatten(1).to(dtype), bias_of(conv).to(dtype))
@@ -135,7 +134,10 @@ class Attention:
         )
 
     def stream(self, x_THWC: Tensor, _state: StreamState, _num_units: int) -> Tensor:
-        return self._mix(x_THWC)
+        if not self._one_by_one:
+            return self._mix(x_THWC)
+        # The libraries choose their kernels by the number of frames, and kernels round differently.
+        return torch.cat([self._mix(frame) for frame in x_THWC.split(1)])
 
     def encode_static(self, x_THWC: Tensor, length: int) -> tuple[Tensor, int]:
         return self._mix(x_THWC), length
@@ -150,7 +152,7 @@ class Attention:
 
 
 def run_one(
-    kernels: TorchKernels, packed: ConvStep, x_THWC: Tensor, past: Tensor, num_frames: int
+    kernels: ConvKernels, packed: ConvStep, x_THWC: Tensor, past: Tensor, num_frames: int
 ) -> tuple[Tensor, Tensor]:
     """One step alone: its result and the newest frames of its input."""
     out, newest = kernels.run(

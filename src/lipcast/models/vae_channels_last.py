@@ -1,19 +1,17 @@
 """The video autoencoder laid out for a CPU: the same functions, from the same weights.
 
-`prepare_for_cpu(vae, kernels)` reads a `VideoVAE` and returns one whose encoder and decoder run
+`to_channels_last(vae, kernels)` reads a `VideoVAE` and returns one whose encoder and decoder run
 as chains of convolution steps. States go from one to the other and back. Off switch: use the
-model itself; `TorchKernels(torch.float32)` gives its numbers to rounding.
+model itself; `ConvKernels(torch.float32)` gives its numbers to rounding.
 
 Shape suffixes: B batch (1), C channels, T frames, H height, W width.
 """
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +26,7 @@ from lipcast.models.vae_blocks import (
     StreamState,
     Upsample,
 )
-from lipcast.models.vae_kernels import ConvStep, TorchKernels
+from lipcast.models.vae_kernels import ConvKernels, ConvStep
 from lipcast.models.vae_parts import (
     Attention,
     ConvRun,
@@ -43,45 +41,28 @@ Block = list[ConvStep]
 """The convolutions of one residual block, or one alone."""
 
 
-class CpuVideoVAE(VideoVAE):
-    """A VideoVAE whose two networks run on `TorchKernels`."""
+class ChannelsLastVAE(VideoVAE):
+    """A VideoVAE whose two networks run on `ConvKernels`."""
 
-    def __init__(self, vae: VideoVAE, kernels: TorchKernels) -> None:
+    def __init__(self, vae: VideoVAE, kernels: ConvKernels) -> None:
         nn.Module.__init__(self)
         assert isinstance(vae.encoder, Encoder) and isinstance(vae.decoder, Decoder)
         self.config = vae.config
-        self.encoder = CpuEncoder(vae.encoder.layers, kernels)
-        self.decoder = CpuDecoder(vae.decoder.layers, kernels)
+        self.encoder = ChannelsLastEncoder(vae.encoder.layers, kernels)
+        self.decoder = ChannelsLastDecoder(vae.decoder.layers, kernels)
         self.conv1 = vae.conv1
         self.conv2 = vae.conv2
 
 
-def prepare_for_cpu(vae: VideoVAE, kernels: TorchKernels) -> CpuVideoVAE:
+def to_channels_last(vae: VideoVAE, kernels: ConvKernels) -> ChannelsLastVAE:
     """Return the same autoencoder on `kernels`; the weights are copied into their layout, once."""
-    return CpuVideoVAE(vae, kernels)
+    return ChannelsLastVAE(vae, kernels)
 
 
-def best_kernels() -> TorchKernels:
-    """Return the kernels for this machine: bfloat16 where the processor multiplies it."""
-    multiplies_bf16 = "avx512_bf16" in processor_flags()
-    return TorchKernels(torch.bfloat16 if multiplies_bf16 else torch.float32)
-
-
-def processor_flags() -> tuple[str, ...]:
-    """Return the instruction sets that Linux reports; empty where it reports none."""
-    info = Path("/proc/cpuinfo")
-    if platform.machine() != "x86_64" or not info.exists():
-        return ()
-    for line in info.read_text().splitlines():
-        if line.startswith("flags"):
-            return tuple(line.split(":", 1)[1].split())
-    return ()
-
-
-class CpuNetwork(nn.Module):
+class ChannelsLastNetwork(nn.Module):
     """Parts in series, x_BCTHW in and out (float32 out)."""
 
-    def __init__(self, layers: Sequence[nn.Module], kernels: TorchKernels) -> None:
+    def __init__(self, layers: Sequence[nn.Module], kernels: ConvKernels) -> None:
         super().__init__()
         self.dtype = kernels.dtype
         self.parts = list(make_parts(layers, kernels))
@@ -104,7 +85,7 @@ class CpuNetwork(nn.Module):
         return x_BCTHW[0].permute(1, 2, 3, 0).to(self.dtype).contiguous()
 
 
-class CpuEncoder(CpuNetwork):
+class ChannelsLastEncoder(ChannelsLastNetwork):
     """Stands in for `Encoder`."""
 
     def encode_static(self, image_BCHW: Tensor, num_frames: int) -> Tensor:
@@ -116,10 +97,10 @@ class CpuEncoder(CpuNetwork):
         return leave(torch.cat([x_THWC, x_THWC[-1:].expand(num_missing, -1, -1, -1)]))
 
 
-class CpuDecoder(CpuNetwork):
+class ChannelsLastDecoder(ChannelsLastNetwork):
     """Stands in for `Decoder`."""
 
-    def __init__(self, layers: Sequence[nn.Module], kernels: TorchKernels) -> None:
+    def __init__(self, layers: Sequence[nn.Module], kernels: ConvKernels) -> None:
         super().__init__(layers, kernels)
         units, rate = [], 1
         for part in self.parts:
@@ -137,7 +118,7 @@ def leave(x_THWC: Tensor) -> Tensor:
     return x_THWC.permute(3, 0, 1, 2).unsqueeze(0)
 
 
-def make_parts(layers: Sequence[nn.Module], kernels: TorchKernels) -> Iterator[Part]:
+def make_parts(layers: Sequence[nn.Module], kernels: ConvKernels) -> Iterator[Part]:
     """Cut a network into parts: runs of convolutions, and what lies between them."""
     run: list[Block] = []
     *body, norm, _, head = layers
@@ -153,13 +134,13 @@ def make_parts(layers: Sequence[nn.Module], kernels: TorchKernels) -> Iterator[P
     yield ConvRun([*run, [conv_step(head, norm)]], kernels, as_float=True)
 
 
-def _items(layer: nn.Module, kernels: TorchKernels) -> Iterator[Block | Part]:
+def _items(layer: nn.Module, kernels: ConvKernels) -> Iterator[Block | Part]:
     if isinstance(layer, CausalConv3d):
         yield [conv_step(layer, None)]
     elif isinstance(layer, ResidualBlock):
         yield residual_steps(layer)
     elif isinstance(layer, FrameAttention):
-        yield Attention(layer, kernels.dtype)
+        yield Attention(layer, kernels)
     elif isinstance(layer, Downsample):
         yield [plane_step(layer, up=False)]
         if layer.temporal:
@@ -167,7 +148,9 @@ def _items(layer: nn.Module, kernels: TorchKernels) -> Iterator[Block | Part]:
     else:
         assert isinstance(layer, Upsample)
         if layer.temporal:
-            yield DoubleFrames(conv_step(layer.time_conv, None), kernels)
+            yield DoubleFrames(
+                replace(conv_step(layer.time_conv, None), doubles_frames=True), kernels
+            )
         yield [plane_step(layer, up=True)]
 
 
@@ -176,7 +159,7 @@ def changes_size(step: ConvStep) -> bool:
     return step.up or step.stride > 1
 
 
-def conv_step(conv: CausalConv3d, norm: RMSNorm | None, *, residual: int = 0) -> ConvStep:
+def conv_step(conv: CausalConv3d, norm: RMSNorm | None, *, residual: bool = False) -> ConvStep:
     halves = conv.stride[0] > 1
     return ConvStep(
         conv.name,
@@ -194,7 +177,7 @@ def residual_steps(block: ResidualBlock) -> Block:
     first_norm, _, first, second_norm, _, _, second = block.residual
     assert isinstance(first_norm, RMSNorm) and isinstance(second_norm, RMSNorm)
     assert isinstance(first, CausalConv3d) and isinstance(second, CausalConv3d)
-    steps = [conv_step(first, first_norm), conv_step(second, second_norm, residual=2)]
+    steps = [conv_step(first, first_norm), conv_step(second, second_norm, residual=True)]
     if isinstance(block.shortcut, nn.Conv3d):
         steps[1] = replace(
             steps[1],
