@@ -1,8 +1,10 @@
-"""The video autoencoder laid out for a CPU: the same functions, from the same weights.
+"""The video autoencoder with channels last: the same functions, from the same weights.
 
 `to_channels_last(vae, kernels)` reads a `VideoVAE` and returns one whose encoder and decoder run
-as chains of convolution steps. States go from one to the other and back. Off switch: use the
-model itself; `ConvKernels(torch.float32)` gives its numbers to rounding.
+as chains of convolution steps: on a CPU, and in fused kernels on a GPU. States go from one to the
+other and back. Off switch: use the model itself; `ConvKernels(torch.float32)` gives its numbers to
+rounding. A video decoded in chunks has the same bits as decoded at once: with PyTorch's operators
+because one latent is decoded at a time, with fused kernels because no frame depends on its batch.
 
 Shape suffixes: B batch (1), C channels, T frames, H height, W width.
 """
@@ -73,13 +75,7 @@ class ChannelsLastNetwork(nn.Module):
 
     def run_units(self, x_BCTHW: Tensor, state: StreamState, num_units: int) -> Tensor:
         """Run the first `num_units` units of the network."""
-        x_THWC = self.enter(x_BCTHW)
-        for part in self.parts:
-            if num_units <= 0:
-                break
-            x_THWC = part.stream(x_THWC, state, min(num_units, len(part.num_convs)))
-            num_units -= len(part.num_convs)
-        return leave(x_THWC)
+        return leave(run_parts(self.parts, self.enter(x_BCTHW), state, num_units))
 
     def enter(self, x_BCTHW: Tensor) -> Tensor:
         return x_BCTHW[0].permute(1, 2, 3, 0).to(self.dtype).contiguous()
@@ -102,16 +98,52 @@ class ChannelsLastDecoder(ChannelsLastNetwork):
 
     def __init__(self, layers: Sequence[nn.Module], kernels: ConvKernels) -> None:
         super().__init__(layers, kernels)
+        self.any_batch = kernels.any_batch
+        self.num_small = num_small_parts(self.parts)
         units, rate = [], 1
         for part in self.parts:
             units += [Unit(rate, count) for count in part.num_convs]
             rate *= 2 if isinstance(part, DoubleFrames) else 1
         self.latents_to_run = latents_to_run(units)
 
+    def decode(self, latents: Sequence[Tensor], state: StreamState) -> list[Tensor]:
+        if not self.any_batch:
+            return [self(z, state) for z in latents]
+        # The first latent of a video gives fewer frames than those that follow.
+        num_alone = 0 if state.caches else 1
+        batches = [z for z in (latents[:num_alone], latents[num_alone:]) if z]
+        return [frames for batch in batches for frames in self._decode_batch(batch, state)]
+
+    def _decode_batch(self, latents: Sequence[Tensor], state: StreamState) -> list[Tensor]:
+        """Decode latents of as many frames each: together while the picture is small."""
+        small, large = self.parts[: self.num_small], self.parts[self.num_small :]
+        x_THWC = run_parts(small, self.enter(torch.cat(list(latents), dim=2)), state)
+        each = x_THWC.split(x_THWC.shape[0] // len(latents))
+        return [leave(run_parts(large, frames, state)) for frames in each]
+
     def advance(self, z_BCTHW: Tensor, state: StreamState) -> None:
         latents = z_BCTHW.split(1, dim=2)
         for index, z in enumerate(latents):
             self.run_units(z, state, units_to_run(self.latents_to_run, index, len(latents)))
+
+
+def run_parts(
+    parts: Sequence[Part], x_THWC: Tensor, state: StreamState, num_units: int | None = None
+) -> Tensor:
+    """Run parts in series, through their first `num_units` units only where that is given."""
+    for part in parts:
+        count = len(part.num_convs) if num_units is None else min(num_units, len(part.num_convs))
+        if count <= 0:
+            break
+        x_THWC = part.stream(x_THWC, state, count)
+        num_units = None if num_units is None else num_units - count
+    return x_THWC
+
+
+def num_small_parts(parts: Sequence[Part]) -> int:
+    """Return how many parts see pictures of at most a quarter of the full height and width."""
+    doublings = [i for i, part in enumerate(parts) if isinstance(part, ConvRun) and part.doubles]
+    return doublings[-2] if len(doublings) > 1 else 0
 
 
 def leave(x_THWC: Tensor) -> Tensor:

@@ -36,6 +36,11 @@ class ConvRun:
         self._as_float = as_float
 
     @property
+    def doubles(self) -> bool:
+        """Whether the picture gets twice as high and wide."""
+        return self._blocks[0][0].up
+
+    @property
     def num_convs(self) -> Sequence[int]:
         return [sum(step.num_past > 0 for step in block) for block in self._blocks]
 
