@@ -11,7 +11,7 @@ import shlex
 from pathlib import Path
 
 from lipcast.cli.plan import plan, plan_request
-from lipcast.planning.hardware import GIB
+from lipcast.config.units import GIB
 from lipcast.planning.layouts import plan_layouts
 
 TARGET = Path(__file__).parents[1] / "docs" / "many-gpus.md"
@@ -46,7 +46,7 @@ lipcast generate --image examples/portrait_0.png --audio examples/speech_b_male.
   --device cpu --gpus 2 --num_clip 1
 ```
 
-In Python, `lipcast.load(..., gpus=4)` with the fields of `lipcast.planning.gpu_options.GpuOptions`; `close`
+In Python, `lipcast.load(..., gpus=4)` with the fields of `lipcast.config.gpu_options.GpuOptions`; `close`
 the model, or use it in a `with` statement, to end its processes. It makes one video at a time.
 
 ## How the work is shared

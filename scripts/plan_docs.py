@@ -10,18 +10,20 @@ import io
 import shlex
 from pathlib import Path
 
+from fsdp_arithmetic import (
+    USABLE_GIB,
+    explain_fsdp,
+    published_figures,
+    rival_resident_bytes,
+)
+
 from lipcast.cli.plan import plan, plan_request
 from lipcast.cli.plan_view import plan_text
 from lipcast.config.geometry import Geometry
 from lipcast.config.models import DiTConfig, VAEConfig
+from lipcast.config.units import GIB
 from lipcast.planning import costs
-from lipcast.planning.fsdp import (
-    USABLE_GIB,
-    explain_fsdp,
-    published_claims,
-    rival_resident_bytes,
-)
-from lipcast.planning.hardware import GIB, gpu
+from lipcast.planning.hardware import gpu
 from lipcast.planning.kernel_counts import kernel_counts
 from lipcast.planning.planner import make_plan
 
@@ -152,10 +154,10 @@ def _examples() -> str:
     shown = []
     for memory, card, ram in CARDS:
         plan = make_plan(plan_request({"gpu": card, "ram": ram}))
-        choice, layers = plan.config, len(plan.layers)
+        layers = len(plan.layers)
         rows.append(
-            f"| {memory} GB | {plan.request.hardware.label} | {ram} | {choice.resident_layers} of "
-            f"{layers}, rings {choice.resident_ring_layers} of {layers} | {plan.time.block_s:.2f} | "
+            f"| {memory} GB | {plan.request.hardware.label} | {ram} | {plan.resident_layers} of "
+            f"{layers}, rings {plan.resident_ring_layers} of {layers} | {plan.time.block_s:.2f} | "
             f"{plan.frames_per_s:.1f} |"
         )
         command = f"--gpu {card} --ram {ram}"
@@ -216,7 +218,7 @@ def _whole_steps() -> list[tuple[str, float, str]]:
     config, card = DiTConfig(), gpu("h100")
     at = Geometry.of(config, VAEConfig(), height=704, width=384, infer_frames=48)
     fp8, bf16 = (
-        1e3 * costs.tick_seconds(config, at, card, precision=p, ring_precision="bf16", num_lanes=1)
+        1e3 * costs.tick_seconds(config, at, card, precision=p, kv_precision="bf16", num_lanes=1)
         for p in ("fp8", "bf16")
     )
     return [
@@ -233,7 +235,7 @@ def _fsdp() -> str:
     rows.append(f"| {told.unshard.name} | {told.unshard.num_bytes / GIB:.2f} |")
     rows.append(f"| **peak** | **{told.peak_bytes / GIB:.2f}** |")
     rows += ["", "| published | GiB | computed | error |", "| --- | --- | --- | --- |"]
-    for claim in published_claims():
+    for claim in published_figures():
         if claim.computed_gib is None or claim.error is None:
             rows.append(f"| {claim.what} | {claim.published_gib} | not reproduced | |")
             continue

@@ -12,15 +12,16 @@ import torch
 
 import lipcast
 from lipcast.config.generate_options import GenerateOptions
+from lipcast.config.memory_options import MemoryOptions
 from lipcast.engine.backend import LocalBackend
 from lipcast.memory.device_context import DeviceContext
-from lipcast.memory.manager import MemoryManager, PlannerInputs
+from lipcast.memory.manager import MemoryManager
 from lipcast.models.dit import DiT
 from lipcast.planning.hardware import CPU as CPU_RATES
-from lipcast.planning.memory_options import MemoryOptions
+from lipcast.planning.inputs import PlannerInputs
 from lipcast.planning.plan import Budget
 from lipcast.weights.checkpoint import checkpoint_dir
-from lipcast.weights.configs import models_in
+from lipcast.weights.configs import read_configs
 from lipcast.weights.files import open_tensors
 from lipcast.weights.load import without_memory
 
@@ -39,7 +40,7 @@ def planned(tiny: lipcast.Lipcast, vram_bytes: int = PLENTY, **memory: Any) -> l
         hardware=CPU_RATES,
         budget=Budget(vram_bytes, PLENTY),
         options=MemoryOptions(**memory),
-        models=models_in(checkpoint_dir("tiny")),
+        models=read_configs(checkpoint_dir("tiny")),
         precision="fp32",
     )
     memory_manager = MemoryManager(DeviceContext(CPU, vram, ram, LateCopier()), terms)

@@ -10,7 +10,7 @@ import torch
 
 import lipcast
 from lipcast.errors import MemoryBudgetError
-from lipcast.planning.planner import smallest_vram
+from lipcast.planning.search import least_vram
 from planned import SIDE, SMALL, Faults, manager_of, planned
 from sounds import EXAMPLES, write_wav
 
@@ -36,7 +36,7 @@ def least(tiny: lipcast.Lipcast) -> int:
     model = planned(tiny, kv_precision="fp32")
     options = lipcast.api.make_options({**SMALL, **SCHEDULE})
     plan = manager_of(model).plan(tiny.spec(options, height=SIDE, width=SIDE).geometry, options)
-    found = smallest_vram(plan.request)
+    found = least_vram(plan.request)
     assert found is not None
     return found
 

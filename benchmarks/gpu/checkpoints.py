@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from lipcast.config.models import DiTConfig, VAEConfig
+from lipcast.config.precision import StoredPrecision
 from lipcast.models.speech import SpeechConfig, SpeechEncoder
 from lipcast.planning.tensors import dit_tensors, vae_tensors
 from lipcast.weights.load import without_memory
 from lipcast.weights.prompts import PromptEmbedding, write_embedding
 from lipcast.weights.quant import kept_because
-from lipcast.weights.schemes import SCHEMES, Precision
+from lipcast.weights.schemes import SCHEMES
 from lipcast.weights.source import TensorInfo
 from lipcast.weights.writer import header_bytes
 
@@ -84,7 +85,7 @@ class RandomCheckpoint:
     prompt: Path
 
 
-def random_checkpoint(name: str, shapes: Shapes, precision: Precision) -> RandomCheckpoint:
+def random_checkpoint(name: str, shapes: Shapes, precision: StoredPrecision) -> RandomCheckpoint:
     """Return the checkpoint of a name and precision; written if it is not there."""
     folder = Path(tempfile.gettempdir()) / f"lipcast-gpu-check-{name}-{precision}"
     done = folder / "complete"
@@ -101,7 +102,7 @@ def room_for_bytes() -> int:
     return shutil.disk_usage(tempfile.gettempdir()).free
 
 
-def _write(folder: Path, shapes: Shapes, precision: Precision) -> None:
+def _write(folder: Path, shapes: Shapes, precision: StoredPrecision) -> None:
     (folder / "config.json").write_text(json.dumps(asdict(shapes.dit)))
     vae = asdict(shapes.vae)
     vae["temperal_downsample"] = vae.pop("temporal_downsample")
@@ -118,7 +119,7 @@ def _write(folder: Path, shapes: Shapes, precision: Precision) -> None:
     write_embedding(folder / _EMBEDDING, PromptEmbedding(context, "random", "random"))
 
 
-def dit_infos(config: DiTConfig, precision: Precision) -> Iterator[TensorInfo]:
+def dit_infos(config: DiTConfig, precision: StoredPrecision) -> Iterator[TensorInfo]:
     """The transformer's tensors in stored form."""
     scheme = SCHEMES.get(precision)
     for name, shape in dit_tensors(config).items():

@@ -1,7 +1,9 @@
 """Count launches, bytes and FLOP of one step and of one decoded block, on fake CUDA tensors.
 
 Output: a table, or with `--json` one document: every measure by case ("fp8": fp8 weights over a bf16
-ring; "fp8_ring_int4": over an int4 ring), and the same numbers by case.
+ring; "fp8_ring_int4": over an int4 ring), and the same numbers by case. Kernels are fused, and attention
+runs as on Hopper, where ring and sink are joined first; "plain" cases have PyTorch's own operators, and in
+"in_place" cases attention reads ring and sink where they lie, as on other GPUs.
 """
 
 from __future__ import annotations
@@ -10,8 +12,9 @@ import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args
 
+from lipcast.config.gpu_options import KernelName
 from lipcast.config.models import DiTConfig, VAEConfig
 from lipcast.lab.counting import Work
 from lipcast.lab.gpu_work import StepCase, count_step, count_vae, default_spec
@@ -27,6 +30,10 @@ CASES: Mapping[str, StepCase] = {
     "bf16_ring_int4": StepCase("bf16", "int4"),
     "int8": StepCase("int8"),
     "int4": StepCase("int4"),
+    "fp8_plain": StepCase("fp8", kernels="plain"),
+    "bf16_plain": StepCase("bf16", kernels="plain"),
+    "fp8_in_place": StepCase("fp8", in_place=True),
+    "bf16_in_place": StepCase("bf16", in_place=True),
 }
 
 
@@ -45,8 +52,9 @@ def add_command(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the counts, or the rows of `lipcast.planning.kernel_counts`."""
     if options.table:
-        for name, row in fitted_counts().items():
-            print(f"{name} = {_rounded(row)}")
+        for kernels in get_args(KernelName):
+            for name, row in fitted_counts(kernels).items():
+                print(f"{kernels}: {name} = {_rounded(row)}", flush=True)
         return 0
     document = counted(options.size, options.infer_frames)
     print(json.dumps(document) if options.json else table(document))

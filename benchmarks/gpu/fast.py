@@ -17,10 +17,10 @@ from gpu.steps import StepTimes, memory_of, paced_video, profiled, timed_steps, 
 from gpu.timing import median_ms
 from gpu.videos import make_video
 from lipcast.config.models import DiTConfig
+from lipcast.config.precision import StoredPrecision
 from lipcast.lab.gpu_work import StepCase, count_step
 from lipcast.models.quant_formats import FP8
 from lipcast.weights.fp8 import has_fp8_matmul, linear_row_wise
-from lipcast.weights.schemes import Precision
 
 _PLAN_ERROR = 0.15
 """Predicted against measured."""
@@ -82,7 +82,7 @@ def _attention(rows: int, keys: int, settings: Settings) -> Any:
     return lambda: functional.scaled_dot_product_attention(q, k, v)
 
 
-def steps(precision: Precision, settings: Settings, report: Report) -> None:
+def steps(precision: StoredPrecision, settings: Settings, report: Report) -> None:
     """Milliseconds of a step in every order and size, against the plan."""
     if precision == "bf16" and settings.is_full and room_for_bytes() < _BF16_DISK_BYTES:
         report.skip("bf16 steps are as planned", "no room on the disk for the checkpoint")
@@ -197,7 +197,9 @@ def end_to_end(settings: Settings, report: Report) -> None:
     report.claim(text, abs(error) <= _PLAN_ERROR, found)
 
 
-def _loaded(settings: Settings, precision: Precision) -> tuple[RandomCheckpoint, lipcast.Lipcast]:
+def _loaded(
+    settings: Settings, precision: StoredPrecision
+) -> tuple[RandomCheckpoint, lipcast.Lipcast]:
     shapes = FULL if settings.is_full else SMALL
     checkpoint = random_checkpoint(settings.model, shapes, precision)
     return checkpoint, lipcast.load(checkpoint.folder, device=str(settings.device))

@@ -22,19 +22,20 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from lipcast.config.precision import StoredPrecision
 from lipcast.weights.checkpoint import find_checkpoint
 from lipcast.weights.convert import ConvertRequest, convert
 from lipcast.weights.files import open_tensors
 from lipcast.weights.lora import LoraSpec
 from lipcast.weights.manifest import verify
 from lipcast.weights.quant import kept_because, quantise_layer
-from lipcast.weights.schemes import SCHEMES, Precision
+from lipcast.weights.schemes import SCHEMES
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from synthetic import configs_of_size, write_synthetic
 
 SPEECH = Path(__file__).parents[2] / "src" / "lipcast" / "assets" / "tiny" / "wav2vec2-tiny"
-PRECISIONS: tuple[Precision, ...] = ("bf16", "fp8", "int8", "int4")
+PRECISIONS: tuple[StoredPrecision, ...] = ("bf16", "fp8", "int8", "int4")
 RANK = 128
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,18 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from gpu.checkpoints import dit_infos
 from lipcast.config.generate_options import GenerateOptions
+from lipcast.config.memory_options import MemoryOptions
 from lipcast.config.models import DiTConfig, VAEConfig
-from lipcast.config.schedule import take_blocks, ticks
+from lipcast.config.schedule import ticks
 from lipcast.config.video_spec import video_spec
 from lipcast.engine.conditioning import ReferenceLatents
 from lipcast.engine.executor import LaneExecutor, session_shape
 from lipcast.memory.device_context import DeviceContext
-from lipcast.memory.manager import MemoryManager, PlannerInputs, session_plan
+from lipcast.memory.manager import MemoryManager, session_plan
 from lipcast.memory.session_memory import SessionMemory
 from lipcast.models.dit import DiT
 from lipcast.planning.hardware import CPU
-from lipcast.planning.memory_options import MemoryOptions
+from lipcast.planning.inputs import PlannerInputs
 from lipcast.planning.plan import Budget, Models
 from lipcast.weights.load import without_memory
 from lipcast.weights.source import TensorSource
@@ -99,7 +101,7 @@ def measure(*, offload: bool) -> dict[str, Any]:
     )
     executor = LaneExecutor(model, spec, anchor, torch.zeros(9, CONFIG.text_dim), memory=memory)
     voice = torch.zeros(CONFIG.num_audio_layers, CONFIG.audio_dim, 12)
-    for tick in take_blocks(ticks(spec.order, max_lanes=1), BLOCKS, spec.order.num_steps):
+    for tick in islice(ticks(spec.order, max_lanes=1), BLOCKS * spec.order.num_steps):
         for unit in tick:
             if unit.step == 0:
                 executor.start(unit.block, voice)

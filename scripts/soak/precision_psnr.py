@@ -20,16 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lipcast
+from lipcast.config.precision import StoredPrecision
 from lipcast.weights.checkpoint import find_checkpoint
 from lipcast.weights.convert import ConvertRequest, convert
 from lipcast.weights.files import open_tensors
 from lipcast.weights.quant_linear import use_fp8_matmul
-from lipcast.weights.schemes import Precision
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "src" / "lipcast" / "assets" / "tiny"
 VOICES = ("speech_b_male.wav", "speech_d_female.wav")
-CASES: tuple[tuple[str, Precision], ...] = (
+CASES: tuple[tuple[str, StoredPrecision], ...] = (
     ("fp16", "fp16"), ("bf16", "bf16"), ("int8", "int8"), ("fp8", "fp8"), ("fp8+", "fp8"),
     ("int4", "int4"),
 )  # fmt: skip

@@ -19,6 +19,9 @@ import torch
 from numpy.typing import NDArray
 
 from lipcast.config.generate_options import OPTION_NAMES, GenerateOptions
+from lipcast.config.gpu_options import GPU_OPTION_NAMES, GpuOptions
+from lipcast.config.keywords import GenerateKeywords, MachineKeywords
+from lipcast.config.memory_options import MEMORY_OPTION_NAMES, MemoryOptions
 from lipcast.config.video_spec import VideoSpec, video_spec
 from lipcast.engine.backend import Backend, LocalBackend
 from lipcast.engine.engine import Engine
@@ -35,10 +38,7 @@ from lipcast.media.audio import AudioFile, PcmSource, open_audio
 from lipcast.media.image import ImageSource, fit_portrait, load_portrait
 from lipcast.media.video import VideoWriter
 from lipcast.parallel.distributed_model import DistributedModel
-from lipcast.planning.gpu_options import GPU_OPTION_NAMES, GpuOptions
-from lipcast.planning.keywords import GenerateKeywords, MachineKeywords
-from lipcast.planning.memory_options import MEMORY_OPTION_NAMES, MemoryOptions
-from lipcast.weights.bundle import ModelBundle, Network
+from lipcast.weights.bundle import ModelBundle, NetworkName
 from lipcast.weights.checkpoint import checkpoint_dir
 from lipcast.weights.lora import LoraSpec
 
@@ -71,7 +71,7 @@ def load(
     memory_options: budgets and offloading. On a GPU, and on a CPU with a budget, all memory is planned:
     weights and KV caches that do not fit stream from the host's.
     gpu_options: several GPUs, or processes of a CPU, make a video together, in the layout that is fastest
-    for the `expected` videos; `close` the model to end them.
+    for the `expected` videos; `close` the model to end them. Also which kernels compute on them.
     machine: the fields of `MemoryOptions` and `GpuOptions` as keywords (vram="12GB", gpus=4, ...).
     Raises MemoryBudgetError where nothing fits, CheckpointError for missing or broken files,
     UsageError for an unknown device, precision or option, RankError where a process fails.
@@ -87,11 +87,12 @@ def load(
         loras=tuple(loras),
         decoder=None if decoder is None else Path(decoder),
         memory=memory,
+        kernels=gpus.kernels,
     )
     together = launched()
     if gpus.num_gpus > 1 or together is not None:
         here = replace(settings, device=torch.device("cpu"))
-        speech_only: tuple[Network, ...] = ("speech",)
+        speech_only: tuple[NetworkName, ...] = ("speech",)
         bundle, _ = load_networks(here, networks=speech_only)
         ranks = DistributedModel(settings, gpus, expected or GenerateOptions(), launched=together)
         bundle.speech.to(ranks.speech_device)

@@ -15,9 +15,9 @@ from lipcast.cli.main import main
 from lipcast.cli.options import OPTIONS
 from lipcast.cli.request import precision
 from lipcast.config.generate_options import OPTION_NAMES
+from lipcast.config.gpu_options import GPU_OPTION_NAMES
+from lipcast.config.memory_options import MEMORY_OPTION_NAMES
 from lipcast.errors import NotBuiltError, UsageError
-from lipcast.planning.gpu_options import GPU_OPTION_NAMES
-from lipcast.planning.memory_options import MEMORY_OPTION_NAMES
 
 # What the argument parsers of the public scripts know (command line, web page, batch).
 PUBLIC = (

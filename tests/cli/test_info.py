@@ -9,10 +9,10 @@ import pytest
 
 from lipcast.cli.info import describe
 from lipcast.cli.main import main
-from lipcast.cli.model_configs import read_configs
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.errors import CheckpointError
 from lipcast.planning.plan import Models
+from lipcast.weights.configs import read_configs
 
 
 def test_the_published_model_has_its_measured_sizes() -> None:

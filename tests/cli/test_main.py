@@ -21,10 +21,10 @@ from PIL import Image
 from lipcast.cli.app import make_app
 from lipcast.cli.main import main
 from lipcast.config.generate_options import GenerateOptions
+from lipcast.config.gpu_options import GpuOptions
+from lipcast.config.memory_options import MemoryOptions
 from lipcast.errors import InputError, OutputError
 from lipcast.media.video import read_video
-from lipcast.planning.gpu_options import GpuOptions
-from lipcast.planning.memory_options import MemoryOptions
 from lipcast.weights.prompts import PromptEmbedding, write_embedding
 
 VIDEO_VERBS = ("generate", "info", "plan", "bench")

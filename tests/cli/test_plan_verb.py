@@ -14,8 +14,8 @@ import click
 import pytest
 
 from lipcast.cli.plan import plan, plan_request, read_driver
+from lipcast.config.units import GIB
 from lipcast.errors import CheckpointError, MemoryBudgetError, UsageError
-from lipcast.planning.hardware import GIB
 
 ROOT = Path(__file__).parents[2]
 

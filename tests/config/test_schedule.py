@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipcast.config.schedule import Order, Scheduler, Unit, check, lanes_of, take_blocks, ticks
+from lipcast.config.schedule import Order, Scheduler, Unit, lanes_of, ticks
+from schedules import check, take_blocks
 
 
 @st.composite

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from lipcast.config.memory_options import MemoryOptions
 from lipcast.engine import loading, planner_inputs
 from lipcast.engine.loading import LoadSettings, device_of, load_networks, read_device
 from lipcast.memory.device_context import DeviceContext
-from lipcast.planning.memory_options import MemoryOptions
 from lipcast.planning.plan import Plan
 from lipcast.weights.checkpoint import checkpoint_dir
 

@@ -149,7 +149,8 @@ def test_block_streaming(golden):
         table = rotary.video(first, frames, height, width)
         placed = sink.place(rotary.video(max(30, first + distance), 1, height, width), None)
 
-        def stream(q, k, v, first=first, table=table, placed=placed):
+        def stream(q, k, v, norms, first=first, table=table, placed=placed):
+            q, k = norms(q, k)
             q, k, v = (x.flatten(0, 1) for x in (q, k, v))
             ring.write(0, first, table.apply(k), v)
             remembered = read_ring(ring, 0, first + frames, config)

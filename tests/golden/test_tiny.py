@@ -15,8 +15,8 @@ from golden_helpers import DEFAULT_DIR, Driver, GoldenCase
 from lipcast.config.timesteps import flow_schedule
 from lipcast.models.dit import DiT
 from lipcast.models.vae import VideoVAE
-from lipcast.weights.bundle import read_configs
 from lipcast.weights.checkpoint import checkpoint_dir, find_checkpoint
+from lipcast.weights.configs import read_configs
 from lipcast.weights.files import open_tensors
 from lipcast.weights.load import load_into, without_memory
 
@@ -40,7 +40,7 @@ def _relative(got: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize(("name", "half"), [("latents", True), ("latents_exact_rope", False)])
 @torch.no_grad()
 def test_latents(case, files, name, half):
-    config, _ = read_configs(files)
+    config = read_configs("tiny").dit
     with without_memory():
         model = DiT(config, half_precision_rope=half)
     load_into(model, open_tensors(files.dit), dtype=torch.float32)
@@ -65,7 +65,7 @@ def test_latents(case, files, name, half):
 @pytest.mark.slow
 @torch.no_grad()
 def test_frames(case, files):
-    _, config = read_configs(files)
+    config = read_configs("tiny").vae
     with without_memory():
         vae = VideoVAE(config)
     load_into(vae, open_tensors(files.vae), dtype=torch.float32)

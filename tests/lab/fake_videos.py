@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lipcast.config.models import DiTConfig, VAEConfig
+from lipcast.config.precision import KVPrecision, StoredPrecision
 from lipcast.config.schedule import ticks
 from lipcast.config.video_spec import VideoSpec
 from lipcast.engine.executor import LaneExecutor, session_shape
@@ -20,11 +21,10 @@ from lipcast.memory.session_memory import SessionMemory, SessionPlan
 from lipcast.memory.weight_store import WeightPlan, WeightStore
 from lipcast.models.dit import DiT
 from lipcast.planning.plan import Placement
-from lipcast.planning.sizes import KVPrecision
 from lipcast.planning.tensors import dit_tensors
 from lipcast.weights.load import load_into, without_memory
 from lipcast.weights.quant import kept_because
-from lipcast.weights.schemes import SCHEMES, Precision
+from lipcast.weights.schemes import SCHEMES
 from lipcast.weights.source import TensorInfo, TensorSource
 
 TWO_LAYERS = replace(DiTConfig(), num_layers=2, audio_inject_layers=(0, 1))
@@ -36,22 +36,22 @@ INFER_FRAMES = 12
 class Placed:
     """Where a video's memory lies and how it is stored."""
 
-    precision: Precision = "bf16"
+    precision: StoredPrecision = "bf16"
     weights: Placement = "resident"
     rings: Placement = "resident"
-    ring_precision: KVPrecision | None = None
+    kv_precision: KVPrecision | None = None
     sink_streamed: bool = False
     num_lanes: int = 1
 
     def session_plan(self, config: DiTConfig) -> SessionPlan:
         layers = (self.rings,) * config.num_layers
-        return SessionPlan(layers, self.ring_precision, self.sink_streamed)
+        return SessionPlan(layers, self.kv_precision, self.sink_streamed)
 
 
 class FakeWeights(TensorSource):
     """A checkpoint's tensors without values, in stored form."""
 
-    def __init__(self, config: DiTConfig, precision: Precision) -> None:
+    def __init__(self, config: DiTConfig, precision: StoredPrecision) -> None:
         self.path, self.files, self.metadata = Path("fake"), (), {}
         self.infos = {info.name: info for info in _infos(config, precision)}
 
@@ -59,7 +59,7 @@ class FakeWeights(TensorSource):
         return torch.empty(self.infos[name].shape, dtype=self.infos[name].dtype)
 
 
-def _infos(config: DiTConfig, precision: Precision) -> Iterator[TensorInfo]:
+def _infos(config: DiTConfig, precision: StoredPrecision) -> Iterator[TensorInfo]:
     scheme = SCHEMES.get(precision)
     for name, shape in dit_tensors(config).items():
         plain = TensorInfo(name, shape, torch.bfloat16)

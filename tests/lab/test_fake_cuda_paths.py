@@ -31,15 +31,15 @@ BLOCKS = 2
 
 PLACED = {
     "bf16, resident": Placed(),
-    "int8 weights, fp8 rings": Placed("int8", ring_precision="fp8"),
-    "int4 weights, int4 rings": Placed("int4", ring_precision="int4"),
+    "int8 weights, fp8 rings": Placed("int8", kv_precision="fp8"),
+    "int4 weights, int4 rings": Placed("int4", kv_precision="int4"),
     "wavefront, all streamed": Placed("fp8", "pinned", "pinned", "fp8", True, 3),
 }
 MORE = {
     "fp8 weights": Placed("fp8"),
     "streamed weights": Placed("fp8", weights="pinned"),
     "streamed rings": Placed(rings="pinned", sink_streamed=True),
-    "streamed int4 rings": Placed(rings="pinned", ring_precision="int4"),
+    "streamed int4 rings": Placed(rings="pinned", kv_precision="int4"),
     "wavefront, resident": Placed("fp8", num_lanes=3),
     "wavefront, int4": Placed("int4", "pinned", "resident", "int4", True, 3),
 }
@@ -60,7 +60,7 @@ def test_blocks_are_made_on_the_device(name: str) -> None:
 
 def test_memory_moves_while_a_video_runs() -> None:
     """To host memory, back, and into another precision."""
-    plans = Placed(rings="pinned", ring_precision="fp8", sink_streamed=True), Placed()
+    plans = Placed(rings="pinned", kv_precision="fp8", sink_streamed=True), Placed()
     with fake_cuda(), opened(Placed()) as (executor, spec):
         run_blocks(executor, spec, count=1)
         for block, placed in enumerate(plans, 1):

@@ -77,7 +77,7 @@ def test_the_planner_knows_what_a_step_asks_for(case: StepCase) -> None:
     total, geometry = counted(case), default_spec(FULL).geometry
     counts = kernel_counts(
         case.precision,
-        case.ring_precision or "bf16",
+        case.kv_precision or "bf16",
         num_lanes=case.num_lanes,
         dequantised=case.precision in {"int8", "int4"},
     )

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.geometry import Geometry
+from lipcast.config.memory_options import MemoryOptions
 from lipcast.config.models import VAEConfig
 from lipcast.errors import CheckpointError
-from lipcast.memory.manager import MemoryManager, PlannerInputs
+from lipcast.memory.manager import MemoryManager
 from lipcast.models.dit import DiT
 from lipcast.planning.hardware import CPU
-from lipcast.planning.memory_options import MemoryOptions
+from lipcast.planning.inputs import PlannerInputs
 from lipcast.planning.plan import Budget, Models
 from lipcast.weights.load import without_memory
 
@@ -75,11 +76,7 @@ def test_the_sessions_that_are_left_can_use_the_weights() -> None:
     manager = manager_on(device)
     model = load(manager, ModelTensors())
     first, second = (manager.admit(GEOMETRY, GenerateOptions()) for _ in range(2))
-    streamed = replace(
-        second.plan,
-        layers=("pinned",) * SMALL.num_layers,
-        config=replace(second.plan.config, resident_layers=0),
-    )
+    streamed = replace(second.plan, layers=("pinned",) * SMALL.num_layers)
     device.maker.fail_at = device.maker.num_made + 2
     with pytest.raises(torch.OutOfMemoryError):
         second.apply_plan(streamed)

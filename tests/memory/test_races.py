@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lipcast.config.generate_options import GenerateOptions, ScheduleName
 from lipcast.config.models import VAEConfig
-from lipcast.config.schedule import take_blocks, ticks
+from lipcast.config.schedule import ticks
 from lipcast.config.video_spec import VideoSpec, video_spec
 from lipcast.engine.conditioning import ReferenceLatents
 from lipcast.engine.executor import LaneExecutor, session_shape
@@ -21,6 +21,7 @@ from lipcast.memory.weight_store import WeightPlan, WeightStore
 from lipcast.models.dit import DiT
 from lipcast.planning.plan import Placement
 from lipcast.weights.load import load_into, without_memory
+from schedules import take_blocks
 
 ALL_RESIDENT: tuple[Placement, ...] = ("resident",) * SMALL.num_layers
 ALL_PINNED: tuple[Placement, ...] = ("pinned",) * SMALL.num_layers

@@ -11,6 +11,7 @@ from failing_device import FailingDevice, Fault
 from small_dit import SHAPE, SMALL, ModelTensors, small_dit
 from torch import Tensor
 
+from lipcast.config.precision import KVPrecision
 from lipcast.memory.disk_reader import DiskReader
 from lipcast.memory.layer_buffers import LayerBuffers
 from lipcast.memory.session_memory import SessionMemory, SessionPlan
@@ -20,7 +21,6 @@ from lipcast.models.dit import DiT
 from lipcast.models.kv_codec import PlainCodec
 from lipcast.models.kv_ring import RingLayout
 from lipcast.planning.plan import Placement
-from lipcast.planning.sizes import KVPrecision
 from lipcast.weights.load import load_into, without_memory
 
 ALL_RESIDENT: tuple[Placement, ...] = ("resident",) * SMALL.num_layers

@@ -10,22 +10,16 @@ from hypothesis import strategies as st
 
 import lipcast
 from lipcast.config.generate_options import GenerateOptions, ScheduleName
-from lipcast.config.schedule import take_blocks, ticks
+from lipcast.config.precision import KVPrecision
+from lipcast.config.schedule import ticks
 from lipcast.config.video_spec import VideoSpec
 from lipcast.engine.conditioning import ReferenceLatents
 from lipcast.engine.executor import LaneExecutor, session_shape
 from lipcast.memory.device_context import DeviceContext
-from lipcast.memory.session_memory import (
-    RING_SLOTS_PART,
-    RINGS,
-    RINGS_PINNED,
-    SINK,
-    SessionMemory,
-    SessionPlan,
-)
-from lipcast.planning import sizes
+from lipcast.memory.session_memory import SessionMemory, SessionPlan
+from lipcast.planning import items, sizes
 from lipcast.planning.plan import Placement
-from lipcast.planning.sizes import KVPrecision
+from schedules import take_blocks
 
 BLOCKS = 5
 SIDE = 64
@@ -133,11 +127,11 @@ def test_bytes_are_the_planners(
         memory = SessionMemory(tiny.bundle.dit, session_shape(spec), device_context, plan)
         sinks = 2 * sink if sink_streamed else config.num_layers * (sink + lanes * placed)
         assert device_context.vram.parts == {
-            RINGS: steps * ring, RING_SLOTS_PART: 2 * lanes * ring, SINK: sinks,
+            items.RINGS: steps * ring, items.RING_SLOTS: 2 * lanes * ring, items.SINK: sinks,
         }  # fmt: skip
-        pinned = {RINGS_PINNED: (config.num_layers - 1) * steps * ring}
+        pinned = {items.PINNED_RINGS: (config.num_layers - 1) * steps * ring}
         assert device_context.ram.parts == pinned | (
-            {SINK: config.num_layers * sink} if sink_streamed else {}
+            {items.SINK: config.num_layers * sink} if sink_streamed else {}
         )
         memory.release()
         assert not device_context.vram.parts and not device_context.ram.parts

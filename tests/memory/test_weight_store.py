@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 import lipcast
 from lipcast.config.models import DiTConfig
-from lipcast.memory.weight_store import LAYERS, PINNED, PROMPT, ROOT, SLOTS, WeightPlan, WeightStore
+from lipcast.config.precision import Precision
+from lipcast.memory.weight_store import WeightPlan, WeightStore
 from lipcast.models.dit import DiT
 from lipcast.models.sink import Sink
+from lipcast.planning import items
 from lipcast.planning.plan import Placement
-from lipcast.planning.sizes import Precision, layer_bytes, root_bytes
+from lipcast.planning.sizes import layer_bytes, root_bytes
 from lipcast.planning.tensors import WEIGHT_USES
 from lipcast.weights.checkpoint import checkpoint_dir
 from lipcast.weights.files import open_tensors
@@ -103,7 +105,10 @@ def test_layers_move_between_places_while_the_model_is_used(
         for got, want in zip(outputs(model), expected, strict=True):
             assert torch.equal(got, want)
     store.apply_plan(start)
-    assert SLOTS not in store._device.parts and PINNED not in store._host.parts
+    assert (
+        items.LAYER_SLOTS not in store._device.parts
+        and items.PINNED_LAYERS not in store._host.parts
+    )
 
 
 @pytest.mark.parametrize("precision", ["bf16", *SCHEMES])
@@ -120,10 +125,12 @@ def test_bytes_are_the_planners(config: DiTConfig, precision: Precision) -> None
 
     widest = max(*sizes["tick"], *sizes["voice"])
     assert store._device.parts == {
-        ROOT: root_bytes(config, precision), LAYERS: total("resident"), SLOTS: 3 * widest,
+        items.ROOT: root_bytes(config, precision),
+        items.LAYERS: total("resident"), items.LAYER_SLOTS: 3 * widest,
     }  # fmt: skip
     assert store._host.parts == {
-        PINNED: total("pinned"), PROMPT: sum(sizes["prompt"]), "staging for layers from disk": 2 * widest,
+        items.PINNED_LAYERS: total("pinned"),
+        items.PROMPT_WEIGHTS: sum(sizes["prompt"]), items.STAGING: 2 * widest,
     }  # fmt: skip
 
 

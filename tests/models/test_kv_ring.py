@@ -11,11 +11,11 @@ from torch import Tensor
 
 from lipcast.config.geometry import Geometry
 from lipcast.config.models import DiTConfig, VAEConfig
+from lipcast.config.precision import KV_PRECISIONS, KVPrecision
 from lipcast.errors import UsageError
 from lipcast.models.kv_codec import kv_codec
-from lipcast.models.kv_ring import KVRing, ResidentRing, RingLayout, RingPlanes, Slots
+from lipcast.models.kv_ring import KVRing, Positions, ResidentRing, RingLayout, RingPlanes
 from lipcast.planning import sizes
-from lipcast.planning.sizes import KV_PRECISIONS, KVPrecision
 
 HEADS, TOKENS, LAYERS = 2, 3, 2
 CPU = torch.device("cpu")
@@ -128,7 +128,7 @@ def test_bytes_are_those_of_the_plan(
 @settings(deadline=None)
 @given(windows, precisions, st.sampled_from([2, 64, 96]))
 def test_planes_tile_the_buffer(window: int, precision: KVPrecision, head_dim: int) -> None:
-    """Every byte belongs to one plane, and a slot is one stretch of bytes."""
+    """Every byte belongs to one plane, and a position is one stretch of bytes."""
     codec = kv_codec(precision, num_heads=HEADS, head_dim=head_dim)
     layout = RingLayout(codec, window, TOKENS)
     buffer = torch.zeros(layout.num_bytes, dtype=torch.uint8)
@@ -137,7 +137,7 @@ def test_planes_tile_the_buffer(window: int, precision: KVPrecision, head_dim: i
     assert sum(x.nbytes for x in tensors) == layout.num_bytes
     for x in tensors:
         x[window - 1].view(torch.uint8).fill_(7)
-    begin = (window - 1) * layout.slot_bytes
+    begin = (window - 1) * layout.position_bytes
     assert not buffer[:begin].any() and (buffer[begin:] == 7).all()
 
 
@@ -147,16 +147,16 @@ class Recorder:
     def __init__(self, layout: RingLayout) -> None:
         self.buffers = torch.zeros(LAYERS, layout.num_bytes, dtype=torch.uint8)
         self.layout, self.num_bytes = layout, self.buffers.nbytes
-        self.written: list[tuple[int, list[Slots]]] = []
+        self.written: list[tuple[int, list[Positions]]] = []
 
     def planes(self, layer: int) -> RingPlanes:
         return self.layout.view(self.buffers[layer])
 
-    def mark_dirty(self, layer: int, slots: list[Slots]) -> None:
-        self.written.append((layer, slots))
+    def mark_dirty(self, layer: int, positions: list[Positions]) -> None:
+        self.written.append((layer, positions))
 
 
-def test_a_storage_hears_which_slots_changed() -> None:
+def test_a_storage_is_told_which_positions_changed() -> None:
     layout = RingLayout(kv_codec("fp8", num_heads=HEADS, head_dim=16), 5, TOKENS)
     storage = Recorder(layout)
     ring = KVRing(layout, storage, start_frame=4)
@@ -165,8 +165,8 @@ def test_a_storage_hears_which_slots_changed() -> None:
         x = tokens_of(first, 3, 16, torch.float32, 1)
         ring.write(1, first, x, x)
         changed = (before != storage.buffers).view(LAYERS, 5, -1).any(-1)
-        slots = {i for slot, count in storage.written[-1][1] for i in range(slot, slot + count)}
-        assert {i for i in range(5) if changed[1, i]} == slots and not changed[0].any()
+        told = {i for first, count in storage.written[-1][1] for i in range(first, first + count)}
+        assert {i for i in range(5) if changed[1, i]} == told and not changed[0].any()
     assert storage.written == [(1, [(0, 3)]), (1, [(3, 2), (0, 1)])]
 
 

@@ -17,13 +17,13 @@ from safetensors.torch import save_file
 
 import lipcast
 from lipcast.config.generate_options import GenerateOptions
+from lipcast.config.gpu_options import GpuOptions
 from lipcast.engine.loading import LoadSettings, load_networks
 from lipcast.models.vae_tiny import TinyDecoder
 from lipcast.parallel import stage
 from lipcast.parallel.distributed_model import DistributedModel
 from lipcast.parallel.rank import serve
 from lipcast.parallel.rank_group import StartRank
-from lipcast.planning.gpu_options import GpuOptions
 from lipcast.weights.checkpoint import checkpoint_dir
 
 SMALL: dict[str, Any] = {"size": "80*80", "infer_frames": 24}

@@ -13,11 +13,11 @@ from rank_groups import SMALL, on_ranks, settings
 
 import lipcast
 from lipcast.config.generate_options import GenerateOptions
+from lipcast.config.memory_options import MemoryOptions
 from lipcast.config.schedule import Unit
 from lipcast.errors import CancelledError, RankError, UsageError
 from lipcast.parallel.distributed_model import DistributedModel
 from lipcast.planning.layouts import stage_steps
-from lipcast.planning.memory_options import MemoryOptions
 from sounds import EXAMPLES, syllables, write_wav
 
 FOUR_STEPS = {"fold_last_step": False}

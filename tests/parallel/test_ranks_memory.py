@@ -10,10 +10,10 @@ import torch
 from rank_groups import SMALL, failing_at, on_ranks, settings
 
 import lipcast
+from lipcast.config.memory_options import MemoryOptions
 from lipcast.errors import MemoryBudgetError
 from lipcast.parallel.distributed_model import DistributedModel
 from lipcast.parallel.messages import RankStats
-from lipcast.planning.memory_options import MemoryOptions
 
 STAGES: dict[str, Any] = {"num_gpus_dit": 2, "ulysses_size": 1}
 WITH_DECODER: dict[str, Any] = {**STAGES, "enable_vae_parallel": True}

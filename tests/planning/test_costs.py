@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from lipcast.config.geometry import Geometry
 from lipcast.config.models import DiTConfig, VAEConfig
+from lipcast.config.precision import KVPrecision, Precision
+from lipcast.config.units import GIB, format_bytes, parse_bytes
 from lipcast.errors import UsageError
 from lipcast.planning import costs
 from lipcast.planning.costs import HOST_S_PER_LAUNCH, arithmetic_seconds, tick_seconds
-from lipcast.planning.hardware import GIB, format_bytes, gpu, gpu_names, parse_bytes
-from lipcast.planning.sizes import KVPrecision, Precision
+from lipcast.planning.hardware import gpu, gpu_names
 
 H100 = gpu("h100")
 FULL = DiTConfig()
@@ -35,7 +36,7 @@ def tick_ms(
     at: Geometry, precision: Precision, ring: KVPrecision = "bf16", *, num_lanes: int = 1
 ) -> float:
     seconds = tick_seconds(
-        FULL, at, H100, precision=precision, ring_precision=ring, num_lanes=num_lanes
+        FULL, at, H100, precision=precision, kv_precision=ring, num_lanes=num_lanes
     )
     return 1e3 * seconds
 
@@ -127,7 +128,7 @@ def test_weights_are_dequantised_once_a_tick() -> None:
     def tick(precision: Precision, num_lanes: int) -> float:
         return tick_seconds(
             FULL, geometry(), ampere,
-            precision=precision, ring_precision="bf16", num_lanes=num_lanes,
+            precision=precision, kv_precision="bf16", num_lanes=num_lanes,
         )  # fmt: skip
 
     extra = [tick("fp8", lanes) - tick("bf16", lanes) for lanes in (1, 3)]

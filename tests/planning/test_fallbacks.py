@@ -9,14 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_planner import ask
 
+from lipcast.config.fallbacks import Fallback, parse_fallbacks
 from lipcast.errors import MemoryBudgetError, UsageError
 from lipcast.planning.fallbacks import (
-    Fallback,
     alternatives,
     apply_fallback,
     default_fallbacks,
     ladder,
-    parse_fallbacks,
 )
 from lipcast.planning.plan import Budget
 from lipcast.planning.planner import make_plan
@@ -66,7 +65,7 @@ def test_a_resident_plan_falls_to_streaming() -> None:
     assert set(taken["kv_streamed"].ring_layers) == {"pinned"}
     assert set(taken["kv_streamed"].layers) == {"resident"}
     assert set(taken["weights_streamed"].layers) == {"pinned"}
-    assert taken["kv_fp8"].config.ring_precision == "fp8"
+    assert taken["kv_fp8"].config.kv_precision == "fp8"
     assert taken["tiling"].config.tiles == (2, 1)
 
 

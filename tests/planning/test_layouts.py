@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from fsdp_arithmetic import USABLE_GIB, explain_fsdp, published_figures
 from hypothesis import given
 from hypothesis import strategies as st
 from test_planner import ask
 
+from lipcast.config.units import GIB
 from lipcast.errors import MemoryBudgetError, UsageError
-from lipcast.planning.fsdp import USABLE_GIB, explain_fsdp, published_claims
-from lipcast.planning.hardware import GIB
 from lipcast.planning.layouts import (
     Layout,
     LayoutConstraints,
@@ -21,7 +21,7 @@ from lipcast.planning.layouts import (
     timeline,
     with_enough_steps,
 )
-from lipcast.planning.plan import PlanConstraints, Share
+from lipcast.planning.plan import PlanConstraints, WorkShare
 from lipcast.planning.planner import make_plan
 
 
@@ -62,23 +62,23 @@ def test_every_rank_fits_its_card() -> None:
 
 def test_ulysses_divides_rings_and_sharding_divides_weights() -> None:
     request = replace(
-        ask("h100", 512), constraints=PlanConstraints(precision="fp8", ring_precision="bf16")
+        ask("h100", 512), constraints=PlanConstraints(precision="fp8", kv_precision="bf16")
     )
     whole = make_plan(request)
     parts = {
         name: {part.name: part.num_bytes for part in make_plan(request, share).generate_parts}
         for name, share in (
-            ("whole", Share()),
-            ("ulysses", Share(ulysses=4)),
-            ("sharded", Share(shards=4)),
-            ("stage", Share(num_steps=1)),
+            ("whole", WorkShare()),
+            ("ulysses", WorkShare(ulysses=4)),
+            ("sharded", WorkShare(shards=4)),
+            ("stage", WorkShare(num_steps=1)),
         )
     }
     rings, weights = "KV rings", "weights of layers"
     assert parts["whole"][rings] == 4 * parts["ulysses"][rings] == 3 * parts["stage"][rings]
     widest = 351_755_264  # what a tick needs of a layer with its injector, fp8
     assert parts["sharded"][weights] == -(-parts["whole"][weights] // 4) + 2 * widest
-    assert make_plan(request, Share(ulysses=4)).time.compute_s < whole.time.compute_s / 3
+    assert make_plan(request, WorkShare(ulysses=4)).time.compute_s < whole.time.compute_s / 3
 
 
 def test_the_published_layout() -> None:
@@ -152,7 +152,7 @@ def test_the_timeline_shows_the_pipeline() -> None:
 
 
 def test_published_figures_of_sharding_are_reproduced() -> None:
-    claims = {claim.what: claim for claim in published_claims()}
+    claims = {claim.what: claim for claim in published_figures()}
     for what in ("resident, 48 frames", "unshard", "peak, 48 frames"):
         assert claims[what].error == pytest.approx(0, abs=0.005), what
     assert claims["peak, 32 frames at 688*368"].error == pytest.approx(0, abs=0.03)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from lipcast.config.geometry import Geometry
 from lipcast.config.models import DiTConfig, TextConfig, VAEConfig
+from lipcast.config.precision import KV_PRECISIONS, PRECISIONS, Precision
 from lipcast.planning import sizes
 from lipcast.planning.tensors import (
     WEIGHT_USES,
@@ -148,7 +149,7 @@ def test_uses_divide_a_layer() -> None:
     [("bf16", 30.48, 0.01), ("fp8", 15.59, 0.01), ("int4", 9.5e9 / GIB, 0.03)],
 )
 def test_weights_of_the_transformer(
-    precision: sizes.Precision, measured_gib: float, within: float
+    precision: Precision, measured_gib: float, within: float
 ) -> None:
     config = DiTConfig()
     stored = sizes.dit_bytes(config, precision)
@@ -165,7 +166,7 @@ def test_only_matrices_of_layers_are_quantised() -> None:
 @pytest.mark.parametrize("precision", ["fp8", "int8", "int4"])
 @given(rows=st.integers(1, 300), columns=st.integers(1, 400))
 def test_parts_are_those_that_the_quantiser_stores(
-    precision: sizes.Precision, rows: int, columns: int
+    precision: Precision, rows: int, columns: int
 ) -> None:
     scheme, form = SCHEMES[precision], sizes.WEIGHT_FORMATS[precision]
     assert form.fits(columns) == scheme.fits(columns)
@@ -186,10 +187,10 @@ def test_the_quantiser_chooses_the_same_tensors() -> None:
 @given(
     rows=st.integers(1, 300),
     columns=st.integers(1, 300),
-    precision=st.sampled_from(sizes.PRECISIONS),
+    precision=st.sampled_from(PRECISIONS),
 )
 def test_packed_bytes_hold_numbers_and_scales(
-    rows: int, columns: int, precision: sizes.Precision
+    rows: int, columns: int, precision: Precision
 ) -> None:
     form = sizes.WEIGHT_FORMATS[precision]
     packed = sizes.packed_bytes({"q.weight": (rows, columns)}, precision)
@@ -227,7 +228,7 @@ def test_fp8_ring_is_half_and_its_scales() -> None:
 @given(heads=st.integers(1, 48), head_dim=st.integers(2, 128).map(lambda n: 2 * n))
 def test_narrower_keys_are_smaller(heads: int, head_dim: int) -> None:
     config = DiTConfig(dim=heads * head_dim, num_heads=heads)
-    sized = [sizes.kv_bytes_per_token(config, p) for p in sizes.KV_PRECISIONS]
+    sized = [sizes.kv_bytes_per_token(config, p) for p in KV_PRECISIONS]
     assert sized == sorted(sized, reverse=True)
 
 

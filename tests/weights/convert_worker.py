@@ -13,13 +13,14 @@ from typing import cast
 import torch
 
 from lipcast.config.models import DiTConfig
+from lipcast.config.precision import StoredPrecision
 from lipcast.models.dit import DiT
 from lipcast.weights.checkpoint import find_checkpoint
 from lipcast.weights.convert import ConvertRequest, convert
 from lipcast.weights.files import open_tensors
 from lipcast.weights.load import load_into, without_memory
 from lipcast.weights.quant import quantise_layer, quantised
-from lipcast.weights.schemes import SCHEMES, Precision
+from lipcast.weights.schemes import SCHEMES
 
 
 def memory_bytes(key: str) -> int:
@@ -33,7 +34,7 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def load(source: Path, precision: Precision) -> DiT:
+def load(source: Path, precision: StoredPrecision) -> DiT:
     """The transformer, quantised while it is read."""
     with without_memory():
         dit = DiT(DiTConfig.from_json(json.loads((source / "config.json").read_text())))
@@ -44,12 +45,12 @@ def load(source: Path, precision: Precision) -> DiT:
 
 def main(source: str, out: str, precision: str, shard_bytes: str) -> None:
     torch.set_num_threads(1)
-    scheme = SCHEMES.get(cast(Precision, precision))
+    scheme = SCHEMES.get(cast(StoredPrecision, precision))
     if scheme is not None:  # the libraries' own memory is there before the measurement begins
         quantise_layer("warm", torch.ones(64, 64), scheme)
     forget_peak()
     before = memory_bytes("VmRSS")
-    kind = cast(Precision, precision)
+    kind = cast(StoredPrecision, precision)
     if out == "-":
         loaded = load(Path(source), kind)
     else:

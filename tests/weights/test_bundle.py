@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lipcast.config.models import DiTConfig
+from lipcast.config.precision import StoredPrecision
 from lipcast.errors import CheckpointError
 from lipcast.models.dit import DiT
 from lipcast.weights.adapters import adapters_of
@@ -21,7 +22,6 @@ from lipcast.weights.checkpoint import checkpoint_dir, find_checkpoint, models_d
 from lipcast.weights.convert import ConvertRequest, convert
 from lipcast.weights.lora import LoraSpec
 from lipcast.weights.quant_linear import QuantLinear
-from lipcast.weights.schemes import Precision
 from synthetic import SMALL
 
 from .conftest import TINY
@@ -58,7 +58,7 @@ def delta(path: Path) -> Tensor:
 
 @pytest.mark.parametrize("precision", ["fp8", "int8", "int4"])
 def test_quantised_while_loading_is_what_converting_gives(
-    source: Path, tmp_path: Path, precision: Precision
+    source: Path, tmp_path: Path, precision: StoredPrecision
 ) -> None:
     adapter = LoraSpec(write_adapter(tmp_path / "style.safetensors"), 0.5)
     streamed = load(source, precision=precision, loras=[adapter])

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from lipcast.config.models import DiTConfig
+from lipcast.config.precision import StoredPrecision
 from lipcast.errors import CheckpointError, OutputError
 from lipcast.models.dit import DiT
 from lipcast.weights.bundle import load_bundle, load_text_encoder
@@ -29,7 +30,7 @@ from lipcast.weights.lora import LoraSpec
 from lipcast.weights.manifest import read_manifest, verify
 from lipcast.weights.quant import quantised
 from lipcast.weights.quant_linear import QuantLinear
-from lipcast.weights.schemes import SCHEMES, Precision
+from lipcast.weights.schemes import SCHEMES
 from synthetic import SMALL, configs_of_size, write_synthetic
 
 from .conftest import TINY
@@ -54,14 +55,14 @@ def hashes(directory: Path) -> dict[str, str]:
 
 
 def request(
-    source: Path, out: Path, precision: Precision = "fp8", **more: object
+    source: Path, out: Path, precision: StoredPrecision = "fp8", **more: object
 ) -> ConvertRequest:
     return ConvertRequest(source, out, precision, shard_bytes=SHARD_BYTES, **more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32", "fp8", "int8", "int4"])
 def test_the_result_is_a_checkpoint_that_loads_mapped(
-    source: Path, tmp_path: Path, precision: Precision
+    source: Path, tmp_path: Path, precision: StoredPrecision
 ) -> None:
     out = tmp_path / "out"
     manifest = convert(request(source, out, precision, text_precision=precision))

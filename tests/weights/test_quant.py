@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from lipcast.config.precision import StoredPrecision
 from lipcast.errors import CheckpointError
 from lipcast.weights import quant
 from lipcast.weights.files import open_tensors
@@ -19,13 +20,13 @@ from lipcast.weights.load import load_into
 from lipcast.weights.lora import LoraSpec, merge_loras
 from lipcast.weights.quant import QuantisedSource, kept_because, quantise_layer, quantised
 from lipcast.weights.quant_linear import QuantLinear, use_fp8_matmul
-from lipcast.weights.schemes import PLAIN_DTYPES, SCHEMES, Precision
+from lipcast.weights.schemes import PLAIN_DTYPES, SCHEMES
 from lipcast.weights.source import RenamedSource, TensorInfo
 
 from .conftest import TINY, ToyModel
 
 Save = Callable[..., Path]
-QUANTISED: tuple[Precision, ...] = ("fp8", "int8", "int4")
+QUANTISED: tuple[StoredPrecision, ...] = ("fp8", "int8", "int4")
 MAX_ERROR = {"fp8": 0.027, "int8": 0.009, "int4": 0.087}
 """Relative weight error on normally distributed weights of width 512."""
 
@@ -39,7 +40,7 @@ def normal(num_out: int, num_in: int, seed: int = 7) -> Tensor:
 
 
 @pytest.mark.parametrize("precision", QUANTISED)
-def test_error_on_normal_weights(precision: Precision) -> None:
+def test_error_on_normal_weights(precision: StoredPrecision) -> None:
     weight, scheme = normal(64, 512), SCHEMES[precision]
     error = relative(scheme.dequantise(scheme.quantise(weight), torch.float32), weight)
     assert MAX_ERROR[precision] * 0.8 < error < MAX_ERROR[precision]
@@ -54,7 +55,7 @@ def test_error_on_normal_weights(precision: Precision) -> None:
     kind=st.sampled_from(["normal", "zero", "constant", "outlier"]),
 )
 def test_parts_have_the_promised_shape_and_bounded_error(
-    precision: Precision, num_out: int, half_in: int, power: int, kind: str
+    precision: StoredPrecision, num_out: int, half_in: int, power: int, kind: str
 ) -> None:
     scheme, num_in = SCHEMES[precision], 2 * half_in
     weight = {
@@ -89,7 +90,7 @@ def test_int4_takes_four_and_a_half_bits() -> None:
 
 
 @pytest.mark.parametrize("precision", QUANTISED)
-def test_report_is_the_measured_error(precision: Precision) -> None:
+def test_report_is_the_measured_error(precision: StoredPrecision) -> None:
     weight, scheme = normal(48, 256), SCHEMES[precision]
     parts, report = quantise_layer("a.b", weight, scheme)
     error = relative(scheme.dequantise(parts, torch.float32), weight)
@@ -101,7 +102,7 @@ def test_report_is_the_measured_error(precision: Precision) -> None:
 
 
 @pytest.mark.parametrize("precision", QUANTISED)
-def test_a_layer_computes_with_its_dequantised_weight(precision: Precision) -> None:
+def test_a_layer_computes_with_its_dequantised_weight(precision: StoredPrecision) -> None:
     linear = nn.Linear(128, 32)
     layer = QuantLinear(linear, SCHEMES[precision], dtype=torch.float32)
     layer.fill(SCHEMES[precision].quantise(linear.weight.detach()))
@@ -155,7 +156,7 @@ def test_a_cast_layer_is_caught() -> None:
 
 @pytest.mark.parametrize("precision", QUANTISED)
 def test_a_quantised_stream_loads_into_a_plain_module(
-    toy: ToyModel, meta_toy: ToyModel, save: Save, precision: Precision
+    toy: ToyModel, meta_toy: ToyModel, save: Save, precision: StoredPrecision
 ) -> None:
     source = quantised(open_tensors(save(toy.state_dict())), precision)
     load_into(meta_toy, source, dtype=torch.float32)
@@ -174,7 +175,7 @@ def test_a_quantised_stream_loads_into_a_plain_module(
 
 @pytest.mark.parametrize("precision", QUANTISED)
 def test_loading_makes_the_same_parts_on_its_device(
-    toy: ToyModel, save: Save, precision: Precision
+    toy: ToyModel, save: Save, precision: StoredPrecision
 ) -> None:
     base = open_tensors(save(toy.state_dict()))
     converted = quantised(base, precision)
@@ -203,7 +204,7 @@ def test_high_precision_tensors_are_sixteen_bit(toy: ToyModel, save: Save) -> No
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_plain_precisions_only_cast(toy: ToyModel, save: Save, precision: Precision) -> None:
+def test_plain_precisions_only_cast(toy: ToyModel, save: Save, precision: StoredPrecision) -> None:
     base = open_tensors(save(toy.state_dict() | {"count": torch.arange(3)}))
     for name, tensor in quantised(base, precision):
         expected = base.read(name)

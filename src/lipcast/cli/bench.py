@@ -20,14 +20,14 @@ from lipcast.cli.command import Option, Section, command
 from lipcast.cli.compat_flags import accepted_flags
 from lipcast.cli.console import Console
 from lipcast.cli.info import describe
-from lipcast.cli.model_configs import read_configs
 from lipcast.cli.options import LORA, MODEL, OPTIONS, options_from
 from lipcast.cli.request import DEFAULT_MODEL, generate_options, precision
 from lipcast.cli.types import COUNT
 from lipcast.config.generate_options import OPTION_NAMES, SCHEDULES, GenerateOptions
+from lipcast.config.gpu_options import GPU_OPTION_NAMES
+from lipcast.config.memory_options import MEMORY_OPTION_NAMES
 from lipcast.errors import LipcastError, UsageError
-from lipcast.planning.gpu_options import GPU_OPTION_NAMES
-from lipcast.planning.memory_options import MEMORY_OPTION_NAMES
+from lipcast.weights.configs import read_configs
 
 if TYPE_CHECKING:
     from lipcast.lab.bench import BenchRow

@@ -58,9 +58,7 @@ class CompatFlag:
         return self.reason
 
 
-def _valued(
-    name: str, reason: str, values: tuple[Any, ...] | None, otherwise: str = ""
-) -> CompatFlag:
+def _valued(name: str, reason: str, values: tuple[Any, ...], otherwise: str) -> CompatFlag:
     return CompatFlag(name, reason, values, otherwise, is_switch=False)
 
 
@@ -99,7 +97,10 @@ COMPAT_FLAGS: tuple[CompatFlag, ...] = (
         "using_merged_ckpt", "an adapter is merged only if it is named or lies beside the weights"
     ),
     CompatFlag("load_lora", "an adapter that is named or lies beside the weights is merged"),
-    _valued("training_config", "rank and alpha of an adapter are read from its file", None),
+    CompatFlag(
+        "training_config", "rank and alpha of an adapter are read from its file", values=None,
+        is_switch=False,
+    ),
     CompatFlag("single_gpu", "one GPU makes the video unless several are asked for"),
     CompatFlag("t5_fsdp", "the text encoder runs on the CPU, in host memory"),
     CompatFlag("t5_cpu", "the text encoder runs on the CPU"),

@@ -19,12 +19,12 @@ from lipcast.cli.meter import StepBar
 from lipcast.cli.options import CONSOLE, LORA, MODEL
 from lipcast.cli.request import DEFAULT_MODEL
 from lipcast.cli.types import FOLDER
-from lipcast.planning.hardware import parse_bytes
+from lipcast.config.units import parse_bytes
 
 if TYPE_CHECKING:
-    from lipcast.weights.schemes import Precision
+    from lipcast.config.precision import StoredPrecision
 
-_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
+_PRECISIONS: tuple[StoredPrecision, ...] = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
 _NUM_WORST = 5
 
 
@@ -59,9 +59,9 @@ _NUM_WORST = 5
 def convert(
     console: Console,
     *,
-    precision: Precision,
+    precision: StoredPrecision,
     output: Path | None,
-    text_precision: Precision | None,
+    text_precision: StoredPrecision | None,
     shard_size: str,
     model: str | None,
     lora: tuple[str, ...],

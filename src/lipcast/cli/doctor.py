@@ -19,7 +19,7 @@ from lipcast.cli.request import DEFAULT_MODEL
 from lipcast.errors import LipcastError
 from lipcast.lab.doctor import Finding, examine
 from lipcast.weights.checkpoint import MODEL_PARTS, TEXT_PARTS, checkpoint_dir, find_checkpoint
-from lipcast.weights.configs import models_in
+from lipcast.weights.configs import read_configs
 from lipcast.weights.hub import list_models
 
 _MARKS: Mapping[str, str] = {"ok": "OK", "warning": "warning", "problem": "PROBLEM"}
@@ -65,7 +65,7 @@ def _model(model: str) -> Iterator[Finding]:
     try:
         directory = checkpoint_dir(model)
         files = find_checkpoint(directory, need=MODEL_PARTS)
-        configs = models_in(directory)
+        configs = read_configs(directory)
         _open(files.dit, files.vae, files.text)
     except LipcastError as error:
         yield Finding("model", "problem", str(error), "the message says which file, and what to do")

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from lipcast.cli.info import describe
 from lipcast.cli.plan import this_device_context
 from lipcast.config.generate_options import GenerateOptions
-from lipcast.config.video_spec import video_spec
+from lipcast.config.memory_options import MemoryOptions
+from lipcast.config.units import format_bytes
 from lipcast.errors import MemoryBudgetError, UsageError
-from lipcast.planning.hardware import format_bytes
-from lipcast.planning.plan import Models, PlanRequest
+from lipcast.planning.inputs import PlannerInputs, supposed_spec
+from lipcast.planning.plan import Models
 from lipcast.planning.planner import make_plan
 from lipcast.planning.sizes import packed_bytes
 from lipcast.planning.tensors import dit_tensors
 
-_PORTRAIT = (1280, 720)
 _LAYERS = ("blocks.", "audio_injector.")
 
 
@@ -38,14 +38,8 @@ def fit(configs: Models) -> FitResult:
         # No card, or one that no table knows: the CPU is certain.
         return _fit_cpu(configs)
     options = GenerateOptions()
-    height, width = _PORTRAIT
-    request = PlanRequest(
-        geometry=video_spec(options, configs.dit, configs.vae, height=height, width=width).geometry,
-        hardware=hardware,
-        budget=budget,
-        models=Models(configs.dit, configs.vae, configs.text, configs.speech),
-        sample_steps=configs.dit.sample_steps,
-    )
+    inputs = PlannerInputs(hardware, budget, MemoryOptions(), configs, None)
+    request = inputs.request(supposed_spec(options, configs).geometry, options)
     try:
         plan = make_plan(request)
     except MemoryBudgetError as error:

@@ -13,14 +13,14 @@ from typing import Any, Literal
 
 from lipcast.cli.command import command
 from lipcast.cli.console import Console
-from lipcast.cli.model_configs import read_configs
 from lipcast.cli.options import options_named
 from lipcast.cli.request import DEFAULT_MODEL, generate_options
 from lipcast.config.generate_options import GenerateOptions
+from lipcast.config.units import format_bytes
 from lipcast.config.video_spec import VideoSpec, video_spec
 from lipcast.planning import sizes, tensors
-from lipcast.planning.hardware import format_bytes
 from lipcast.planning.plan import Models
+from lipcast.weights.configs import read_configs
 
 _DEFAULT_SIDES = (704, 384)
 _PRECISIONS: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")

@@ -25,10 +25,10 @@ from lipcast.cli.meter import Meter, ProgressBar
 from lipcast.cli.options import JSON_QUIET_DEBUG, OPTIONS
 from lipcast.cli.request import read_request
 from lipcast.cli.types import COUNT, FILE, FOLDER
+from lipcast.config.gpu_options import GpuOptions
+from lipcast.config.units import parse_bytes
 from lipcast.env import cache_dir
 from lipcast.errors import InputError, LipcastError, UsageError
-from lipcast.planning.gpu_options import GpuOptions
-from lipcast.planning.hardware import parse_bytes
 
 if TYPE_CHECKING:
     from lipcast.jobs.store import Job, Segment, Store

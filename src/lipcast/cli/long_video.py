@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 from lipcast.cli.console import Console
 from lipcast.cli.job_request import as_job
 from lipcast.cli.meter import Meter, ProgressBar
-from lipcast.cli.model_configs import read_configs
 from lipcast.cli.request import GenerateRequest
 from lipcast.cli.result import document, length, unfinished
 from lipcast.config.models import VIDEO_FPS
 from lipcast.env import cache_dir, launched
 from lipcast.errors import InputError, LipcastError, UsageError
+from lipcast.weights.configs import read_configs
 
 if TYPE_CHECKING:
     from lipcast.jobs.store import Job, Lease, Store

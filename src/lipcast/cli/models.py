@@ -17,7 +17,7 @@ from lipcast.cli.types import FOLDER
 from lipcast.errors import CheckpointError, LipcastError
 from lipcast.planning.plan import Models
 from lipcast.weights.checkpoint import ADAPTER_MODEL, EMBEDDED_MODELS, checkpoint_dir
-from lipcast.weights.configs import models_in
+from lipcast.weights.configs import read_configs
 from lipcast.weights.hub import ModelStatus, list_models, model_status, verify_pulled
 from lipcast.weights.manifest import read_manifest
 from lipcast.weights.manifest import verify as verify_converted
@@ -89,7 +89,7 @@ def _precision(directory: Path) -> str | None:
 def _configs(status: ModelStatus) -> Models:
     """Return the model's configurations; the published ones where its files are not here."""
     is_published = status.name == ADAPTER_MODEL and not (status.directory / "config.json").is_file()
-    return Models() if is_published else models_in(status.directory)
+    return Models() if is_published else read_configs(status.directory)
 
 
 def _verify(rows: Sequence[dict[str, Any]]) -> None:

@@ -16,7 +16,8 @@ from lipcast.cli.command import Option, Section, switch, toggle, value_options
 from lipcast.cli.compat_flags import COMPAT_FLAGS
 from lipcast.cli.types import FILE, FOLDER, SECONDS
 from lipcast.config.generate_options import ANCHOR_ENCODINGS, SCHEDULES
-from lipcast.planning.sizes import KV_PRECISIONS, PRECISIONS
+from lipcast.config.gpu_options import KERNEL_CHOICES
+from lipcast.config.precision import KV_PRECISIONS, PRECISIONS
 
 _Options = TypeVar("_Options")
 
@@ -138,6 +139,12 @@ COMPUTE = (
         section=Section.COMPUTE, type=click.Choice(PRECISIONS), show_default="what suits the device",
     ),
     switch("fp8", "Same as --precision fp8.", section=Section.COMPUTE),
+    Option(
+        "kernels",
+        "Norms, gates, rotations and quantisation: triton fuses them, plain uses PyTorch's own operators. "
+        "auto: triton on every GPU where it works; see `lipcast doctor`.",
+        section=Section.COMPUTE, type=click.Choice(KERNEL_CHOICES), show_default="auto",
+    ),
     Option(
         "schedule", "Blocks that are computed together. The video is the same.",
         section=Section.COMPUTE, type=click.Choice(SCHEDULES), show_default="the plan's, else sequential",

@@ -16,17 +16,22 @@ from typing import Any
 from lipcast.cli.command import Option, command, value_options
 from lipcast.cli.compat_flags import accepted_flags
 from lipcast.cli.console import Console, print_json
-from lipcast.cli.model_configs import PUBLISHED, read_configs
 from lipcast.cli.options import MODEL, OPTIONS, options_from
 from lipcast.cli.plan_view import layouts_text, plan_text
 from lipcast.cli.request import generate_options, gpu_options, precision
-from lipcast.config.video_spec import video_spec
+from lipcast.config.memory_options import MemoryOptions
+from lipcast.config.units import parse_bytes
 from lipcast.errors import UsageError
 from lipcast.planning.fallbacks import alternatives, ladder
-from lipcast.planning.hardware import Hardware, gpu, gpu_described, parse_bytes
+from lipcast.planning.hardware import Hardware, expected_kernels, gpu, gpu_described
+from lipcast.planning.inputs import (
+    PlannerInputs,
+    allowed_fallbacks,
+    layout_constraints,
+    supposed_spec,
+)
 from lipcast.planning.layouts import LayoutPlan, plan_layouts, with_enough_steps
-from lipcast.planning.memory_options import MemoryOptions
-from lipcast.planning.plan import Budget, Models, Plan, PlanRequest
+from lipcast.planning.plan import Budget, Plan, PlanRequest
 from lipcast.planning.planner import make_plan
 from lipcast.planning.table import (
     alternative_document,
@@ -34,9 +39,8 @@ from lipcast.planning.table import (
     layout_document,
     plan_document,
 )
+from lipcast.weights.configs import PUBLISHED, read_configs
 
-_PORTRAIT = (1280, 720)
-"""Height and width of the supposed picture: only its aspect matters."""
 _SUPPOSED_RAM = "64GB"
 _NEED_SEVERAL = ("num_gpus_dit", "ulysses_size", "enable_vae_parallel", "dit_fsdp")
 _DEFAULTS: Mapping[str, str] = {
@@ -51,7 +55,7 @@ _DEFAULTS: Mapping[str, str] = {
 }
 _SHARED = value_options(
     OPTIONS, *_DEFAULTS, "size", "infer_frames", "sample_steps", "fold_last_step", "fp8", "offload_model",
-    "offload_kv_cache", "fallback", "allow_degrade", "enable_vae_parallel", "dit_fsdp",
+    "offload_kv_cache", "fallback", "allow_degrade", "kernels", "enable_vae_parallel", "dit_fsdp",
     "enable_online_decode", "json", "debug",
 )  # fmt: skip
 
@@ -87,12 +91,13 @@ def plan(console: Console, **flags: Any) -> None:
         _refuse_layout_flags(flags)
         _show_plan(console, make_plan(request), options_from(MemoryOptions, flags))
     else:
-        request = with_enough_steps(request, gpus.gpus, gpus.constraints)
-        _show_layouts(console, request, plan_layouts(request, gpus.gpus, gpus.constraints))
+        constraints = layout_constraints(gpus)
+        request = with_enough_steps(request, gpus.gpus, constraints)
+        _show_layouts(console, request, plan_layouts(request, gpus.gpus, constraints))
 
 
 def _show_plan(console: Console, chosen: Plan, memory: MemoryOptions) -> None:
-    others, below = alternatives(chosen), ladder(chosen, memory.fallbacks(chosen.request))
+    others, below = alternatives(chosen), ladder(chosen, allowed_fallbacks(memory, chosen.request))
     if console.as_json:
         print_json({
             "plan": plan_document(chosen),
@@ -112,20 +117,12 @@ def _show_layouts(console: Console, request: PlanRequest, found: tuple[LayoutPla
 
 def plan_request(flags: Mapping[str, Any]) -> PlanRequest:
     """Return what the planner is asked. Raises UsageError for options that make no sense."""
-    configs = read_configs(flags.get("model", PUBLISHED))
-    options, memory = generate_options(flags), options_from(MemoryOptions, flags)
-    height, width = _PORTRAIT
-    spec = video_spec(options, configs.dit, configs.vae, height=height, width=width)
-    hardware = _hardware(flags.get("gpu"))
-    return PlanRequest(
-        geometry=spec.geometry,
-        hardware=hardware,
-        budget=_budget(memory, hardware, is_supposed="gpu" in flags),
-        models=Models(configs.dit, configs.vae, configs.text, configs.speech),
-        constraints=memory.constraints(precision(flags), options.schedule),
-        sample_steps=options.sample_steps or configs.dit.sample_steps,
-        fold_last_step=options.fold_last_step,
-    )
+    models, options = read_configs(flags.get("model", PUBLISHED)), generate_options(flags)
+    hardware = expected_kernels(_hardware(flags.get("gpu")), gpu_options(flags).kernels)
+    memory = options_from(MemoryOptions, flags)
+    budget = _budget(memory, hardware, is_supposed="gpu" in flags)
+    inputs = PlannerInputs(hardware, budget, memory, models, precision(flags))
+    return inputs.request(supposed_spec(options, models).geometry, options)
 
 
 def _refuse_layout_flags(flags: Mapping[str, Any]) -> None:

@@ -15,8 +15,8 @@ from rich.console import Console as RichConsole
 from rich.console import RenderableType
 from rich.table import Table
 
+from lipcast.config.units import GIB, format_bytes
 from lipcast.planning.fallbacks import Alternative, FallbackPlan
-from lipcast.planning.hardware import GIB, format_bytes
 from lipcast.planning.layouts import LayoutPlan, timeline
 from lipcast.planning.plan import MemoryItem, Plan, PlanRequest, total
 from lipcast.planning.table import places
@@ -117,11 +117,11 @@ def _placements(plan: Plan) -> Table:
     rows, columns = choice.tiles
     tiled = f"in {rows}x{columns} tiles" if rows * columns > 1 else "whole pictures"
     table = _table("What goes where", "part", "what")
-    lanes = f"{choice.num_lanes} lane{'s' * (choice.num_lanes > 1)} a tick"
+    lanes = f"{plan.num_lanes} lane{'s' * (plan.num_lanes > 1)} a tick"
     table.add_row("schedule", f"{choice.schedule}, {lanes}")
     slots = f", through {choice.num_slots} slots" if choice.num_slots else ""
     table.add_row("weights of layers", f"{choice.precision}: {places(plan.layers)}{slots}")
-    table.add_row("KV rings", f"{choice.ring_precision}: layers {places(plan.ring_layers)}")
+    table.add_row("KV rings", f"{choice.kv_precision}: layers {places(plan.ring_layers)}")
     table.add_row(
         "sink", "pinned, streamed with the layers" if choice.sink_streamed else "on the GPU"
     )

@@ -17,11 +17,11 @@ from typing import Any
 from lipcast.cli.compat_flags import accepted_flags
 from lipcast.cli.options import options_from
 from lipcast.config.generate_options import GenerateOptions
+from lipcast.config.gpu_options import GpuOptions
+from lipcast.config.memory_options import MemoryOptions
+from lipcast.config.precision import Precision
 from lipcast.errors import InputError, NotBuiltError, UsageError
 from lipcast.media.mp4 import check_target, explained
-from lipcast.planning.gpu_options import GpuOptions
-from lipcast.planning.memory_options import MemoryOptions
-from lipcast.planning.sizes import Precision
 
 DEFAULT_MODEL = "tiny"
 _SUFFIX = ".mp4"

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from lipcast.config.models import VIDEO_FRAMES_PER_LATENT
 from lipcast.errors import UsageError
 
 ScheduleName = Literal["sequential", "wavefront"]
@@ -87,10 +88,11 @@ def _check_at_least(name: str, value: int | None, least: int) -> None:
 def _check_infer_frames(value: int | None) -> None:
     if value is None:
         return
-    if not _is_int(value) or value < MIN_INFER_FRAMES or value % 4:
-        near = max(MIN_INFER_FRAMES, round(value / 4) * 4) if _is_int(value) else 48
+    if not _is_int(value) or value < MIN_INFER_FRAMES or value % VIDEO_FRAMES_PER_LATENT:
+        step = VIDEO_FRAMES_PER_LATENT
+        near = max(MIN_INFER_FRAMES, round(value / step) * step) if _is_int(value) else 48
         raise UsageError(
-            f"infer_frames: expected a multiple of 4 from {MIN_INFER_FRAMES} up, got {value!r}; "
+            f"infer_frames: expected a multiple of {step} from {MIN_INFER_FRAMES} up, got {value!r}; "
             f"the nearest is {near}"
         )
 

@@ -14,6 +14,8 @@ from typing import Any, Literal, Self
 from lipcast.errors import CheckpointError
 
 VIDEO_FPS = 25
+VIDEO_FRAMES_PER_LATENT = 4
+"""Video frames of a latent frame; the first of a video has one."""
 MotionEncoding = Literal["video", "repeat"]
 SAMPLE_RATE = 16_000
 """Sampling rate of the speech encoder's input, in Hz."""
@@ -114,12 +116,8 @@ class DiTConfig:
         return self.dim // self.num_heads
 
     @property
-    def num_motion_latents(self) -> int:
-        return 1 + (self.motion_frames - 1) // 4
-
-    @property
     def video_frames_per_block(self) -> int:
-        return 4 * self.latents_per_block
+        return VIDEO_FRAMES_PER_LATENT * self.latents_per_block
 
 
 @dataclass(frozen=True, slots=True)

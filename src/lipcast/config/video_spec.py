@@ -10,7 +10,7 @@ from typing import Any
 
 from lipcast.config.generate_options import GenerateOptions, parse_size
 from lipcast.config.geometry import Geometry, fit_size
-from lipcast.config.models import DiTConfig, VAEConfig
+from lipcast.config.models import VIDEO_FRAMES_PER_LATENT, DiTConfig, VAEConfig
 from lipcast.config.randomness import CondDistance, FixedDistance, SeededDistance
 from lipcast.config.schedule import Order, lanes_of
 from lipcast.config.timesteps import FlowSchedule, flow_schedule
@@ -33,7 +33,7 @@ class VideoSpec:
 
     @property
     def video_frames_per_block(self) -> int:
-        return 4 * self.geometry.latents_per_block
+        return VIDEO_FRAMES_PER_LATENT * self.geometry.latents_per_block
 
     @property
     def max_frames(self) -> int | None:
@@ -97,7 +97,7 @@ def respecified(spec: VideoSpec, geometry: Geometry, dit: DiTConfig, *, steps: i
         flow=flow,
         order=Order(flow.num_steps, anchor_block),
         max_lanes=1 if spec.max_lanes == 1 else flow.num_steps,
-        infer_frames=4 * geometry.window,
+        infer_frames=VIDEO_FRAMES_PER_LATENT * geometry.window,
     )
 
 

@@ -1,4 +1,4 @@
-"""The one way to open a session: a backend makes its parts, here or on several devices.
+"""The one way to open a session: a backend builds its parts, on this device or on several.
 
 Input: a spec, conditioning inputs, perhaps a snapshot. Output: `SessionParts`. `LocalBackend` computes in
 this process; `parallel.DistributedModel` is the backend of several devices.
@@ -26,21 +26,21 @@ from lipcast.memory.manager import MemoryManager
 
 
 class Backend(Protocol):
-    """Whatever opens sessions of one loaded model."""
+    """Opens the sessions of one loaded model."""
 
     def adapted(self, options: GenerateOptions) -> GenerateOptions:
-        """Return the options of a video as this backend makes it."""
+        """Return the options with which this backend makes a video."""
 
     def open(
         self, spec: VideoSpec, conditioning: Conditioning, snapshot: SessionSnapshot | None
     ) -> SessionParts:
-        """Return the parts of a new session, or of one that goes on from a snapshot.
+        """Return the parts of a new session, or of one that continues from a snapshot.
 
         Raises MemoryBudgetError where it does not fit, AdmissionError where other sessions hold the memory.
         """
 
     def close(self) -> None:
-        """End what the backend has started. May be called again."""
+        """Stop the processes of the backend. Safe to call again."""
 
 
 class LocalBackend:
@@ -53,7 +53,7 @@ class LocalBackend:
         *,
         make_executor: MakeExecutor = LaneExecutor,
     ) -> None:
-        """Without a `manager` memory is not planned: everything is on the device."""
+        """Plan memory with `manager`; without one, keep everything on the device."""
         self.networks, self.manager = networks, manager
         self.device_context = (
             DeviceContext.of(networks.device) if manager is None else manager.device_context
@@ -61,7 +61,7 @@ class LocalBackend:
         self._make_executor = make_executor
 
     def adapted(self, options: GenerateOptions) -> GenerateOptions:
-        """Return the options as they are: one device makes any video that fits."""
+        """Return the options unchanged: one device makes any video that fits."""
         return options
 
     def open(
@@ -85,4 +85,4 @@ class LocalBackend:
             return builder.open(snapshot)
 
     def close(self) -> None:
-        """Do nothing: the networks go with their last reference."""
+        """Do nothing: the networks are freed with their last reference."""

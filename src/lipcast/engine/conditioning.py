@@ -1,4 +1,4 @@
-"""From a portrait to the latents that condition every block.
+"""Encode a portrait to the latents that condition every block.
 
 Input: the fitted portrait as pixels. Output: `ReferenceLatents`: reference, motion and history latents.
 """
@@ -19,7 +19,7 @@ from lipcast.models.vae import VideoVAE
 
 @dataclass(frozen=True, slots=True)
 class ReferenceLatents:
-    """ref_C1HW: how the person looks. motion_CFHW: what the transformer is told of the past.
+    """ref_C1HW: the reference picture. motion_CFHW: the frames before the first, for the transformer.
     still_CFHW: the portrait held still, the decoder's history before the first frame."""
 
     ref_C1HW: Tensor

@@ -1,4 +1,4 @@
-"""Online decode: clean latents become pixels the moment they are finished.
+"""Decode clean latents to pixels as soon as they are finished.
 
 Input: latents block by block, in order. Output: uint8 frames, perhaps later: a GPU decodes on a stream
 of its own while the next tick is computed. State: the decoder's temporal caches, whose size does not
@@ -28,7 +28,7 @@ PRIMING_LATENTS = 7
 
 
 class StreamingDecoder(Protocol):
-    """A VAE, or whatever decodes like one."""
+    """A streaming decoder: the VAE's, or one with the same interface."""
 
     def new_decoder_state(self) -> DecoderState: ...
 
@@ -38,14 +38,14 @@ class StreamingDecoder(Protocol):
 
 
 class PendingFrames(Protocol):
-    """Frames on their way: uint8 RGB [4 F, height, width, 3]."""
+    """Frames that are being decoded: uint8 RGB [4 F, height, width, 3]."""
 
     @property
     def is_ready(self) -> bool:
-        """Whether `collect` would return at once."""
+        """Return whether `collect` would return at once."""
 
     def collect(self) -> NDArray[np.uint8]:
-        """Wait for the frames. Raises what went wrong while they were decoded. Called once."""
+        """Wait for the frames and return them. Raises the error of their decoding. Called once."""
 
     @property
     def decode_s(self) -> float:
@@ -107,21 +107,21 @@ class FrameDecoder:
     def change(
         self, vae: StreamingDecoder, convert: Callable[[DecoderState], DecoderState]
     ) -> None:
-        """Go on with another form of the same decoder; `convert` makes its state."""
+        """Continue with another form of the same decoder; `convert` converts the state."""
         if self._stream is not None:
             self._stream.synchronize()
         self._vae, self.state = vae, convert(self.state)
 
     def release(self) -> None:
-        """Give the memory of the state back; nothing is decoded here any more."""
+        """Free the state. The decoder must not be used afterwards."""
         if self._stream is not None:
             self._stream.synchronize()
         self.state.caches = {}
 
     def submit(self, latent_CFHW: Tensor) -> PendingFrames:
-        """Begin to decode the next latents; on a CPU it is done when this returns.
+        """Begin to decode the next latents; on a CPU, decode them before returning.
 
-        Where memory runs out the state is as before, and the call may be made again.
+        After running out of memory the state is as before, and the call may be repeated.
         """
         before = dict(self.state.caches)
         try:
@@ -146,7 +146,7 @@ class FrameDecoder:
 
     @contextmanager
     def _aside(self, input_CFHW: Tensor) -> Iterator[None]:
-        """On the decoder's own stream, after what is being done to the input."""
+        """Enter the decoder's own stream, after the work that produces the input."""
         with torch.inference_mode():
             if self._stream is None:
                 yield
@@ -159,7 +159,7 @@ class FrameDecoder:
 
 
 def _resized(video_CTHW: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """In another size: for a video that went on smaller than it began."""
+    """Return the frames in another size: for a video that continued smaller than it began."""
     if size is None or tuple(video_CTHW.shape[2:]) == size:
         return video_CTHW
     pictures_TCHW = video_CTHW.transpose(0, 1).float()

@@ -3,7 +3,7 @@
 Input: sessions that are open. Output: none; their blocks become ready. One pass of the transformer carries
 the lanes of every session that has something to compute, so weights are read once for all of them.
 Invariants: a session's latents are those it would have alone; each session with a tick gets it in every call;
-what goes wrong in one session ends that session only.
+an error in one session ends that session only.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Work:
 
 
 class Engine:
-    """Carries lanes of several sessions in one pass of `model`."""
+    """Runs lanes of several sessions in one pass of `model`."""
 
     def __init__(self, model: DiT, *, max_lanes: int | None = None) -> None:
         """`max_lanes` bounds the lanes of one pass; more sessions then take several passes a tick."""
@@ -45,7 +45,7 @@ class Engine:
         self._model, self._max_lanes = model, max_lanes
 
     def tick(self, sessions: Sequence[Session]) -> bool:
-        """Run one tick of every open session that has the sound for it; False where nothing was done.
+        """Run one tick of every open session that has sound for it; return False if there was none.
 
         A session whose tick fails is ended: taking its blocks raises SessionFailedError.
         """
@@ -63,7 +63,7 @@ class Engine:
         return is_busy
 
     def _begin(self, session: Session) -> _Work | bool:
-        """Return what can be run together; else whether the session did anything."""
+        """Return work that can share a pass, else whether the session made progress."""
         try:
             collected = session.collect(wait=False)
             executor = session.executor
@@ -93,7 +93,7 @@ class Engine:
                 yield group
 
     def _run(self, group: Sequence[_Work]) -> None:
-        """Compute a pass; where it fails, each session computes its own part and meets its own error."""
+        """Compute a pass; if it fails, run each session alone, so that only the faulty one fails."""
         velocities = self._compute(group) if len(group) > 1 else None
         first = 0
         for work in group:

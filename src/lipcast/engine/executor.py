@@ -30,24 +30,24 @@ from lipcast.models.sink import PlacedSink
 
 
 class Executor(Protocol):
-    """Whatever can start blocks and run ticks: one device, a pipeline of devices, a pass-through."""
+    """Start blocks and run ticks: on one device, on a pipeline of devices, or as a pass-through."""
 
     @property
     def num_outstanding(self) -> int:
         """Blocks that were run to their last step and have not come out yet."""
 
     def start(self, block: int, features_LCV: Tensor) -> None:
-        """Make a block ready for its first step. Features [layers, channels, video frames]."""
+        """Prepare a block for its first step. Features: [layers, channels, video frames]."""
 
     def run(self, tick: Tick) -> list[tuple[int, Tensor]]:
-        """Compute the units of a tick; the blocks that came out clean, with latents [C, F, H, W].
+        """Compute the units of a tick; return the clean blocks with their latents [C, F, H, W].
 
-        Blocks come out in order, perhaps later than with the tick of their last step; with no units,
-        the next outstanding one is waited for.
+        Blocks are returned in order, possibly later than in the tick of their last step. Without units,
+        wait for the next outstanding block.
         """
 
     def inputs_of(self, block: int) -> tuple[Tensor, ...]:
-        """What each step took of a block that the last `run` gave out, latents [C, F, H, W].
+        """Return the input latents [C, F, H, W] of each step of a block that the last `run` returned.
 
         Empty where that was not kept: then a continuation estimates it.
         """
@@ -62,13 +62,13 @@ class _InFlight:
     rotary: RotaryTable
     audio: AudioConditioning
     inputs: tuple[Tensor, ...] = ()
-    """What each step so far took."""
+    """Input latents of each step so far."""
     placed: tuple[int, PlacedSink] | None = None
     """The sink with its reference at a position; anew only where the position varies by step."""
 
 
 class LaneExecutor:
-    """Runs ticks on one device. A call that runs out of memory may be made again."""
+    """Runs ticks on one device. A call that runs out of memory may be repeated."""
 
     num_outstanding = 0
 
@@ -85,7 +85,7 @@ class LaneExecutor:
         on_replayed: Callable[[], None] | None = None,
     ) -> None:
         """`memory` holds rings and sink; by default all of it is on the device of the model.
-        `steps`: those computed here, by default all. `on_replayed` is called after every block of a past.
+        `steps`: those computed here, by default all. `on_replayed` is called after every replayed block.
 
         With a `snapshot` the first block to start is `snapshot.next_block`; `memory` then has the shape of
         `session_shape(spec, snapshot)`.
@@ -108,7 +108,7 @@ class LaneExecutor:
         self._last_inputs: tuple[int, tuple[Tensor, ...]] = -1, ()
         """The newest finished block, and what each step took of it."""
         self._snapshot = snapshot
-        """What the rings are to be refilled with before the next block starts."""
+        """Blocks that refill the rings before the next block starts."""
         anchor_block = spec.order.anchor_block
         if snapshot is not None and anchor_block is not None:
             if snapshot.next_block > anchor_block:
@@ -123,30 +123,30 @@ class LaneExecutor:
 
     @torch.inference_mode()
     def start(self, block: int, features_LCV: Tensor, latent_CFHW: Tensor | None = None) -> None:
-        """Make a block ready for the first step here; `latent_CFHW`: as the stage before left it."""
+        """Prepare a block for its first step here; `latent_CFHW` is the output of the previous stage."""
         if block == self._spec.order.anchor_block:
-            self.renew_sink()
+            self.swap_reference()
         self.prepare()
         self._enter(block, features_LCV, latent_CFHW)
 
     @torch.inference_mode()
     def prepare(self) -> None:
-        """Fill sink and rings with what the next block refers to, if they are not; else nothing."""
+        """Fill sink and rings for the next block, unless they are filled already."""
         self._prefill()
         self._replay()
 
-    def renew_sink(self) -> None:
-        """From the next block on the reference is the first clean latent."""
+    def swap_reference(self) -> None:
+        """Use the first clean latent as the reference from the next block on."""
         assert not self._in_flight, "the schedule started the anchor block too early"
         if self._swap_ref_C1HW is not None:
             self._next_ref_C1HW, self._swap_ref_C1HW = self._swap_ref_C1HW, None
 
-    def learn_first(self, first_C1HW: Tensor) -> None:
-        """The first clean latent, from the stage that has made it."""
+    def set_first_latent(self, first_C1HW: Tensor) -> None:
+        """Receive the first clean latent from the stage that computed it."""
         self._swap_ref_C1HW = first_C1HW
 
     def _enter(self, block: int, features_LCV: Tensor, latent_CFHW: Tensor | None = None) -> None:
-        """The block is in flight, by default all noise."""
+        """Put the block in flight, as pure noise by default."""
         first = self._spec.first_frame(block)
         self._in_flight[block] = _InFlight(
             latent_CFHW=self._noise_of(block) if latent_CFHW is None else latent_CFHW,
@@ -167,7 +167,7 @@ class LaneExecutor:
 
     @torch.inference_mode()
     def finish(self, tick: Tick, velocities: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
-        """Take the velocities of a tick's lanes; the blocks that came out clean, as `run` gives them."""
+        """Apply the velocities of a tick's lanes; return the clean blocks as `run` does."""
         states = [self._in_flight[unit.block] for unit in tick]
         latents = [
             euler_step(state.latent_CFHW, velocity, self._spec.flow, unit.step)
@@ -181,18 +181,18 @@ class LaneExecutor:
         return [(unit.block, self._finish(unit.block)) for unit in tick if unit.step == last]
 
     def inputs_of(self, block: int) -> tuple[Tensor, ...]:
-        """Of the steps that are computed here."""
+        """Timesteps that are computed here."""
         finished, inputs = self._last_inputs
         return inputs if finished == block else ()
 
     def apply_plan(self, plan: SessionPlan) -> None:
-        """Move rings and sink; blocks in flight go on."""
+        """Move rings and sink to their new placements; blocks in flight continue."""
         for state in self._in_flight.values():
             state.placed = None
         self.memory.apply_plan(plan)
 
     def release(self) -> None:
-        """Give the memory back; nothing runs here any more."""
+        """Free all memory. The executor must not be used afterwards."""
         self._in_flight.clear()
         self.memory.release()
 
@@ -226,14 +226,14 @@ class LaneExecutor:
         return latent_CFHW
 
     def _prefill(self) -> None:
-        """Fill the sink, if the reference is a new one."""
+        """Fill the sink if the reference is new."""
         if self._next_ref_C1HW is None:
             return
         self._model.prefill(self._next_ref_C1HW, self._motion_CFHW, self._text, self.memory.sink)
         self._next_ref_C1HW = None
 
     def _replay(self) -> None:
-        """Refill the rings from the past: its blocks pass once more, as each step took them."""
+        """Refill the rings by another pass of the snapshot's blocks, with the inputs of each step."""
         if self._snapshot is None:
             return
         for block, remembered in enumerate(self._snapshot.blocks, self._snapshot.first_block):
@@ -250,7 +250,7 @@ class LaneExecutor:
         self._snapshot = None
 
     def _estimated_inputs(self, block: int, clean_CFHW: Tensor) -> tuple[Tensor, ...]:
-        """Clean latents noised again to the level of every step."""
+        """Return clean latents, noised again to the level of every step."""
         clean_CFHW, noise_CFHW = clean_CFHW.to(self._model.device), self._noise_of(block)
         sigmas = self._spec.flow.sigmas[:-1]
         return tuple(clean_CFHW + sigma * (noise_CFHW - clean_CFHW) for sigma in sigmas)
@@ -268,7 +268,7 @@ class LaneExecutor:
 def session_shape(
     spec: VideoSpec, snapshot: SessionSnapshot | None = None, steps: range | None = None
 ) -> SessionShape:
-    """What decides the memory of a session, or of these steps of it."""
+    """Return the sizes that decide the memory of a session, or of these steps of it."""
     geometry, first_block = spec.geometry, 0 if snapshot is None else snapshot.first_block
     num_steps = len(steps or range(spec.order.num_steps))
     return SessionShape(

@@ -1,7 +1,7 @@
-"""The ladder of fallbacks: what gives way, one at a time, when memory runs out while a video is made.
+"""The ladder of fallbacks: taken one at a time when memory runs out during a video.
 
 Input: the plan in force and the fallbacks below it, decided beforehand. Called by the session with the
-reason; after it returns the failed call is made again. A fallback that keeps the picture moves what is in
+reason; after it returns, the failed call is repeated. A fallback that keeps the picture moves what is in
 memory and loses nothing; one that changes it makes the session go on from its last finished block with
 another plan. Every fallback taken is logged and recorded.
 """
@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from lipcast.config.units import format_bytes
 from lipcast.engine.retry import first_line
 from lipcast.engine.session import ReplanRequired, SessionParts
 from lipcast.engine.snapshot import SessionSnapshot
@@ -20,7 +21,6 @@ from lipcast.env import logger
 from lipcast.errors import MemoryBudgetError
 from lipcast.memory.oom import is_out_of_memory
 from lipcast.planning.fallbacks import FallbackPlan
-from lipcast.planning.hardware import format_bytes
 from lipcast.planning.plan import Plan
 
 _log = logger("engine.fallback")
@@ -28,7 +28,7 @@ _log = logger("engine.fallback")
 
 @dataclass(frozen=True, slots=True)
 class FallbackTaken:
-    """One fallback: what, at which block, and bytes on the device before and after."""
+    """A fallback that was taken: its name, the block, and device bytes before and after."""
 
     fallback: str
     block: int
@@ -53,7 +53,7 @@ class Ladder:
         restart: Callable[[Plan, SessionSnapshot | None], SessionParts],
         used_bytes: Callable[[], int],
     ) -> None:
-        """`move` brings about a plan that keeps the picture; `restart` makes what goes on otherwise."""
+        """`move` applies a plan that keeps the picture; `restart` builds the parts for one that does not."""
         self.plan = plan
         self.taken: list[FallbackTaken] = []
         self._left = list(fallbacks)

@@ -1,4 +1,4 @@
-"""What a session yields: a block of video frames with exactly its sound."""
+"""The output of a session: blocks of video frames, each with exactly its sound."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a checkpoint's folder to networks that are ready, with their memory planned where it is.
+"""Load the networks of a checkpoint folder, under a memory plan where there is one.
 
 Input: `LoadSettings`, plain data that another process can be given as well. Output: the networks, and the
 manager of their memory where there is a plan. One device may load some of the networks only, and do a share
@@ -14,6 +14,10 @@ from pathlib import Path
 
 import torch
 
+from lipcast.config.gpu_options import KernelChoice
+from lipcast.config.memory_options import MemoryOptions
+from lipcast.config.models import DiTConfig
+from lipcast.config.precision import PRECISIONS, Precision
 from lipcast.engine.planner_inputs import (
     default_geometry,
     measure_planner_inputs,
@@ -24,15 +28,14 @@ from lipcast.errors import UsageError
 from lipcast.memory.device import with_index
 from lipcast.memory.manager import MemoryManager
 from lipcast.models.dit import DiT
+from lipcast.models.kernels.choice import choose_conv_kernels, choose_kernels
+from lipcast.models.kernels.plain import Kernels
 from lipcast.models.vae_channels_last import to_channels_last
 from lipcast.models.vae_kernels import best_kernels, processor_flags
-from lipcast.planning import sizes
-from lipcast.planning.memory_options import MemoryOptions
-from lipcast.planning.plan import EncoderPlacement, Plan, Share
-from lipcast.weights.bundle import NETWORKS, ModelBundle, Network, load_bundle
+from lipcast.planning.plan import EncoderPlacement, Plan, WorkShare
+from lipcast.weights.bundle import NETWORKS, ModelBundle, NetworkName, load_bundle
 from lipcast.weights.lora import LoraSpec
 from lipcast.weights.prompts import PromptCache
-from lipcast.weights.schemes import Precision
 from lipcast.weights.source import TensorSource
 from lipcast.weights.tiny_decoder import load_tiny_decoder
 
@@ -44,15 +47,16 @@ _QUANTISED: tuple[Precision, ...] = ("fp8", "int8", "int4")
 
 @dataclass(frozen=True, slots=True)
 class LoadSettings:
-    """What to load and how; `precision` is the user's word, checked, or None."""
+    """Networks to load, and how; `precision` is the user's choice, checked, or None."""
 
     directory: Path
     device: torch.device
     dtype: torch.dtype
-    precision: sizes.Precision | None = None
+    precision: Precision | None = None
     loras: tuple[str | LoraSpec, ...] = ()
     decoder: Path | None = None
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    kernels: KernelChoice = "auto"
 
     @property
     def is_planned(self) -> bool:
@@ -61,18 +65,18 @@ class LoadSettings:
 
     @property
     def quantised(self) -> Precision | None:
-        """What weights are quantised to while they are read; None: nothing."""
+        """Format that weights are quantised to while they are read; None keeps them."""
         return next((name for name in _QUANTISED if name == self.precision), None)
 
 
 def load_networks(
     settings: LoadSettings,
     *,
-    networks: Collection[Network] = NETWORKS,
-    share: Share | None = None,
+    networks: Collection[NetworkName] = NETWORKS,
+    share: WorkShare | None = None,
     load_dit: Callable[[DiT, TensorSource], None] | None = None,
 ) -> tuple[ModelBundle, MemoryManager | None]:
-    """Load some of the networks; of the others there are shapes only.
+    """Load the networks named; build the others without weights.
 
     `share`: the part of the work that this device does. `load_dit` fills the transformer in place of the
     memory manager. The speech encoder goes where the plan puts it.
@@ -99,16 +103,30 @@ def load_networks(
         networks=networks,
         speech_device=speech_device,
     )
+    if "dit" in networks:
+        bundle.dit.use_kernels(_kernels(settings, bundle.dit.config))
     if "vae" in networks:
         _prepare_decoder(bundle, settings)
     return bundle, manager
 
 
-def _planned(settings: LoadSettings, share: Share | None) -> tuple[MemoryManager, Plan]:
+def _kernels(settings: LoadSettings, config: DiTConfig) -> Kernels:
+    chosen = choose_kernels(settings.kernels, settings.device, config)
+    _log.info("kernels: %s (%s)", chosen.kernels.name, chosen.reason)
+    return chosen.kernels
+
+
+def _planned(settings: LoadSettings, share: WorkShare | None) -> tuple[MemoryManager, Plan]:
     """Return the manager of the model's memory, and the plan that it is loaded under."""
     options, device, dtype = settings.memory, settings.device, settings.dtype
     inputs = measure_planner_inputs(
-        settings.directory, device, options, precision=settings.precision, dtype=dtype, share=share
+        settings.directory,
+        device,
+        options,
+        precision=settings.precision,
+        dtype=dtype,
+        share=share,
+        kernels=settings.kernels,
     )
     manager = MemoryManager(open_device_context(device, options), inputs)
     return manager, manager.first_plan(default_geometry(inputs.models))
@@ -116,8 +134,11 @@ def _planned(settings: LoadSettings, share: Share | None) -> tuple[MemoryManager
 
 def _prepare_decoder(bundle: ModelBundle, settings: LoadSettings) -> None:
     device, dtype = settings.device, settings.dtype
+    kernels = choose_conv_kernels(settings.kernels, device, dtype)
     if device.type == "cpu" and dtype == torch.bfloat16:
-        bundle.vae = to_channels_last(bundle.vae, best_kernels())
+        kernels = best_kernels()
+    if kernels is not None:
+        bundle.vae = to_channels_last(bundle.vae, kernels)
     if settings.decoder is not None:
         bundle.tiny_decoder = load_tiny_decoder(settings.decoder, device=device, dtype=dtype)
 
@@ -150,13 +171,13 @@ def read_device(name: str | None) -> torch.device:
 
 def read_precision(
     precision: str | None, device: torch.device
-) -> tuple[torch.dtype, sizes.Precision | None]:
+) -> tuple[torch.dtype, Precision | None]:
     """Return the dtype that is computed in, and the precision that was asked for. Raises UsageError."""
     has_bf16 = device.type == "cuda" or _BF16_INSTRUCTIONS in processor_flags()
     dtype = torch.bfloat16 if has_bf16 else torch.float32
     if precision is None:
         return dtype, None
-    if precision not in sizes.PRECISIONS:
-        known = ", ".join(sizes.PRECISIONS)
+    if precision not in PRECISIONS:
+        known = ", ".join(PRECISIONS)
         raise UsageError(f"precision: expected one of {known}, got {precision!r}")
-    return _DTYPES.get(precision, dtype), next(p for p in sizes.PRECISIONS if p == precision)
+    return _DTYPES.get(precision, dtype), next(p for p in PRECISIONS if p == precision)

@@ -6,6 +6,7 @@ configurations, precision) and the `DeviceContext` that memory is taken from.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -14,22 +15,22 @@ import torch
 
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.geometry import Geometry
-from lipcast.config.video_spec import video_spec
+from lipcast.config.gpu_options import KernelChoice
+from lipcast.config.memory_options import MemoryOptions
+from lipcast.config.precision import Precision
 from lipcast.memory.device_context import DeviceContext
-from lipcast.memory.manager import PlannerInputs
 from lipcast.memory.probe import describe_gpu
-from lipcast.planning.hardware import CPU, Hardware
-from lipcast.planning.memory_options import MemoryOptions
-from lipcast.planning.plan import Budget, Models, Share
-from lipcast.planning.sizes import Precision
+from lipcast.models.kernels.choice import choose_kernels
+from lipcast.planning.hardware import CPU, Hardware, expected_kernels
+from lipcast.planning.inputs import PlannerInputs, supposed_spec
+from lipcast.planning.plan import Budget, Models, WorkShare
 from lipcast.weights.checkpoint import find_checkpoint
-from lipcast.weights.configs import models_in
+from lipcast.weights.configs import read_configs
 from lipcast.weights.files import open_tensors
 from lipcast.weights.quant_linear import quantised_layers
 
 _CONTEXT_BYTES = 512 << 20
 """What this process's CUDA context has taken already; the planner counts it in its reserve."""
-_PORTRAIT = (1280, 720)
 
 
 def measure_planner_inputs(
@@ -39,8 +40,9 @@ def measure_planner_inputs(
     *,
     precision: Precision | None,
     dtype: torch.dtype,
-    share: Share | None = None,
+    share: WorkShare | None = None,
     hardware: Hardware | None = None,
+    kernels: KernelChoice = "auto",
 ) -> PlannerInputs:
     """`precision` is the user's; None leaves it to the checkpoint, then to the planner.
 
@@ -51,18 +53,20 @@ def measure_planner_inputs(
         precision = _stored_precision(directory)
     if precision is None and device.type == "cpu":
         precision = "fp32" if dtype == torch.float32 else "bf16"
+    models = read_configs(directory)
     if hardware is None:
         hardware = describe_gpu(device) if device.type == "cuda" else CPU
+        chosen = choose_kernels(kernels, device, models.dit)
+        hardware = replace(hardware, kernels=chosen.kernels.name)
         free_bytes = _free_bytes(device, hardware)
     else:
+        hardware = expected_kernels(hardware, kernels)
         free_bytes = hardware.memory_bytes
     budget = Budget(
         options.budget_bytes("vram", free_bytes),
         options.budget_bytes("ram", psutil.virtual_memory().available),
     )
-    return PlannerInputs(
-        hardware, budget, options, models_in(directory), precision, share or Share()
-    )
+    return PlannerInputs(hardware, budget, options, models, precision, share or WorkShare())
 
 
 def open_device_context(device: torch.device, options: MemoryOptions) -> DeviceContext:
@@ -76,9 +80,7 @@ def open_device_context(device: torch.device, options: MemoryOptions) -> DeviceC
 
 def default_geometry(models: Models) -> Geometry:
     """Of a video with default options and an upright portrait: what weights are placed for first."""
-    height, width = _PORTRAIT
-    spec = video_spec(GenerateOptions(), models.dit, models.vae, height=height, width=width)
-    return spec.geometry
+    return supposed_spec(GenerateOptions(), models).geometry
 
 
 def _stored_precision(directory: Path) -> Precision | None:

@@ -1,4 +1,4 @@
-"""Retry what ran out of memory, once room has been made.
+"""Retry a call that ran out of memory, after memory has been freed.
 
 Input: a call, and a recovery that frees memory. Output: what the call returns.
 """
@@ -14,10 +14,10 @@ _Result = TypeVar("_Result")
 
 
 class Recovery(Protocol):
-    """Makes room when memory runs out."""
+    """Frees memory when it runs out."""
 
     def __call__(self, reason: str, block: int) -> None:
-        """Return when the call that failed can be made again; raise ReplanRequired to go on otherwise.
+        """Return when the failed call can be repeated; raise ReplanRequired to continue with new parts.
 
         `block` is the first unfinished one. Raises MemoryBudgetError where nothing is left to do.
         """
@@ -26,7 +26,7 @@ class Recovery(Protocol):
 def retry_on_oom(call: Callable[[], _Result], recovery: Recovery | None, block: int = 0) -> _Result:
     """Retry `call` after out-of-memory errors of any kind while `recovery` can free memory.
 
-    The recovery runs after the error is let go: its traceback holds the tensors of the failed call.
+    The recovery runs after the error is released: its traceback holds the tensors of the failed call.
     """
     while True:
         try:

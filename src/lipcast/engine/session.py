@@ -2,7 +2,7 @@
 
 Input: the parts that a backend has made, a timeline of sound. Output: frame blocks in order, each as soon as
 it is decoded. A step takes the next tick of the schedule, gives new blocks their speech features, runs the
-tick and hands what became clean to the decoder; frames that a GPU decodes beside the ticks are collected
+tick and hands clean blocks to the decoder; frames that a GPU decodes beside the ticks are collected
 while the next tick computes. State: what is in flight; nothing grows with the length. A session that
 failed, was closed or is dropped gives its memory back and makes no more frames.
 """
@@ -39,7 +39,7 @@ _Result = TypeVar("_Result")
 
 
 class Decoder(Protocol):
-    """Whatever makes frames of latents, block by block."""
+    """Decodes latents to frames, block by block."""
 
     def submit(self, latent_CFHW: Tensor) -> PendingFrames:
         """Begin to decode the next block."""
@@ -51,7 +51,7 @@ def _hold_nothing() -> None:
 
 @dataclass(frozen=True, slots=True)
 class SessionParts:
-    """Everything that a session runs on, as a backend makes it."""
+    """Everything that a session runs on, as built by a backend."""
 
     spec: VideoSpec
     executor: Executor
@@ -69,7 +69,7 @@ class SessionParts:
 
 
 class ReplanRequired(Exception):  # noqa: N818 (a signal between recovery and session, not an error)
-    """What is in flight is given up; the video goes on from its last finished block."""
+    """Drop the blocks in flight and continue the video from its last finished block."""
 
     def __init__(self, make: Callable[[SessionSnapshot | None], SessionParts]) -> None:
         super().__init__("the video goes on with other settings")
@@ -77,7 +77,7 @@ class ReplanRequired(Exception):  # noqa: N818 (a signal between recovery and se
 
 
 class SessionState(Enum):
-    """Where a session is in its life."""
+    """State of a session's life."""
 
     OPEN = "open"
     FAILED = "failed"
@@ -85,7 +85,7 @@ class SessionState(Enum):
 
 
 class Session:
-    """Iterate it; `cancel` it from any thread; `close` it, or use it as a context manager."""
+    """An iterator of frame blocks. `cancel` works from any thread; use as a context manager or `close`."""
 
     def __init__(
         self, parts: SessionParts, timeline: AudioTimeline, *, device: torch.device
@@ -127,12 +127,12 @@ class Session:
 
     @property
     def snapshot(self) -> SessionSnapshot | None:
-        """What another session can go on from; None before the first finished block."""
+        """Snapshot that another session can continue from; None before the first finished block."""
         return self._recorder.snapshot()
 
     @property
     def executor(self) -> Executor:
-        """What computes the ticks of this session."""
+        """Executor that computes the ticks of this session."""
         return self._executor
 
     @property
@@ -144,7 +144,7 @@ class Session:
         return self
 
     def __next__(self) -> FrameBlock:
-        """Return the next block; waits for sound if need be.
+        """Return the next block; wait for sound if necessary.
 
         Raises CancelledError after `cancel` or `close`, SessionFailedError after an earlier error.
         """
@@ -154,7 +154,7 @@ class Session:
         return self._ready.popleft()
 
     def ready(self) -> Iterator[FrameBlock]:
-        """Yield the blocks that can be made from the sound there is, without waiting for more."""
+        """Yield the blocks that the sound so far allows, without waiting for more."""
         while self._ready or self._step(wait=False):
             yield from self.take()
 
@@ -170,7 +170,7 @@ class Session:
         self._cancelled.set()
 
     def close(self) -> None:
-        """Give back everything the session holds, on the device and in pinned memory. May be called again.
+        """Free everything that the session holds, on the device and in pinned memory. Safe to call again.
 
         From another thread it waits for the tick that is being computed.
         """

@@ -141,7 +141,7 @@ class SessionBuilder:
         if plan is not None and self._planned is not None:
             self._planned.admission.apply_plan(plan)
             steps, geometry = plan.request.sample_steps, plan.request.geometry
-            in_lanes = replace(spec, max_lanes=plan.config.num_lanes)
+            in_lanes = replace(spec, max_lanes=plan.num_lanes)
             spec = respecified(in_lanes, geometry, dit.config, steps=steps)
             self._tiles = plan.config.tiles
         reference = self._encode_reference(spec)

@@ -1,11 +1,11 @@
-"""What a continuation knows of a video so far: enough to remember it, whatever was lost.
+"""The state of a video from which another session can continue it.
 
-The last clean blocks with their voices and with what every denoising step took of them, and the first clean
-latent, from which a later anchor is made. Rings are refilled from it by a defined replay: every past block
-passes through the transformer once per step, as it did at first. So two runs that continue from the same
-past give the same video, bit for bit. What is remembered is longer than what attention sees: the oldest
-block of a replay attends to nothing, and what that changes must have left the window before the video goes
-on; the decoder looks back too.
+A snapshot holds the last clean blocks, with their speech features and the inputs of every denoising step, and
+the first clean latent, from which a later reference is made. Rings are refilled from it by a defined replay:
+every earlier block passes through the transformer once per step, as it did at first. Two runs that continue
+from the same snapshot give the same video, bit for bit. A snapshot is longer than the attention window: the
+oldest block of a replay attends to nothing, and what that changes must have left the window before the video
+continues; the decoder looks back too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class BlockSnapshot:
     latent_CFHW: Tensor
     features_LCV: Tensor
     inputs: tuple[Tensor, ...] = ()
-    """What each step took, [C, F, H, W]. Empty where that is not known, or size or steps have changed since:
+    """Input latents of each step, [C, F, H, W]. Empty if not known, or if size or steps have changed since:
     then the clean latents, noised to the level of each step with the noise they began with, stand for it."""
 
 
@@ -80,7 +80,7 @@ WHOLE_VIDEO = BlockRange()
 
 
 class SnapshotRecorder:
-    """Collects a past while a video is made."""
+    """Collects the snapshot of a video while it is made."""
 
     def __init__(self, window: int, latents_per_block: int) -> None:
         replayed = _REPLAYED_WINDOWS * -(-window // latents_per_block)
@@ -102,7 +102,7 @@ class SnapshotRecorder:
         self._num_blocks, self._first_C1HW = snapshot.next_block, snapshot.first_C1HW
 
     def snapshot(self) -> SessionSnapshot | None:
-        """What was collected; None before the first block."""
+        """Return the snapshot so far; None before the first block."""
         if self._first_C1HW is None:
             return None
         return SessionSnapshot(self._num_blocks, tuple(self._blocks), self._first_C1HW)

@@ -1,9 +1,9 @@
-"""A `SessionSnapshot` as one file: what a video goes on from in another process, or on another day.
+"""Write a `SessionSnapshot` to one file, and read it, so that another process can continue the video later.
 
-Input: a past, a path. Output: one safetensors file, complete or not there at all, that holds the hash of
-its data; the past again, bit for bit. Bytes: 4 * (voices + (1 + steps) * latents) of the blocks remembered,
-6 MB for the embedded model at 256x256, 36 MB for the 14B at 704x384; no rings, which are tens of GB for a
-large model and are made again by replay.
+Input: a snapshot, a path. Output: one safetensors file, complete or absent, with the hash of its data; the
+same snapshot again, bit for bit. Bytes: 4 * (features + (1 + steps) * latents) of the blocks in it, 6 MB for
+the embedded model at 256x256, 36 MB for the 14B at 704x384. Rings, tens of GB for a large model, are not
+stored: replay fills them again.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from lipcast.weights.source import TensorInfo
 from lipcast.weights.writer import write_safetensors
 
 FORMAT = "lipcast past 2"
-_LATENTS, _VOICES, _FIRST, _INPUTS = "latents", "voices", "first", "inputs"
-_ALWAYS = {_LATENTS, _VOICES, _FIRST}
-"""Inputs are there for the newest blocks: all, or those since the video last changed its size or steps."""
+_LATENTS, _FEATURES, _FIRST, _INPUTS = "latents", "voices", "first", "inputs"
+_ALWAYS = {_LATENTS, _FEATURES, _FIRST}
+"""Inputs exist for the newest blocks: all, or those since the video last changed its size or steps."""
 
 
 def write_snapshot(path: Path, snapshot: SessionSnapshot) -> str:
-    """Write a past; returns the sha256 of the file. Raises OutputError."""
+    """Write a snapshot; return the sha256 of the file. Raises OutputError."""
     tensors = {
         _LATENTS: torch.stack([block.latent_CFHW for block in snapshot.blocks]),
-        _VOICES: torch.stack([block.features_LCV for block in snapshot.blocks]),
+        _FEATURES: torch.stack([block.features_LCV for block in snapshot.blocks]),
         _FIRST: snapshot.first_C1HW,
     }
     inputs = [torch.stack(block.inputs) for block in snapshot.blocks if block.inputs]
@@ -47,22 +47,22 @@ def write_snapshot(path: Path, snapshot: SessionSnapshot) -> str:
 
 
 def read_snapshot(path: Path, device: torch.device | str = "cpu") -> SessionSnapshot:
-    """Read a past onto a device. Raises InputError, CheckpointError for a file that is not whole."""
+    """Read a snapshot onto a device. Raises InputError, or CheckpointError for a truncated file."""
     if not path.is_file():
-        raise InputError(f"{path}: expected the past of a video, found nothing there; start anew")
+        raise InputError(f"{path}: the snapshot of the video is missing; start the video again")
     source = SafetensorsSource(path)
     found = source.metadata.get("format", "another file")
     if found != FORMAT or set(source.infos) - {_INPUTS} != _ALWAYS:
         raise InputError(
-            f'{path}: expected the past of a video ("{FORMAT}"), got "{found}"; start the video anew'
+            f'{path}: expected the snapshot of a video ("{FORMAT}"), got "{found}"; start the video again'
         )
     tensors = {name: source.read(name) for name in source.infos}
     next_block = int(source.metadata["next_block"])
     if source.metadata.get("sha256") != _hash(next_block, tensors):
-        raise InputError(f"{path}: expected data with the hash in it, got others; start anew")
+        raise InputError(f"{path}: the data does not match its hash; start the video again")
     latents, inputs = tensors[_LATENTS], [tuple(steps) for steps in tensors.get(_INPUTS, ())]
     known = [()] * (len(latents) - len(inputs)) + inputs
-    blocks = tuple(map(BlockSnapshot, latents, tensors[_VOICES], known))
+    blocks = tuple(map(BlockSnapshot, latents, tensors[_FEATURES], known))
     return SessionSnapshot(next_block, blocks, tensors[_FIRST]).to(device)
 
 

@@ -57,7 +57,7 @@ class AudioSource(Protocol):
         """Standard deviation of the 16 kHz samples."""
 
     def ready(self) -> bool:
-        """Whether `read` returns at once."""
+        """Return whether `read` returns at once."""
 
     def read(self) -> Chunk | None:
         """The next piece; None at the end. May wait for it."""
@@ -101,7 +101,7 @@ class AudioTimeline:
 
     @property
     def sample_rate(self) -> int:
-        """Of the samples that `take_samples` gives, in Hz."""
+        """Sample rate of the samples that `take_samples` returns, in Hz."""
         return self._source.sample_rate
 
     @property

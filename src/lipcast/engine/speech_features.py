@@ -49,8 +49,8 @@ class Window:
 
 
 FILE_WINDOW = Window(keep=40 * FEATURE_RATE, left=10 * FEATURE_RATE, right=10 * FEATURE_RATE)
-"""Of a file longer than WHOLE_FILE_S. Bound: 0.25, measured 0.10 to 0.21 on 70 to 300 s of speech (RMS
-of the difference to one pass over the RMS movement of the features, worst layer, embedded model).
+"""Window for a file longer than WHOLE_FILE_S. Bound: 0.25, measured 0.10 to 0.21 on 70 to 300 s of speech
+(RMS of the difference to one pass over the RMS movement of the features, worst layer, embedded model).
 """
 
 
@@ -74,7 +74,7 @@ class Loudness:
     count: int = 0
 
     def including(self, wave_N: Tensor) -> Loudness:
-        """The statistics with these samples added, in float64."""
+        """Return the statistics with these samples added, in float64."""
         if not len(wave_N):
             return self
         added = wave_N.double()
@@ -86,14 +86,14 @@ class Loudness:
 
 
 LIVE_LEAD = 2 / 3
-"""How far a live voice is read ahead, in features (13 ms), at the limit ratio of 5/3.
+"""Read-ahead of a live voice in features (13 ms), at the limit ratio of 5/3.
 With align_corners a clip's features run ahead of its frames, by nothing at the first and by 2/3 to
 2 at the last, 4/3 on average over all lengths; models are trained on that. Its mean is kept: without
 it the mouth follows less closely (correlation 0.83 and 0.84 for 0.86 and 0.88).
 """
 
 LIVE_START = Loudness(mean=0.0, variance=0.08**2, count=SAMPLE_RATE // 2)
-"""What a live voice is taken for before it is heard: half a second at the usual level of speech.
+"""Assumed statistics of a live voice before it begins: half a second at the usual level of speech.
 Without it the noise before the first word would be raised to the level of speech."""
 
 
@@ -243,7 +243,7 @@ class FeatureStream:
         return self._padded_features(self.state.num_samples) if self.state.finished else None
 
     def _positions(self, block: int) -> Tensor:
-        """Where the frames of a block lie among the 50 Hz features, as far as there are any [F]."""
+        """Return the positions of a block's frames among the 50 Hz features that exist [F]."""
         ratio, lead = FEATURE_RATE / MIDDLE_RATE, LIVE_LEAD
         if self._num_samples is not None:
             ratio, lead = middle_ratio(self._padded_features(self._num_samples)), 0.0

@@ -74,7 +74,7 @@ class TiledDecoder:
         return found
 
     def adopt_state(self, whole: DecoderState, latent_size: tuple[int, int]) -> DecoderState:
-        """Every tile's part of the caches: a tile then knows of the past what the whole picture knew."""
+        """Return each tile's part of the caches of the whole picture."""
         found = DecoderState()
         for index, tile in enumerate(self._tiles_of(latent_size)):
             cut = {
@@ -133,7 +133,7 @@ class _Span:
         return slice(self.start * factor, (self.start + self.length) * factor)
 
     def weights(self, factor: int) -> Tensor:
-        """How much each pixel of the tile counts; the weights of all tiles add up to one."""
+        """Return the blending weight of each pixel of the tile; the weights of all tiles sum to one."""
         ramps = [_ramp(self.starts, self.length, i, factor) for i in range(len(self.starts))]
         total = torch.zeros((self.starts[-1] + self.length) * factor)
         for start, ramp in zip(self.starts, ramps, strict=True):
@@ -167,7 +167,7 @@ class _Tile:
         return latent_BCTHW[self.pixels(1)]
 
     def pixels(self, factor: int) -> tuple[Any, slice, slice]:
-        """Where the tile lies in a tensor whose last two axes are `factor` times the latent's."""
+        """Return the tile's slices in a tensor whose last two axes are `factor` times the latent's."""
         return ..., self.rows.pixels(factor), self.columns.pixels(factor)
 
     def add_to(self, video_BCTHW: Tensor, pixels_BCTHW: Tensor, factor: int) -> None:

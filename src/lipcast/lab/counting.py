@@ -99,8 +99,12 @@ class OperatorCount(TorchDispatchMode):
 
     def _note(self, func: Any, args: Any, kwargs: Mapping[str, Any], result: Any) -> None:
         name = func._schema.name.split("::")[1]
-        read = _tensors((args, {n: v for n, v in kwargs.items() if n != "out"}))
-        written = _tensors(result) or read[:1]
+        if func.namespace == "lipcast":
+            read, into = _split_arguments(func, args)
+            written = [*into, *_tensors(result)]
+        else:
+            read = _tensors((args, {n: v for n, v in kwargs.items() if n != "out"}))
+            written = _tensors(result) or read[:1]
         if not any(t.device.type == "cuda" for t in read + written) or _is_free(
             func, name, read, written
         ):
@@ -119,6 +123,16 @@ def _of_kind(counts: Counter[tuple[str, Kind]], kind: Kind) -> int:
 
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _split_arguments(func: Any, args: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """What one of our own operators reads, and what it writes without reading it."""
+    names = zip(func._schema.arguments, args, strict=True)
+    given = [(argument.is_write, _tensors(value)) for argument, value in names]
+    read, written = (
+        [t for w, each in given for t in each if w == wanted] for wanted in (False, True)
+    )
+    return read, written
 
 
 def _is_free(func: Any, name: str, read: list[Tensor], written: list[Tensor]) -> bool:
@@ -163,6 +177,13 @@ def _attention_flop(read: list[Tensor], out: Tensor) -> int:
     return 2 * read[0].numel() * keys + 2 * out.numel() * keys
 
 
+def _segments_flop(read: list[Tensor], out: Tensor) -> int:
+    """q [T, N, d]; planes of keys and values, numbers last; keys of reference and motion; values."""
+    num_planes = (len(read) - 4) // 2
+    slots, tokens = read[num_planes].shape[:2]
+    return 4 * out.numel() * (slots * tokens + read[-1].shape[0])
+
+
 def _convolution_flop(read: list[Tensor], out: Tensor) -> int:
     return 2 * out.numel() * prod(read[1].shape[1:])
 
@@ -180,7 +201,10 @@ FLOP_OF: Mapping[str, Callable[[list[Tensor], Tensor], int]] = MappingProxyType(
             ),
             _attention_flop,
         ),
-        **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), _convolution_flop),
+        "attend_segments": _segments_flop,
+        **dict.fromkeys(
+            ("conv1d", "conv2d", "conv3d", "convolution", "causal_conv3d"), _convolution_flop
+        ),
     }
 )
 """Operator name -> FLOP of (tensors read, tensor written)."""

@@ -16,8 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any, Literal
 
+from lipcast.config.units import format_bytes
 from lipcast.env import cache_dir
-from lipcast.planning.hardware import format_bytes
 
 Status = Literal["ok", "warning", "problem"]
 FIRST_PYTHON = (3, 11)
@@ -81,6 +81,7 @@ def _torch() -> Iterator[Finding]:
     yield _driver(torch)
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         yield from _gpu(torch, index)
+        yield _kernels(torch.device("cuda", index))
     yield _attention(torch)
 
 
@@ -127,6 +128,20 @@ def _gpu(torch: Any, index: int) -> Iterator[Finding]:
         yield Finding(f"{topic} memory", "ok", memory)
     rate = link_bytes_per_s(device) / 1e9
     yield Finding(f"{topic} link", "ok", f"{rate:.1f} GB/s from pinned host memory, measured")
+
+
+def _kernels(device: Any) -> Finding:
+    """Which kernels `--kernels auto` computes with on a GPU, and why."""
+    from lipcast.config.models import DiTConfig
+    from lipcast.models.kernels.choice import choose_kernels
+
+    chosen = choose_kernels("auto", device, DiTConfig())
+    topic, found = f"GPU {device.index} kernels", f"{chosen.kernels.name}: {chosen.reason}"
+    if chosen.kernels.name == "triton":
+        return Finding(topic, "ok", found)
+    return Finding(
+        topic, "warning", found, "pip install triton; until then steps take about twice as long"
+    )
 
 
 def _attention(torch: Any) -> Finding:

@@ -15,24 +15,29 @@ import torch
 from torch import Tensor, nn
 
 from lipcast.config.generate_options import GenerateOptions
+from lipcast.config.gpu_options import KernelName
 from lipcast.config.models import DiTConfig, VAEConfig
+from lipcast.config.precision import KVPrecision, StoredPrecision
 from lipcast.config.schedule import Unit
 from lipcast.config.video_spec import VideoSpec, video_spec
 from lipcast.engine.conditioning import ReferenceLatents
 from lipcast.engine.executor import LaneExecutor, session_shape
 from lipcast.lab.counting import OperatorCount, Work
-from lipcast.lab.fake_cuda import DEVICE, fake_cuda
+from lipcast.lab.fake_cuda import DEVICE, HOPPER, fake_cuda
 from lipcast.memory.arena import Arena, DeviceMaker
 from lipcast.memory.copier import CudaCopier
 from lipcast.memory.device_context import DeviceContext
 from lipcast.memory.session_memory import SessionMemory, SessionPlan
 from lipcast.models.dit import DiT
+from lipcast.models.kernels.fused import FusedKernels
+from lipcast.models.kernels.plain import Kernels
+from lipcast.models.kernels.vae import FusedConvKernels
 from lipcast.models.vae import VideoVAE
-from lipcast.planning.sizes import KVPrecision
+from lipcast.models.vae_channels_last import to_channels_last
 from lipcast.weights.load import without_memory
 from lipcast.weights.quant import kept_because
 from lipcast.weights.quant_linear import replace_linears, use_fp8_matmul
-from lipcast.weights.schemes import PLAIN_DTYPES, SCHEMES, Precision
+from lipcast.weights.schemes import PLAIN_DTYPES, SCHEMES
 from lipcast.weights.source import TensorInfo
 
 PORTRAIT = 1280, 720
@@ -45,12 +50,15 @@ STEADY_BLOCK = 8
 class StepCase:
     """How weights and rings are stored, and how many lanes one tick carries."""
 
-    precision: Precision = "fp8"
-    ring_precision: KVPrecision | None = None
+    precision: StoredPrecision = "fp8"
+    kv_precision: KVPrecision | None = None
     """None: as the model computes (bf16)."""
     num_lanes: int = 1
     fp8_matmul: bool = True
     """Whether fp8 weights are multiplied as they are; otherwise they are dequantised first."""
+    kernels: KernelName = "triton"
+    in_place: bool | None = None
+    """Whether fused kernels attend to ring and sink in place; None: as on Hopper."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +129,8 @@ def steady_executor(
     spec = replace(spec, max_lanes=case.num_lanes)
     dit = fake_dit(config, case.precision, fp8_matmul=case.fp8_matmul)
     resident = SessionPlan.resident(config.num_layers)
-    plan = replace(resident, ring_precision=case.ring_precision)
+    dit.use_kernels(fake_kernels(case))
+    plan = replace(resident, kv_precision=case.kv_precision)
     memory = SessionMemory(dit, session_shape(spec), fake_device_context(), plan)
     context = torch.empty(120, config.text_dim, device=DEVICE)
     executor = LaneExecutor(dit, spec, fake_reference(spec, config), context, memory=memory)
@@ -133,6 +142,11 @@ def steady_executor(
     _start_new(executor, last, config)
     yield executor, last
     executor.release()
+
+
+def fake_kernels(case: StepCase) -> Kernels:
+    """The operations between matrix products, for the fake device."""
+    return FusedKernels(HOPPER, in_place=case.in_place) if case.kernels == "triton" else Kernels()
 
 
 def _ticks_before(num_lanes: int) -> list[tuple[Unit, ...]]:
@@ -150,7 +164,7 @@ def _start_new(executor: LaneExecutor, tick: tuple[Unit, ...], config: DiTConfig
             executor.start(unit.block, fake_features(config))
 
 
-def fake_dit(config: DiTConfig, precision: Precision, *, fp8_matmul: bool = True) -> DiT:
+def fake_dit(config: DiTConfig, precision: StoredPrecision, *, fp8_matmul: bool = True) -> DiT:
     """The transformer with weights of a precision, on the fake device."""
     dtype = PLAIN_DTYPES.get(precision, torch.bfloat16)
     with without_memory():
@@ -216,23 +230,28 @@ def fake_features(config: DiTConfig) -> Tensor:
 
 
 @contextmanager
-def fake_vae(config: VAEConfig) -> Iterator[VideoVAE]:
-    """The autoencoder in bf16 on the fake device."""
+def fake_vae(config: VAEConfig, kernels: KernelName = "triton") -> Iterator[VideoVAE]:
+    """Give the autoencoder in bf16 on the fake device."""
     with fake_cuda():
         with without_memory():
             vae = VideoVAE(config)
         put_on_device(vae, torch.bfloat16)
         with torch.inference_mode():
-            yield vae
+            if kernels == "triton":
+                yield to_channels_last(vae, FusedConvKernels(torch.bfloat16))
+            else:
+                yield vae
 
 
-def count_vae(config: VAEConfig, spec: VideoSpec, *, still_frames: int) -> Mapping[str, Work]:
+def count_vae(
+    config: VAEConfig, spec: VideoSpec, *, still_frames: int, kernels: KernelName = "triton"
+) -> Mapping[str, Work]:
     """Count decoding one block of a running video, warming its caches up, and encoding a portrait."""
     geometry = spec.geometry
     size = geometry.latent_height, geometry.latent_width
     channels, block = geometry.latent_channels, geometry.latents_per_block
     counts = {name: OperatorCount() for name in ("decode_block", "prime", "encode_still")}
-    with fake_vae(config) as vae:
+    with fake_vae(config, kernels) as vae:
         state = vae.new_decoder_state()
         with counts["prime"]:
             vae.prime(torch.empty(1, channels, 7, *size, device=DEVICE), state)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields, replace
 
+from lipcast.config.gpu_options import KernelName
 from lipcast.config.models import DiTConfig
 from lipcast.lab.gpu_work import StepCase, StepWork, count_step, default_spec
 from lipcast.planning.kernel_counts import KernelCounts
@@ -26,11 +27,13 @@ _CASES = {
 }
 
 
-def fitted_counts() -> Mapping[str, KernelCounts]:
+def fitted_counts(kernels: KernelName) -> Mapping[str, KernelCounts]:
     """Return every row of the table; all but the first two are what is added to "HALF"."""
-    whole = {name: _fitted(case) for name, case in _CASES.items()}
+    cases = {name: replace(case, kernels=kernels) for name, case in _CASES.items()}
+    whole = {name: _fitted(case) for name, case in cases.items()}
     rows = {name: _less(counts, whole["HALF"]) for name, counts in whole.items()}
-    return {**rows, "HALF": whole["HALF"], "SINGLE": whole["SINGLE"], "SEVERAL_LANES": _lanes()}
+    lanes = _lanes(cases["HALF"])
+    return {**rows, "HALF": whole["HALF"], "SINGLE": whole["SINGLE"], "SEVERAL_LANES": lanes}
 
 
 def _fitted(case: StepCase) -> KernelCounts:
@@ -68,9 +71,9 @@ def _lane_launches(case: StepCase) -> int:
     return three.per_layer.launches - two.per_layer.launches
 
 
-def _lanes() -> KernelCounts:
+def _lanes(case: StepCase) -> KernelCounts:
     """What several lanes add to each of them, and to the tick."""
-    case, (tokens, _) = StepCase("bf16"), _tokens()
+    tokens, _ = _tokens()
     one, three = (count_step(_CONFIG, replace(case, num_lanes=lanes)) for lanes in (1, 3))
     launches = three.per_layer.launches - one.per_layer.launches - 2 * _lane_launches(case)
     return KernelCounts(

@@ -15,8 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lipcast.config.units import format_bytes
 from lipcast.memory.oom import is_out_of_memory
-from lipcast.planning.hardware import format_bytes
 
 
 class BufferMaker(Protocol):

@@ -17,10 +17,9 @@ from torch import Tensor
 from lipcast.memory.arena import Arena
 from lipcast.memory.copier import Copier, Event
 from lipcast.memory.layer_params import FlatParams
+from lipcast.planning import items
 from lipcast.planning.search import DISK_STAGING_LAYERS
 from lipcast.weights.source import TensorSource
-
-STAGING = "staging for layers from disk"
 
 
 class DiskReader:
@@ -35,7 +34,7 @@ class DiskReader:
         self._num_read = 0
         with ExitStack() as stack:
             self._staging = [
-                stack.enter_context(host.allocated(STAGING, num_bytes)) for _ in self._copied
+                stack.enter_context(host.allocated(items.STAGING, num_bytes)) for _ in self._copied
             ]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="lipcast-disk")
 

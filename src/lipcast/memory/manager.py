@@ -9,62 +9,30 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.geometry import SIZE_MULTIPLE, Geometry
+from lipcast.config.units import format_bytes
 from lipcast.env import logger
 from lipcast.errors import AdmissionError, MemoryBudgetError
 from lipcast.memory.device_context import DeviceContext
 from lipcast.memory.session_memory import SessionPlan
 from lipcast.memory.weight_store import WeightPlan, WeightStore
 from lipcast.models.dit import DiT
+from lipcast.planning import items
 from lipcast.planning.fallbacks import FallbackPlan, ladder
-from lipcast.planning.hardware import Hardware, format_bytes
-from lipcast.planning.memory_options import MemoryOptions
-from lipcast.planning.plan import Budget, MemoryItem, Models, Plan, PlanRequest, Share
+from lipcast.planning.inputs import PlannerInputs, allowed_fallbacks
+from lipcast.planning.plan import Budget, MemoryItem, Plan
 from lipcast.planning.planner import make_plan
-from lipcast.planning.sizes import Precision
 from lipcast.planning.table import plan_document
 from lipcast.weights.load import load_into
 from lipcast.weights.source import TensorSource
 
 _log = logger("memory.manager")
-_SHARED_ITEMS = frozenset({
-    "context and reserve", "weights outside layers", "weights of layers", "slots for streamed layers",
-    "decoder weights", "autoencoder weights", "process", "speech encoder", "text encoder",
-    "streamed layers, pinned", "staging for layers from disk", "weights for the prompt",
-})  # fmt: skip
-"""Memory that all sessions of a model use together; everything else each session has for itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlannerInputs:
-    """What the plans of one model are made from."""
-
-    hardware: Hardware
-    budget: Budget
-    options: MemoryOptions
-    models: Models
-    precision: Precision | None
-    """Precision of the weights; None leaves it to the planner until they are loaded."""
-    share: Share = field(default_factory=Share)
-    """The part of the work that this device does."""
-
-    def request(self, geometry: Geometry, options: GenerateOptions) -> PlanRequest:
-        """Return the question to the planner for one video."""
-        return PlanRequest(
-            geometry=geometry,
-            hardware=self.hardware,
-            budget=self.budget,
-            models=self.models,
-            constraints=self.options.constraints(self.precision, options.schedule),
-            sample_steps=options.sample_steps or self.models.dit.sample_steps,
-            fold_last_step=options.fold_last_step,
-        )
 
 
 class Admission:
@@ -217,13 +185,13 @@ class MemoryManager:
         assert self.store is not None, "the weights are not loaded"
         with self.lock:
             plans = [admission.plan for admission in self._admissions]
-            wanted = weight_plan(min(plans, key=lambda plan: plan.config.resident_layers))
+            wanted = weight_plan(min(plans, key=lambda plan: plan.resident_layers))
             if wanted != self.store.plan:
                 self.store.apply_plan(wanted)
 
     def fallbacks(self, plan: Plan) -> tuple[FallbackPlan, ...]:
         """Return what may give way under this plan, in order."""
-        return ladder(plan, self.inputs.options.fallbacks(plan.request))
+        return ladder(plan, allowed_fallbacks(self.inputs.options, plan.request))
 
     def used_bytes(self) -> int:
         """Return the bytes taken on the device now."""
@@ -250,9 +218,9 @@ class MemoryManager:
         return {"plan": plan_document(plan), "measured": measured, "fallbacks": dict(fallbacks)}
 
 
-def own_bytes(items: Collection[MemoryItem]) -> int:
+def own_bytes(planned: Collection[MemoryItem]) -> int:
     """Return what a session has for itself, beside what all sessions of the model share."""
-    return sum(item.num_bytes for item in items if item.name not in _SHARED_ITEMS)
+    return sum(item.num_bytes for item in planned if item.name not in items.SHARED)
 
 
 def weight_plan(plan: Plan) -> WeightPlan:
@@ -264,4 +232,4 @@ def weight_plan(plan: Plan) -> WeightPlan:
 def session_plan(plan: Plan) -> SessionPlan:
     """Return a session's part of a plan."""
     config = plan.config
-    return SessionPlan(plan.ring_layers, config.ring_precision, config.sink_streamed)
+    return SessionPlan(plan.ring_layers, config.kv_precision, config.sink_streamed)

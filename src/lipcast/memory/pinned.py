@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipcast.planning.hardware import format_bytes
+from lipcast.config.units import format_bytes
 
 _PORTABLE = 1
 """cudaHostRegisterPortable: the pages are pinned for every GPU of the process."""

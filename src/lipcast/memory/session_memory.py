@@ -18,19 +18,17 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from lipcast.config.precision import KVPrecision
 from lipcast.memory.device_context import DeviceContext
 from lipcast.memory.layer_buffers import LayerBuffers
 from lipcast.memory.slots import SlotPool
 from lipcast.models.dit import DiT
 from lipcast.models.kv_codec import KVCodec, PlainCodec, kv_codec
-from lipcast.models.kv_ring import KVRing, RingLayout, RingPlanes, Slots
+from lipcast.models.kv_ring import KVRing, Positions, RingLayout, RingPlanes
 from lipcast.models.sink import Sink, SinkPlanes
+from lipcast.planning import items
 from lipcast.planning.plan import Placement
-from lipcast.planning.sizes import KVPrecision
 from lipcast.planning.workload import RING_SLOTS
-
-RINGS, RING_SLOTS_PART, SINK = "KV rings", "slots for streamed rings", "sink"
-RINGS_PINNED = "KV rings, pinned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +52,7 @@ class SessionPlan:
     """Placements of the rings and of the sink."""
 
     ring_layers: tuple[Placement, ...]
-    ring_precision: KVPrecision | None = None
+    kv_precision: KVPrecision | None = None
     """None: the precision that the model computes in."""
     sink_streamed: bool = False
 
@@ -79,9 +77,11 @@ class _RingLayers:
         planes: RingPlanes = self._buffers.planes(layer)
         return planes
 
-    def mark_dirty(self, layer: int, slots: Sequence[Slots]) -> None:
-        size = self._layout.slot_bytes
-        self._buffers.write_back(layer, [(first * size, count * size) for first, count in slots])
+    def mark_dirty(self, layer: int, positions: Sequence[Positions]) -> None:
+        size = self._layout.position_bytes
+        self._buffers.write_back(
+            layer, [(first * size, count * size) for first, count in positions]
+        )
 
 
 class _SinkLayers:
@@ -155,7 +155,7 @@ class SessionMemory:
             self._sink = LayerBuffers(
                 sink_layout,
                 self._sink_placements(self.plan),
-                allocator=device_context.allocator(SINK, SINK),
+                allocator=device_context.allocator(items.SINK, items.SINK),
             )
             self._allocations.buffers.append(self._sink)
             self.sink = Sink(sink_layout, _SinkLayers(self._sink), num_layers=self._num_layers)
@@ -225,16 +225,14 @@ class SessionMemory:
 
     def _ring_layout(self, plan: SessionPlan) -> RingLayout:
         codec: KVCodec
-        if plan.ring_precision is None:
+        if plan.kv_precision is None:
             codec = PlainCodec(self._num_heads, self._head_dim, self._dtype)
         else:
-            codec = kv_codec(
-                plan.ring_precision, num_heads=self._num_heads, head_dim=self._head_dim
-            )
+            codec = kv_codec(plan.kv_precision, num_heads=self._num_heads, head_dim=self._head_dim)
         return RingLayout(codec, self._shape.window, self._shape.tokens_per_frame)
 
     def _ring_buffers(self) -> LayerBuffers:
-        allocator = self._device_context.allocator(RINGS, RINGS_PINNED)
+        allocator = self._device_context.allocator(items.RINGS, items.PINNED_RINGS)
         buffers = LayerBuffers(self._layout, self.plan.ring_layers, allocator=allocator)
         self._allocations.buffers.append(buffers)
         return buffers
@@ -262,16 +260,18 @@ class SessionMemory:
 
     def _open_sink(self) -> None:
         if self.plan.sink_streamed:
-            self._sink.pass_through(self._pool(SINK, self._sink), self._sink)
+            self._sink.pass_through(self._pool(items.SINK, self._sink), self._sink)
             return
         size = self._num_layers * self.sink.layout.placed_bytes
         for _ in range(self._shape.num_lanes):
-            self._allocations.rotated_refs.append(self._device_context.vram.allocate(SINK, size))
+            self._allocations.rotated_refs.append(
+                self._device_context.vram.allocate(items.SINK, size)
+            )
 
     def _open_rings(self) -> None:
         if all(where == "resident" for where in self.plan.ring_layers):
             return
-        pools = [self._pool(RING_SLOTS_PART, self._rings[0]) for _ in range(self._shape.num_lanes)]
+        pools = [self._pool(items.RING_SLOTS, self._rings[0]) for _ in range(self._shape.num_lanes)]
         for step, ring in enumerate(self._rings):
             # With a lane per step each ring has its own pool; with one lane they take turns.
             following = self._rings[(step + 1) % len(self._rings)] if len(pools) == 1 else ring

@@ -24,13 +24,11 @@ from lipcast.memory.disk_reader import DiskReader, read_params
 from lipcast.memory.layer_params import FlatParams, ParamsKey, layer_params, root_params
 from lipcast.memory.slots import SlotPool, Streamed
 from lipcast.models.dit import DiT
+from lipcast.planning import items
 from lipcast.planning.plan import Placement
 from lipcast.planning.tensors import WeightUse
 from lipcast.weights.source import TensorSource
 
-LAYERS, ROOT = "weights of layers", "weights outside layers"
-SLOTS = "slots for streamed layers"
-PINNED, PROMPT = "streamed layers, pinned", "weights for the prompt"
 PASSING = "weights for the prompt, passing"
 
 
@@ -117,7 +115,7 @@ class WeightStore:
 
     def _place(self, model: DiT, plan: WeightPlan) -> dict[str, Tensor | None]:
         self._root = root_params(model, self._dtype)
-        self._root_home = self._device.allocate(ROOT, self._root.num_bytes)
+        self._root_home = self._device.allocate(items.ROOT, self._root.num_bytes)
         root_views = self._root.layout.views(self._root_home)
         self._root.attach(root_views)
         homes: dict[str, Tensor | None] = dict(root_views)
@@ -268,9 +266,10 @@ class WeightStore:
         """Return memory for a pack in a place; None on disk."""
         num_bytes = self._packs[key].num_bytes
         if where == "resident":
-            return self._device.allocate(LAYERS, num_bytes)
+            return self._device.allocate(items.LAYERS, num_bytes)
         if where == "pinned":
-            return self._host.allocate(PROMPT if key[0] == "prompt" else PINNED, num_bytes)
+            item = items.PROMPT_WEIGHTS if key[0] == "prompt" else items.PINNED_LAYERS
+            return self._host.allocate(item, num_bytes)
         return None
 
     def _arena(self, key: ParamsKey) -> Arena:
@@ -296,7 +295,7 @@ class WeightStore:
             self._pool = SlotPool(
                 self._device,
                 self._copier,
-                part=SLOTS,
+                part=items.LAYER_SLOTS,
                 num_slots=plan.num_slots,
                 slot_bytes=widest,
             )

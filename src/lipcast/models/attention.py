@@ -51,9 +51,14 @@ def attend_batch(
 
 def attention_kernel(capability: Capability | None) -> AttentionKernel:
     """Return the attention for a compute capability."""
-    if capability is not None and capability[0] in _CUDNN_MAJORS:
+    if prefers_cudnn(capability):
         return cudnn_attention
     return functional.scaled_dot_product_attention
+
+
+def prefers_cudnn(capability: Capability | None) -> bool:
+    """Return whether cuDNN is PyTorch's first choice on such a device."""
+    return capability is not None and capability[0] in _CUDNN_MAJORS
 
 
 def cudnn_attention(q_BNTd: Tensor, k_BNTd: Tensor, v_BNTd: Tensor) -> Tensor:

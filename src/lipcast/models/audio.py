@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import cast
 
 import torch
@@ -20,6 +21,7 @@ from torch.nn import functional
 
 from lipcast.config.models import DiTConfig
 from lipcast.models.attention import attend_batch
+from lipcast.models.kernels.plain import Kernels, Modulation, RowFormat
 from lipcast.models.layers import AttentionProjections, layer_norm32, linear32
 
 _ADAIN_EPS = 1e-5
@@ -139,6 +141,7 @@ class AudioInjector(nn.Module):
             AttentionProjections(config.dim, config.num_heads, config.eps) for _ in range(count)
         )
         self.injector_adain_layers = nn.ModuleList(AdaLayerNorm(config.dim) for _ in range(count))
+        self.kernels = Kernels()
 
     def _pairs(self) -> list[tuple[AttentionProjections, AdaLayerNorm]]:
         pairs = zip(self.injector, self.injector_adain_layers, strict=True)
@@ -153,21 +156,26 @@ class AudioInjector(nn.Module):
 
     def forward(self, index: int, x_GSD: Tensor, audio: AudioConditioning) -> Tensor:
         """Return the residual of injector `index`, summed over actors; `audio` covers the G frames of x."""
-        attention, given = self._pairs()[index][0], audio.injectors[index]
-        normed_GSD = layer_norm32(x_GSD, _ADAIN_EPS)
-        total = None
-        for actor in range(audio.num_actors):
-            scale_G1D, shift_G1D = given.scale_AFD[actor, :, None], given.shift_AFD[actor, :, None]
-            moved = (normed_GSD * (1 + scale_G1D) + shift_G1D).to(attention.norm_q.weight.dtype)
-            heads = attend_batch(
-                attention.queries(moved), given.keys_AFKNd[actor], given.values_AFKNd[actor]
-            )
-            residual = attention.output(heads)
-            if audio.mask_AFS is not None:
-                residual = residual * audio.mask_AFS[actor, :, :, None].to(residual.dtype)
-            total = residual if total is None else total + residual
-        assert total is not None
-        return total
+        given = audio.injectors[index]
+        residuals = [
+            self._residual(index, actor, x_GSD, audio) for actor in range(len(given.shift_AFD))
+        ]
+        return reduce(torch.add, residuals)
+
+    def _residual(self, index: int, actor: int, x_GSD: Tensor, audio: AudioConditioning) -> Tensor:
+        """Return what the voice of one actor adds."""
+        attention, given, kernels = self._pairs()[index][0], audio.injectors[index], self.kernels
+        dtype = attention.norm_q.weight.dtype
+        shift_G1D, scale_G1D = given.shift_AFD[actor, :, None], given.scale_AFD[actor, :, None]
+        moved = Modulation(shift_G1D, scale_G1D, _ADAIN_EPS)
+        normed = kernels.normalise(x_GSD, moved, RowFormat.of(attention.q, dtype=dtype))
+        q_GSNd = attention.heads(kernels.rms_norm(attention.q(normed), attention.norm_q))
+        heads = attend_batch(q_GSNd, given.keys_AFKNd[actor], given.values_AFKNd[actor])
+        form = RowFormat.of(attention.o, dtype=dtype)
+        residual: Tensor = attention.o(kernels.rows(heads.flatten(-2), form))
+        if audio.mask_AFS is None:
+            return residual
+        return residual * audio.mask_AFS[actor, :, :, None].to(residual.dtype)
 
 
 def join_audio(lanes: Sequence[AudioConditioning]) -> AudioConditioning:

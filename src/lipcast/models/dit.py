@@ -22,9 +22,11 @@ from torch.nn import functional
 from lipcast.config.models import DiTConfig
 from lipcast.models.attention import KeyValue, attend
 from lipcast.models.audio import AudioConditioning, AudioInjector, CausalAudioEncoder, join_audio
+from lipcast.models.kernels.plain import Affine, Kernels, Modulation, Remembered, RowFormat
 from lipcast.models.kv_ring import KVRing
-from lipcast.models.layers import AttentionProjections, conv32, layer_norm32, linear32
+from lipcast.models.layers import AttentionProjections, QueryKeyNorms, conv32, linear32
 from lipcast.models.motion import FramePacker
+from lipcast.models.quant_formats import Rows
 from lipcast.models.rope import REF_FRAME, Rotary, RotaryTable, time_sinusoid
 from lipcast.models.sink import PlacedSink, Sink, SinkLayout, SinkPlanes
 from lipcast.planning.tensors import WeightUse
@@ -32,8 +34,8 @@ from lipcast.planning.tensors import WeightUse
 _NOISY_ROW, _REF_ROW, _MOTION_ROW = 0, 1, 2
 """Rows of the condition-mask embedding."""
 
-SelfAttend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(q_GSNd, k_GSNd, v_GSNd) -> o_GSNd."""
+SelfAttend = Callable[[Tensor, Tensor, Tensor, "QueryKeyNorms | None"], Tensor]
+"""(q_GSNd, k_GSNd, v_GSNd, norms) -> o_GSNd; the norms, if any, are still to be applied to q and k."""
 WeightHook = Callable[[WeightUse, int], None]
 """Called with (use, layer) before weights of a layer are used: whoever keeps them elsewhere fetches them."""
 
@@ -91,6 +93,13 @@ class DiT(nn.Module):
         self.head = Head(config)
         self.casual_audio_encoder = CausalAudioEncoder(config)
         self.audio_injector = AudioInjector(config)
+        self.use_kernels(Kernels())
+
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Compute whatever is no matrix product with these operations."""
+        self.kernels = kernels
+        for part in (*self.layers, self.audio_injector):
+            part.kernels = kernels
 
     @property
     def layers(self) -> list[TransformerBlock]:
@@ -190,9 +199,11 @@ class DiT(nn.Module):
         injectors = {layer: i for i, layer in enumerate(self.config.audio_inject_layers)}
         for layer, block in self._each_layer("tick"):
             text = [lane.conditions.text[layer] for lane in lanes]
-            x_GSD = block(x_GSD, rows_G6D, _StreamAttention(layer, lanes, frames), text)
+            self_attend = _StreamAttention(layer, lanes, frames, self.kernels)
+            x_GSD = block(x_GSD, rows_G6D, self_attend, text)
             if layer in injectors:
-                x_GSD = x_GSD + self.audio_injector(injectors[layer], x_GSD, audio)
+                residual_GSD = self.audio_injector(injectors[layer], x_GSD, audio)
+                x_GSD = self.kernels.add(x_GSD, residual_GSD)
         patches = self.head(x_GSD, head_GD).split(frames)
         return [
             self._unpatchify(p, lane.latent_CFHW) for p, lane in zip(patches, lanes, strict=True)
@@ -236,6 +247,7 @@ class TransformerBlock(nn.Module):
             nn.Linear(config.ffn_dim, dim),
         )
         self.modulation = nn.Parameter(torch.zeros(1, 6, dim))
+        self.kernels = Kernels()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -255,34 +267,46 @@ class TransformerBlock(nn.Module):
         """
         rows_6G1D = (self.modulation.float() + rows_G6D).transpose(0, 1).unsqueeze(2)
         shift1, scale1, gate1, shift2, scale2, gate2 = rows_6G1D
-        x_GSD = x_GSD + gate1 * self._attend_self(
-            self._modulate(x_GSD, shift1, scale1), self_attend
+        own, cross, ffn, kernels = self.self_attn, self.cross_attn, self.ffn, self.kernels
+
+        first = Modulation(shift1, scale1, self.eps)
+        normed = kernels.normalise(x_GSD, first, self._rows_for(own.q, own.k, own.v))
+        attended_GSD = self._attend_self(normed, self_attend)
+
+        third = Affine(self.norm3.weight, self.norm3.bias, self.eps)
+        x_GSD, normed = kernels.add_normalise(
+            x_GSD, attended_GSD, gate1, third, self._rows_for(cross.q)
         )
-        x_GSD = x_GSD + self._attend_text(self._norm_text(x_GSD), text)
-        result: Tensor = x_GSD + gate2 * self.ffn(self._modulate(x_GSD, shift2, scale2))
-        return result
+        attended_GSD = self._attend_text(normed, text)
 
-    def _modulate(self, x_GSD: Tensor, shift_G1D: Tensor, scale_G1D: Tensor) -> Tensor:
-        """A norm moved by time, computed in float32, in the dtype of the linear layers."""
-        normed = layer_norm32(x_GSD, self.eps) * (1 + scale_G1D) + shift_G1D
-        return normed.to(self.dtype)
+        second = Modulation(shift2, scale2, self.eps)
+        x_GSD, normed = kernels.add_normalise(
+            x_GSD, attended_GSD, None, second, self._rows_for(ffn[0])
+        )
+        hidden = kernels.gelu(ffn[0](normed), self._rows_for(ffn[2]))
+        return kernels.add(x_GSD, ffn[2](hidden), gate2)
 
-    def _attend_self(self, normed_GSD: Tensor, self_attend: SelfAttend) -> Tensor:
-        q, (k, v) = self.self_attn.queries(normed_GSD), self.self_attn.keys_values(normed_GSD)
-        return self.self_attn.output(self_attend(q, k, v))
+    def _rows_for(self, *linears: nn.Module) -> RowFormat:
+        return RowFormat.of(*linears, dtype=self.dtype)
 
-    def _norm_text(self, x_GSD: Tensor) -> Tensor:
-        """norm3, computed in float32, in the dtype of the linear layers."""
-        norm = self.norm3
-        weight, bias = norm.weight.float(), norm.bias.float()
-        normed = functional.layer_norm(x_GSD, norm.normalized_shape, weight, bias, norm.eps)
-        return normed.to(self.dtype)
+    def _attend_self(self, normed: Rows, self_attend: SelfAttend) -> Tensor:
+        own = self.self_attn
+        q_GSNd, k_GSNd, v_GSNd = (own.heads(linear(normed)) for linear in (own.q, own.k, own.v))
+        return self._output(own, self_attend(q_GSNd, k_GSNd, v_GSNd, own.norms))
 
-    def _attend_text(self, normed_GSD: Tensor, text: Sequence[KeyValue]) -> Tensor:
-        q_GSNd = self.cross_attn.queries(normed_GSD)
+    def _attend_text(self, normed: Rows, text: Sequence[KeyValue]) -> Tensor:
+        cross = self.cross_attn
+        q_GSNd = cross.heads(self.kernels.rms_norm(cross.q(normed), cross.norm_q))
         lanes = q_GSNd.chunk(len(text))
         heads = [attend(q.flatten(0, 1), *kv).view_as(q) for q, kv in zip(lanes, text, strict=True)]
-        return self.cross_attn.output(torch.cat(heads) if len(heads) > 1 else heads[0])
+        return self._output(cross, torch.cat(heads) if len(heads) > 1 else heads[0])
+
+    def _output(self, attention: AttentionProjections, heads_GSNd: Tensor) -> Tensor:
+        """[..., N, d] -> [..., D]."""
+        merged: Tensor = attention.o(
+            self.kernels.rows(heads_GSNd.flatten(-2), self._rows_for(attention.o))
+        )
+        return merged
 
 
 class Head(nn.Module):
@@ -297,39 +321,37 @@ class Head(nn.Module):
 
     def forward(self, x_GSD: Tensor, time_GD: Tensor) -> Tensor:
         shift_GD, scale_GD = (self.modulation.float() + time_GD[:, None]).unbind(1)
-        normed = layer_norm32(x_GSD, self.eps) * (1 + scale_GD[:, None]) + shift_GD[:, None]
-        return linear32(self.head, normed)
+        moved = Modulation(shift_GD[:, None], scale_GD[:, None], self.eps)
+        return linear32(self.head, moved.apply(x_GSD))
 
 
 class _StreamAttention:
     """Self-attention of one layer: every lane against its ring and its sink."""
 
-    def __init__(self, layer: int, lanes: Sequence[Lane], frames: Sequence[int]) -> None:
+    def __init__(
+        self, layer: int, lanes: Sequence[Lane], frames: Sequence[int], kernels: Kernels
+    ) -> None:
         self._layer = layer
         self._lanes = lanes
         self._frames = list(frames)
+        self._kernels = kernels
 
-    def __call__(self, q_GSNd: Tensor, k_GSNd: Tensor, v_GSNd: Tensor) -> Tensor:
-        split = (x.split(self._frames) for x in (q_GSNd, k_GSNd, v_GSNd))
-        heads = [self._lane(*each) for each in zip(self._lanes, *split, strict=True)]
+    def __call__(
+        self, q_GSNd: Tensor, k_GSNd: Tensor, v_GSNd: Tensor, norms: QueryKeyNorms | None
+    ) -> Tensor:
+        split = zip(*(x.split(self._frames) for x in (q_GSNd, k_GSNd, v_GSNd)), strict=True)
+        heads = [self._lane(lane, qkv, norms) for lane, qkv in zip(self._lanes, split, strict=True)]
         return torch.cat(heads) if len(heads) > 1 else heads[0]
 
-    def _lane(self, lane: Lane, q_FSNd: Tensor, k_FSNd: Tensor, v_FSNd: Tensor) -> Tensor:
-        conditions, first = lane.conditions, lane.conditions.first_frame
-        q_TNd, k_TNd = (conditions.rotary.apply(x.flatten(0, 1)) for x in (q_FSNd, k_FSNd))
-        lane.ring.write(self._layer, first, k_TNd, v_FSNd.flatten(0, 1))
-        out_TNd = attend(q_TNd, *self._remembered(lane, first + q_FSNd.shape[0], k_TNd))
-        return out_TNd.view_as(q_FSNd)
-
-    def _remembered(self, lane: Lane, next_frame: int, like_TNd: Tensor) -> KeyValue:
-        """Return the keys and values of the ring, then of the sink, side by side."""
-        ring, sink = lane.ring, lane.conditions.sink
-        num_ring = ring.num_tokens(next_frame)
-        shape = (num_ring + sink.num_tokens, *like_TNd.shape[1:])
-        k_TNd, v_TNd = like_TNd.new_empty(shape), like_TNd.new_empty(shape)
-        ring.read_into(self._layer, next_frame, k_TNd[:num_ring], v_TNd[:num_ring])
-        sink.read_into(self._layer, k_TNd[num_ring:], v_TNd[num_ring:])
-        return k_TNd, v_TNd
+    def _lane(self, lane: Lane, qkv: tuple[Tensor, ...], norms: QueryKeyNorms | None) -> Tensor:
+        q_FSNd, conditions = qkv[0], lane.conditions
+        next_frame = conditions.first_frame + q_FSNd.shape[0]
+        remembered = Remembered(lane.ring, conditions.sink, self._layer, next_frame)
+        q_TNd, k_TNd, v_TNd = (x.flatten(0, 1) for x in qkv)
+        rotated_TNd = self._kernels.rotate_and_write(
+            q_TNd, k_TNd, v_TNd, norms, conditions.rotary, remembered
+        )
+        return self._kernels.attend(rotated_TNd, remembered).view_as(q_FSNd)
 
 
 class _SinkAttention:
@@ -339,7 +361,11 @@ class _SinkAttention:
         self._layer, self._sink = layer, sink
         self._ref, self._motion = ref, motion
 
-    def __call__(self, q_1TNd: Tensor, k_1TNd: Tensor, v_1TNd: Tensor) -> Tensor:
+    def __call__(
+        self, q_1TNd: Tensor, k_1TNd: Tensor, v_1TNd: Tensor, norms: QueryKeyNorms | None
+    ) -> Tensor:
+        if norms is not None:
+            q_1TNd, k_1TNd = norms(q_1TNd, k_1TNd)
         num_ref = self._ref.num_tokens
         keys, values = self._rotate(k_1TNd[0]), v_1TNd[0]
         kept = SinkPlanes(k_1TNd[0, :num_ref], keys[num_ref:], values)

@@ -7,7 +7,7 @@ is rounded to its dtype:
     fp8   |x| / 16, and near zero m / 2^18, m being the largest magnitude of the head
     int4  (highest - lowest) / 29 of its group, and m / 2^7, m being the largest magnitude of the group
 Embedded model over two windows, PSNR of latents and of frames against a float32 ring: bf16 78 and
-59 dB, fp8 60 and 51, int4 50 and 43 (`scripts/soak/ring_precision.py`).
+59 dB, fp8 60 and 51, int4 50 and 43 (`scripts/soak/kv_precision.py`).
 
 Legend: T tokens, N heads, d head size, G groups of a head.
 """
@@ -22,6 +22,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from lipcast.config.precision import KVPrecision
 from lipcast.errors import UsageError
 from lipcast.models.quant_formats import (
     FP8,
@@ -32,7 +33,6 @@ from lipcast.models.quant_formats import (
     quantise_rows_fp8,
     unpack_int4,
 )
-from lipcast.planning.sizes import KVPrecision
 
 _PLAIN_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

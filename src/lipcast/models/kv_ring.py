@@ -1,7 +1,7 @@
 """What attention remembers of one (session, step): a ring of keys and values.
 
-It holds keys and values of the last `window` latent frames, one slot per latent frame, in
-every layer. Frame g lives at slot (g - start) mod window, so a window need not be a multiple of a
+It holds keys and values of the last `window` latent frames, one position per latent frame, in
+every layer. Frame g lives at position (g - start) mod window, so a window need not be a multiple of a
 block. Keys are stored rotated. Invariant: writes of one layer come in order of frames. Where a layer
 lives is the business of its storage; how numbers are stored, of its codec.
 
@@ -22,8 +22,8 @@ from lipcast.models.kv_codec import KVCodec
 
 Allocate = Callable[[int], Tensor]
 """Bytes to an uninitialised uint8 tensor of so many."""
-Slots = tuple[int, int]
-"""(first slot, number of slots)."""
+Positions = tuple[int, int]
+"""(first position, number of positions)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,18 @@ class RingPlanes:
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
 
+    def part(self, first: int, count: int) -> RingPlanes:
+        """Return some of the positions."""
+        some = slice(first, first + count)
+        keys, values = ([plane[some] for plane in each] for each in (self.keys, self.values))
+        return RingPlanes(tuple(keys), tuple(values))
+
 
 @dataclass(frozen=True, slots=True)
 class RingLayout:
     """How one layer of a ring lies in one buffer of bytes.
 
-    Slot after slot, so that any run of slots is one stretch of bytes; inside a slot the planes,
+    Position after position, so that any run of positions is one stretch of bytes; inside each the planes,
     wide items first, which keeps every item aligned without padding.
     """
 
@@ -47,30 +53,30 @@ class RingLayout:
     tokens_per_frame: int
 
     @property
-    def slot_bytes(self) -> int:
+    def position_bytes(self) -> int:
         """One latent frame: keys and values."""
         return 2 * self.tokens_per_frame * sum(plane.num_bytes for plane in self.codec.planes)
 
     @property
     def num_bytes(self) -> int:
         """One layer."""
-        return self.window * self.slot_bytes
+        return self.window * self.position_bytes
 
     def view(self, buffer: Tensor) -> RingPlanes:
         """Return the planes of one layer, as views of its bytes (uint8, 1-D)."""
         assert buffer.dtype == torch.uint8 and buffer.numel() == self.num_bytes
-        views = iter(self._views(buffer.view(self.window, self.slot_bytes)))
+        views = iter(self._views(buffer.view(self.window, self.position_bytes)))
         keys, values = zip(*zip(views, views, strict=True), strict=True)
         return RingPlanes(keys, values)
 
-    def _views(self, slots: Tensor) -> Iterator[Tensor]:
+    def _views(self, positions: Tensor) -> Iterator[Tensor]:
         """Of every plane, the keys' and the values' part."""
         begin = 0
         for plane in self.codec.planes:
             for _ in range(2):
                 end = begin + self.tokens_per_frame * plane.num_bytes
                 shape = (self.window, self.tokens_per_frame, *plane.shape)
-                yield slots[:, begin:end].view(plane.dtype).view(shape)
+                yield positions[:, begin:end].view(plane.dtype).view(shape)
                 begin = end
 
 
@@ -80,8 +86,8 @@ class RingStorage(Protocol):
     def planes(self, layer: int) -> RingPlanes:
         """Return the layer, ready to be read and written; valid until another layer is asked for."""
 
-    def mark_dirty(self, layer: int, slots: Sequence[Slots]) -> None:
-        """These slots of the layer asked for last have changed: who streams, writes them back."""
+    def mark_dirty(self, layer: int, positions: Sequence[Positions]) -> None:
+        """These positions of the layer asked for last have changed: who streams, writes them back."""
 
     @property
     def num_bytes(self) -> int:
@@ -98,7 +104,7 @@ class ResidentRing:
     def planes(self, layer: int) -> RingPlanes:
         return self._planes[layer]
 
-    def mark_dirty(self, layer: int, slots: Sequence[Slots]) -> None:
+    def mark_dirty(self, layer: int, positions: Sequence[Positions]) -> None:
         """Nothing to do: the layer is where it belongs."""
 
 
@@ -130,16 +136,42 @@ class KVRing:
     def num_bytes(self) -> int:
         return self._storage.num_bytes
 
+    @property
+    def codec(self) -> KVCodec:
+        return self._layout.codec
+
+    def num_frames(self, x_TNd: Tensor) -> int:
+        """Return how many latent frames these tokens are."""
+        return x_TNd.shape[0] // self._layout.tokens_per_frame
+
     def write(self, layer: int, first_frame: int, k_TNd: Tensor, v_TNd: Tensor) -> None:
         """Store the frames from `first_frame` on in place of the oldest ones."""
-        layout, planes = self._layout, self._storage.planes(layer)
-        runs = self._runs(first_frame, k_TNd.shape[0] // layout.tokens_per_frame)
-        for stored, x_TNd in ((planes.keys, k_TNd), (planes.values, v_TNd)):
-            encoded = layout.codec.encode(x_TNd.unflatten(0, (-1, layout.tokens_per_frame)))
-            for plane_WS, new_FS in zip(stored, encoded, strict=True):
-                for begin, slot, count in runs:
-                    plane_WS[slot : slot + count] = new_FS[begin : begin + count]
-        self._storage.mark_dirty(layer, [(slot, count) for _, slot, count in runs])
+        tokens, codec = self._layout.tokens_per_frame, self._layout.codec
+        new_FS = [
+            plane
+            for x_TNd in (k_TNd, v_TNd)
+            for plane in codec.encode(x_TNd.unflatten(0, (-1, tokens)))
+        ]
+        for frames, planes in self.writable(layer, first_frame, self.num_frames(k_TNd)):
+            for stored, plane_FS in zip((*planes.keys, *planes.values), new_FS, strict=True):
+                stored.copy_(plane_FS[frames])
+
+    def writable(
+        self, layer: int, first_frame: int, num_frames: int
+    ) -> Iterator[tuple[slice, RingPlanes]]:
+        """Yield each run of the frames from `first_frame` on, and the planes to be filled with it.
+
+        Once all are taken, the storage is told that they have changed.
+        """
+        planes = self._storage.planes(layer)
+        runs = self._runs(first_frame, num_frames)
+        for begin, position, count in runs:
+            yield slice(begin, begin + count), planes.part(position, count)
+        self._storage.mark_dirty(layer, [(position, count) for _, position, count in runs])
+
+    def filled(self, layer: int, next_frame: int) -> RingPlanes:
+        """Return what is kept, `next_frame` being the first frame not written yet."""
+        return self._storage.planes(layer).part(0, self._num_filled(next_frame))
 
     def num_tokens(self, next_frame: int) -> int:
         """Tokens kept, `next_frame` being the first frame not written yet."""
@@ -147,22 +179,21 @@ class KVRing:
 
     def read_into(self, layer: int, next_frame: int, k_TNd: Tensor, v_TNd: Tensor) -> None:
         """Put every token kept into k_TNd and v_TNd, of `num_tokens(next_frame)` tokens each."""
-        filled, planes = self._num_filled(next_frame), self._storage.planes(layer)
-        for stored, out_TNd in ((planes.keys, k_TNd), (planes.values, v_TNd)):
-            out_FSNd = out_TNd.unflatten(0, (filled, -1))
-            self._layout.codec.decode_into([plane[:filled] for plane in stored], out_FSNd)
+        filled = self.filled(layer, next_frame)
+        for stored, out_TNd in ((filled.keys, k_TNd), (filled.values, v_TNd)):
+            self.codec.decode_into(stored, out_TNd.unflatten(0, stored[0].shape[:2]))
 
     def _num_filled(self, next_frame: int) -> int:
         return min(self.window, next_frame - self._start_frame)
 
     def _runs(self, first_frame: int, num_frames: int) -> list[tuple[int, int, int]]:
-        """(index, slot, count) of each run of new frames without a wrap."""
+        """(index, position, count) of each run of new frames without a wrap."""
         assert num_frames <= self.window, "a block does not fit the window"
         start = first_frame - self._start_frame
         assert start >= 0, "a frame before the ring's first"
-        slot = start % self.window
-        whole = min(num_frames, self.window - slot)
-        runs = [(0, slot, whole)]
+        position = start % self.window
+        whole = min(num_frames, self.window - position)
+        runs = [(0, position, whole)]
         if whole < num_frames:
             runs.append((whole, 0, num_frames - whole))
         return runs

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -50,18 +52,30 @@ class AttentionProjections(nn.Module):
         self.norm_q = RMSNorm(dim, eps)
         self.norm_k = RMSNorm(dim, eps)
 
-    def queries(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., N, d]; the norm comes before the split into heads."""
-        heads: Tensor = self.norm_q(self.q(x)).unflatten(-1, (self.num_heads, -1))
-        return heads
+    @property
+    def norms(self) -> QueryKeyNorms:
+        return QueryKeyNorms(self.norm_q, self.norm_k)
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[..., D] -> keys and values [..., N, d]."""
-        keys: Tensor = self.norm_k(self.k(x)).unflatten(-1, (self.num_heads, -1))
-        values: Tensor = self.v(x).unflatten(-1, (self.num_heads, -1))
-        return keys, values
+        """[..., D] -> keys and values [..., N, d]; the norm comes before the split into heads."""
+        return self.heads(self.norm_k(self.k(x))), self.heads(self.v(x))
 
-    def output(self, heads: Tensor) -> Tensor:
-        """[..., N, d] -> [..., D]."""
-        merged: Tensor = self.o(heads.flatten(-2))
-        return merged
+    def heads(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., N, d]."""
+        split: Tensor = x.unflatten(-1, (self.num_heads, -1))
+        return split
+
+
+@dataclass(frozen=True, slots=True)
+class QueryKeyNorms:
+    """The norms of queries and keys [..., N, d] over all heads together."""
+
+    queries: RMSNorm
+    keys: RMSNorm
+
+    def __call__(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the normed queries and keys."""
+        return (
+            self.queries(q.flatten(-2)).view_as(q),
+            self.keys(k.flatten(-2)).view_as(k),
+        )

@@ -8,6 +8,8 @@ Legend: D the last axis, along which a row lies.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -39,6 +41,29 @@ def quantise_rows_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return (e4m3 [..., D], float32 scale [..., 1]) with x = q * scale."""
     scale = row_scale(x, FP8_MAX)
     return to_fp8(x / scale), scale
+
+
+@dataclass(frozen=True, slots=True)
+class QuantisedRows:
+    """Numbers [..., D] as 8-bit floats with a scale per row; `dtype` is what they were before."""
+
+    numbers: Tensor
+    scale: Tensor
+    """float32 [..., 1]."""
+    dtype: torch.dtype
+
+    def restore(self) -> Tensor:
+        """Return the numbers in their former dtype."""
+        return (self.numbers.float() * self.scale).to(self.dtype)
+
+
+Rows = Tensor | QuantisedRows
+"""What a linear layer takes."""
+
+
+def quantise_rows(x: Tensor) -> QuantisedRows:
+    """Return x [..., D] as rows of 8-bit floats."""
+    return QuantisedRows(*quantise_rows_fp8(x), x.dtype)
 
 
 def pack_int4(numbers: Tensor) -> Tensor:

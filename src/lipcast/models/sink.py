@@ -9,7 +9,7 @@ Legend: L layers, S reference tokens, M motion tokens, T tokens (S + M), N heads
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -145,12 +145,16 @@ class PlacedSink:
     def num_tokens(self) -> int:
         return self.sink.layout.num_tokens
 
+    def planes(self, layer: int) -> SinkPlanes:
+        """Return a layer with the reference's keys at their positions."""
+        planes = self.sink.planes(layer)
+        if self.ref_keys_LSNd is None:
+            return replace(planes, ref_keys_SNd=self.table.apply(planes.ref_keys_SNd))
+        return replace(planes, ref_keys_SNd=self.ref_keys_LSNd[layer])
+
     def read_into(self, layer: int, k_TNd: Tensor, v_TNd: Tensor) -> None:
         """Put the keys [reference | motion] and the values into k_TNd and v_TNd."""
-        planes, num_ref = self.sink.planes(layer), self.sink.layout.num_ref
-        if self.ref_keys_LSNd is None:
-            k_TNd[:num_ref] = self.table.apply(planes.ref_keys_SNd)
-        else:
-            k_TNd[:num_ref] = self.ref_keys_LSNd[layer]
+        planes, num_ref = self.planes(layer), self.sink.layout.num_ref
+        k_TNd[:num_ref] = planes.ref_keys_SNd
         k_TNd[num_ref:] = planes.motion_keys_MNd
         v_TNd.copy_(planes.values_TNd)

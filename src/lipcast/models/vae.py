@@ -108,7 +108,9 @@ class VideoVAE(nn.Module):
         return self.conv2.weight.dtype
 
     def _normalise(self, moments_BCTHW: Tensor) -> Tensor:
-        mean_BCTHW: Tensor = self.conv1(moments_BCTHW)[:, : self.config.z_dim].float()
+        mean_BCTHW: Tensor = self.conv1(moments_BCTHW.to(self._dtype))[
+            :, : self.config.z_dim
+        ].float()
         mean, std = latent_statistics(self.config, mean_BCTHW.device)
         return (mean_BCTHW - mean) * (1.0 / std)
 

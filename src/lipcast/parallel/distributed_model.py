@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from lipcast.config.generate_options import GenerateOptions
+from lipcast.config.gpu_options import GpuOptions
 from lipcast.config.video_spec import VideoSpec
 from lipcast.engine.loading import LoadSettings
 from lipcast.engine.planner_inputs import default_geometry, measure_planner_inputs
@@ -26,8 +27,8 @@ from lipcast.parallel.pipeline import DistributedSession, PipelineExecutor, Remo
 from lipcast.parallel.rank_group import FileRendezvous, RankGroup, StartRank, start_process
 from lipcast.parallel.roles import decoder_rank, roles_of
 from lipcast.parallel.torchrun import TorchrunRendezvous
-from lipcast.planning.gpu_options import GpuOptions
 from lipcast.planning.hardware import CPU, Hardware, gpu_described
+from lipcast.planning.inputs import layout_constraints
 from lipcast.planning.layouts import LayoutPlan, plan_layouts, stage_steps, with_enough_steps
 from lipcast.planning.plan import PlanRequest
 from lipcast.planning.sizes import speech_encoder_bytes
@@ -54,9 +55,10 @@ def plan_distributed(
         precision=settings.precision,
         dtype=settings.dtype,
         hardware=_hardware(settings.device),
+        kernels=settings.kernels,
     )
     request = inputs.request(default_geometry(inputs.models), expected)
-    constraints = replace(options.constraints, uses_all=exactly)
+    constraints = layout_constraints(options, uses_all=exactly)
     found = with_enough_steps(request, options.num_gpus, constraints)
     plan = plan_layouts(found, options.num_gpus, constraints)[0]
     if found != request:
@@ -140,9 +142,9 @@ class DistributedModel:
 
     @property
     def _prefers_wavefront(self) -> bool:
-        """Whether stages run all their steps in one pass, because weights are streamed for every pass."""
+        """Return whether stages run all their steps in one pass, as streamed weights prefer."""
         plans = [rank.plan for rank in self.plan.ranks if rank.plan is not None]
-        return self._is_planned and any(plan.config.num_lanes > 1 for plan in plans)
+        return self._is_planned and any(plan.num_lanes > 1 for plan in plans)
 
     def _on_stages(self, spec: VideoSpec) -> VideoSpec:
         layout, num_steps = self.plan.layout, spec.order.num_steps

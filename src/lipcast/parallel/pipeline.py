@@ -51,7 +51,7 @@ class DistributedSession:
         self.spec = spec
         self.ranks, self._number = ranks, number
         self.is_current = True
-        """Whether no later video has begun with these ranks."""
+        """Return whether no later video has begun with these ranks."""
         self._failure: VideoFailed | None = None
         self._clean: dict[int, Tensor] = {}
         self._frames: dict[int, NDArray[np.uint8]] = {}
@@ -105,7 +105,7 @@ class DistributedSession:
         return frames
 
     def has_frames(self, block: int) -> bool:
-        """Whether `take_frames` would return at once."""
+        """Return whether `take_frames` would return at once."""
         self._pump(0.0)
         return block in self._frames
 
@@ -236,7 +236,7 @@ class _RemoteFrames:
 
     @property
     def is_ready(self) -> bool:
-        """Whether `collect` would return at once."""
+        """Return whether `collect` would return at once."""
         return self.video.has_frames(self.block)
 
     def collect(self) -> NDArray[np.uint8]:

@@ -51,9 +51,9 @@ from lipcast.parallel.messages import (
 )
 from lipcast.parallel.p2p import LatentLink
 from lipcast.parallel.roles import Role, num_dit_ranks, roles_of
-from lipcast.parallel.stage import RANK_PARTS, DecoderVideo, Networks, StageVideo
+from lipcast.parallel.stage import RANK_PARTS, DecoderVideo, RankNetworks, StageVideo
 from lipcast.parallel.ulysses import apply_ulysses
-from lipcast.weights.bundle import Network
+from lipcast.weights.bundle import NetworkName
 
 if TYPE_CHECKING:
     from lipcast.parallel.fsdp import ShardedWeights
@@ -129,7 +129,7 @@ class _Queued:
 class Rank:
     """Handles messages in order. State: the video that is being made."""
 
-    def __init__(self, networks: Networks, inbox: Inbox, link: Connection) -> None:
+    def __init__(self, networks: RankNetworks, inbox: Inbox, link: Connection) -> None:
         self._networks, self._inbox, self._connection = networks, inbox, link
         self._queue: deque[_Queued] = deque()
         self._stage: StageVideo | None = None
@@ -207,7 +207,7 @@ class Rank:
                 self._stage.set_features(block, features_LCV)
             case FirstLatent(latent_C1HW):
                 assert self._stage is not None
-                self._stage.learn_first(latent_C1HW)
+                self._stage.set_first_latent(latent_C1HW)
             case RunTick(tick):
                 self._run(tick)
             case _:
@@ -305,7 +305,7 @@ def _init_process_group(init: InitRank) -> None:
         )
 
 
-def _load(init: InitRank) -> Networks:
+def _load(init: InitRank) -> RankNetworks:
     """Load the networks of this rank, and apply Ulysses or sharding to its transformer."""
     role, settings = roles_of(init.layout)[init.rank], init.settings
     groups = [_group(other) for other in roles_of(init.layout) if other.ulysses_rank == 0]
@@ -321,7 +321,7 @@ def _load(init: InitRank) -> Networks:
     num_heads = bundle.dit.config.num_heads
     if role.stage is not None and init.layout.ulysses > 1:
         num_heads = apply_ulysses(bundle.dit, groups[role.stage])
-    return Networks(role, bundle, manager, sharded, num_heads)
+    return RankNetworks(role, bundle, manager, sharded, num_heads)
 
 
 def _sharded_weights(group: Any, settings: LoadSettings) -> ShardedWeights:
@@ -337,8 +337,8 @@ def _group(role: Role) -> Any:
     return dist.new_group(list(role.stage_ranks) if role.stage is not None else [role.rank])
 
 
-def _networks_of(role: Role) -> tuple[Network, ...]:
-    networks: list[Network] = []
+def _networks_of(role: Role) -> tuple[NetworkName, ...]:
+    networks: list[NetworkName] = []
     if role.stage is not None:
         networks.append("dit")
     if role.decodes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lipcast.planning.layouts import Layout, stage_steps
-from lipcast.planning.plan import Share
+from lipcast.planning.plan import WorkShare
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +25,12 @@ class Role:
 
     @property
     def decodes(self) -> bool:
-        """Whether this rank makes the frames."""
+        """Return whether this rank decodes frames."""
         return self.rank == decoder_rank(self.layout)
 
     @property
     def is_last_stage(self) -> bool:
-        """Whether blocks become clean here."""
+        """Return whether blocks become clean on this rank."""
         return self.stage == self.layout.stages - 1
 
     @property
@@ -63,9 +63,9 @@ class Role:
         own = stage_steps(num_steps, self.layout.stages)[self.stage]
         return range(own[0], own[-1] + 1)
 
-    def share(self, num_steps: int) -> Share:
+    def share(self, num_steps: int) -> WorkShare:
         """Return the share of the work that the planner plans this rank for."""
-        return Share(
+        return WorkShare(
             num_steps=len(self.steps(num_steps)),
             ulysses=self.layout.ulysses,
             shards=num_dit_ranks(self.layout) if self.layout.sharded else 1,

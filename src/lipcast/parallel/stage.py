@@ -42,7 +42,7 @@ RANK_PARTS = ("compute_s", "decode_s", "wait_s", "send_s")
 
 
 @dataclass(frozen=True, slots=True)
-class Networks:
+class RankNetworks:
     """Networks that a rank computes with."""
 
     role: Role
@@ -62,7 +62,7 @@ class StageVideo:
     """The steps of one stage, for one video."""
 
     def __init__(
-        self, networks: Networks, opened: StartSession, latents: LatentLink, watch: Stopwatch
+        self, networks: RankNetworks, opened: StartSession, latents: LatentLink, watch: Stopwatch
     ) -> None:
         """Fill rings and sink. Raises torch.OutOfMemoryError or MemoryBudgetError, and keeps nothing then."""
         self._networks, self._latents, self._watch = networks, latents, watch
@@ -86,9 +86,9 @@ class StageVideo:
         """Keep the speech features of a block that will start."""
         self._features[block] = features_LCV
 
-    def learn_first(self, latent_C1HW: Floats) -> None:
+    def set_first_latent(self, latent_C1HW: Floats) -> None:
         """Take over the first clean latent of the video."""
-        self._running.learn_first(self._tensor(latent_C1HW))
+        self._running.set_first_latent(self._tensor(latent_C1HW))
 
     def run(self, tick: Tick) -> list[tuple[int, Tensor]]:
         """Run the units of this stage; return the blocks that left its last step, sent on already."""
@@ -170,7 +170,7 @@ class StageVideo:
         """With sharded weights, fill the sinks of all stages in the same tick."""
         anchor = self._spec.order.anchor_block
         if any(unit.block == anchor and unit.step == 0 for unit in tick):
-            self._running.renew_sink()
+            self._running.swap_reference()
             self._running.prepare()
 
     def _join_replay(self) -> None:
@@ -202,7 +202,7 @@ class DecoderVideo:
     """The frames of one video. A rank that only decodes receives the blocks from the last stage."""
 
     def __init__(
-        self, networks: Networks, asked: EncodePortrait, latents: LatentLink, watch: Stopwatch
+        self, networks: RankNetworks, asked: EncodePortrait, latents: LatentLink, watch: Stopwatch
     ) -> None:
         """Encode the portrait; `encoded` is the part of it that the stages need."""
         self._video, self._latents, self._watch = asked.video, latents, watch
@@ -227,7 +227,7 @@ class DecoderVideo:
 
     @property
     def is_decoding(self) -> bool:
-        """Whether frames are left to be collected."""
+        """Return whether frames are left to be collected."""
         return len(self._queue) > 0
 
     def run(self, tick: Tick) -> None:
@@ -256,19 +256,19 @@ class DecoderVideo:
         self._decoder.release()
 
 
-def _admit(networks: Networks, spec: VideoSpec) -> PlannedMemory | None:
+def _admit(networks: RankNetworks, spec: VideoSpec) -> PlannedMemory | None:
     manager = networks.memory_manager
     if manager is None:
         return None
     return PlannedMemory(manager, manager.admit(spec.geometry, spec.options))
 
 
-def _device_context(networks: Networks) -> DeviceContext:
+def _device_context(networks: RankNetworks) -> DeviceContext:
     manager = networks.memory_manager
     return DeviceContext.of(networks.device) if manager is None else manager.device_context
 
 
-def _tiled(networks: Networks, spec: VideoSpec) -> StreamingDecoder:
+def _tiled(networks: RankNetworks, spec: VideoSpec) -> StreamingDecoder:
     """Return the decoder, in tiles where the plan of this rank says so."""
     decoder, manager = networks.bundle.decoder, networks.memory_manager
     if manager is None:

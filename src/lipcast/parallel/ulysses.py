@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lipcast.models.audio import AudioConditioning
 from lipcast.models.dit import DiT, SelfAttend
+from lipcast.models.layers import QueryKeyNorms
 
 
 class TokenExchange:
@@ -95,10 +96,14 @@ class _SplitPass:
         return x_GsD, rows_G6D, self._around(self_attend), text
 
     def _around(self, self_attend: SelfAttend) -> SelfAttend:
-        def attend(q_GsNd: Tensor, k_GsNd: Tensor, v_GsNd: Tensor) -> Tensor:
+        def attend(
+            q_GsNd: Tensor, k_GsNd: Tensor, v_GsNd: Tensor, norms: QueryKeyNorms | None
+        ) -> Tensor:
+            if norms is not None:  # they are over all heads, which this rank has now
+                q_GsNd, k_GsNd = norms(q_GsNd, k_GsNd)
             stacked = torch.stack((q_GsNd, k_GsNd, v_GsNd))
             q, k, v = self._exchange.heads_for_tokens(stacked, self._num_tokens)
-            return self._exchange.tokens_for_heads(self_attend(q, k, v))
+            return self._exchange.tokens_for_heads(self_attend(q, k, v, None))
 
         return attend
 

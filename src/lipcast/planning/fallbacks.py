@@ -10,34 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from lipcast.config.generate_options import SCHEDULES, GenerateOptions, parse_size
+from lipcast.config.fallbacks import KEEPING, Fallback
+from lipcast.config.generate_options import SCHEDULES, parse_size
 from lipcast.config.geometry import Geometry, fit_size
-from lipcast.errors import MemoryBudgetError, UsageError
+from lipcast.config.precision import KVPrecision, Precision
+from lipcast.errors import MemoryBudgetError
 from lipcast.planning.plan import Budget, Plan, PlanConfig, PlanConstraints, PlanRequest
-from lipcast.planning.planner import make_plan, smallest_vram
-from lipcast.planning.search import tile_grids
-from lipcast.planning.sizes import KVPrecision, Precision
+from lipcast.planning.planner import make_plan
+from lipcast.planning.search import least_vram, tile_grids
 
 SIZE_STEPS = ("1280*720", "832*480", "704*384", "688*368", "512*320", "384*256")
-_KEEPING = ("online_decode", "kv_streamed", "weights_streamed", "kv_fp8", "tiling", "offload")
-_CHANGING = ("infer_frames", "size", "sample_steps")
 _UNLIMITED = Budget(2**50, 2**50)
-
-
-@dataclass(frozen=True, slots=True)
-class Fallback:
-    """One fallback: a name, and a value where the name needs one ("infer_frames", "32")."""
-
-    name: str
-    value: str = ""
-
-    @property
-    def keeps_the_picture(self) -> bool:
-        """Same video, or one that differs by rounding only."""
-        return self.name in _KEEPING
-
-    def __str__(self) -> str:
-        return f"{self.name}={self.value}" if self.value else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +45,7 @@ class Alternative:
 
 def default_fallbacks(request: PlanRequest, *, allow_degrade: bool = False) -> tuple[Fallback, ...]:
     """The order that is taken where the user gave none."""
-    keeping = tuple(Fallback(name) for name in _KEEPING if name != "offload")
+    keeping = tuple(Fallback(name) for name in KEEPING if name != "offload")
     return (*keeping, *_degrading(request)) if allow_degrade else keeping
 
 
@@ -76,34 +59,6 @@ def _degrading(request: PlanRequest) -> Iterator[Fallback]:
         yield Fallback("sample_steps", "3")
 
 
-def parse_fallbacks(text: str) -> tuple[Fallback, ...]:
-    """ "online_decode, infer_frames=32, size=384*256, sample_steps=3, offload", in that order."""
-    return tuple(_parse_fallback(word.strip()) for word in text.split(",") if word.strip())
-
-
-def _parse_fallback(text: str) -> Fallback:
-    name, _, value = (part.strip() for part in text.partition("="))
-    wants_value = name in _CHANGING
-    if name not in _KEEPING + _CHANGING or wants_value != bool(value):
-        known = ", ".join((*_KEEPING, *(f"{name}=…" for name in _CHANGING)))
-        raise UsageError(f'fallback: expected some of {known}, got "{text}"')
-    if name == "size":
-        parse_size(value)
-    elif wants_value:
-        _check_number(name, value)
-    return Fallback(name, value)
-
-
-def _check_number(name: str, value: str) -> None:
-    """Refuse what generation refuses."""
-    if not value.isdigit():
-        raise UsageError(f"fallback: expected {name}=<whole number>, got {name}={value}")
-    if name == "infer_frames":
-        GenerateOptions(infer_frames=int(value))
-    else:
-        GenerateOptions(sample_steps=int(value))
-
-
 def apply_fallback(request: PlanRequest, fallback: Fallback) -> PlanRequest:
     """The request with one more fallback taken."""
     constraints = request.constraints
@@ -113,7 +68,7 @@ def apply_fallback(request: PlanRequest, fallback: Fallback) -> PlanRequest:
         "offload": replace(
             constraints, max_resident_layers=0, max_resident_ring_layers=0, stream_sink=True
         ),
-        "kv_fp8": replace(constraints, ring_precision="fp8"),
+        "kv_fp8": replace(constraints, kv_precision="fp8"),
         "tiling": replace(constraints, tiles=_finer(request)),
     }
     if fallback.name in changes:
@@ -181,10 +136,10 @@ def _pinned(plan: Plan) -> PlanRequest:
     choice = plan.config
     constraints = PlanConstraints(
         precision=choice.precision,
-        ring_precision=choice.ring_precision,
+        kv_precision=choice.kv_precision,
         schedule=choice.schedule,
-        max_resident_layers=choice.resident_layers,
-        max_resident_ring_layers=choice.resident_ring_layers,
+        max_resident_layers=plan.resident_layers,
+        max_resident_ring_layers=plan.resident_ring_layers,
         stream_sink=choice.sink_streamed,
         tiles=choice.tiles,
         text_encoder=plan.request.constraints.text_encoder,
@@ -201,7 +156,7 @@ def _weigh(name: str, request: PlanRequest) -> Alternative:
     try:
         return Alternative(name, make_plan(request), None)
     except MemoryBudgetError:
-        return Alternative(name, None, smallest_vram(request))
+        return Alternative(name, None, least_vram(request))
 
 
 def _variants(plan: Plan) -> Iterator[tuple[str, PlanRequest]]:
@@ -226,8 +181,8 @@ def _other_constraints(
     for precision in precisions:
         if precision != choice.precision:
             yield f"weights in {precision}", replace(constraints, precision=precision)
-    ring: KVPrecision = "fp8" if choice.ring_precision == "bf16" else "bf16"
-    yield f"KV rings in {ring}", replace(constraints, ring_precision=ring)
+    ring: KVPrecision = "fp8" if choice.kv_precision == "bf16" else "bf16"
+    yield f"KV rings in {ring}", replace(constraints, kv_precision=ring)
     for schedule in SCHEDULES:
         if schedule != choice.schedule:
             yield f"{schedule} schedule", replace(constraints, schedule=schedule)

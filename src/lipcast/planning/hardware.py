@@ -1,6 +1,6 @@
-"""What GPUs can do: a table of cards, and sizes in bytes written by people.
+"""What GPUs can do: a table of cards.
 
-Outputs: `Hardware` by name (`gpu("rtx4090")`), `parse_bytes("12GB")`, `format_bytes`.
+Output: `Hardware` by name (`gpu("rtx4090")`) or by the words of a driver.
 Rates of the H100 were measured; every other card's are its data sheet times the efficiency
 that the H100 reached against its own data sheet, and say so in `source`.
 Nothing here looks at the machine it runs on.
@@ -13,9 +13,10 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from lipcast.config.gpu_options import KernelChoice, KernelName
+from lipcast.config.units import GIB
 from lipcast.errors import UsageError
 
-GIB = 2**30
 DISK_BYTES_PER_S = 2.5e9
 """Assumed sequential read of an NVMe drive."""
 
@@ -59,6 +60,8 @@ class Hardware:
     source: Source = "given"
     reserve_bytes: int = GPU_RESERVE_BYTES
     """What a process takes of the device beside tensors."""
+    kernels: KernelName = "triton"
+    """What computes whatever is no matrix product."""
 
     @property
     def has_fp8(self) -> bool:
@@ -143,6 +146,7 @@ CPU = Hardware(
     link_bytes_per_s=10e9,
     peer_bytes_per_s=10e9,
     reserve_bytes=0,
+    kernels="plain",
 )
 """Orders of magnitude only: placements on a CPU are for trying them out."""
 _ALIASES = tuple((number, f"rtx{number}") for number in ("3090", "4070", "4080", "4090", "5090"))
@@ -169,25 +173,6 @@ def gpu(name: str) -> Hardware:
     raise UsageError(f'gpu: expected one of {", ".join(near)}, got "{name}"')
 
 
-_UNITS = "BKMGTP"
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes of "12GB" (10^9), "12GiB" (2^30), "900MB", "1.5 TiB" or a plain number of bytes."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGTP])(i?))?B?\s*", text, re.IGNORECASE)
-    if not match:
-        raise UsageError(f'bytes: expected a size such as "12GB" or "11.5GiB", got "{text}"')
-    power = _UNITS.index((match[2] or "B").upper())
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
-
-
-def format_bytes(num_bytes: float) -> str:
-    """ "9.67 GiB"; below one GiB in MiB."""
-    if abs(num_bytes) >= GIB:
-        return f"{num_bytes / GIB:.2f} GiB"
-    return f"{num_bytes / 2**20:.0f} MiB"
-
-
 def gpu_described(description: str, memory_bytes: int) -> Hardware:
     """The card that a driver describes ("NVIDIA H100 80GB HBM3"), with the memory it reports.
 
@@ -203,3 +188,8 @@ def gpu_described(description: str, memory_bytes: int) -> Hardware:
     longest = [name for name in known if len(name.split("-")[0]) == len(known[0].split("-")[0])]
     near = min(longest, key=lambda name: abs(gpu(name).memory_bytes - memory_bytes))
     return replace(gpu(near), label=description, memory_bytes=memory_bytes)
+
+
+def expected_kernels(hardware: Hardware, choice: KernelChoice) -> Hardware:
+    """Return the hardware with the kernels that a choice leads to where they are not tried out."""
+    return hardware if choice == "auto" else replace(hardware, kernels=choice)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 
-from lipcast.planning.sizes import KVPrecision, Precision
+from lipcast.config.precision import KVPrecision, Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ SEVERAL_LANES = KernelCounts(13.8, launches_per_layer=12, launches_per_injector=
 
 
 def kernel_counts(
-    precision: Precision, ring_precision: KVPrecision, *, num_lanes: int, dequantised: bool
+    precision: Precision, kv_precision: KVPrecision, *, num_lanes: int, dequantised: bool
 ) -> KernelCounts:
     """Return the counts of a tick; `dequantised`: weights are expanded before use."""
     counts = SINGLE if precision == "fp32" else HALF
@@ -77,5 +77,5 @@ def kernel_counts(
         counts += DEQUANTISED[precision]
     elif precision == "fp8":
         counts += FP8_PRODUCTS
-    counts += RINGS.get(ring_precision, KernelCounts())
+    counts += RINGS.get(kv_precision, KernelCounts())
     return counts + SEVERAL_LANES if num_lanes > 1 else counts

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lipcast.errors import MemoryBudgetError, UsageError
-from lipcast.planning.plan import MemoryItem, Plan, PlanRequest, Share, total
-from lipcast.planning.planner import make_plan, smallest_vram
-from lipcast.planning.search import decode_block_seconds
+from lipcast.planning.plan import MemoryItem, Plan, PlanRequest, WorkShare, total
+from lipcast.planning.planner import make_plan
+from lipcast.planning.search import decode_block_seconds, least_vram
 from lipcast.planning.workload import decoder_rank_parts
 
 
@@ -173,7 +173,7 @@ def plan_layouts(
     each = replace(
         request, budget=replace(request.budget, ram_bytes=request.budget.ram_bytes // num_gpus)
     )
-    plans: dict[Share, Plan | None] = {}
+    plans: dict[WorkShare, Plan | None] = {}
     for share in {share for layout in possible for share in _shares(each, layout)}:
         plans[share] = _try(each, share)
     fitting = [_put_together(each, layout, plans) for layout in possible]
@@ -183,7 +183,7 @@ def plan_layouts(
     return tuple(sorted(found, key=lambda plan: plan.rank_key))
 
 
-def _try(request: PlanRequest, share: Share) -> Plan | None:
+def _try(request: PlanRequest, share: WorkShare) -> Plan | None:
     if share.shards > 1:
         # FSDP gathers plain parameters only.
         wished = request.constraints.precision or "bf16"
@@ -196,12 +196,12 @@ def _try(request: PlanRequest, share: Share) -> Plan | None:
         return None
 
 
-def _shares(request: PlanRequest, layout: Layout) -> tuple[Share, ...]:
+def _shares(request: PlanRequest, layout: Layout) -> tuple[WorkShare, ...]:
     """What one rank of each stage does."""
     num_dit = layout.stages * layout.ulysses
     steps = stage_steps(request.num_evaluations, layout.stages)
     return tuple(
-        Share(
+        WorkShare(
             num_steps=len(own),
             ulysses=layout.ulysses,
             shards=num_dit if layout.sharded else 1,
@@ -212,7 +212,7 @@ def _shares(request: PlanRequest, layout: Layout) -> tuple[Share, ...]:
 
 
 def _put_together(
-    request: PlanRequest, layout: Layout, plans: dict[Share, Plan | None]
+    request: PlanRequest, layout: Layout, plans: dict[WorkShare, Plan | None]
 ) -> LayoutPlan | None:
     steps = stage_steps(request.num_evaluations, layout.stages)
     ranks: list[RankPlan] = []
@@ -250,7 +250,7 @@ def _impossible(request: PlanRequest, num_gpus: int) -> str:
 
 def _too_big(request: PlanRequest, possible: Sequence[Layout]) -> str:
     shares = {share for layout in possible for share in _shares(request, layout)}
-    needs = [need for share in shares if (need := smallest_vram(request, share)) is not None]
+    needs = [need for share in shares if (need := least_vram(request, share)) is not None]
     least = f"at least {min(needs)} bytes of memory per GPU" if needs else "more host memory"
     return f"expected {least}, got {request.budget.vram_bytes}; take a smaller size or infer_frames"
 

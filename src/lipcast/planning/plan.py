@@ -1,6 +1,6 @@
 """What the planner is asked and what it answers: frozen data.
 
-`PlanRequest` is the question: models, geometry, hardware, budget, wishes. `Plan` is the answer:
+`PlanRequest` is the question: models, geometry, hardware, budget, constraints. `Plan` is the answer:
 every placement, with predicted bytes by part and seconds per block.
 Invariant: `Plan.vram_bytes <= budget.vram_bytes` and `Plan.ram_bytes <= budget.ram_bytes`.
 """
@@ -13,8 +13,9 @@ from typing import Literal
 from lipcast.config.generate_options import ScheduleName
 from lipcast.config.geometry import Geometry
 from lipcast.config.models import DiTConfig, TextConfig, VAEConfig
+from lipcast.config.precision import KVPrecision, Precision
+from lipcast.config.schedule import lanes_of
 from lipcast.planning.hardware import Hardware
-from lipcast.planning.sizes import KVPrecision, Precision
 from lipcast.planning.tensors import SpeechShape
 
 Placement = Literal["resident", "pinned", "disk"]
@@ -49,7 +50,7 @@ class PlanConstraints:
     """
 
     precision: Precision | None = None
-    ring_precision: KVPrecision | None = None
+    kv_precision: KVPrecision | None = None
     schedule: ScheduleName | None = None
     max_resident_layers: int | None = None
     max_resident_ring_layers: int | None = None
@@ -77,7 +78,7 @@ class PlanRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class WorkShare:
     """The part of the work that one GPU does; the default is all of it.
 
     `num_steps`: denoising steps it owns (None: all). `ulysses`: GPUs that split tokens and heads of
@@ -90,22 +91,21 @@ class Share:
     decodes: bool = True
 
 
+WHOLE = WorkShare()
+
+
 @dataclass(frozen=True, slots=True)
 class PlanConfig:
-    """One setting of every knob."""
+    """What a plan chooses for all layers together; which of them stay on the GPU, it chooses beside."""
 
     precision: Precision
-    ring_precision: KVPrecision
+    kv_precision: KVPrecision
     schedule: ScheduleName
-    num_lanes: int
-    """Lanes in a tick: 1, or one per evaluated step."""
-    resident_layers: int
-    disk_layers: int
-    resident_ring_layers: int
     sink_streamed: bool
     num_slots: int
-    """Device buffers for streamed layers; 0 where none is streamed."""
+    """Device buffers for streamed layers; 0 in a plan that streams none."""
     tiles: tuple[int, int]
+    """Grid (rows, columns) of tiles that the decoder works in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ class Plan:
     """Every placement of one run on one GPU, and what it is predicted to take."""
 
     request: PlanRequest
-    share: Share
+    share: WorkShare
     config: PlanConfig
     layers: tuple[Placement, ...]
     """Weights of each layer."""
@@ -189,10 +189,25 @@ class Plan:
         return self.request.models.dit.video_frames_per_block / self.time.block_s
 
     @property
+    def num_lanes(self) -> int:
+        """Lanes in a tick: 1, or one per evaluated step."""
+        steps = self.share.num_steps or self.request.num_evaluations
+        return lanes_of(self.config.schedule, steps)
+
+    @property
+    def resident_layers(self) -> int:
+        """Layers whose weights stay on the GPU."""
+        return self.layers.count("resident")
+
+    @property
+    def resident_ring_layers(self) -> int:
+        """Layers whose KV rings stay on the GPU."""
+        return self.ring_layers.count("resident")
+
+    @property
     def first_block_s(self) -> float:
         """From prepared conditions to the first pictures: a wavefront fills up first."""
-        ticks = self.config.num_lanes
-        return self.time.block_s * ticks
+        return self.time.block_s * self.num_lanes
 
 
 def total(parts: tuple[MemoryItem, ...]) -> int:

@@ -12,27 +12,25 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+from lipcast.config.units import format_bytes
 from lipcast.errors import MemoryBudgetError
-from lipcast.planning import sizes
-from lipcast.planning.hardware import format_bytes
+from lipcast.planning import items, sizes
 from lipcast.planning.plan import (
+    WHOLE,
     Budget,
     EncoderPlacement,
     MemoryItem,
     Placement,
     Plan,
-    PlanConfig,
     PlanRequest,
-    Share,
+    WorkShare,
     total,
 )
 from lipcast.planning.search import DISK_STAGING_LAYERS, Candidate, fastest, least_ram, least_vram
 from lipcast.planning.workload import residency_order
 
-ALL = Share()
 
-
-def make_plan(request: PlanRequest, share: Share = ALL) -> Plan:
+def make_plan(request: PlanRequest, share: WorkShare = WHOLE) -> Plan:
     """The fastest plan under the budget. Raises MemoryBudgetError where nothing fits."""
     candidate = fastest(request, share)
     if candidate is None:
@@ -40,17 +38,7 @@ def make_plan(request: PlanRequest, share: Share = ALL) -> Plan:
     return _finished(candidate)
 
 
-def smallest_vram(request: PlanRequest, share: Share = ALL) -> int | None:
-    """The least GPU memory that works with the request's host memory; None: no amount does."""
-    return least_vram(request, share)
-
-
-def smallest_ram(request: PlanRequest, share: Share = ALL) -> int | None:
-    """The least host memory that works with the request's GPU memory; None: no amount does."""
-    return least_ram(request, share)
-
-
-def _refusal(request: PlanRequest, share: Share) -> str:
+def _refusal(request: PlanRequest, share: WorkShare) -> str:
     """Which budget must grow, and to what."""
     geometry, budget = request.geometry, request.budget
     what = f"{geometry.width}x{geometry.height} with a window of {geometry.window} latent frames"
@@ -67,7 +55,7 @@ def _refusal(request: PlanRequest, share: Share) -> str:
     return f"{what}: expected at least {need}, got {has}; {advice}"
 
 
-def _both_needs(request: PlanRequest, share: Share) -> str:
+def _both_needs(request: PlanRequest, share: WorkShare) -> str:
     """The least GPU memory that works at all, and the host memory that it takes."""
     vram = least_vram(replace(request, budget=Budget(0, 2**62)), share)
     assert vram is not None, "with enough host memory some setting works"
@@ -88,33 +76,20 @@ def _finished(candidate: Candidate) -> Plan:
     streams = candidate.resident < work.num_layers
     speech = _speech_placement(candidate)
     ram_parts = _ram_parts(candidate, speech)
-    prompt_part = MemoryItem("weights for the prompt", work.prompt_bytes)
+    prompt_part = MemoryItem(items.PROMPT_WEIGHTS, work.prompt_bytes)
     prompt = _host_or_disk(request, (*ram_parts, prompt_part))
     ram_parts = (*ram_parts, prompt_part) if prompt == "host" else ram_parts
     text = _text_placement(request, total(ram_parts))
     if text == "host" and request.constraints.text_encoder is None:
         ram_parts = (
             *ram_parts,
-            MemoryItem("text encoder", sizes.text_encoder_bytes(request.models.text)),
+            MemoryItem(items.TEXT_ENCODER, sizes.text_encoder_bytes(request.models.text)),
         )
-    setting = work.setting
-    choice = PlanConfig(
-        precision=setting.precision,
-        ring_precision=setting.ring_precision,
-        schedule=setting.schedule,
-        num_lanes=work.num_lanes,
-        resident_layers=candidate.resident,
-        disk_layers=work.num_layers - candidate.resident - candidate.pinned,
-        resident_ring_layers=candidate.resident_rings,
-        sink_streamed=setting.sink_streamed,
-        num_slots=setting.num_slots if streams else 0,
-        tiles=setting.tiles,
-    )
     voice = _speech_part(candidate) if speech == "device" else ()
     return Plan(
         request=request,
         share=work.share,
-        config=choice,
+        config=work.config if streams else replace(work.config, num_slots=0),
         layers=_placements(work.num_layers, candidate.resident, candidate.pinned),
         ring_layers=_placements(work.num_layers, candidate.resident_rings, work.num_layers),
         prompt_weights=prompt,
@@ -142,8 +117,8 @@ def _weight_parts(candidate: Candidate) -> tuple[MemoryItem, ...]:
     work, resident = candidate.work, candidate.resident
     slots = work.slot_bytes(resident)
     return (
-        MemoryItem("weights of layers", work.weights_bytes(resident) - slots),
-        MemoryItem("slots for streamed layers", slots),
+        MemoryItem(items.LAYERS, work.weights_bytes(resident) - slots),
+        MemoryItem(items.LAYER_SLOTS, slots),
     )
 
 
@@ -152,8 +127,8 @@ def _chosen_parts(candidate: Candidate) -> tuple[MemoryItem, ...]:
     resident = rings * work.rings_layer_bytes
     return (
         *_weight_parts(candidate),
-        MemoryItem("KV rings", resident),
-        MemoryItem("slots for streamed rings", work.rings_bytes(rings) - resident),
+        MemoryItem(items.RINGS, resident),
+        MemoryItem(items.RING_SLOTS, work.rings_bytes(rings) - resident),
     )
 
 
@@ -162,13 +137,13 @@ def _ram_parts(candidate: Candidate, speech: EncoderPlacement) -> tuple[MemoryIt
     last = candidate.resident + candidate.pinned
     from_disk = last < work.num_layers
     staging = DISK_STAGING_LAYERS * work.widest_layer_bytes if from_disk else 0
-    fixed = (p for p in work.fixed_ram_parts if speech == "host" or p.name != "speech encoder")
+    fixed = (p for p in work.fixed_ram_parts if speech == "host" or p.name != items.SPEECH_ENCODER)
     return (
         *fixed,
-        MemoryItem("streamed layers, pinned", totals[last] - totals[candidate.resident]),
-        MemoryItem("staging for layers from disk", staging),
+        MemoryItem(items.PINNED_LAYERS, totals[last] - totals[candidate.resident]),
+        MemoryItem(items.STAGING, staging),
         MemoryItem(
-            "KV rings, pinned",
+            items.PINNED_RINGS,
             (work.num_layers - candidate.resident_rings) * work.rings_layer_bytes,
         ),
     )
@@ -177,7 +152,7 @@ def _ram_parts(candidate: Candidate, speech: EncoderPlacement) -> tuple[MemoryIt
 def _speech_part(candidate: Candidate) -> tuple[MemoryItem, ...]:
     return (
         MemoryItem(
-            "speech encoder", sizes.speech_encoder_bytes(candidate.work.request.models.speech)
+            items.SPEECH_ENCODER, sizes.speech_encoder_bytes(candidate.work.request.models.speech)
         ),
     )
 
@@ -196,7 +171,7 @@ def _text_placement(request: PlanRequest, ram_bytes: int) -> EncoderPlacement:
     """In host memory where there is room; else mapped, and read for every prompt."""
     if request.constraints.text_encoder is not None:
         return request.constraints.text_encoder
-    encoder = MemoryItem("text encoder", sizes.text_encoder_bytes(request.models.text))
+    encoder = MemoryItem(items.TEXT_ENCODER, sizes.text_encoder_bytes(request.models.text))
     return _host_or_disk(request, (MemoryItem("before", ram_bytes), encoder))
 
 

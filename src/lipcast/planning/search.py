@@ -1,8 +1,8 @@
-"""The search: the fastest setting under a budget, or the smallest budget that works.
+"""The search: the fastest config under a budget, or the smallest budget that works.
 
-Input: a PlanRequest and a Share. Output: `Candidate`s. Every combination of the coarse knobs is
-tried, and for each every number of resident layers; the rings take the memory that is left, which
-is never slower. So a bigger budget never gives a slower plan: what fitted before still fits.
+Input: a PlanRequest and a WorkShare. Output: `Candidate`s. Every `PlanConfig` is tried, and for each every
+number of resident layers; the rings take the memory that is left, which is never slower. So a bigger budget
+never gives a slower plan: what fitted before still fits.
 """
 
 from __future__ import annotations
@@ -14,10 +14,18 @@ from functools import cached_property
 from itertools import product
 
 from lipcast.config.generate_options import SCHEDULES
+from lipcast.config.precision import KVPrecision, Precision
 from lipcast.planning import costs
-from lipcast.planning.plan import BlockTime, Budget, PlanConstraints, PlanRequest, Share
-from lipcast.planning.sizes import KVPrecision, Precision
-from lipcast.planning.workload import Setting, Workload, tile_size
+from lipcast.planning.plan import (
+    WHOLE,
+    BlockTime,
+    Budget,
+    PlanConfig,
+    PlanConstraints,
+    PlanRequest,
+    WorkShare,
+)
+from lipcast.planning.workload import Workload, tile_size
 
 DISK_STAGING_LAYERS = 2
 """Pinned buffers that layers from disk pass through."""
@@ -44,19 +52,15 @@ class Candidate:
     @property
     def rank(self) -> tuple[float | int | bool, ...]:
         """Less is better: seconds first, then the plainer of two equally fast plans."""
-        setting = self.work.setting
-        precision, ring = (
-            _PLAINNESS.index(setting.precision),
-            _PLAINNESS.index(setting.ring_precision),
-        )
+        config = self.work.config
         return (
             self.time.block_s,
-            precision,
-            ring,
-            setting.schedule != SCHEDULES[0],
-            setting.sink_streamed,
+            _PLAINNESS.index(config.precision),
+            _PLAINNESS.index(config.kv_precision),
+            config.schedule != SCHEDULES[0],
+            config.sink_streamed,
             self.work.num_tiles,
-            -setting.num_slots,
+            -config.num_slots,
             -self.resident,
             -self.resident_rings,
         )
@@ -65,7 +69,7 @@ class Candidate:
 _PLAINNESS = ("fp32", "bf16", "fp8", "int8", "int4")
 
 
-def settings(request: PlanRequest) -> Iterator[Setting]:
+def configs(request: PlanRequest) -> Iterator[PlanConfig]:
     """Every combination of the coarse knobs that the wishes allow."""
     constraints = request.constraints
     precisions: tuple[Precision, ...] = (
@@ -75,24 +79,24 @@ def settings(request: PlanRequest) -> Iterator[Setting]:
     sinks = (False, True) if constraints.stream_sink is None else (constraints.stream_sink,)
     grids = (constraints.tiles,) if constraints.tiles else tile_grids(request)
     for precision in precisions:
-        rings = _ring_precisions(constraints, precision)
+        rings = _kv_precisions(constraints, precision)
         for combination in product(rings, schedules, sinks, _SLOTS, grids):
-            yield Setting(precision, *combination)
+            yield PlanConfig(precision, *combination)
 
 
-def _ring_precisions(constraints: PlanConstraints, precision: Precision) -> tuple[KVPrecision, ...]:
+def _kv_precisions(constraints: PlanConstraints, precision: Precision) -> tuple[KVPrecision, ...]:
     """What is wished; else as the transformer computes, or 8 bits."""
-    if constraints.ring_precision:
-        return (constraints.ring_precision,)
+    if constraints.kv_precision:
+        return (constraints.kv_precision,)
     return ("fp32" if precision == "fp32" else "bf16", "fp8")
 
 
-def _leanest(request: PlanRequest) -> Iterator[Setting]:
-    """Settings that can need least: fewest slots, and one lane where that is allowed."""
+def _leanest(request: PlanRequest) -> Iterator[PlanConfig]:
+    """Configs that can need least: fewest slots, and one lane where that is allowed."""
     schedule = request.constraints.schedule or SCHEDULES[0]
-    for setting in settings(request):
-        if setting.num_slots == min(_SLOTS) and setting.schedule == schedule:
-            yield setting
+    for config in configs(request):
+        if config.num_slots == min(_SLOTS) and config.schedule == schedule:
+            yield config
 
 
 def tile_grids(request: PlanRequest) -> tuple[tuple[int, int], ...]:
@@ -110,9 +114,9 @@ def tile_grids(request: PlanRequest) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
-def fastest(request: PlanRequest, share: Share) -> Candidate | None:
+def fastest(request: PlanRequest, share: WorkShare) -> Candidate | None:
     """The best candidate under the budget; None where nothing fits."""
-    searches = [_Search(request, share, setting) for setting in settings(request)]
+    searches = [_Search(request, share, config) for config in configs(request)]
     best: Candidate | None = None
     for search in sorted(searches, key=lambda search: search.floor_s):
         if best is not None and search.floor_s > best.time.block_s:
@@ -123,16 +127,16 @@ def fastest(request: PlanRequest, share: Share) -> Candidate | None:
     return best
 
 
-def least_vram(request: PlanRequest, share: Share) -> int | None:
+def least_vram(request: PlanRequest, share: WorkShare = WHOLE) -> int | None:
     """The smallest GPU budget that works with this host memory; None where none does."""
-    searches = (_Search(request, share, setting) for setting in _leanest(request))
+    searches = (_Search(request, share, config) for config in _leanest(request))
     found = (need for search in searches for need in search.least_vram())
     return min(found, default=None)
 
 
-def least_ram(request: PlanRequest, share: Share) -> int | None:
+def least_ram(request: PlanRequest, share: WorkShare = WHOLE) -> int | None:
     """The smallest host budget that works with this GPU memory; None where none does."""
-    searches = (_Search(request, share, setting) for setting in _leanest(request))
+    searches = (_Search(request, share, config) for config in _leanest(request))
     found = (need for search in searches for need in search.least_ram())
     return min(found, default=None)
 
@@ -145,15 +149,15 @@ def decode_block_seconds(request: PlanRequest, *, area_factor: float = 1.0) -> f
 
 
 class _Search:
-    """One setting: bytes and seconds over the numbers of resident layers."""
+    """One config: bytes and seconds over the numbers of resident layers."""
 
-    def __init__(self, request: PlanRequest, share: Share, setting: Setting) -> None:
-        self._work = Workload(request, share, setting)
+    def __init__(self, request: PlanRequest, share: WorkShare, config: PlanConfig) -> None:
+        self._work = Workload(request, share, config)
         self._budget = request.budget
 
     @property
     def floor_s(self) -> float:
-        """No plan of this setting is faster."""
+        """No plan of this config is faster."""
         return self._times.floor_s
 
     def candidates(self) -> Iterator[Candidate]:
@@ -260,7 +264,7 @@ class _Search:
 
 
 class _Times:
-    """Seconds per block of one setting."""
+    """Seconds per block of one config."""
 
     def __init__(self, work: Workload) -> None:
         self._work = work
@@ -305,8 +309,8 @@ class _Times:
             dit,
             geometry,
             self._hardware,
-            precision=work.setting.precision,
-            ring_precision=work.setting.ring_precision,
+            precision=work.config.precision,
+            kv_precision=work.config.kv_precision,
             num_lanes=work.num_lanes,
             split=work.share.ulysses,
         )
@@ -333,7 +337,7 @@ class _Times:
         work = self._work
         sink = work.ticks_per_block * work.num_layers * work.sink_layer_bytes
         shards = work.ticks_per_block * work.shard_bytes if work.shards_on_host else 0
-        return self._parked_bytes + shards + (sink if work.setting.sink_streamed else 0)
+        return self._parked_bytes + shards + (sink if work.config.sink_streamed else 0)
 
     @cached_property
     def _gather_s(self) -> float:

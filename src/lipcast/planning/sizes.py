@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from functools import cache
 from math import prod
 from types import MappingProxyType
-from typing import Literal, get_args
 
 from lipcast.config.geometry import Geometry
 from lipcast.config.models import DiTConfig, TextConfig, VAEConfig
+from lipcast.config.precision import KVPrecision, Precision
 from lipcast.planning.tensors import (
     WEIGHT_USES,
     Shape,
@@ -32,11 +32,6 @@ from lipcast.planning.tensors import (
     text_tensors,
     vae_tensors,
 )
-
-Precision = Literal["fp32", "bf16", "fp8", "int8", "int4"]
-KVPrecision = Literal["fp32", "bf16", "fp8", "int4"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-KV_PRECISIONS: tuple[KVPrecision, ...] = get_args(KVPrecision)
 
 PACK_ALIGN = 256
 """Every tensor of a packed layer begins at a multiple of this many bytes."""

@@ -1,9 +1,7 @@
-"""The numbers that a search needs, for one setting of the coarse knobs.
+"""The numbers that a search needs, for one `PlanConfig`.
 
-Input: a PlanRequest, a Share, a `Setting` (precision, ring precision, schedule, sink, slots,
-tiles).
-Output: `Workload`: bytes and seconds as a function of how many layers and ring layers stay on the
-GPU.
+Input: a PlanRequest, a WorkShare, a PlanConfig.
+Output: `Workload`: bytes and seconds as a function of how many layers and ring layers stay on the GPU.
 Invariant: resident bytes grow with the number of resident layers, and block seconds do not.
 """
 
@@ -13,10 +11,10 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import accumulate
 
-from lipcast.config.generate_options import ScheduleName
-from lipcast.planning import costs, sizes
-from lipcast.planning.plan import MemoryItem, PlanRequest, Share, total
-from lipcast.planning.sizes import KVPrecision, Precision
+from lipcast.config.precision import KVPrecision, Precision
+from lipcast.config.schedule import lanes_of
+from lipcast.planning import costs, items, sizes
+from lipcast.planning.plan import MemoryItem, PlanConfig, PlanRequest, WorkShare, total
 from lipcast.planning.tensors import WeightUse
 
 HOST_RESERVE_BYTES = 2 * 2**30
@@ -25,18 +23,6 @@ RING_SLOTS = 2
 _TILE_OVERLAP = 8
 """Latent pixels that neighbouring tiles share."""
 _GOLDEN = 0.6180339887498949
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """The coarse knobs; the fine ones are the numbers of resident layers."""
-
-    precision: Precision
-    ring_precision: KVPrecision
-    schedule: ScheduleName
-    sink_streamed: bool
-    num_slots: int
-    tiles: tuple[int, int]
 
 
 @cache
@@ -51,11 +37,11 @@ def residency_order(num_layers: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Workload:
-    """One setting's bytes and seconds."""
+    """Bytes and seconds of one config."""
 
     request: PlanRequest
-    share: Share
-    setting: Setting
+    share: WorkShare
+    config: PlanConfig
 
     @cached_property
     def num_steps(self) -> int:
@@ -64,7 +50,7 @@ class Workload:
 
     @cached_property
     def num_lanes(self) -> int:
-        return self.num_steps if self.setting.schedule == "wavefront" else 1
+        return lanes_of(self.config.schedule, self.num_steps)
 
     @cached_property
     def ticks_per_block(self) -> int:
@@ -97,13 +83,13 @@ class Workload:
         return self._total("prompt")[-1]
 
     def _total(self, use: WeightUse) -> tuple[int, ...]:
-        stored = sizes.layer_bytes(self.request.models.dit, self.setting.precision, use)
+        stored = sizes.layer_bytes(self.request.models.dit, self.config.precision, use)
         return (0, *accumulate(stored[layer] for layer in residency_order(self.num_layers)))
 
     @cached_property
     def widest_layer_bytes(self) -> int:
         """The biggest of the buffers that pass through a slot."""
-        dit, precision = self.request.models.dit, self.setting.precision
+        dit, precision = self.request.models.dit, self.config.precision
         uses: tuple[WeightUse, ...] = ("tick", "voice")
         return max(max(sizes.layer_bytes(dit, precision, use)) for use in uses)
 
@@ -126,14 +112,14 @@ class Workload:
 
     def slot_bytes(self, resident: int) -> int:
         streams = resident < self.num_layers and self.share.shards == 1
-        return self.setting.num_slots * self.widest_layer_bytes if streams else 0
+        return self.config.num_slots * self.widest_layer_bytes if streams else 0
 
     # Keys and values
 
     @cached_property
     def ring_layer_bytes(self) -> int:
         """One layer of one ring, this GPU's heads."""
-        args = self.request.models.dit, self.request.geometry, self.setting.ring_precision
+        args = self.request.models.dit, self.request.geometry, self.config.kv_precision
         return self._split(sizes.ring_layer_bytes(*args))
 
     @cached_property
@@ -161,7 +147,7 @@ class Workload:
         Every block in flight has its own placed reference keys; of a streamed sink they are rotated
         where they are read.
         """
-        if self.setting.sink_streamed:
+        if self.config.sink_streamed:
             return RING_SLOTS * self.sink_layer_bytes
         dit, geometry = self.request.models.dit, self.request.geometry
         placed = self._split(sizes.placed_layer_bytes(dit, geometry, self._plain_kv))
@@ -169,7 +155,7 @@ class Workload:
 
     @property
     def _plain_kv(self) -> KVPrecision:
-        return "fp32" if self.setting.precision == "fp32" else "bf16"
+        return "fp32" if self.config.precision == "fp32" else "bf16"
 
     def _split(self, num_bytes: int) -> int:
         return -(-num_bytes // self.share.ulysses)
@@ -179,11 +165,11 @@ class Workload:
     @cached_property
     def tile(self) -> tuple[int, int]:
         """Latent height and width of one tile."""
-        return tile_size(self.request, self.setting.tiles)
+        return tile_size(self.request, self.config.tiles)
 
     @property
     def num_tiles(self) -> int:
-        rows, columns = self.setting.tiles
+        rows, columns = self.config.tiles
         return rows * columns
 
     @cached_property
@@ -196,7 +182,7 @@ class Workload:
 
     @property
     def _vae_precision(self) -> Precision:
-        return "fp32" if self.setting.precision == "fp32" else "bf16"
+        return "fp32" if self.config.precision == "fp32" else "bf16"
 
     def decoder_parts(self) -> tuple[MemoryItem, ...]:
         return decoder_parts(self.request, self.tile, self._vae_precision)
@@ -206,15 +192,15 @@ class Workload:
     @cached_property
     def fixed_parts(self) -> tuple[MemoryItem, ...]:
         """GPU memory that does not depend on the numbers of resident layers."""
-        dit, precision = self.request.models.dit, self.setting.precision
+        dit, precision = self.request.models.dit, self.config.precision
         text = self.num_layers * sizes.text_kv_layer_bytes(dit, self._plain_kv)
         voice = self.num_lanes * sizes.audio_conditioning_bytes(dit, precision)
         parts = (
-            MemoryItem("context and reserve", self.request.hardware.reserve_bytes),
-            MemoryItem("weights outside layers", sizes.root_bytes(dit, precision)),
-            MemoryItem("sink", self.sink_bytes),
-            MemoryItem("text keys, voice", text + voice),
-            MemoryItem("activations of a tick", self.tick_bytes),
+            MemoryItem(items.CONTEXT, self.request.hardware.reserve_bytes),
+            MemoryItem(items.ROOT, sizes.root_bytes(dit, precision)),
+            MemoryItem(items.SINK, self.sink_bytes),
+            MemoryItem(items.CONDITIONS, text + voice),
+            MemoryItem(items.ACTIVATIONS, self.tick_bytes),
         )
         return parts + (self.decoder_parts() if self.share.decodes else ())
 
@@ -223,7 +209,7 @@ class Workload:
         dit, geometry, precision = (
             self.request.models.dit,
             self.request.geometry,
-            self.setting.precision,
+            self.config.precision,
         )
         work = sizes.tick_bytes(
             dit, geometry, precision, num_lanes=self.num_lanes, split=self.share.ulysses
@@ -246,9 +232,9 @@ class Workload:
         text = sizes.text_encoder_bytes(self.request.models.text) if on_device else 0
         return (
             *self.fixed_parts[:2],
-            MemoryItem("autoencoder weights", sizes.vae_bytes(vae, self._vae_precision)),
-            MemoryItem("encoder work", work),
-            MemoryItem("text encoder", text),
+            MemoryItem(items.VAE_WEIGHTS, sizes.vae_bytes(vae, self._vae_precision)),
+            MemoryItem(items.ENCODER_WORK, work),
+            MemoryItem(items.TEXT_ENCODER, text),
         )
 
     @cached_property
@@ -260,15 +246,15 @@ class Workload:
         """Host memory that does not depend on the numbers of resident layers."""
         # Twice: while a block is decoded, its state before is kept, in case memory runs out.
         parked = 2 * self.num_tiles * self.decoder_state_bytes if self.parks_decoder else 0
-        sink = self.num_layers * self.sink_layer_bytes if self.setting.sink_streamed else 0
+        sink = self.num_layers * self.sink_layer_bytes if self.config.sink_streamed else 0
         models, on_host = self.request.models, self.request.constraints.text_encoder == "host"
         return (
-            MemoryItem("process", HOST_RESERVE_BYTES),
-            MemoryItem("speech encoder", sizes.speech_encoder_bytes(models.speech)),
-            MemoryItem("text encoder", sizes.text_encoder_bytes(models.text) if on_host else 0),
-            MemoryItem("sink", sink),
-            MemoryItem("decoder state", parked),
-            MemoryItem("shards of layers, pinned", self.shard_bytes if self.shards_on_host else 0),
+            MemoryItem(items.PROCESS, HOST_RESERVE_BYTES),
+            MemoryItem(items.SPEECH_ENCODER, sizes.speech_encoder_bytes(models.speech)),
+            MemoryItem(items.TEXT_ENCODER, sizes.text_encoder_bytes(models.text) if on_host else 0),
+            MemoryItem(items.SINK, sink),
+            MemoryItem(items.DECODER_STATE, parked),
+            MemoryItem(items.PINNED_SHARDS, self.shard_bytes if self.shards_on_host else 0),
         )
 
     @property
@@ -292,16 +278,16 @@ def decoder_parts(
     # The state before a block is kept while the block is decoded; that of tiles, in host memory.
     is_whole = tile == tile_size(request, (1, 1))
     return (
-        MemoryItem("decoder weights", sizes.vae_bytes(vae, precision)),
-        MemoryItem("decoder state", 2 * state if is_whole else state),
-        MemoryItem("decoder work", work),
+        MemoryItem(items.DECODER_WEIGHTS, sizes.vae_bytes(vae, precision)),
+        MemoryItem(items.DECODER_STATE, 2 * state if is_whole else state),
+        MemoryItem(items.DECODER_WORK, work),
     )
 
 
 def decoder_rank_parts(request: PlanRequest) -> tuple[MemoryItem, ...]:
     """GPU memory of a rank that only decodes."""
     whole = tile_size(request, (1, 1))
-    reserve = MemoryItem("context and reserve", request.hardware.reserve_bytes)
+    reserve = MemoryItem(items.CONTEXT, request.hardware.reserve_bytes)
     return (reserve, *decoder_parts(request, whole, "bf16"))
 
 

@@ -16,7 +16,8 @@ from typing import Literal, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
-from lipcast.config.models import DiTConfig, TextConfig, VAEConfig
+from lipcast.config.models import TextConfig
+from lipcast.config.precision import StoredPrecision
 from lipcast.env import logger
 from lipcast.errors import CheckpointError
 from lipcast.models.dit import DiT
@@ -32,6 +33,7 @@ from lipcast.weights.checkpoint import (
     find_checkpoint,
     read_json,
 )
+from lipcast.weights.configs import read_configs
 from lipcast.weights.files import open_tensors
 from lipcast.weights.load import load_into, without_memory
 from lipcast.weights.lora import LoraSpec, merge_loras
@@ -39,14 +41,14 @@ from lipcast.weights.manifest import read_manifest
 from lipcast.weights.prompts import PromptCache, PromptEmbedding, read_embedding
 from lipcast.weights.quant import quantised
 from lipcast.weights.quant_linear import QuantLinear, quantised_layers
-from lipcast.weights.schemes import SCHEMES, Precision
+from lipcast.weights.schemes import SCHEMES
 from lipcast.weights.source import RenamedSource, TensorSource
 
 _log = logger("weights.bundle")
 _KEPT_PROMPTS = 16
 LoadDiT = Callable[[DiT, TensorSource], None]
-Network = Literal["dit", "vae", "speech"]
-NETWORKS: tuple[Network, ...] = get_args(Network)
+NetworkName = Literal["dit", "vae", "speech"]
+NETWORKS: tuple[NetworkName, ...] = get_args(NetworkName)
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
@@ -109,14 +111,6 @@ class ModelBundle:
         return context_TC
 
 
-def read_configs(files: CheckpointFiles) -> tuple[DiTConfig, VAEConfig]:
-    """The configs of transformer and VAE; the VAE's published one where there is no file."""
-    assert files.config is not None
-    dit = DiTConfig.from_json(read_json(files.config))
-    vae = VAEConfig.from_json(read_json(files.vae_config)) if files.vae_config else VAEConfig()
-    return dit, vae
-
-
 def embed_prompt(
     prompt: str, files: CheckpointFiles, prompts: PromptCache | None
 ) -> PromptEmbedding:
@@ -141,11 +135,11 @@ def load_bundle(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    precision: Precision | None = None,
+    precision: StoredPrecision | None = None,
     loras: Sequence[str | LoraSpec] = (),
     prompts: PromptCache | None = None,
     load_dit: LoadDiT | None = None,
-    networks: Collection[Network] = NETWORKS,
+    networks: Collection[NetworkName] = NETWORKS,
     speech_device: torch.device | None = None,
 ) -> ModelBundle:
     """Load transformer, VAE and speech encoder; the text encoder's files are only found.
@@ -162,10 +156,10 @@ def load_bundle(
     assert files.vae and files.speech
     if any(part in files.missing for part in TEXT_PARTS):
         _log.warning("%s: has no text encoder; give prompts as embeddings", directory)
-    dit_config, vae_config = read_configs(files)
+    configs = read_configs(directory)
     side_dtype = dtype if device.type == "cuda" else torch.float32
     with without_memory():
-        dit, vae = DiT(dit_config), VideoVAE(vae_config)
+        dit, vae = DiT(configs.dit), VideoVAE(configs.vae)
     if "dit" in networks:
         source = open_transformer(files, precision=precision, loras=loras, device=device)
         if load_dit is None:
@@ -185,7 +179,7 @@ def load_bundle(
 def open_transformer(
     files: CheckpointFiles,
     *,
-    precision: Precision | None = None,
+    precision: StoredPrecision | None = None,
     loras: Sequence[str | LoraSpec] = (),
     device: torch.device | str = "cpu",
 ) -> TensorSource:

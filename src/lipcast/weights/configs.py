@@ -1,4 +1,7 @@
-"""The configurations in a checkpoint's folder, read without its weights and without torch."""
+"""The configurations of a model, read without its weights and without torch.
+
+Input: a model's name, or the folder of a checkpoint. Output: `Models`. Raises CheckpointError.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,21 @@ from lipcast.config.models import DiTConfig, TextConfig, VAEConfig
 from lipcast.errors import CheckpointError
 from lipcast.planning.plan import Models
 from lipcast.planning.tensors import SpeechShape
-from lipcast.weights.checkpoint import read_json
+from lipcast.weights.checkpoint import checkpoint_dir, read_json
+
+PUBLISHED = "14b"
+"""Name of the published model, whose configurations are known without its files."""
 
 
-def models_in(folder: Path) -> Models:
-    """Return the four configurations. Raises CheckpointError for a folder that holds none."""
+def read_configs(model: str | Path) -> Models:
+    """Return the configurations of a model: `PUBLISHED`, any other name of a model, or a folder."""
+    if model == PUBLISHED:
+        return Models()
+    try:
+        folder = checkpoint_dir(model)
+    except CheckpointError as error:
+        hint = f"{PUBLISHED} is the published model without its files"
+        raise CheckpointError(f"{error}; {hint}") from error
     dit = _read(folder / "config.json")
     if dit is None:
         raise CheckpointError(

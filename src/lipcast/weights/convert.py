@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from lipcast.config.precision import StoredPrecision
 from lipcast.errors import OutputError
 from lipcast.weights.adapters import adapters_of
 from lipcast.weights.checkpoint import DIT_NAME, CheckpointFiles, find_checkpoint
@@ -26,7 +27,6 @@ from lipcast.weights.files import open_tensors
 from lipcast.weights.lora import LoraSpec, merge_loras
 from lipcast.weights.manifest import MANIFEST, Manifest, entry, read_manifest
 from lipcast.weights.quant import KEPT_LAYERS, NOT_A_MATRIX, QuantisedSource, quantised
-from lipcast.weights.schemes import Precision
 from lipcast.weights.shards import SetWriter
 from lipcast.weights.source import QWEIGHT, TensorInfo, TensorSource
 
@@ -49,9 +49,9 @@ class ConvertRequest:
 
     source: Path
     out: Path
-    precision: Precision
+    precision: StoredPrecision
     loras: tuple[LoraSpec, ...] = ()
-    text_precision: Precision | None = None
+    text_precision: StoredPrecision | None = None
     shard_bytes: int = SHARD_BYTES
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lipcast.env import logger
-from lipcast.models.quant_formats import FP8, quantise_rows_fp8
+from lipcast.models.quant_formats import FP8, Rows, quantise_rows
 
 _log = logger("weights.fp8")
 
@@ -36,7 +36,7 @@ SMALLEST_SIZE = (16, 16)
 
 ScaledProduct = Callable[..., Tensor]
 """`torch._scaled_mm`, or what a test puts in its place."""
-RowWiseLinear = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
+RowWiseLinear = Callable[[Rows, Tensor, Tensor, "Tensor | None"], Tensor]
 LayerSize = tuple[int, int]
 """Inputs and outputs of a linear layer."""
 ProductShape = tuple[int, int, int]
@@ -45,7 +45,7 @@ Fp8Kind = Literal["none", "per-tensor", "row-wise"]
 
 
 def linear_row_wise(
-    x: Tensor,
+    x: Rows,
     qweight: Tensor,
     scale: Tensor,
     bias: Tensor | None,
@@ -54,10 +54,11 @@ def linear_row_wise(
 ) -> Tensor:
     """Return x [..., in] times a weight (e4m3 [out, in], float32 scale [out]) plus bias [out].
 
-    x is quantised per token. The product is summed in float32 and rounded to bf16; the result has
-    the dtype of x. Raises RuntimeError for a shape without a kernel.
+    x is quantised per token, unless it is already. The product is summed in float32 and rounded to
+    bf16; the result has the dtype of x. Raises RuntimeError for a shape without a kernel.
     """
-    q_TD, scale_T1 = quantise_rows_fp8(x.flatten(0, -2))
+    rows = quantise_rows(x) if isinstance(x, Tensor) else x
+    q_TD, scale_T1 = rows.numbers.flatten(0, -2), rows.scale.flatten(0, -2)
     num_rows = q_TD.shape[0]
     num_missing = max(0, MIN_ROWS - num_rows)
     if num_missing:
@@ -73,7 +74,7 @@ def linear_row_wise(
         out_dtype=torch.bfloat16,
         use_fast_accum=True,
     )
-    return y_TO[:num_rows].to(x.dtype).view(*x.shape[:-1], -1)
+    return y_TO[:num_rows].to(rows.dtype).view(*rows.numbers.shape[:-1], -1)
 
 
 class Fp8Products:
@@ -88,12 +89,11 @@ class Fp8Products:
         """The shapes that this device has no kernel for, as far as they were met."""
         return frozenset(self._refused)
 
-    def linear(
-        self, x: Tensor, qweight: Tensor, scale: Tensor, bias: Tensor | None
-    ) -> Tensor | None:
+    def linear(self, x: Rows, qweight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor | None:
         """Return what `linear_row_wise` does, or None for a shape that has no kernel here."""
         num_out, num_in = qweight.shape
-        shape = (x.numel() // num_in, num_in, num_out)
+        numbers = x if isinstance(x, Tensor) else x.numbers
+        shape = (numbers.numel() // num_in, num_in, num_out)
         if shape in self._refused:
             return None
         try:

@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lipcast.config.precision import StoredPrecision
 from lipcast.errors import CheckpointError
 from lipcast.models.quant_formats import quantise_rows_fp8
-from lipcast.weights.schemes import PLAIN_DTYPES, SCHEMES, Parts, Precision, Scheme
+from lipcast.weights.schemes import PLAIN_DTYPES, SCHEMES, Parts, Scheme
 from lipcast.weights.source import QWEIGHT, TensorInfo, TensorSource
 
 PIECE_ELEMENTS = 1 << 18
@@ -65,7 +66,7 @@ def kept_because(info: TensorInfo) -> str | None:
 
 
 def quantised(
-    base: TensorSource, precision: Precision, *, device: torch.device | None = None
+    base: TensorSource, precision: StoredPrecision, *, device: torch.device | None = None
 ) -> TensorSource:
     """Return `base` in `precision`, quantised or only cast.
 

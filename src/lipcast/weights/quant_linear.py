@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lipcast.errors import CheckpointError
+from lipcast.models.quant_formats import Rows
 from lipcast.weights.fp8 import Fp8Products, LayerSize, fp8_support
 from lipcast.weights.schemes import Scheme, scheme_of
 from lipcast.weights.source import QWEIGHT, TensorSource
@@ -49,13 +50,15 @@ class QuantLinear(nn.Module):
         for name, part in parts.items():
             setattr(self, name, part)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Rows) -> Tensor:
         bias = self.bias
         parts = self._parts()
         if self.fp8_products is not None:
             product = self.fp8_products.linear(x, parts[QWEIGHT], parts["scale"], bias)
             if product is not None:
                 return product
+        if not isinstance(x, Tensor):
+            x = x.restore()
         weight = self.scheme.dequantise(parts, x.dtype)
         return functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
 

@@ -16,11 +16,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from lipcast.config.precision import StoredPrecision
 from lipcast.models.quant_formats import (
     FP8,
     FP8_MAX,
@@ -33,8 +33,7 @@ from lipcast.models.quant_formats import (
     unpack_int4,
 )
 
-Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4"]
-PLAIN_DTYPES: Mapping[Precision, torch.dtype] = MappingProxyType(
+PLAIN_DTYPES: Mapping[StoredPrecision, torch.dtype] = MappingProxyType(
     {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 )
 
@@ -45,7 +44,7 @@ PartShapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
 class Scheme(ABC):
     """One way to store a weight. Parts are named `qweight` and what is needed to read it."""
 
-    precision: Precision
+    precision: StoredPrecision
     qweight_dtype: torch.dtype
 
     @abstractmethod
@@ -91,7 +90,7 @@ class _RowScheme(Scheme):
 class Fp8Scheme(_RowScheme):
     """e4m3 floats, 1 byte a weight."""
 
-    precision: Precision = "fp8"
+    precision: StoredPrecision = "fp8"
     qweight_dtype = FP8
     largest = FP8_MAX
 
@@ -102,7 +101,7 @@ class Fp8Scheme(_RowScheme):
 class Int8Scheme(_RowScheme):
     """Integers from -127 to 127, 1 byte a weight."""
 
-    precision: Precision = "int8"
+    precision: StoredPrecision = "int8"
     qweight_dtype = torch.int8
     largest = 127.0
 
@@ -117,7 +116,7 @@ class Int4Scheme(Scheme):
     64 and bf16 for scale and minimum a weight takes 4.5 bits.
     """
 
-    precision: Precision = "int4"
+    precision: StoredPrecision = "int4"
     qweight_dtype = torch.uint8
     _shrink = 0.95
     _num_refits = 2
@@ -177,7 +176,7 @@ def _refit(grouped: Tensor, q: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     return fitted, (mean - fitted.float() * q_mean).bfloat16()
 
 
-SCHEMES: Mapping[Precision, Scheme] = MappingProxyType(
+SCHEMES: Mapping[StoredPrecision, Scheme] = MappingProxyType(
     {scheme.precision: scheme for scheme in (Fp8Scheme(), Int8Scheme(), Int4Scheme())}
 )
 

@@ -10,6 +10,7 @@ Layout: activations x_THWC (T frames, H height, W width, C channels).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -27,8 +28,8 @@ _SCHEMAS = {
     " int num_past, int stride_t, int stride, int pad, bool up, int pieces, ScalarType dtype) -> Tensor",
 }
 _NUMBERS_PER_PROGRAM = 4096
-_LARGE_SHARED_BYTES = 160 * 1024
-"""Shared memory of a block on A100, H100, B200; a GeForce has 99 KiB."""
+_LARGE_SHARED_BYTES, _LEAST_SHARED_BYTES = 160 * 1024, 96 * 1024
+"""Shared memory of a block: more than the first on A100, H100, B200; 99 KiB on a GeForce RTX 30 to 50."""
 
 
 class FusedConvKernels(ConvKernels):
@@ -100,7 +101,7 @@ LAUNCH = {"num_warps": 8, "num_stages": 4, "enable_fp_fusion": True}
 def norm_silu(x_THWC: Tensor, gamma_C: Tensor, num_kept: int) -> tuple[Tensor, Tensor]:
     """Return silu(x / |x| * gamma), and a second copy of its last `num_kept` frames."""
     out, kept = _norm_silu_shapes(x_THWC, gamma_C, num_kept)
-    *pixels, channels = x_THWC.shape
+    channels = x_THWC.shape[-1]
     num_rows, kept_rows = x_THWC.numel() // channels, kept.numel() // channels
     block = _power_of_two(channels, 16)
     rows = max(1, _NUMBERS_PER_PROGRAM // block)
@@ -135,7 +136,9 @@ def causal_conv3d(
     out = _conv_shape(x, weight, *geometry)
     frames, height, width, _ = out.shape
     out_channels, channels, taps_t, taps, _ = weight.shape
-    tile = Tile.of(channels, out_channels, large_shared=_has_large_shared(x.device))
+    tile = Tile.of(
+        channels, out_channels, large_shared=_shared_bytes(x.device) >= _LARGE_SHARED_BYTES
+    )
     grid = (tile.programs(height, width, out_channels), frames // pieces)
     _code().convolve[grid](
         x, x if past is None else past, weight, bias, x if beside is None else beside, out,
@@ -182,12 +185,19 @@ def _power_of_two(number: int, least: int, most: int | None = None) -> int:
     return found if most is None else min(most, found)
 
 
+def obstacle(device: torch.device) -> str:
+    """Return why a GPU cannot launch these kernels; empty where it can."""
+    if _shared_bytes(device) >= _LEAST_SHARED_BYTES:
+        return ""
+    return f"a block has less than {_LEAST_SHARED_BYTES // 1024} KiB of shared memory here"
+
+
 @cache
-def _has_large_shared(device: torch.device) -> bool:
+def _shared_bytes(device: torch.device) -> int:
     if device.type != "cuda":
-        return True
-    properties = torch.cuda.get_device_properties(device)
-    return int(properties.shared_memory_per_block_optin) >= _LARGE_SHARED_BYTES
+        return _LARGE_SHARED_BYTES
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)
 
 
 @cache
@@ -198,7 +208,7 @@ def _code() -> Any:
 
 
 def _register() -> None:
-    launches = {
+    launches: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         NORM_SILU: (norm_silu, _norm_silu_shapes),
         CONVOLVE: (causal_conv3d, _fake_conv),
     }

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lipcast.config.geometry import Geometry
+from lipcast.config.units import GIB
 from lipcast.planning import sizes
-from lipcast.planning.hardware import GIB
 from lipcast.planning.plan import MemoryItem, Models, total
 from lipcast.planning.tensors import below, dit_tensors, num_parameters
 
@@ -47,7 +47,7 @@ class FsdpExplanation:
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
+class PublishedFigure:
     """A published figure beside the computed one."""
 
     what: str
@@ -113,7 +113,7 @@ def rival_resident_bytes(models: Models | None = None, *, num_gpus: int = 3) -> 
     return everything // num_gpus + sizes.text_encoder_bytes(models.text) + _encoders(models)
 
 
-def published_claims() -> tuple[Lease, ...]:
+def published_figures() -> tuple[PublishedFigure, ...]:
     """Every published figure, with what the formulas above give.
 
     Long clips: 720*400 (704x384 pixels), 48 frames. Short ones: 688*368 (640x384), 32 frames.
@@ -121,9 +121,9 @@ def published_claims() -> tuple[Lease, ...]:
     long = explain_fsdp(height=704, width=384, infer_frames=48)
     short = explain_fsdp(height=640, width=384, infer_frames=32)
     return (
-        Lease("resident, 48 frames", 21.48, long.resident_bytes / GIB),
-        Lease("unshard", 4.17, long.unshard.num_bytes / GIB),
-        Lease("peak, 48 frames", 25.65, long.peak_bytes / GIB),
-        Lease("peak, 32 frames at 688*368", 21.2, short.peak_bytes / GIB),
-        Lease("the same with online decode", 19.6, None),
+        PublishedFigure("resident, 48 frames", 21.48, long.resident_bytes / GIB),
+        PublishedFigure("unshard", 4.17, long.unshard.num_bytes / GIB),
+        PublishedFigure("peak, 48 frames", 25.65, long.peak_bytes / GIB),
+        PublishedFigure("peak, 32 frames at 688*368", 21.2, short.peak_bytes / GIB),
+        PublishedFigure("the same with online decode", 19.6, None),
     )

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TypedDict
 
 from lipcast.config.generate_options import AnchorEncoding, ScheduleName
-from lipcast.planning.sizes import KVPrecision
+from lipcast.config.gpu_options import KernelChoice
+from lipcast.config.precision import KVPrecision
 
 
 class GenerateKeywords(TypedDict, total=False):
@@ -47,6 +48,7 @@ class GpuKeywords(TypedDict, total=False):
     ulysses_size: int | None
     enable_vae_parallel: bool
     dit_fsdp: bool
+    kernels: KernelChoice
 
 
 class MachineKeywords(MemoryKeywords, GpuKeywords, total=False):

@@ -1,15 +1,19 @@
-"""What the user says about several GPUs, checked.
+"""What the user says about GPUs, checked: how many there are, and what computes on each.
 
-Input: plain values. Output: a frozen `GpuOptions`, and from it the planner's wishes. Raises UsageError for
-what makes no sense.
+Input: plain values. Output: a frozen `GpuOptions`. Raises UsageError for what makes no sense.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 from lipcast.errors import UsageError
-from lipcast.planning.layouts import LayoutConstraints
+
+KernelName = Literal["plain", "triton"]
+"""What computes whatever is no matrix product: operators of PyTorch, or fused kernels in Triton."""
+KernelChoice = KernelName | Literal["auto"]
+KERNEL_CHOICES: tuple[KernelChoice, ...] = ("auto", *get_args(KernelName))
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +23,8 @@ class GpuOptions:
     `gpus`: all of them. `num_gpus_dit`: those that run the transformer, all but one that only decodes.
     `ulysses_size`: how many split the tokens and heads of one denoising step. `enable_vae_parallel`: one
     GPU only decodes. `dit_fsdp`: each keeps a part of the weights, and layers are gathered when needed.
+    `kernels`: "triton" passes over memory once where "plain" does up to ten times; "auto" is triton on
+    every GPU where it works.
     """
 
     gpus: int | None = None
@@ -26,12 +32,16 @@ class GpuOptions:
     ulysses_size: int | None = None
     enable_vae_parallel: bool = False
     dit_fsdp: bool = False
+    kernels: KernelChoice = "auto"
 
     def __post_init__(self) -> None:
         for name in ("gpus", "num_gpus_dit", "ulysses_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name}: expected at least 1, got {value}")
+        if self.kernels not in KERNEL_CHOICES:
+            known = ", ".join(KERNEL_CHOICES)
+            raise UsageError(f"kernels: expected one of {known}, got {self.kernels!r}")
 
     @property
     def num_gpus(self) -> int:
@@ -39,16 +49,6 @@ class GpuOptions:
         if self.gpus is not None:
             return self.gpus
         return (self.num_gpus_dit or self.ulysses_size or 1) + self.enable_vae_parallel
-
-    @property
-    def constraints(self) -> LayoutConstraints:
-        """What a layout has to respect."""
-        return LayoutConstraints(
-            num_gpus_dit=self.num_gpus_dit,
-            ulysses_size=self.ulysses_size,
-            vae_rank=self.enable_vae_parallel or None,
-            sharded=self.dit_fsdp or None,
-        )
 
 
 GPU_OPTION_NAMES = tuple(field.name for field in fields(GpuOptions))

@@ -1,6 +1,6 @@
 """What the precision of the KV ring changes in the embedded model's video, against float32.
 
-    python scripts/soak/ring_precision.py [--portraits 2] [--clips 2]
+    python scripts/soak/kv_precision.py [--portraits 2] [--clips 2]
 
 The model computes in float32; only keys and values are stored in fewer bits. With two clips the ring is
 overwritten once: four blocks fill it, four more live on what it kept. Printed per precision: PSNR of
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 import lipcast
+from lipcast.config.precision import KVPrecision
 from lipcast.config.video_spec import VideoSpec
 from lipcast.engine.backend import LocalBackend
 from lipcast.engine.executor import LaneExecutor, session_shape
@@ -27,7 +28,6 @@ from lipcast.memory.session_memory import SessionMemory, SessionPlan
 from lipcast.models.dit import DiT
 from lipcast.models.vae_channels_last import to_channels_last
 from lipcast.models.vae_kernels import best_kernels
-from lipcast.planning.sizes import KVPrecision
 from lipcast.weights.bundle import ModelBundle
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -65,7 +65,7 @@ def generate(
     executors = []
 
     def make_executor(dit: DiT, spec: VideoSpec, *rest: Any, **more: Any) -> LaneExecutor:
-        plan = replace(SessionPlan.resident(dit.config.num_layers), ring_precision=precision)
+        plan = replace(SessionPlan.resident(dit.config.num_layers), kv_precision=precision)
         more["memory"].release()
         more["memory"] = SessionMemory(dit, session_shape(spec), DeviceContext.of(dit.device), plan)
         executors.append(LaneExecutor(dit, spec, *rest, **more))

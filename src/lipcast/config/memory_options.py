@@ -1,20 +1,16 @@
 """What the user says about memory, checked: budgets, offloading, and what may give way when it runs out.
 
-Input: plain values. Output: a frozen `MemoryOptions`, and from it the planner's budget and wishes.
-Raises UsageError for what makes no sense.
+Input: plain values. Output: a frozen `MemoryOptions`. Raises UsageError for what makes no sense.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
 
-from lipcast.config.generate_options import ScheduleName
+from lipcast.config.fallbacks import parse_fallbacks
+from lipcast.config.precision import KV_PRECISIONS, KVPrecision
+from lipcast.config.units import parse_bytes
 from lipcast.errors import UsageError
-from lipcast.planning.fallbacks import Fallback, default_fallbacks, parse_fallbacks
-from lipcast.planning.hardware import parse_bytes
-from lipcast.planning.plan import PlanConstraints, PlanRequest
-from lipcast.planning.sizes import KV_PRECISIONS, KVPrecision, Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,35 +53,5 @@ class MemoryOptions:
         given: str | None = getattr(self, name)
         return default if given is None else parse_bytes(given)
 
-    def constraints(
-        self, precision: Precision | None, schedule: ScheduleName | None
-    ) -> PlanConstraints:
-        """What the planner has to respect."""
-        return PlanConstraints(
-            precision=precision,
-            ring_precision=self.kv_precision,
-            schedule=schedule,
-            max_resident_layers=0 if self.offload_model else None,
-            max_resident_ring_layers=0 if self.offload_kv_cache else None,
-            stream_sink=True if self.offload_kv_cache else None,
-        )
-
-    def fallbacks(self, request: PlanRequest) -> tuple[Fallback, ...]:
-        """What may give way, in order."""
-        if self.fallback == "none":
-            return ()
-        if self.fallback is not None:
-            return parse_fallbacks(self.fallback)
-        return default_fallbacks(request, allow_degrade=self.allow_degrade)
-
 
 MEMORY_OPTION_NAMES = tuple(field.name for field in fields(MemoryOptions))
-
-
-def make_memory_options(options: dict[str, Any]) -> MemoryOptions:
-    """Checked options from keyword arguments; raises UsageError for an unknown name."""
-    for name in options:
-        if name not in MEMORY_OPTION_NAMES:
-            known = ", ".join(MEMORY_OPTION_NAMES)
-            raise UsageError(f"{name}: expected a memory option ({known}), got this one")
-    return MemoryOptions(**options)

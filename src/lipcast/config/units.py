@@ -1,0 +1,26 @@
+"""Sizes in bytes, as people write them."""
+
+from __future__ import annotations
+
+import re
+
+from lipcast.errors import UsageError
+
+GIB = 2**30
+_UNITS = "BKMGTP"
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes of "12GB" (10^9), "12GiB" (2^30), "900MB", "1.5 TiB" or a plain number of bytes."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGTP])(i?))?B?\s*", text, re.IGNORECASE)
+    if not match:
+        raise UsageError(f'bytes: expected a size such as "12GB" or "11.5GiB", got "{text}"')
+    power = _UNITS.index((match[2] or "B").upper())
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+def format_bytes(num_bytes: float) -> str:
+    """Return a size in GiB, such as "9.67 GiB"; below one GiB in MiB."""
+    if abs(num_bytes) >= GIB:
+        return f"{num_bytes / GIB:.2f} GiB"
+    return f"{num_bytes / 2**20:.0f} MiB"

@@ -1,0 +1,134 @@
+"""The operations between the matrix products as fused kernels: one pass over memory each.
+
+The same methods as `plain.Kernels`. Sums and norms are float32 and results are rounded where the plain
+twin rounds; what differs is the order of sums, so that numbers before rounding agree to some units of
+float32, and rounded ones are the same or neighbours.
+
+Keys and values are attended where they lie, or are first laid side by side by one kernel: cuDNN's
+attention on Hopper and data-centre Blackwell is faster than Triton's by more than that pass takes, and
+decoding 4-bit integers again for every block of queries takes longer than decoding them once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lipcast.config.gpu_options import KernelName
+from lipcast.models.attention import Capability, KeyValue, prefers_cudnn
+from lipcast.models.kernels import operators as _operators
+from lipcast.models.kernels.plain import Affine, Kernels, Modulation, Remembered, RowFormat
+from lipcast.models.kv_codec import PlainCodec
+from lipcast.models.layers import QueryKeyNorms, RMSNorm
+from lipcast.models.quant_formats import QuantisedRows, Rows
+from lipcast.models.rope import RotaryTable
+
+_ops = torch.ops.lipcast
+assert _operators
+
+
+class FusedKernels(Kernels):
+    """The operations in Triton. `in_place` None: attend in place where that is expected to be faster."""
+
+    name: KernelName = "triton"
+
+    def __init__(self, capability: Capability | None, *, in_place: bool | None = None) -> None:
+        self._capability, self._in_place = capability, in_place
+
+    def add(self, x_GSD: Tensor, branch_GSD: Tensor, gate_G1D: Tensor | None = None) -> Tensor:
+        total: Tensor = _ops.add(x_GSD.contiguous(), branch_GSD.contiguous(), gate_G1D)
+        return total
+
+    def normalise(self, x_GSD: Tensor, norm: Affine | Modulation, form: RowFormat) -> Rows:
+        rows = _ops.normalise(x_GSD.contiguous(), *_affine(norm), form.dtype, form.fp8)
+        return _rows(*rows, form)
+
+    def add_normalise(
+        self,
+        x_GSD: Tensor,
+        branch_GSD: Tensor,
+        gate_G1D: Tensor | None,
+        norm: Affine | Modulation,
+        form: RowFormat,
+    ) -> tuple[Tensor, Rows]:
+        total, *rows = _ops.add_normalise(
+            x_GSD.contiguous(),
+            branch_GSD.contiguous(),
+            gate_G1D,
+            *_affine(norm),
+            form.dtype,
+            form.fp8,
+        )
+        return total, _rows(*rows, form)
+
+    def gelu(self, x: Tensor, form: RowFormat) -> Rows:
+        if not form.fp8:
+            return functional.gelu(x, approximate="tanh")
+        return _rows(*_ops.quantise_rows(x.contiguous(), True), form)
+
+    def rows(self, x: Tensor, form: RowFormat) -> Rows:
+        return _rows(*_ops.quantise_rows(x.contiguous(), False), form) if form.fp8 else x
+
+    def rms_norm(self, x: Tensor, norm: RMSNorm) -> Tensor:
+        normed: Tensor = _ops.rms_norm(x.contiguous(), norm.weight, norm.eps)
+        return normed
+
+    def rotate_and_write(
+        self,
+        q_TNd: Tensor,
+        k_TNd: Tensor,
+        v_TNd: Tensor,
+        norms: QueryKeyNorms | None,
+        rotary: RotaryTable,
+        into: Remembered,
+    ) -> Tensor:
+        q_TNd, k_TNd, v_TNd = (x.contiguous() for x in (q_TNd, k_TNd, v_TNd))
+        weights = (None, None, 0.0)
+        if norms is not None:
+            weights = norms.queries.weight, norms.keys.weight, norms.queries.eps
+        frames = into.ring.num_frames(k_TNd)
+        per_frame = k_TNd.shape[0] // frames
+        out_TNd = torch.empty_like(q_TNd)
+        for run, planes in into.ring.writable(into.layer, into.next_frame - frames, frames):
+            some = slice(run.start * per_frame, run.stop * per_frame)
+            new = (x[some] for x in (q_TNd, k_TNd, v_TNd))
+            table = rotary.cos_TP[some], rotary.sin_TP[some]
+            _ops.rotate_and_write(*new, *weights, *table, out_TNd[some], planes.keys, planes.values)
+        return out_TNd
+
+    def attend(self, q_TNd: Tensor, remembered: Remembered) -> Tensor:
+        if not self._attends_in_place(remembered):
+            return super().attend(q_TNd, remembered)
+        attended: Tensor = _ops.attend_segments(q_TNd, *_segments(remembered))
+        return attended
+
+    def joined(self, like_TNd: Tensor, remembered: Remembered) -> KeyValue:
+        k_TNd, v_TNd = _ops.join_keys_values(*_segments(remembered), like_TNd.dtype)
+        return k_TNd, v_TNd
+
+    def _attends_in_place(self, remembered: Remembered) -> bool:
+        if self._in_place is not None:
+            return self._in_place
+        plain = isinstance(remembered.ring.codec, PlainCodec)
+        return plain and not prefers_cudnn(self._capability)
+
+
+def _affine(norm: Affine | Modulation) -> tuple[Tensor, Tensor, bool, float]:
+    """Weight, bias, whether the weight counts from 1, and epsilon."""
+    if isinstance(norm, Affine):
+        return norm.weight_D, norm.bias_D, False, norm.eps
+    return norm.scale_G1D, norm.shift_G1D, True, norm.eps
+
+
+def _rows(numbers: Tensor, scale: Tensor, form: RowFormat) -> Rows:
+    return QuantisedRows(numbers, scale, form.dtype) if form.fp8 else numbers
+
+
+def _segments(
+    remembered: Remembered,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor, Tensor, Tensor]:
+    """Planes of keys and of values of the ring; keys of the reference, of the motion; their values."""
+    ring = remembered.ring.filled(remembered.layer, remembered.next_frame)
+    sink = remembered.sink.planes(remembered.layer)
+    return ring.keys, ring.values, sink.ref_keys_SNd, sink.motion_keys_MNd, sink.values_TNd

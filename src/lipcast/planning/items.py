@@ -1,0 +1,37 @@
+"""Names of the items that memory is planned by and counted under."""
+
+from __future__ import annotations
+
+# GPU memory
+CONTEXT = "context and reserve"
+ROOT = "weights outside layers"
+LAYERS = "weights of layers"
+LAYER_SLOTS = "slots for streamed layers"
+RINGS = "KV rings"
+RING_SLOTS = "slots for streamed rings"
+SINK = "sink"
+CONDITIONS = "text keys, voice"
+ACTIVATIONS = "activations of a tick"
+DECODER_WEIGHTS = "decoder weights"
+DECODER_STATE = "decoder state"
+DECODER_WORK = "decoder work"
+VAE_WEIGHTS = "autoencoder weights"
+ENCODER_WORK = "encoder work"
+
+# GPU or host memory
+SPEECH_ENCODER = "speech encoder"
+TEXT_ENCODER = "text encoder"
+
+# Host memory
+PROCESS = "process"
+PINNED_LAYERS = "streamed layers, pinned"
+PINNED_SHARDS = "shards of layers, pinned"
+PINNED_RINGS = "KV rings, pinned"
+STAGING = "staging for layers from disk"
+PROMPT_WEIGHTS = "weights for the prompt"
+
+SHARED = frozenset({
+    CONTEXT, ROOT, LAYERS, LAYER_SLOTS, DECODER_WEIGHTS, VAE_WEIGHTS, SPEECH_ENCODER, TEXT_ENCODER, PROCESS,
+    PINNED_LAYERS, STAGING, PROMPT_WEIGHTS,
+})  # fmt: skip
+"""Items that all sessions of a model use together; every other item a session has for itself."""
