@@ -31,9 +31,13 @@ class ConvRun:
         self, blocks: Sequence[Sequence[ConvStep]], kernels: ConvKernels, *, as_float: bool
     ) -> None:
         self._kernels = kernels
-        self._blocks = blocks
-        self._packed = [[kernels.pack(step) for step in block] for block in blocks]
+        self._blocks = [[kernels.pack(step) for step in block] for block in blocks]
         self._as_float = as_float
+
+    @property
+    def steps(self) -> list[ConvStep]:
+        """Every convolution, in order."""
+        return [step for block in self._blocks for step in block]
 
     @property
     def doubles(self) -> bool:
@@ -71,7 +75,7 @@ class ConvRun:
         num_frames: Sequence[int],
     ) -> tuple[Tensor, list[Tensor]]:
         return self._kernels.run(
-            self._packed[index],
+            self._blocks[index],
             x_THWC,
             pasts=pasts,
             num_frames=num_frames,
@@ -85,8 +89,8 @@ class DoubleFrames:
     num_convs = (1,)
 
     def __init__(self, step: ConvStep, kernels: ConvKernels) -> None:
-        self._step, self._kernels = step, kernels
-        self._packed = kernels.pack(step)
+        self._step, self._kernels = kernels.pack(step), kernels
+        self.steps = [self._step]
 
     def stream(self, x_THWC: Tensor, state: StreamState, _num_units: int) -> Tensor:
         past = recall(state, self._step.name, x_THWC.dtype)
@@ -94,7 +98,7 @@ class DoubleFrames:
             zeros = x_THWC.new_zeros(self._step.num_past, *x_THWC.shape[1:])
             remember(state, self._step.name, zeros)
             return x_THWC
-        x_THWC, newest = run_one(self._kernels, self._packed, x_THWC, past, x_THWC.shape[0])
+        x_THWC, newest = run_one(self._kernels, self._step, x_THWC, past, x_THWC.shape[0])
         remember(state, self._step.name, newest)
         return x_THWC
 
@@ -105,15 +109,15 @@ class HalveFrames:
     num_convs = (1,)
 
     def __init__(self, step: ConvStep, kernels: ConvKernels) -> None:
-        self._step, self._kernels = step, kernels
-        self._packed = kernels.pack(step)
+        self._step, self._kernels = kernels.pack(step), kernels
+        self.steps = [self._step]
 
     def stream(self, x_THWC: Tensor, state: StreamState, _num_units: int) -> Tensor:
         past = recall(state, self._step.name, x_THWC.dtype)
         remember(state, self._step.name, x_THWC[-1:].clone())
         if past is None:
             return x_THWC
-        return run_one(self._kernels, self._packed, x_THWC, past, x_THWC.shape[0])[0]
+        return run_one(self._kernels, self._step, x_THWC, past, x_THWC.shape[0])[0]
 
     def encode_static(self, x_THWC: Tensor, length: int) -> tuple[Tensor, int]:
         count, halved = settled_by_halving(x_THWC.shape[0], length)
@@ -121,7 +125,7 @@ class HalveFrames:
             return x_THWC[:1], halved
         first, rest = x_THWC[:1], x_THWC[1:] if x_THWC.shape[0] > 1 else x_THWC
         num_frames = 2 * (count - 1)
-        out, _ = run_one(self._kernels, self._packed, rest[:num_frames], first, num_frames)
+        out, _ = run_one(self._kernels, self._step, rest[:num_frames], first, num_frames)
         return torch.cat([first, out]), halved
 
 
@@ -129,6 +133,7 @@ class Attention:
     """Single-head self-attention between the pixels of one frame."""
 
     num_convs = (0,)
+    steps: Sequence[ConvStep] = ()
 
     def __init__(self, layer: FrameAttention, kernels: ConvKernels) -> None:
         self._one_by_one, dtype = kernels.any_batch, kernels.dtype

@@ -11,7 +11,7 @@ Layout: activations x_THWC (T frames, H height, W width, C channels).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
@@ -135,21 +135,27 @@ def causal_conv3d(
     geometry = (num_frames, num_past, stride_t, stride, up, pieces, dtype)
     out = _conv_shape(x, weight, *geometry)
     frames, height, width, _ = out.shape
-    out_channels, channels, taps_t, taps, _ = weight.shape
+    out_channels, channels, *_ = weight.shape
     tile = Tile.of(
         channels, out_channels, large_shared=_shared_bytes(x.device) >= _LARGE_SHARED_BYTES
     )
-    grid = (tile.programs(height, width, out_channels), frames // pieces)
-    _code().convolve[grid](
+    _code().convolve[(tile.programs(height, width, out_channels), frames // pieces)](
         x, x if past is None else past, weight, bias, x if beside is None else beside, out,
         x.shape[0], 0 if past is None else -num_past, *x.shape[1:3], height, width,
         0 if beside is None else beside.shape[0],
-        C=channels, O=out_channels, TAPS_T=taps_t, TAPS=taps, NUM_PAST=num_past, STRIDE_T=stride_t,
-        STRIDE=stride, PAD=pad, UP=int(up), PIECES=pieces, TILE_H=tile.TILE_H, TILE_W=tile.TILE_W,
-        BLOCK=tile.BLOCK, TAIL=tile.TAIL, DEPTH=tile.DEPTH,
-        PRECISION="ieee" if x.dtype == torch.float32 else "tf32", **LAUNCH,
+        NUM_PAST=num_past, STRIDE_T=stride_t, STRIDE=stride, PAD=pad, UP=int(up), PIECES=pieces,
+        **constants(weight, tile), **LAUNCH,
     )  # fmt: skip
     return out
+
+
+def constants(weight_OITKK: Tensor, tile: Tile) -> dict[str, Any]:
+    """Return what the kernel is compiled for, of one convolution's weights."""
+    out_channels, channels, taps_t, taps, _ = weight_OITKK.shape
+    # Numbers of 16 bits are multiplied exactly; float32, which only tests use, is not rounded to tf32.
+    precision = "ieee" if weight_OITKK.dtype == torch.float32 else "tf32"
+    sizes = {"C": channels, "O": out_channels, "TAPS_T": taps_t, "TAPS": taps}
+    return {**sizes, **asdict(tile), "PRECISION": precision}
 
 
 def _norm_silu_shapes(x: Tensor, _gamma: Tensor, num_kept: int) -> tuple[Tensor, Tensor]:
