@@ -63,12 +63,13 @@ heads and back, around every self-attention | `--ulysses_size` |
 `--enable_vae_parallel` |
 
 All of them give the video of one GPU: bit for bit where shapes stay the same (stages, sharding, a decoder
-of its own), and within 1e-5 of the largest latent where sums have another order (Ulysses). Tokens need not
-divide by the degree of Ulysses: a rank has one more than another, and nothing is padded. Heads must divide
-by it. A stage that owns several steps does them one after the other, or with `--schedule wavefront` all in
-one pass. More GPUs than steps go to Ulysses or stay idle; a combination that cannot be is refused with
-those near it. Three sampling steps make two evaluations when the last is folded: three stages switch
-folding off.
+of its own), and within 1e-5 of the largest latent where sums have another order (Ulysses). Neither tokens nor
+heads need divide by the degree of Ulysses: a rank has one more than another (40 heads on three GPUs: 14, 13
+and 13), and nothing is padded; a degree above the number of heads is refused. The planner itself shares heads
+unevenly only where nothing else uses the GPUs that were asked for. A stage that owns several steps does them
+one after the other, or with `--schedule wavefront` all in one pass. More GPUs than steps go to Ulysses or
+stay idle; a combination that cannot be is refused with those near it. Three sampling steps make two
+evaluations when the last is folded: three stages switch folding off.
 
 The reference is replaced without stopping the stages: each fills its own sink when it comes to that block.
 With sharded weights all stages work in step, since each needs the others' shards; there they wait once.

@@ -18,8 +18,8 @@ from lipcast import errors
 
 SOURCE = Path(__file__).parents[1] / "src" / "lipcast"
 _WARNS = {"warn", "warning"}
-_MAKERS = {"_refused": "NotBuiltError", "_valued": "NotBuiltError"}
-"""Functions of cli/compat_flags.py, whose text becomes an error."""
+_MAKERS = {"_refused": "NotBuiltError", "_valued": "NotBuiltError", "Explanation": "other errors"}
+"""What else makes an error of its text."""
 _APART = " | "
 """Between texts that may not follow one another."""
 
@@ -78,9 +78,8 @@ def _named_texts(node: ast.AST) -> Iterator[tuple[str, str]]:
 def _kind(call: ast.Call, classes: set[str]) -> str:
     """The class of an error, "warning", or nothing."""
     name = call.func.id if isinstance(call.func, ast.Name) else ""
-    name = _MAKERS.get(name, name)
-    if name in classes:
-        return name
+    if name in classes or name in _MAKERS:
+        return _MAKERS.get(name, name)
     is_warning = isinstance(call.func, ast.Attribute) and call.func.attr in _WARNS
     return "warning" if is_warning else ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,9 @@ import pytest
 import torch
 
 import lipcast
+from lipcast.engine import session_builder
+from lipcast.engine.backend import LocalBackend
+from lipcast.engine.decode import FrameDecoder
 from lipcast.errors import MemoryBudgetError
 from lipcast.planning.search import least_vram
 from planned import SIDE, SMALL, Faults, manager_of, planned
@@ -194,3 +198,38 @@ def test_memory_that_runs_out_before_the_first_block(
     taken = session.report()["memory"]["fallbacks"]["taken"]
     assert taken and {fallback["block"] for fallback in taken} == {0}
     assert torch.is_inference_mode_enabled() is False
+
+
+def test_a_shorter_window_from_the_start_keeps_the_length(
+    tiny: lipcast.Lipcast, inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The length is counted in the clips that were asked for, not in those that memory has room for."""
+    model = planned(tiny, fallback="infer_frames=12")
+    vram = manager_of(model).device_context.vram
+    monkeypatch.setattr(vram, "allocate", Faults({0}).wrap(vram.allocate))
+    with model.stream(**{**inputs, "num_clip": 2}) as session:
+        assert session.spec.infer_frames == 12
+        assert sum(len(block.frames) for block in session) == 2 * SMALL["infer_frames"]
+        taken = session.report()["memory"]["fallbacks"]["taken"]
+    assert [(found["fallback"], found["block"]) for found in taken] == [("infer_frames=12", 0)]
+
+
+def test_all_sessions_of_a_device_decode_on_one_stream(
+    tiny: lipcast.Lipcast, inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, given = planned(tiny), []
+    manager = manager_of(model)
+    stream = object()
+    manager.device_context = replace(manager.device_context, decode_stream=stream)
+    assert isinstance(model.backend, LocalBackend)
+    model.backend.device_context = manager.device_context
+    decoder = FrameDecoder
+
+    def making(*arguments: Any, stream: Any, **more: Any) -> Any:
+        given.append(stream)
+        return decoder(*arguments, **more)
+
+    monkeypatch.setattr(session_builder, "FrameDecoder", making)
+    for _ in range(2):
+        model.stream(**inputs).close()
+    assert given == [stream, stream]

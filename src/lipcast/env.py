@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
+import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 LOGGER_NAME = "lipcast"
@@ -16,12 +20,44 @@ def logger(name: str) -> logging.Logger:
 
 
 def cache_dir() -> Path:
-    """Where downloaded models and prompt embeddings are kept: LIPCAST_HOME, or the user's cache."""
+    """Return the folder of models, prompt embeddings and jobs: LIPCAST_HOME, or the user's cache.
+
+    A user whose home is not there, or cannot be used, has it among the temporary files.
+    """
     home = os.environ.get("LIPCAST_HOME")
     if home:
         return Path(home)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "lipcast"
+    try:
+        folder = (Path(base) if base else Path.home() / ".cache") / "lipcast"
+        return folder if _can_use(folder) else _temporary_dir()
+    except (OSError, RuntimeError):  # not allowed to look; no HOME, and no entry of this user id
+        return _temporary_dir()
+
+
+def _can_use(folder: Path) -> bool:
+    """Return whether a folder is there, or can be made. Raises OSError where it cannot be looked at."""
+    if folder.is_dir():
+        return os.access(folder, os.R_OK | os.X_OK)
+    above = next(path for path in folder.parents if path.exists())
+    return above.is_dir() and os.access(above, os.W_OK | os.X_OK)
+
+
+def _temporary_dir() -> Path:
+    """Return this user's folder among the temporary files; one of this process if that is another's."""
+    if not hasattr(os, "getuid"):
+        return Path(tempfile.gettempdir()) / "lipcast"
+    folder = Path(tempfile.gettempdir()) / f"lipcast-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    return folder if is_own else _private_dir()
+
+
+@cache
+def _private_dir() -> Path:
+    return Path(tempfile.mkdtemp(prefix="lipcast-"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +81,12 @@ def launched() -> Launched | None:
     return Launched(
         int(rank), int(local_rank), int(os.environ["WORLD_SIZE"]), os.environ["MASTER_ADDR"]
     )
+
+
+def allocator_is_configured() -> bool:
+    """Return whether the user has settings for torch's allocator on GPUs."""
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+    return any(os.environ.get(name) for name in names)
 
 
 def child_environment(**changes: str) -> dict[str, str]:

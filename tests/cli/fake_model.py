@@ -73,7 +73,9 @@ class FakeModel:
     def close(self) -> None:
         """Nothing was started."""
 
-    def stream(self, *, image: Any, audio: Path, prompt: str, **options: Any) -> FakeSession:
+    def stream(
+        self, *, image: Any, audio: Any, prompt: str, options: GenerateOptions
+    ) -> FakeSession:
         self.asked.stream = {"image": image, "audio": audio, "prompt": prompt}
-        self.session = FakeSession(GenerateOptions(**options), self.error, **self.how)
+        self.session = FakeSession(options, self.error, **self.how)
         return self.session

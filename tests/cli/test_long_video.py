@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from lipcast.cli.request import read_request
 from lipcast.env import cache_dir
 from lipcast.errors import OutputError, UsageError
 from lipcast.jobs.store import Store
+from lipcast.media.audio import open_audio
 from lipcast.media.video import read_video
 from sounds import EXAMPLES, write_wav
 
@@ -269,7 +271,12 @@ def test_what_is_long(
     monkeypatch.setattr("lipcast.cli.long_video.LONG_S", 12)
     voice = write_wav(folder / "long.wav", seconds, 16_000)
     given = {"image": str(EXAMPLES / "portrait_0.png"), "audio": str(voice), **more}
-    assert is_long(read_request(parse(*flags(**given)))) is long
+    assert asked(parse(*flags(**given))) is long
+
+
+def asked(given: dict[str, Any]) -> bool:
+    request = read_request(given)
+    return is_long(request, lambda: open_audio(request.audio))
 
 
 def test_processes_of_a_launcher_make_one_piece(
@@ -278,9 +285,9 @@ def test_processes_of_a_launcher_make_one_piece(
     monkeypatch.setattr("lipcast.cli.long_video.LONG_S", 1)
     words = {"image": str(EXAMPLES / "portrait_0.png"), "audio": str(folder / "voice.wav")}
     given = parse(*flags(**words))
-    assert is_long(read_request(given))
+    assert asked(given)
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "here"}.items():
         monkeypatch.setenv(name, value)
-    assert not is_long(read_request(given))
+    assert not asked(given)
     with pytest.raises(UsageError, match=r"--segment: .* use --gpus"):
-        is_long(read_request(given | {"segment": 30.0}))
+        asked(given | {"segment": 30.0})

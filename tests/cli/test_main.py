@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,11 @@ from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.gpu_options import GpuOptions
 from lipcast.config.memory_options import MemoryOptions
 from lipcast.errors import InputError, OutputError
+from lipcast.media import audio
+from lipcast.media.decode import SoundDecoder
 from lipcast.media.video import read_video
 from lipcast.weights.prompts import PromptEmbedding, write_embedding
+from sounds import write_wav
 
 VIDEO_VERBS = ("generate", "info", "plan", "bench")
 VERBS = (*VIDEO_VERBS, "pull", "models", "convert", "encode-prompt", "doctor")
@@ -35,7 +37,7 @@ VERBS = (*VIDEO_VERBS, "pull", "models", "convert", "encode-prompt", "doctor")
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 64)).save(tmp_path / "me.png")
-    (tmp_path / "hello.wav").write_bytes(b"sound")
+    write_wav(tmp_path / "hello.wav", 0.5)
     return tmp_path
 
 
@@ -53,6 +55,23 @@ def document(capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], str]:
     said = capsys.readouterr()
     content: dict[str, Any] = json.loads(said.out)
     return content, said.err
+
+
+def test_the_sound_is_measured_once(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its length decides whether there are segments; the session gets what was opened for that."""
+    monkeypatch.setattr("lipcast.cli.long_video.LONG_S", 1)
+    model, opened = install(monkeypatch, FakeModel()), list[object]()
+    decoder = SoundDecoder
+
+    def counted(source: Any) -> Any:
+        opened.append(source)
+        return decoder(source)
+
+    monkeypatch.setattr(audio, "SoundDecoder", counted)
+    assert generate("-o", "a.mp4") == 0
+    assert len(opened) == 1
+    assert sum(len(chunk.samples) for chunk in iter(model.asked.stream["audio"].read, None)) > 0
+    assert len(opened) == 2
 
 
 def test_a_video_is_made_and_reported(
@@ -74,11 +93,11 @@ def test_a_video_is_made_and_reported(
     assert "a.mp4: 48 frames, 1.92 s" in said
     asked_load = {"name": "tiny", "device": None, "precision": None, "loras": (), "decoder": None}
     expected = GenerateOptions(seed=7, infer_frames=24)
-    machine = asdict(MemoryOptions()) | asdict(GpuOptions())
+    machine = {"memory_options": MemoryOptions(), "gpu_options": GpuOptions()}
     assert model.asked.load == asked_load | machine | {"expected": expected}
     asked = model.asked.stream
     assert asked["image"].size == (64, 64)
-    assert (asked["audio"], asked["prompt"]) == (Path("hello.wav"), "calm")
+    assert (asked["audio"].duration_s, asked["prompt"]) == (0.5, "calm")
     assert model.session is not None and model.session.closed
     assert model.session.spec.options == GenerateOptions(seed=7, infer_frames=24)
     assert len(read_video("a.mp4").frames) == 48
@@ -220,7 +239,7 @@ def test_quiet_says_nothing(
         (["generate", "--pose-video", "x"], "--pose_video: driving by a pose video is not"),
         (["generate", "--fp8", "--precision", "int4"], "--fp8: asks for precision fp8, and"),
         (["info", "--infer_frames", "30"], "infer_frames: expected a multiple of 4"),
-        (["info", "--model", "nowhere"], "14b is the published model without its files"),
+        (["info", "--model", "nowhere"], "which is none of them"),
     ],
 )
 def test_wrong_commands_get_one_sentence(
@@ -358,3 +377,43 @@ def test_help_and_info_start_without_torch() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_signals_that_come_together_are_one_request() -> None:
+    """A session manager sends SIGHUP behind SIGTERM: what is being tidied up is not interrupted again."""
+    script = (
+        "import os, signal\nfrom lipcast.cli.signals import interrupt_on_termination\n"
+        "interrupt_on_termination()\n"
+        "try: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "except KeyboardInterrupt: print('tidying')\n"
+        "os.kill(os.getpid(), signal.SIGHUP); os.kill(os.getpid(), signal.SIGTERM); print('done')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "tidying\ndone\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        (("job", "run"), "finished segments are kept, and `lipcast job run` continues"),
+        (("pull", "live-avatar-14b"), "the same command continues"),
+        (("info",), ""),
+    ],
+)
+def test_what_is_left_after_ctrl_c_is_said(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...], left: str,
+) -> None:  # fmt: skip
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lipcast.jobs.runner.run_jobs", interrupted)
+    monkeypatch.setattr("lipcast.weights.hub.pull", interrupted)
+    monkeypatch.setattr("lipcast.cli.info.read_configs", interrupted)
+    monkeypatch.setenv("LIPCAST_HOME", str(files))
+    assert main(words) == 130
+    assert capsys.readouterr().err == f"lipcast: stopped{'; ' if left else ''}" + (
+        f"what has arrived is kept, and {left}\n" if "pull" in words else f"{left}\n"
+    )

@@ -13,9 +13,10 @@ from typing import Any
 import click
 import pytest
 
-from lipcast.cli.plan import plan, plan_request, read_driver
+from lipcast.cli.plan import plan, plan_request
 from lipcast.config.units import GIB
 from lipcast.errors import CheckpointError, MemoryBudgetError, UsageError
+from lipcast.lab.driver import DriverCard, listed_cards, parsed_card
 
 ROOT = Path(__file__).parents[2]
 
@@ -122,7 +123,7 @@ def test_several_gpus_show_a_timeline(capsys: pytest.CaptureFixture[str]) -> Non
         ),
         (("--gpu", "h100", "--infer_frames", "30"), UsageError, "multiple of 4"),
         (("--gpu", "h100", "--gpus", "0"), UsageError, "at least 1"),
-        (("--gpu", "h100", "--num_gpus_dit", "3"), UsageError, "needs --gpus"),
+        (("--gpu", "h100", "--gpus", "1", "--num_gpus_dit", "3"), UsageError, "possible near it"),
         (("--gpu", "h100", "--gpus", "4", "--num_gpus_dit", "9"), UsageError, "possible near it"),
         (("--gpu", "h100", "--fallback", "magic"), UsageError, "fallback: expected"),
         (("--gpu", "h100", "--model", "nowhere"), CheckpointError, "which is none of them"),
@@ -137,41 +138,71 @@ def test_what_makes_no_sense_is_refused(
     assert words in getattr(caught.value, "format_message", lambda: str(caught.value))()
 
 
+def listing(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    cards = tuple(parsed_card(line) for line in lines)
+    monkeypatch.setattr("lipcast.cli.plan.listed_cards", lambda: cards)
+
+
 def test_without_a_gpu_one_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lipcast.cli.plan._driver_says", lambda: "")
-    with pytest.raises(UsageError, match="no GPU found"):
+    listing(monkeypatch)
+    with pytest.raises(UsageError, match=r"no GPU found.*--gpu.*--vram"):
+        plan_request({})
+
+
+@pytest.mark.parametrize("lines", [(), ("Orin (nvgpu), [N/A], 540.4, 8.7",)])
+def test_a_budget_stands_for_a_card(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lines: tuple[str, ...]
+) -> None:
+    listing(monkeypatch, *lines)
+    monkeypatch.setattr("lipcast.cli.plan._free_ram_bytes", lambda: 48 * GIB)
+    found = document(capsys, "--vram", "12GiB")["plan"]
+    assert found["budget"]["vram_bytes"] == 12 * GIB >= found["vram"]["peak_bytes"]
+    assert found["hardware"] == "generic"
+    assert found["rates"] == "assumed, those of GeForce RTX 3060 12GB"
+    run("--vram", "12GiB")
+    assert "(rates: assumed, those of GeForce RTX 3060 12GB)" in capsys.readouterr().out
+
+
+def test_a_card_without_memory_of_its_own_needs_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    listing(monkeypatch, "Orin (nvgpu), [N/A], 540.4, 8.7")
+    with pytest.raises(UsageError, match=r"does not say how much memory it has; .*--vram"):
         plan_request({})
 
 
 def test_the_machine_is_asked_where_no_card_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "lipcast.cli.plan._driver_says", lambda: "NVIDIA GeForce RTX 3090, 24576\nother, 1"
-    )
+    listing(monkeypatch, "NVIDIA GeForce RTX 3090, 24576, 570.86, 8.6", "other, 1, 570.86, 8.6")
     monkeypatch.setattr("lipcast.cli.plan._free_ram_bytes", lambda: 48 * GIB)
     request = plan_request({})
     assert request.hardware.name == "rtx3090" and request.budget.ram_bytes == 48 * GIB
     assert request.budget.vram_bytes == 24576 * 2**20
 
 
-@pytest.mark.parametrize(
-    ("listing", "name"),
-    [
-        ("NVIDIA H100 80GB HBM3, 81559", "h100"),
-        ("NVIDIA A100-SXM4-40GB, 40960", "a100-40"),
-        ("NVIDIA A100-SXM4-80GB, 81920", "a100-80"),
-        ("NVIDIA GeForce RTX 4060 Ti, 16380", "rtx4060ti"),
-        ("NVIDIA GeForce RTX 4060, 8188", "rtx4060"),
-        ("NVIDIA L40S, 46068", "l40s"),
-    ],
-)
-def test_cards_are_known_by_the_drivers_words(listing: str, name: str) -> None:
-    assert read_driver(listing).name == name
+def test_a_driver_that_does_not_know_capabilities_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def answer(query: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        asked.append(query[1])
+        is_known = "compute_cap" not in query[1]
+        return subprocess.CompletedProcess(query, not is_known, "Tesla T4, 15360, 440.1" * is_known)
+
+    monkeypatch.setattr("lipcast.lab.driver.shutil.which", lambda _: "nvidia-smi")
+    monkeypatch.setattr("lipcast.lab.driver.subprocess.run", answer)
+    assert listed_cards() == (DriverCard("Tesla T4", 15 * GIB, "440.1", None),)
+    assert len(asked) == 2
 
 
-@pytest.mark.parametrize("listing", ["GeForce GTX 970, 4096", "garbage", "A card, N/A"])
-def test_unknown_cards_are_refused(listing: str) -> None:
-    with pytest.raises(UsageError, match="--gpu"):
-        read_driver(listing)
+def test_a_card_before_ampere_computes_in_fp32(capsys: pytest.CaptureFixture[str]) -> None:
+    assert document(capsys, "--gpu", "t4", "--ram", "128GB")["plan"]["precision"] == "fp32"
+    with pytest.raises(UsageError, match="T4 16GB has no bf16, which fp8 needs; use fp32"):
+        run("--gpu", "t4", "--ram", "128GB", "--fp8")
+
+
+@pytest.mark.parametrize("flag", ["--vram", "--ram"])
+def test_a_forgotten_unit_is_refused(flag: str) -> None:
+    with pytest.raises(UsageError, match="12 bytes; did you mean 12GB"):
+        run("--gpu", "rtx4090", flag, "12")
 
 
 def test_planning_starts_without_torch() -> None:

@@ -14,6 +14,7 @@ import lipcast
 from fake_hub import NAME, WAN, FakeHub
 from lipcast.cli.main import main
 from lipcast.errors import UsageError
+from lipcast.lab.driver import DriverCard
 from lipcast.planning.hardware import gpu
 from lipcast.planning.plan import Budget
 from lipcast.weights.checkpoint import find_checkpoint
@@ -31,7 +32,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LIPCAST_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("lipcast.weights.hub._library", lambda **_: FakeHub())
     monkeypatch.setattr("lipcast.weights.disk.os.fsync", lambda _: None)
-    monkeypatch.setattr("lipcast.cli.plan._driver_says", lambda: "")
+    for verb in ("models", "doctor"):
+        monkeypatch.setattr(f"lipcast.cli.{verb}.listed_cards", tuple)
     return tmp_path
 
 
@@ -152,7 +154,7 @@ def test_models_asks_the_planner_where_there_is_a_gpu(
     for ram_bytes, fits in ((64 << 30, True), (1 << 30, False)):
         budget = Budget(card.memory_bytes, ram_bytes)
         monkeypatch.setattr(
-            "lipcast.cli.fit_check.this_device_context", lambda budget=budget: (card, budget)
+            "lipcast.cli.fit_check.this_device_context", lambda _, budget=budget: (card, budget)
         )
         rows = {row["name"]: row for row in told(capsys, "models")["models"]}
         assert rows[NAME]["fits"] is fits
@@ -284,18 +286,25 @@ def test_doctor_without_torch_still_answers(
 def test_doctor_says_when_torch_and_driver_disagree(
     folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lipcast.lab.doctor._driver_version", lambda: "570.1")
+    asked: list[str] = []
+
+    def cards() -> tuple[DriverCard, ...]:
+        asked.append("nvidia-smi")
+        return (DriverCard("NVIDIA L4", 24 << 30, "570.1", (8, 9)),)
+
+    monkeypatch.setattr("lipcast.cli.doctor.listed_cards", cards)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     findings = {f["topic"]: f for f in told(capsys, "doctor")["findings"]}
     assert findings["CUDA"]["status"] == "warning"
     assert "570.1" in findings["CUDA"]["found"]
+    assert findings["fits"]["found"].startswith("NVIDIA L4: ") and asked == ["nvidia-smi"]
 
 
-def test_a_card_that_no_table_knows_is_no_reason_to_fail(
+def test_a_card_that_cannot_be_planned_for_is_no_reason_to_fail(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    def unknown() -> None:
-        raise UsageError("not in the table")
+    def unknown(_: object) -> None:
+        raise UsageError("no memory of its own")
 
     monkeypatch.setattr("lipcast.cli.fit_check.this_device_context", unknown)
     assert main(["models"]) == 0

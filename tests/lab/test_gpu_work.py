@@ -27,15 +27,19 @@ from lipcast.planning.kernel_counts import kernel_counts
 
 FULL = DiTConfig()
 BUDGETS = {
-    StepCase("fp8"): (6348, 439.0e9),
-    StepCase("bf16"): (3596, 271.9e9),
-    StepCase("fp8", "fp8"): (7228, 495.3e9),
-    StepCase("fp8", "int4"): (7948, 526.9e9),
-    StepCase("bf16", "fp8"): (4476, 328.3e9),
-    StepCase("bf16", "int4"): (5196, 359.7e9),
-    StepCase("int8"): (4284, 360.0e9),
-    StepCase("int4"): (5660, 461.4e9),
-    StepCase("fp8", "fp8", num_lanes=3): (11694, 1512.8e9),
+    StepCase("fp8"): (984, 73.8e9),
+    StepCase("bf16"): (892, 73.2e9),
+    StepCase("fp8", "fp8"): (984, 67.5e9),
+    StepCase("fp8", "int4"): (984, 64.5e9),
+    StepCase("fp8", in_place=True): (944, 48.7e9),
+    StepCase("int4"): (2956, 262.7e9),
+    StepCase("fp8", "fp8", num_lanes=3): (1850, 229.2e9),
+    StepCase("fp8", kernels="plain"): (5708, 406.6e9),
+    StepCase("bf16", kernels="plain"): (3596, 271.9e9),
+    StepCase("fp8", "fp8", kernels="plain"): (6588, 462.9e9),
+    StepCase("bf16", "int4", kernels="plain"): (5196, 359.7e9),
+    StepCase("int8", kernels="plain"): (4284, 360.0e9),
+    StepCase("fp8", "fp8", num_lanes=3, kernels="plain"): (11054, 1415.6e9),
 }
 """Launches and bytes of elementwise traffic of one tick."""
 QUICK = {StepCase("fp8"), StepCase("bf16")}
@@ -59,7 +63,13 @@ def assert_within(work: Work, launches: int, num_bytes: float) -> None:
     assert 0 < work.elementwise_bytes <= num_bytes
 
 
-CASES = [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in BUDGETS]
+def quick_or_slow(cases):
+    """Cases of a test; those that take long are slow."""
+    return [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
+PLANNED = [case for case in BUDGETS if case.in_place is None]
+"""The planner takes ring and sink for joined, as they are on Hopper."""
 
 
 @cache
@@ -68,7 +78,7 @@ def counted(case: StepCase) -> Work:
     return count_step(FULL, case).total(FULL)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", quick_or_slow(BUDGETS), ids=str)
 def test_a_step_stays_within_its_budget(case: StepCase) -> None:
     total = counted(case)
     assert_within(total, *BUDGETS[case])
@@ -79,7 +89,7 @@ def test_a_step_stays_within_its_budget(case: StepCase) -> None:
     assert total.attention_flop == pytest.approx(attention, rel=0.005)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", quick_or_slow(PLANNED), ids=str)
 def test_the_planner_knows_what_a_step_asks_for(case: StepCase) -> None:
     """Its table of counts is that of the engine. After a change of kernels: `gpu_check.py count --table`."""
     total, geometry = counted(case), default_spec(FULL).geometry
@@ -87,14 +97,15 @@ def test_the_planner_knows_what_a_step_asks_for(case: StepCase) -> None:
         case.precision,
         case.kv_precision or "bf16",
         num_lanes=case.num_lanes,
+        kernels=case.kernels,
         dequantised=case.precision in {"int8", "int4"},
     )
     weights = costs.lane_gemm_flops(FULL, geometry) / costs.lane_tokens(geometry) / 2
     traffic = case.num_lanes * costs.lane_traffic_bytes(counts, FULL, geometry)
     planned_bytes = traffic + counts.bytes_per_weight * weights
-    assert planned_bytes == pytest.approx(total.elementwise_bytes, rel=0.01)
+    assert planned_bytes == pytest.approx(total.elementwise_bytes, rel=0.02)
     planned = costs.launches(counts, FULL, num_lanes=case.num_lanes)
-    assert planned == pytest.approx(total.launches, rel=0.01)
+    assert planned == pytest.approx(total.launches, rel=0.03)
 
 
 @pytest.mark.slow

@@ -1,8 +1,7 @@
 """Triton's interpreter, made to compute as a GPU does.
 
 Import this before the kernels. Triton 3.9 truncates where a GPU rounds to bfloat16, and multiplies the
-bytes of bfloat16 matrices; both are mended here. `interpreted()` says whether kernels are interpreted:
-not where some other module has imported them before.
+bytes of bfloat16 matrices; both are mended here.
 """
 
 from __future__ import annotations
@@ -16,9 +15,8 @@ import torch
 
 os.environ["TRITON_INTERPRET"] = "1"
 triton = pytest.importorskip("triton")
-
-import triton.language as tl
-from triton.runtime import interpreter
+tl = pytest.importorskip("triton.language")
+interpreter = pytest.importorskip("triton.runtime.interpreter")
 
 _cast, _dot = interpreter.InterpreterBuilder.cast_impl, interpreter.InterpreterBuilder.create_dot
 
@@ -47,10 +45,3 @@ def _create_dot(self: Any, a: Any, b: Any, d: Any, *precision: Any) -> Any:
 
 interpreter.InterpreterBuilder.cast_impl = _cast_impl
 interpreter.InterpreterBuilder.create_dot = _create_dot
-
-
-def interpreted() -> bool:
-    """Whether the kernels run on the CPU."""
-    from lipcast.models.kernels import triton_code
-
-    return isinstance(triton_code.rms_norm, interpreter.InterpretedFunction)

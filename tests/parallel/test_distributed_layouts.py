@@ -99,11 +99,23 @@ LAYOUTS = (
         {},
         0,
     ),
+    (
+        {"num_gpus_dit": 3, "ulysses_size": 3},
+        "1 stage, Ulysses 3, last stage decodes",
+        {},
+        1e-5,
+    ),
+    (
+        {"num_gpus_dit": 3, "ulysses_size": 3, "enable_vae_parallel": True},
+        "1 stage, Ulysses 3, VAE rank",
+        {},
+        1e-5,
+    ),
 )
 
 
-QUICK = (0, 4, 7)
-"""Two stages, two ways of Ulysses, shards: one of each kind; the others are slow tests."""
+QUICK = (0, 4, 7, 8)
+"""Two stages, Ulysses with even and with uneven heads (2 + 1 + 1), shards; the others are slow tests."""
 
 
 @pytest.mark.parametrize(
@@ -183,8 +195,8 @@ def test_weights_in_host_memory_and_bounded_memory(
 def test_what_a_layout_cannot_do_is_refused(
     single: lipcast.Lipcast, decoder: Path, inputs: dict[str, Any]
 ) -> None:
-    with pytest.raises(UsageError, match="possible near it"):
-        on_ranks(single, settings(decoder), gpus=3, ulysses_size=3)
+    with pytest.raises(UsageError, match=r"the model has 4 attention heads.*possible near it"):
+        on_ranks(single, settings(decoder), ulysses_size=5)
     with on_ranks(single, settings(decoder), num_gpus_dit=3) as model:
         with pytest.raises(UsageError, match="at least 3 evaluated steps"):
             Made(model, **inputs, sample_steps=2)

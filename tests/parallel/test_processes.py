@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -30,7 +31,8 @@ def command(portrait: Path, features: Path, output: Path, *flags: str) -> list[s
     [
         (signal.SIGINT, 130),
         pytest.param(signal.SIGTERM, 130, marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 130, marks=pytest.mark.slow),
+        (signal.SIGKILL, -signal.SIGKILL),
     ],
 )
 def test_nothing_is_left_of_an_interrupted_command(
@@ -38,9 +40,12 @@ def test_nothing_is_left_of_an_interrupted_command(
 ) -> None:
     output = tmp_path / "out.mp4"
     line = command(portrait, sound(60.0), output, "--gpus", "2")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     with subprocess.Popen(
-        line, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
-    ) as process:
+        line, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "TMPDIR": str(temporary)},
+    ) as process:  # fmt: skip
         while not output.exists() or output.stat().st_size < 20_000:
             assert process.poll() is None, "it ended before it wrote a frame"
             time.sleep(0.05)
@@ -50,6 +55,7 @@ def test_nothing_is_left_of_an_interrupted_command(
     assert (len(ranks), process.returncode) == (2, exit_code)
     _, alive = psutil.wait_procs(ranks, timeout=10)
     assert not alive
+    assert not list(temporary.glob("lipcast-ranks-*"))
     if number != signal.SIGKILL:
         document = json.loads(printed)
         assert document["status"] == "stopped" and document["frames"] >= 12

@@ -81,6 +81,38 @@ def test_ulysses_divides_rings_and_sharding_divides_weights() -> None:
     assert make_plan(request, WorkShare(ulysses=4)).time.compute_s < whole.time.compute_s / 3
 
 
+@pytest.mark.parametrize(("ulysses", "most_heads"), [(3, 14), (7, 6), (39, 2), (40, 1)])
+def test_uneven_heads_are_planned_for_the_rank_with_the_most(ulysses: int, most_heads: int) -> None:
+    request = replace(
+        ask("h100", 512), constraints=PlanConstraints(precision="fp8", kv_precision="bf16")
+    )
+    whole, part = make_plan(request), make_plan(request, WorkShare(ulysses=ulysses))
+    rings = [
+        next(item.num_bytes for item in plan.generate_parts if item.name == "KV rings")
+        for plan in (whole, part)
+    ]
+    assert rings[1] * 40 == rings[0] * most_heads
+    assert part.time.compute_s < whole.time.compute_s
+
+
+@given(st.integers(1, 60))
+def test_any_degree_up_to_the_heads_is_a_layout(ulysses: int) -> None:
+    wanted = LayoutConstraints(num_gpus_dit=ulysses, ulysses_size=ulysses)
+    found = layouts(ask("h100", 512), ulysses, wanted)
+    assert bool(found) == (ulysses <= 40)
+
+
+def test_heads_are_shared_unevenly_only_where_nothing_else_is_asked_for() -> None:
+    request = ask("h100", 512)
+    three = layouts(request, 3, LayoutConstraints())
+    assert {layout.ulysses for layout in three} == {1, 2}
+    seven = layouts(request, 7, LayoutConstraints(num_gpus_dit=7))
+    assert {(layout.stages, layout.ulysses) for layout in seven} == {(1, 7)}
+    nine = LayoutConstraints(num_gpus_dit=9, ulysses_size=3)
+    three_steps = replace(request, sample_steps=3)
+    assert not with_enough_steps(three_steps, 9, nine).fold_last_step
+
+
 def test_the_published_layout() -> None:
     """Three steps on three cards, the decoder on the fourth: 688*368, 32 frames."""
     request = replace(
@@ -97,8 +129,8 @@ def test_impossible_layouts_are_refused_with_near_ones() -> None:
     request = ask("h100", 512)
     with pytest.raises(UsageError, match=r"5 GPUs as 1 stage, Ulysses 5"):
         plan_layouts(request, 4, LayoutConstraints(num_gpus_dit=4, ulysses_size=3))
-    with pytest.raises(UsageError, match="up to 3 stages"):
-        plan_layouts(request, 7, LayoutConstraints(num_gpus_dit=7))
+    with pytest.raises(UsageError, match="the model has 40 attention heads"):
+        plan_layouts(request, 41, LayoutConstraints(ulysses_size=41))
 
 
 def test_a_stage_per_step_needs_every_step() -> None:
@@ -109,7 +141,7 @@ def test_a_stage_per_step_needs_every_step() -> None:
     found = with_enough_steps(request, 4, three)
     assert not found.fold_last_step and layouts(found, 4, three)
     assert with_enough_steps(request, 4, LayoutConstraints()) == request
-    hopeless = LayoutConstraints(num_gpus_dit=9)
+    hopeless = LayoutConstraints(num_gpus_dit=150)
     assert with_enough_steps(request, 4, hopeless) == request
 
 

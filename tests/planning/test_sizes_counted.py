@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -18,13 +19,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from lipcast.config.geometry import Geometry
-from lipcast.config.models import DiTConfig, VAEConfig
+from lipcast.config.models import DiTConfig, TextConfig, VAEConfig
+from lipcast.engine.speech_features import FILE_WINDOW, WHOLE_FILE_S, live_window
 from lipcast.models import dit as dit_module
 from lipcast.models import vae as vae_module
 from lipcast.models.kv_codec import PlainCodec
 from lipcast.models.kv_ring import KVRing, RingLayout
 from lipcast.models.sink import Sink
+from lipcast.models.speech import FEATURE_RATE, SpeechConfig, SpeechEncoder
+from lipcast.models.text import TextEncoder
 from lipcast.planning import sizes
+from lipcast.planning.tensors import SpeechShape
 
 BF16: dict[str, Any] = {"dtype": torch.bfloat16}
 CONFIG = DiTConfig(
@@ -158,3 +163,60 @@ def test_encoding_a_still() -> None:
         vae.encode_still(torch.zeros(1, 3, SIDE, SIDE), 73)
     predicted = sizes.encode_work_bytes(VAE, SIDE, SIDE)
     assert live.peak <= SMALL * predicted <= 1.25 * live.peak
+
+
+def speech_encoder(shape: SpeechShape) -> SpeechEncoder:
+    kept = {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True}
+    raw = {"model_type": "wav2vec2", "num_attention_heads": 4, **kept, **asdict(shape)}
+    return SpeechEncoder(SpeechConfig.from_json(raw))
+
+
+@pytest.mark.parametrize(("num_layers", "ffn"), [(2, 64), (2, 256), (2, 512), (12, 256)])
+def test_hearing(monkeypatch: pytest.MonkeyPatch, num_layers: int, ffn: int) -> None:
+    """A pass over the longest window, of a second here, and what a session keeps of it."""
+    monkeypatch.setattr(sizes, "SPEECH_WINDOW_S", 1)
+    monkeypatch.setattr(sizes, "SPEECH_PIECE_S", 0)
+    shape = SpeechShape(64, ffn, num_layers, (64,) * 7)
+    encoder = speech_encoder(shape)
+    window_TD = torch.zeros(50 + shape.num_conv_pos_embeddings, 64)
+    with torch.inference_mode(), LiveBytes() as live:
+        features = encoder.contextualise(window_TD)
+    kept = sizes.speech_features_bytes.__wrapped__(shape)
+    assert features.nbytes == kept
+    predicted = kept + _speech_work(shape, monkeypatch)
+    assert live.peak <= SMALL * predicted <= 1.25 * live.peak
+
+
+def _speech_work(shape: SpeechShape, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sizes, "speech_features_bytes", sizes.speech_features_bytes.__wrapped__)
+    return sizes.speech_work_bytes.__wrapped__(shape)
+
+
+def test_the_convolutions_of_hearing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizes, "SPEECH_WINDOW_S", 0)
+    shape = SpeechShape(64, 64, 1, (512, *(64,) * 6), num_conv_pos_embeddings=16)
+    encoder = speech_encoder(shape)
+    config = encoder.config
+    piece = torch.zeros((sizes.SPEECH_PIECE_S * 50 - 1) * config.stride + config.receptive_field)
+    with torch.inference_mode(), LiveBytes() as live:
+        encoder.extract(piece)
+    assert live.peak <= SMALL * _speech_work(shape, monkeypatch) <= 1.25 * live.peak
+
+
+def test_no_window_of_a_voice_is_longer() -> None:
+    longest = sizes.SPEECH_WINDOW_S * FEATURE_RATE
+    for window in (FILE_WINDOW, live_window(12)):
+        assert window.left + window.keep + window.right <= longest
+    assert longest >= WHOLE_FILE_S * FEATURE_RATE
+
+
+@pytest.mark.parametrize(
+    ("dim", "ffn", "heads", "length"),
+    [(64, 64, 32, 128), (64, 64, 64, 256), (64, 160, 4, 256), (512, 2560, 1, 64)],
+)
+def test_reading_a_prompt(dim: int, ffn: int, heads: int, length: int) -> None:
+    config = TextConfig(300, dim, 128, ffn, heads, num_layers=2, text_len=length, tokenizer="ByT5")
+    encoder = TextEncoder(config).to(torch.bfloat16)
+    with torch.inference_mode(), LiveBytes() as live:
+        encoder(torch.zeros(1, length, dtype=torch.long))
+    assert live.peak <= SMALL * sizes.text_work_bytes(config) <= 1.25 * live.peak

@@ -24,8 +24,8 @@ from lipcast.cli.options import LORA, MODEL, OPTIONS, options_from
 from lipcast.cli.request import DEFAULT_MODEL, generate_options, precision
 from lipcast.cli.types import COUNT
 from lipcast.config.generate_options import OPTION_NAMES, SCHEDULES, GenerateOptions
-from lipcast.config.gpu_options import GPU_OPTION_NAMES
-from lipcast.config.memory_options import MEMORY_OPTION_NAMES
+from lipcast.config.gpu_options import GPU_OPTION_NAMES, GpuOptions
+from lipcast.config.memory_options import MEMORY_OPTION_NAMES, MemoryOptions
 from lipcast.errors import LipcastError, UsageError
 from lipcast.weights.configs import read_configs
 
@@ -95,20 +95,22 @@ def _measure(counts: Mapping[str, int], flags: Mapping[str, Any], console: Conso
     from lipcast.api import load
     from lipcast.lab import bench as lab
 
-    machine = {k: v for k, v in flags.items() if k in (*MEMORY_OPTION_NAMES, *GPU_OPTION_NAMES)}
     # Two videos at a time would share a budget, or are more than several devices make.
-    schedules = SCHEDULES[:1] if machine else SCHEDULES
+    is_bounded = any(name in flags for name in (*MEMORY_OPTION_NAMES, *GPU_OPTION_NAMES))
+    schedules = SCHEDULES[:1] if is_bounded else SCHEDULES
     if expected.schedule is not None:
         schedules = (expected.schedule,)
         del options["schedule"]
     name = flags.get("model", DEFAULT_MODEL)
-    how = {
+    how: dict[str, Any] = {
         "device": flags.get("device"),
         "precision": precision(flags),
         "loras": flags.get("lora", ()),
+        "memory_options": options_from(MemoryOptions, flags),
+        "gpu_options": options_from(GpuOptions, flags),
     }
     expected = options_from(GenerateOptions, options)
-    with closing(load(name, expected=expected, **how, **machine)) as model:
+    with closing(load(name, expected=expected, **how)) as model:
         rows = lab.bench(model, schedules=schedules, **counts, **options)
     if not console.as_json:
         click.echo(_table(rows), err=True)

@@ -115,12 +115,17 @@ class Command(click.Command):
         *,
         examples: Sequence[str] = (),
         given_only: bool = False,
+        when_stopped: str = "",
         **attributes: Any,
     ) -> None:
-        """`given_only`: the function gets no values for options that were not given."""
+        """`given_only`: the function gets no values for options that were not given.
+
+        `when_stopped` says what is left after Ctrl-C.
+        """
         super().__init__(name, context_settings=dict(_SETTINGS), **attributes)
         self.examples = tuple(examples)
         self.given_only = given_only
+        self.when_stopped = when_stopped
 
     def invoke(self, ctx: click.Context) -> None:
         """Call the command's function; Ctrl-C becomes a CancelledError."""
@@ -131,7 +136,7 @@ class Command(click.Command):
             self.callback(console, **{k: v for k, v in values.items() if k not in _CONSOLE})
         except KeyboardInterrupt as error:
             # Here, because click turns it into an exit without a word.
-            raise CancelledError("stopped; nothing was written") from error
+            raise CancelledError("; ".join(filter(None, ("stopped", self.when_stopped)))) from error
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, one section after the other."""
@@ -171,6 +176,7 @@ def command(
     *,
     examples: Sequence[str] = (),
     given_only: bool = False,
+    when_stopped: str = "",
 ) -> Callable[[Callable[..., None]], Command]:
     """Make a command of a function, whose docstring becomes the help text."""
 
@@ -182,6 +188,7 @@ def command(
             help=inspect.getdoc(function),
             examples=examples,
             given_only=given_only,
+            when_stopped=when_stopped,
         )
 
     return decorate

@@ -41,6 +41,7 @@ HLS = switch(
         HLS,
         *JSON_QUIET_DEBUG,
     ),
+    when_stopped="nothing was written",
     examples=(
         "lipcast concat part-0.mp4 part-1.mp4 -o out.mp4",
         "lipcast concat list.txt -o out.mp4 --audio voice.wav",
@@ -58,7 +59,7 @@ def concat(
         raise InputError(f"--audio: {audio} does not exist. Check the path.")
     paths: list[Path] = []
     for path in parts:
-        paths += read_list(path) if path.suffix in _LISTS else [path]
+        paths += read_list(path) if path.suffix.lower() in _LISTS else [path]
     if hls:
         check_hls_target(output)
     joined = join(paths, output, sound=audio)

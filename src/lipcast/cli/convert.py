@@ -50,6 +50,7 @@ _NUM_WORST = 5
         ),
         MODEL, LORA, *CONSOLE,
     ),
+    when_stopped="finished files are kept, and the same command continues",
     examples=(
         "lipcast convert --ckpt_dir live-avatar-14b --precision int4 -o live-avatar-int4",
         "lipcast convert --model tiny --precision int8 --lora style.safetensors:0.8",

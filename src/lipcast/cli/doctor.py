@@ -6,7 +6,7 @@ the model could be made, else 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 import click
@@ -18,7 +18,14 @@ from lipcast.cli.options import JSON_DEBUG, MODEL
 from lipcast.cli.request import DEFAULT_MODEL
 from lipcast.errors import LipcastError
 from lipcast.lab.doctor import Finding, examine
-from lipcast.weights.checkpoint import MODEL_PARTS, TEXT_PARTS, checkpoint_dir, find_checkpoint
+from lipcast.lab.driver import DriverCard, listed_cards
+from lipcast.weights.checkpoint import (
+    MODEL_PARTS,
+    TEXT_PARTS,
+    checkpoint_dir,
+    find_checkpoint,
+    model_name,
+)
 from lipcast.weights.configs import read_configs
 from lipcast.weights.hub import list_models
 
@@ -40,7 +47,8 @@ def doctor(console: Console, *, model: str | None) -> None:
     """
     name = model or DEFAULT_MODEL
     findings = []
-    for finding in (*examine(), *_model(name), *_others(name)):
+    cards = listed_cards()
+    for finding in (*examine(cards), *_model(name, cards), *_others(name)):
         findings.append(finding)
         if not console.as_json:
             click.echo(_line(finding))
@@ -60,7 +68,7 @@ def _line(finding: Finding) -> str:
     return f"{_MARKS[finding.status]:<9}{finding.topic:<16} {found}{advice}"
 
 
-def _model(model: str) -> Iterator[Finding]:
+def _model(model: str, cards: Sequence[DriverCard]) -> Iterator[Finding]:
     """Check that all parts of the model are there, have whole headers, and fit."""
     try:
         directory = checkpoint_dir(model)
@@ -77,7 +85,7 @@ def _model(model: str) -> Iterator[Finding]:
     if any(part in files.missing for part in TEXT_PARTS):
         advice = "make prompts elsewhere with `lipcast encode-prompt`, or pull the rest"
         yield Finding("text encoder", "warning", "not in this checkpoint", advice)
-    found = fit(configs)
+    found = fit(configs, cards)
     advice = "" if found.fits else "a smaller --precision, --size or --infer_frames; `lipcast plan`"
     yield Finding("fits", "ok" if found.fits else "problem", found.sentence, advice)
 
@@ -94,7 +102,7 @@ def _open(*paths: object) -> None:
 def _others(model: str) -> Iterator[Finding]:
     """Report pulled and converted models that are incomplete."""
     for status in list_models():
-        if status.num_bytes and not status.complete and status.name != model:
+        if status.num_bytes and not status.complete and status.name != model_name(model):
             found = f"{status.name} is incomplete: {len(status.missing)} files are missing"
             advice = f"`lipcast pull {status.name}` continues, `lipcast models` lists them"
             yield Finding("other model", "warning", found, advice)

@@ -14,13 +14,13 @@ from lipcast.cli.command import Option, Section, command
 from lipcast.cli.console import Console, print_json
 from lipcast.cli.options import CONSOLE, MODEL
 from lipcast.cli.request import DEFAULT_MODEL
-from lipcast.cli.types import FILE
+from lipcast.cli.types import FILE, TEXT
 
 
 @command(
     "encode-prompt",
     (
-        click.Argument(["text"], help="What the picture shows and how the person behaves."),
+        click.Argument(["text"], type=TEXT, help="What the picture shows and how the person behaves."),
         Option(
             "output", "File to write. An existing file is replaced.",
             section=Section.FILES, also=("-o",), type=FILE, default="prompt.safetensors",

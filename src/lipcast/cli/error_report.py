@@ -35,6 +35,11 @@ def describe_error(error: BaseException) -> Explanation:
         return Explanation(MemoryBudgetError.__name__, sentence, MemoryBudgetError.exit_code)
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         return Explanation(UsageError.__name__, _parser_sentence(error), int(error.exit_code))
+    if isinstance(error, OSError) and error.filename is not None:
+        sentence = (
+            f"{error.filename}: {error.strerror}. Check the path, its permissions and the disk."
+        )
+        return Explanation(LipcastError.__name__, sentence, LipcastError.exit_code)
     name = type(error).__name__
     first_line = (str(error).splitlines() or ["no message"])[0]
     sentence = f"unexpected {name}: {first_line}. This is a defect; run again with --debug."

@@ -5,6 +5,7 @@ Input: the configurations of a model. Output: one sentence and a yes or no. Noth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lipcast.cli.info import describe
@@ -13,6 +14,7 @@ from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.memory_options import MemoryOptions
 from lipcast.config.units import format_bytes
 from lipcast.errors import MemoryBudgetError, UsageError
+from lipcast.lab.driver import DriverCard
 from lipcast.planning.inputs import PlannerInputs, supposed_spec
 from lipcast.planning.plan import Models
 from lipcast.planning.planner import make_plan
@@ -30,12 +32,11 @@ class FitResult:
     sentence: str
 
 
-def fit(configs: Models) -> FitResult:
+def fit(configs: Models, cards: Sequence[DriverCard]) -> FitResult:
     """A video of the model's own size on this machine's first GPU, else on its CPU."""
     try:
-        hardware, budget = this_device_context()
+        hardware, budget = this_device_context(cards)
     except UsageError:
-        # No card, or one that no table knows: the CPU is certain.
         return _fit_cpu(configs)
     options = GenerateOptions()
     inputs = PlannerInputs(hardware, budget, MemoryOptions(), configs, None)

@@ -8,7 +8,7 @@ file.
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import asdict
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from lipcast.engine.session import Session
+    from lipcast.media.audio import AudioFile
 
 
 _NOTICES = {
@@ -37,6 +38,7 @@ _NOTICES = {
     "generate",
     OPTIONS,
     given_only=True,
+    when_stopped="nothing was written",
     examples=(
         "lipcast generate --image me.png --audio hello.wav -o out.mp4",
         'lipcast generate --image me.png --audio hello.wav --prompt "a calm man" \\\n'
@@ -63,12 +65,13 @@ def generate(console: Console, **flags: Any) -> None:
     meter = Meter()
     request = read_request(flags)
     portrait = _check(request, console)
-    long = is_long(request)
+    sound = cache(partial(_open_audio, request))  # decoded once to be measured, whoever asks first
+    long = is_long(request, sound)
     with ProgressBar(meter, wanted=not console.quiet) as bar:
         made = (
             make_long(request, meter, bar, console)
             if long
-            else _make(request, portrait, meter, bar, console)
+            else _make(request, (portrait, sound()), meter, bar, console)
         )
     if console.as_json:
         print_json(made)
@@ -105,8 +108,18 @@ def _check(request: GenerateRequest, console: Console) -> Image:
     return portrait
 
 
+def _open_audio(request: GenerateRequest) -> AudioFile:
+    from lipcast.media.audio import open_audio
+
+    return open_audio(request.audio)
+
+
 def _make(
-    request: GenerateRequest, portrait: Image, meter: Meter, bar: ProgressBar, console: Console
+    request: GenerateRequest,
+    inputs: tuple[Image, AudioFile],
+    meter: Meter,
+    bar: ProgressBar,
+    console: Console,
 ) -> dict[str, Any]:
     """Load the model, generate and write; returns the document of what was done."""
     console.detail(f"loading model {request.model}")
@@ -119,14 +132,14 @@ def _make(
         loras=request.loras,
         decoder=request.decoder,
         expected=request.options,
-        **asdict(request.memory),
-        **asdict(request.gpus),
+        memory_options=request.memory,
+        gpu_options=request.gpus,
     )
-    options = asdict(request.options)
+    portrait, sound = inputs
     with (
         closing(model),
         model.stream(
-            image=portrait, audio=request.audio, prompt=request.prompt, **options
+            image=portrait, audio=sound, prompt=request.prompt, options=request.options
         ) as session,
     ):
         console.detail(f"making {session.num_frames} frames")

@@ -6,8 +6,6 @@ lines or as one JSON document.
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -15,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lipcast.cli.command import Group, Option, Section, as_arguments, command, switch
+from lipcast.cli.batch import read_batch
+from lipcast.cli.command import Group, Option, Section, command, switch
 from lipcast.cli.concat_split import HLS
 from lipcast.cli.console import Console, print_json
-from lipcast.cli.generate import generate
 from lipcast.cli.job_request import as_job
 from lipcast.cli.long_video import MeteredRenderer
 from lipcast.cli.meter import Meter, ProgressBar
@@ -28,7 +26,7 @@ from lipcast.cli.types import COUNT, FILE, FOLDER
 from lipcast.config.gpu_options import GpuOptions
 from lipcast.config.units import parse_bytes
 from lipcast.env import cache_dir
-from lipcast.errors import InputError, LipcastError, UsageError
+from lipcast.errors import LipcastError, UsageError
 
 if TYPE_CHECKING:
     from lipcast.jobs.store import Job, Segment, Store
@@ -40,7 +38,9 @@ _WORKSPACE = Option(
 )  # fmt: skip
 _BATCH = (
     Option(
-        "batch", "CSV or JSON lines file of many jobs, with columns named like options.",
+        "batch",
+        "Table of many jobs, with columns named like options: CSV as spreadsheets save it, or JSON. "
+        "Relative paths count from its folder.",
         section=Section.FILES, type=FILE,
     ),
     switch("keep_segments", "Keep the segments when the video is done.", section=Section.FILES),
@@ -76,14 +76,16 @@ def submit(console: Console, **flags: Any) -> None:
     """Add a job, or many with --batch. All options of `generate` apply."""
     from lipcast.jobs.webhook import check_url
 
-    rows = _rows(flags["batch"]) if "batch" in flags else [{}]
     how = {
         "keep_segments": flags.get("keep_segments", False),
         "independent": flags.get("independent_segments", False),
         "hls": flags.get("hls", False),
         "webhook": check_url(flags["webhook"]) if "webhook" in flags else None,
     }
-    requests = [as_job(read_request(flags | row), **how) for row in rows]
+    if "batch" in flags:
+        requests = read_batch(flags["batch"], flags, how)
+    else:
+        requests = [as_job(read_request(flags), **how)]
     names = _store(flags.get("workspace")).submit(requests)
     console.result({"status": "submitted", "jobs": names}, "\n".join(names))
 
@@ -110,6 +112,7 @@ def submit(console: Console, **flags: Any) -> None:
         ),
         *_COMMON,
     ),
+    when_stopped="finished segments are kept, and `lipcast job run` continues",
     examples=("lipcast job run", "lipcast job run --executor ray --address auto"),
 )  # fmt: skip
 def run(
@@ -246,34 +249,6 @@ def _store(workspace: Path | None) -> Store:
     from lipcast.jobs.store import Store
 
     return Store(workspace or cache_dir() / "jobs")
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """Return the options that every line of a batch gives; empty fields are not given."""
-    try:
-        text = path.read_text("utf-8")
-        rows: list[dict[str, Any]]
-        if path.suffix == ".csv":
-            rows = list(csv.DictReader(text.splitlines()))
-        else:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"--batch: {path} is no CSV file with a header and no JSON lines file: {error}"
-        ) from error
-    return [_row(row, f"{path}: job {number}") for number, row in enumerate(rows, 1)]
-
-
-def _row(row: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Return the values of one line of a batch, in the types of the options. Raises InputError."""
-    filled = {name: value for name, value in row.items() if value not in (None, "", False)}
-    try:
-        for name in row:
-            as_arguments(generate, {str(name): "true"})
-        return generate.parse(as_arguments(generate, filled))
-    except (UsageError, click.UsageError) as error:
-        reason = error.format_message() if isinstance(error, click.UsageError) else str(error)
-        raise InputError(f"{place}: {reason}") from error
 
 
 def _documents(store: Store) -> list[dict[str, Any]]:

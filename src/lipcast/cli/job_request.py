@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lipcast.cli.request import DEFAULT_MODEL, GenerateRequest
+from lipcast.cli.types import FOLDER
 from lipcast.errors import UsageError
 
 SEGMENT_S = 60.0
@@ -55,5 +56,5 @@ def as_job(request: GenerateRequest, **how: Any) -> dict[str, Any]:
 
 def _from_anywhere(model: str) -> str:
     """Return a model's name as it is, a folder as an absolute path."""
-    folder = Path(model).expanduser()
+    folder = FOLDER.convert(model, None, None)
     return model if model == DEFAULT_MODEL or not folder.is_dir() else str(folder.resolve())

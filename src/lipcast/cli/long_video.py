@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from lipcast.weights.configs import read_configs
 if TYPE_CHECKING:
     from lipcast.jobs.store import Job, Lease, Store
     from lipcast.jobs.tasks import JobEstimate, SegmentTask
+    from lipcast.media.audio import AudioFile
 
 LONG_S = 600
 _LEAST_BYTES_PER_S = 300
@@ -66,13 +67,11 @@ class MeteredRenderer:
         self._bar.update()
 
 
-def is_long(request: GenerateRequest) -> bool:
-    """Return whether the video is made in segments.
+def is_long(request: GenerateRequest, sound: Callable[[], AudioFile]) -> bool:
+    """Return whether the video is made in segments; `sound` opens its audio, if that has to be known.
 
     Raises InputError for a sound that cannot be used, UsageError for segments under torchrun.
     """
-    from lipcast.media.audio import open_audio
-
     if launched() is not None:
         if request.segment_s:
             raise UsageError("--segment: cannot be used under torchrun; use --gpus in its place")
@@ -81,7 +80,7 @@ def is_long(request: GenerateRequest) -> bool:
         return request.segment_s > 0
     if request.audio.stat().st_size < LONG_S * _LEAST_BYTES_PER_S:
         return False
-    options, seconds = request.options, open_audio(request.audio).duration_s
+    options, seconds = request.options, sound().duration_s
     if options.num_clip is not None:
         clip = options.infer_frames or read_configs(request.model).dit.infer_frames
         frames = options.num_clip * clip

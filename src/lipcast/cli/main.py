@@ -39,9 +39,14 @@ def _report(error: BaseException, *, as_json: bool) -> int:
 def run() -> None:
     """Run the `lipcast` command of this process."""
     from lipcast.cli.signals import ignore_interrupts, interrupt_on_termination
+    from lipcast.cli.streams import open_streams
 
     interrupt_on_termination()
-    exit_code = main(sys.argv[1:])
+    open_streams()
+    try:
+        exit_code = main(sys.argv[1:])
+    except KeyboardInterrupt:  # while an error was being reported
+        exit_code = 130
     # The work is done; an interrupt while Python takes itself down would only print a traceback.
     ignore_interrupts()
     sys.exit(exit_code)

@@ -15,6 +15,7 @@ from lipcast.cli.fit_check import fit
 from lipcast.cli.options import JSON_DEBUG
 from lipcast.cli.types import FOLDER
 from lipcast.errors import CheckpointError, LipcastError
+from lipcast.lab.driver import DriverCard, listed_cards
 from lipcast.planning.plan import Models
 from lipcast.weights.checkpoint import ADAPTER_MODEL, EMBEDDED_MODELS, checkpoint_dir
 from lipcast.weights.configs import read_configs
@@ -46,7 +47,8 @@ def models(console: Console, *, dir: Path | None, verify: bool) -> None:
     if dir is not None and not dir.is_dir():
         raise CheckpointError(f"--dir: {dir} is not a folder; give a folder of models")
     embedded = [model_status(checkpoint_dir(name), name) for name in EMBEDDED_MODELS]
-    rows = [describe(status) for status in (*embedded, *list_models(dir))]
+    cards = listed_cards()
+    rows = [describe(status, cards) for status in (*embedded, *list_models(dir))]
     if verify:
         _verify(rows)
     console.result({"models": rows}, _as_text(rows))
@@ -55,7 +57,7 @@ def models(console: Console, *, dir: Path | None, verify: bool) -> None:
         raise CheckpointError("\n".join(row["problem"] for row in broken))
 
 
-def describe(status: ModelStatus) -> dict[str, Any]:
+def describe(status: ModelStatus, cards: Sequence[DriverCard]) -> dict[str, Any]:
     """Return what is known of a model without reading its weights, as JSON values."""
     row: dict[str, Any] = {
         "name": status.name,
@@ -67,7 +69,7 @@ def describe(status: ModelStatus) -> dict[str, Any]:
         "verified": None,
     }
     try:
-        found = fit(_configs(status))
+        found = fit(_configs(status), cards)
         row |= {"fits": found.fits, "where": found.sentence}
     except LipcastError as error:
         row |= {"fits": None, "where": str(error)}

@@ -14,7 +14,7 @@ import click
 
 from lipcast.cli.command import Option, Section, switch, toggle, value_options
 from lipcast.cli.compat_flags import COMPAT_FLAGS
-from lipcast.cli.types import FILE, FOLDER, SECONDS
+from lipcast.cli.types import FILE, FOLDER, SECONDS, TEXT
 from lipcast.config.generate_options import ANCHOR_ENCODINGS, SCHEDULES
 from lipcast.config.gpu_options import KERNEL_CHOICES
 from lipcast.config.precision import KV_PRECISIONS, PRECISIONS
@@ -49,7 +49,10 @@ JSON_QUIET_DEBUG = value_options(CONSOLE, "json", "quiet", "debug")
 MAIN = (
     Option("image", "Portrait: any picture that Pillow reads.", type=FILE),
     Option("audio", "Voice: any audio, or video with sound, that FFmpeg reads.", type=FILE),
-    Option("prompt", "Text that describes the picture and how the person behaves.", metavar="TEXT"),
+    Option(
+        "prompt", "Text that describes the picture and how the person behaves.",
+        type=TEXT, metavar="TEXT",
+    ),
     Option(
         "output", "Video file to write: .mp4, .mov or .mkv. An existing file is replaced.",
         also=("-o", "--save_file"), type=FILE, show_default="out.mp4",
@@ -102,7 +105,8 @@ VIDEO = (
         section=Section.VIDEO, type=int, metavar="N", show_default="the model's",
     ),
     Option(
-        "base_seed", "The same seed gives the same video. A negative seed picks and reports a random one.",
+        "base_seed",
+        "The same seed, 0 to 2^64-1, gives the same video. A negative seed picks and reports a random one.",
         section=Section.VIDEO, also=("--seed",), type=int, metavar="N", show_default="420",
     ),
     toggle(

@@ -16,12 +16,13 @@ from lipcast.cli.console import Console, print_json
 from lipcast.cli.options import JSON_QUIET_DEBUG
 from lipcast.cli.types import FOLDER
 from lipcast.errors import UsageError
+from lipcast.weights.checkpoint import model_name
 
 
 @command(
     "pull",
     (
-        click.Argument(["name"], help="Model: live-avatar-14b."),
+        click.Argument(["name"], help="Model: live-avatar-14b (also: 14b)."),
         Option(
             "dest", "Folder to download to.",
             section=Section.FILES, type=FOLDER,
@@ -35,6 +36,7 @@ from lipcast.errors import UsageError
         switch("offline", "Only check what is here, without the network.", section=Section.FILES),
         *JSON_QUIET_DEBUG,
     ),
+    when_stopped="what has arrived is kept, and the same command continues",
     examples=(
         "lipcast pull live-avatar-14b",
         "lipcast pull live-avatar-14b --dest ckpt/live-avatar",
@@ -52,6 +54,7 @@ def pull(
     """
     from lipcast.weights import hub
 
+    name = model_name(name)
     directory = hub.pull(
         name,
         dest=dest,

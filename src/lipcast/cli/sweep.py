@@ -20,7 +20,7 @@ from lipcast.cli.compat_flags import BY_NAME
 from lipcast.cli.console import Console
 from lipcast.cli.options import OPTIONS
 from lipcast.cli.types import COUNT, FILE
-from lipcast.errors import UsageError
+from lipcast.errors import CancelledError, UsageError
 
 if TYPE_CHECKING:
     from lipcast.lab.matrix import Cell, Matrix
@@ -71,10 +71,15 @@ def run(own: Mapping[str, Any], shared: Mapping[str, Any], console: Console) -> 
         timeout_s=own.get("timeout_s"),
     )
     results = own.get("results", Path(_RESULTS))
-    for record in run_sweep(sweep, cells, results, resume=own.get("resume", False)):
-        reason = f": {record['reason']}" if record.get("reason") else ""
-        flags = " ".join(f"{name}={value}" for name, value in record["cell"].items())
-        console.log(f"{flags}: {record['status']}{reason}")
+    try:
+        for record in run_sweep(sweep, cells, results, resume=own.get("resume", False)):
+            reason = f": {record['reason']}" if record.get("reason") else ""
+            flags = " ".join(f"{name}={value}" for name, value in record["cell"].items())
+            console.log(f"{flags}: {record['status']}{reason}")
+    except KeyboardInterrupt as error:
+        raise CancelledError(
+            f"stopped; finished cells are in {results}, and --resume goes on with the others"
+        ) from error
     click.echo(table(by_cell(read_results([results]))))
 
 

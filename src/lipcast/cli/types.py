@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +52,28 @@ class _Path(click.Path):
         self.name = name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return super().convert(Path(value).expanduser(), param, ctx)
+        path = Path(value)
+        with suppress(RuntimeError):  # a user without a home
+            path = path.expanduser()
+        return super().convert(path, param, ctx)
+
+
+class _Text(click.ParamType[str]):
+    """Text in UTF-8, also where the locale names another encoding."""
+
+    name = "text"
+
+    def convert(
+        self, value: Any, _param: click.Parameter | None, _ctx: click.Context | None
+    ) -> str:
+        try:
+            return os.fsencode(value).decode("utf-8")
+        except UnicodeError:  # really in that encoding, or no text at all: whoever uses it says so
+            return str(value)
 
 
 SECONDS = _Seconds()
+TEXT = _Text()
 FILE = _Path("file")
 FOLDER = _Path("folder", folder=True)
 COUNT = _Count()

@@ -52,7 +52,7 @@ def _parse_fallback(text: str) -> Fallback:
 
 def _check_number(name: str, value: str) -> None:
     """Refuse what generation refuses."""
-    if not value.isdigit():
+    if not value.isdecimal():
         raise UsageError(f"fallback: expected {name}=<whole number>, got {name}={value}")
     if name == "infer_frames":
         GenerateOptions(infer_frames=int(value))

@@ -20,6 +20,8 @@ SCHEDULES: tuple[ScheduleName, ...] = ("sequential", "wavefront")
 ANCHOR_ENCODINGS: tuple[AnchorEncoding, ...] = ("video", "image")
 MAX_STEPS = 8
 MIN_INFER_FRAMES = 12
+MAX_SEED = 2**64 - 1
+_MAX_COUNT = 2**31 - 4
 
 
 def parse_size(text: str) -> int:
@@ -64,10 +66,10 @@ class GenerateOptions:
             parse_size(self.size)
         _check_choice("schedule", self.schedule or SCHEDULES[0], SCHEDULES)
         _check_choice("anchor", self.anchor, ANCHOR_ENCODINGS)
-        _check_at_least("num_clip", self.num_clip, 1)
-        _check_at_least("seed", self.seed, 0)
-        _check_at_least("start_frame", self.start_frame, 0)
-        _check_at_least("cond_distance", self.cond_distance, 1)
+        _check_range("num_clip", self.num_clip, 1)
+        _check_range("seed", self.seed, 0, MAX_SEED)
+        _check_range("start_frame", self.start_frame, 0)
+        _check_range("cond_distance", self.cond_distance, 1)
         _check_infer_frames(self.infer_frames)
         _check_steps(self.sample_steps)
 
@@ -80,17 +82,21 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise UsageError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
 
 
-def _check_at_least(name: str, value: int | None, least: int) -> None:
-    if value is not None and (not _is_int(value) or value < least):
-        raise UsageError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+def _check_range(name: str, value: int | None, least: int, most: int = _MAX_COUNT) -> None:
+    if value is not None and (not _is_int(value) or not least <= value <= most):
+        is_much = _is_int(value) and value > most
+        bound = f"most {most}" if is_much else f"least {least}"
+        raise UsageError(f"{name}: expected a whole number of at {bound}, got {value!r}")
 
 
 def _check_infer_frames(value: int | None) -> None:
     if value is None:
         return
-    if not _is_int(value) or value < MIN_INFER_FRAMES or value % VIDEO_FRAMES_PER_LATENT:
-        step = VIDEO_FRAMES_PER_LATENT
-        near = max(MIN_INFER_FRAMES, round(value / step) * step) if _is_int(value) else 48
+    step = VIDEO_FRAMES_PER_LATENT
+    if not _is_int(value) or not MIN_INFER_FRAMES <= value <= _MAX_COUNT or value % step:
+        near = 48
+        if _is_int(value):
+            near = min(max(MIN_INFER_FRAMES, (value + step // 2) // step * step), _MAX_COUNT)
         raise UsageError(
             f"infer_frames: expected a multiple of {step} from {MIN_INFER_FRAMES} up, got {value!r}; "
             f"the nearest is {near}"

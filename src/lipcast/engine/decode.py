@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lipcast.engine.conditioning import ReferenceLatents
+from lipcast.memory.device import decode_stream
 from lipcast.models.vae_blocks import DecoderState
 
 PRIMING_LATENTS = 7
@@ -87,10 +88,12 @@ class FrameDecoder:
         *,
         resume_CFHW: Tensor | None = None,
         output_size: tuple[int, int] | None = None,
+        stream: torch.cuda.Stream | None = None,
     ) -> None:
         """`resume_CFHW`: clean latents that the video goes on from; they follow on the still portrait,
         as they did if they are the video's first.
         `output_size` (height, width): of the frames, where they shall have another than the latents'.
+        `stream`: a GPU's, which all its decoders share; by default one of its own.
         """
         self._vae = vae
         self._output_size = output_size
@@ -99,8 +102,7 @@ class FrameDecoder:
         if resume_CFHW is not None:
             history_CFHW = torch.cat((history_CFHW, resume_CFHW), dim=1)
         device = history_CFHW.device
-        # Of high priority: frames leave first, and the transformer fills what the decoder leaves idle.
-        self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
+        self._stream = (stream or decode_stream(device)) if device.type == "cuda" else None
         with self._aside(history_CFHW):
             vae.prime(history_CFHW[None], self.state)
 

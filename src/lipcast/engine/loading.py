@@ -25,13 +25,15 @@ from lipcast.engine.planner_inputs import (
 )
 from lipcast.env import cache_dir, logger
 from lipcast.errors import UsageError
-from lipcast.memory.device import with_index
+from lipcast.memory.device import prepare_allocator, with_index
 from lipcast.memory.manager import MemoryManager
 from lipcast.models.dit import DiT
 from lipcast.models.kernels.choice import choose_conv_kernels, choose_kernels
 from lipcast.models.kernels.plain import Kernels
 from lipcast.models.vae_channels_last import to_channels_last
 from lipcast.models.vae_kernels import best_kernels, processor_flags
+from lipcast.planning.hardware import FIRST_BF16
+from lipcast.planning.inputs import needs_bf16
 from lipcast.planning.plan import EncoderPlacement, Plan, WorkShare
 from lipcast.weights.bundle import NETWORKS, ModelBundle, NetworkName, load_bundle
 from lipcast.weights.lora import LoraSpec
@@ -85,6 +87,7 @@ def load_networks(
     manager, weights = None, settings.quantised
     speech_device = settings.device
     if settings.device.type == "cuda":
+        prepare_allocator()
         # Once for the process: pages are pinned, links measured and graphs kept for the current device.
         torch.cuda.set_device(settings.device)
     if settings.is_planned and "dit" in networks and load_dit is None:
@@ -128,7 +131,7 @@ def _planned(settings: LoadSettings, share: WorkShare | None) -> tuple[MemoryMan
         share=share,
         kernels=settings.kernels,
     )
-    manager = MemoryManager(open_device_context(device, options), inputs)
+    manager = MemoryManager(open_device_context(device, inputs), inputs)
     return manager, manager.first_plan(default_geometry(inputs.models))
 
 
@@ -169,15 +172,25 @@ def read_device(name: str | None) -> torch.device:
     return with_index(device)
 
 
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= FIRST_BF16
+    return _BF16_INSTRUCTIONS in processor_flags()
+
+
 def read_precision(
     precision: str | None, device: torch.device
 ) -> tuple[torch.dtype, Precision | None]:
     """Return the dtype that is computed in, and the precision that was asked for. Raises UsageError."""
-    has_bf16 = device.type == "cuda" or _BF16_INSTRUCTIONS in processor_flags()
-    dtype = torch.bfloat16 if has_bf16 else torch.float32
+    dtype = torch.bfloat16 if _has_bf16(device) else torch.float32
+    is_old = device.type == "cuda" and dtype == torch.float32
     if precision is None:
+        if is_old:
+            _log.warning("%s has no bf16: everything is computed in fp32, which is slow", device)
         return dtype, None
     if precision not in PRECISIONS:
         known = ", ".join(PRECISIONS)
         raise UsageError(f"precision: expected one of {known}, got {precision!r}")
+    if is_old and precision != "fp32":
+        raise UsageError(needs_bf16(precision, str(device)))
     return _DTYPES.get(precision, dtype), next(p for p in PRECISIONS if p == precision)

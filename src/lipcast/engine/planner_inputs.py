@@ -21,16 +21,16 @@ from lipcast.config.precision import Precision
 from lipcast.memory.device_context import DeviceContext
 from lipcast.memory.probe import describe_gpu
 from lipcast.models.kernels.choice import choose_kernels
-from lipcast.planning.hardware import CPU, Hardware, expected_kernels
+from lipcast.planning.hardware import CONTEXT_BYTES, CPU, Hardware, expected_kernels
 from lipcast.planning.inputs import PlannerInputs, supposed_spec
 from lipcast.planning.plan import Budget, Models, WorkShare
+from lipcast.planning.plan import total as total_bytes
+from lipcast.planning.sizes import linear_sizes
+from lipcast.planning.workload import HOST_RESERVE_BYTES, reserve_parts
 from lipcast.weights.checkpoint import find_checkpoint
 from lipcast.weights.configs import read_configs
 from lipcast.weights.files import open_tensors
 from lipcast.weights.quant_linear import quantised_layers
-
-_CONTEXT_BYTES = 512 << 20
-"""What this process's CUDA context has taken already; the planner counts it in its reserve."""
 
 
 def measure_planner_inputs(
@@ -55,7 +55,8 @@ def measure_planner_inputs(
         precision = "fp32" if dtype == torch.float32 else "bf16"
     models = read_configs(directory)
     if hardware is None:
-        hardware = describe_gpu(device) if device.type == "cuda" else CPU
+        is_gpu = device.type == "cuda"
+        hardware = describe_gpu(device, linear_sizes(models.dit)) if is_gpu else CPU
         chosen = choose_kernels(kernels, device, models.dit)
         hardware = replace(hardware, kernels=chosen.kernels.name)
         free_bytes = _free_bytes(device, hardware)
@@ -69,13 +70,21 @@ def measure_planner_inputs(
     return PlannerInputs(hardware, budget, options, models, precision, share or WorkShare())
 
 
-def open_device_context(device: torch.device, options: MemoryOptions) -> DeviceContext:
-    """The real memory of this machine. On a GPU, the budget bounds everything that torch takes."""
+def open_device_context(device: torch.device, inputs: PlannerInputs) -> DeviceContext:
+    """Return the memory of this machine, bounded by the budget less what is taken outside the arenas.
+
+    On a GPU, a budget of the user's bounds everything that torch takes.
+    """
+    options, budget = inputs.options, inputs.budget
     if device.type == "cuda" and options.vram is not None:
         total = torch.cuda.get_device_properties(device).total_memory
-        wanted = options.budget_bytes("vram", total) - _CONTEXT_BYTES
+        wanted = options.budget_bytes("vram", total) - CONTEXT_BYTES
         torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, wanted / total)), device)
-    return DeviceContext.of(device)
+    return DeviceContext.of(
+        device,
+        vram_bytes=max(0, budget.vram_bytes - total_bytes(reserve_parts(inputs.hardware))),
+        ram_bytes=max(0, budget.ram_bytes - HOST_RESERVE_BYTES),
+    )
 
 
 def default_geometry(models: Models) -> Geometry:
@@ -95,4 +104,4 @@ def _free_bytes(device: torch.device, hardware: Hardware) -> int:
     if device.type != "cuda":
         return hardware.memory_bytes
     free, total = torch.cuda.mem_get_info(device)
-    return min(total, free + _CONTEXT_BYTES)
+    return min(total, free + CONTEXT_BYTES)

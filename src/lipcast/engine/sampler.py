@@ -36,7 +36,7 @@ class NoiseSource:
     def _clip(self, clip: int) -> Tensor:
         """The draw of a whole clip, [C, window, H, W]; the last one is kept."""
         if self._drawn is None or self._drawn[0] != clip:
-            generator = torch.Generator().manual_seed(self._seed + clip)
+            generator = torch.Generator().manual_seed((self._seed + clip) % 2**64)
             shape = (self._channels, self._window, *self._size)
             self._drawn = (clip, torch.randn(shape, generator=generator))
         return self._drawn[1]

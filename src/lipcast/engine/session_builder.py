@@ -164,6 +164,7 @@ class SessionBuilder:
             reference,
             resume_CFHW=None if seen is None else last_latents(seen),
             output_size=self._output_size,
+            stream=self._device_context.decode_stream,
         )
         self._spec = spec
         return SessionParts(

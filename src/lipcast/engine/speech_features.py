@@ -29,10 +29,11 @@ from lipcast.models.speech import (
     middle_ratio,
     normalise,
 )
+from lipcast.planning.sizes import SPEECH_PIECE_S, SPEECH_WINDOW_S
 
-WHOLE_FILE_S = 60
+WHOLE_FILE_S = SPEECH_WINDOW_S
 _SAMPLES_PER_FRAME = SAMPLE_RATE // VIDEO_FPS
-_LOCAL_PIECE = 10 * FEATURE_RATE
+_LOCAL_PIECE = SPEECH_PIECE_S * FEATURE_RATE
 """Features per call of the local stage, whose memory this bounds (0.3 GB for the large model)."""
 
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lipcast import api
+from lipcast.config.gpu_options import GpuOptions
+from lipcast.config.memory_options import MemoryOptions
 from lipcast.engine.session import Session
 from lipcast.engine.snapshot_file import read_snapshot, write_snapshot
 from lipcast.jobs.tasks import JobEstimate, SegmentTask
@@ -47,7 +50,7 @@ class LocalRenderer:
 
     def estimate(self, request: Mapping[str, Any]) -> JobEstimate:
         model = self._load(request)
-        options = api.make_options(dict(request["options"]))
+        options = api.make_options(request["options"])
         portrait = load_portrait(request["image"])
         spec = model.spec(options, height=portrait.height, width=portrait.width)
         num_blocks = model.timeline(open_audio(request["audio"]), spec).num_blocks
@@ -84,25 +87,25 @@ class LocalRenderer:
             prompt=Path(prompt) if request["prompt_is_file"] else prompt,
             snapshot=None if task.snapshot is None else read_snapshot(task.snapshot, device),
             end_block=task.end_block,
-            **request["options"],
+            options=api.make_options(request["options"]),
         )
 
     def _load(self, request: Mapping[str, Any]) -> api.Lipcast:
         key = [request[name] for name in _MODEL_KEYS]
         if self._model is None or self._key != key:
             self.close()  # before the next one is loaded
-            memory = dict(request["memory"])
-            if memory["ram"] is None and self._ram_bytes is not None:
-                memory["ram"] = str(self._ram_bytes)
+            memory = MemoryOptions(**request["memory"])
+            if memory.ram is None and self._ram_bytes is not None:
+                memory = replace(memory, ram=str(self._ram_bytes))
             self._model = api.load(
                 request["model"],
                 device=request["device"],
                 precision=request["precision"],
                 loras=request["loras"],
                 decoder=request["decoder"] and Path(request["decoder"]),
-                expected=api.make_options(dict(request["options"])),
-                **memory,
-                **request["gpus"],
+                expected=api.make_options(request["options"]),
+                memory_options=memory,
+                gpu_options=GpuOptions(**request["gpus"]),
             )
             self._key = key
         return self._model

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import platform
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any, Literal
 
 from lipcast.config.units import format_bytes
 from lipcast.env import cache_dir
+from lipcast.lab.driver import DriverCard
 
 Status = Literal["ok", "warning", "problem"]
 FIRST_PYTHON = (3, 11)
@@ -35,11 +36,11 @@ class Finding:
     advice: str = ""
 
 
-def examine() -> Iterator[Finding]:
-    """Everything about the machine, from the ground up."""
+def examine(cards: Sequence[DriverCard]) -> Iterator[Finding]:
+    """Look at everything, from the ground up; `cards` are those that the driver lists."""
     yield _python()
     yield from _libraries()
-    yield from _guarded("torch", _torch)
+    yield from _guarded("torch", partial(_torch, cards))
     yield from _guarded("FFmpeg", _ffmpeg)
     yield from _host()
 
@@ -74,20 +75,20 @@ def _libraries() -> Iterator[Finding]:
             yield Finding(package, "ok", version(package.replace("_", "-")))
 
 
-def _torch() -> Iterator[Finding]:
+def _torch(cards: Sequence[DriverCard]) -> Iterator[Finding]:
     import torch
 
     yield Finding("torch", "ok", torch.__version__)
-    yield _driver(torch)
+    yield _driver(torch, cards)
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         yield from _gpu(torch, index)
         yield _kernels(torch.device("cuda", index))
     yield _attention(torch)
 
 
-def _driver(torch: Any) -> Finding:
+def _driver(torch: Any, cards: Sequence[DriverCard]) -> Finding:
     """What torch and the driver say of CUDA together."""
-    listed = _driver_version()
+    listed = cards[0].driver_version if cards else ""
     if torch.cuda.is_available():
         return Finding("CUDA", "ok", f"{torch.version.cuda}, driver {listed or 'unknown'}")
     if not listed:
@@ -98,16 +99,6 @@ def _driver(torch: Any) -> Finding:
     advice = "update the driver, or install a torch for an older CUDA; until then the CPU computes"
     found = f"driver {listed} does not serve CUDA {torch.version.cuda}"
     return Finding("CUDA", "warning", found, advice)
-
-
-def _driver_version() -> str:
-    """As the driver's own tool says; empty where there is none or it sees no card."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return ""
-    query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False)
-    return answer.stdout.splitlines()[0].strip() if answer.returncode == 0 and answer.stdout else ""
 
 
 def _gpu(torch: Any, index: int) -> Iterator[Finding]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from lipcast.config.text_file import read_text
 from lipcast.errors import InputError, UsageError
 
 Value = str | int | float | bool
@@ -66,17 +67,14 @@ PRESETS: Mapping[str, Matrix] = MappingProxyType(
 
 
 def read_matrix(path: Path) -> Matrix:
-    """A matrix from a .toml or .json file. Raises InputError and UsageError."""
+    """Return the matrix that a TOML or JSON file describes. Raises InputError and UsageError."""
+    text = read_text(path)
+    is_json = text.lstrip().startswith("{")
     try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--matrix: expected a readable file, got {path} ({error})") from error
-    try:
-        content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(
-            f"--matrix: {path} is not {path.suffix[1:] or 'TOML'} ({error})"
-        ) from error
+        content = json.loads(text) if is_json else tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # both of their errors are ValueErrors
+        kind = "JSON" if is_json else "TOML"
+        raise InputError(f"--matrix: {path} is not {kind} ({error})") from error
     return matrix_of(content)
 
 

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from typing import IO, Any
 
 import psutil
 
-from lipcast.errors import CancelledError, MemoryBudgetError
+from lipcast.errors import MemoryBudgetError
 from lipcast.lab.matrix import Cell
 from lipcast.lab.results import append_result, read_results
 from lipcast.lab.sampler import Sampler, Samples
@@ -107,36 +106,13 @@ def _run(command: list[str], timeout_s: float | None) -> dict[str, Any]:
     """One process to its end, sampled."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         family = _family(command, out, err)
-        with _signals_are_errors(), family as process, Sampler(process.pid) as sampler:
+        with family as process, Sampler(process.pid) as sampler:
             timed_out = _wait(process, timeout_s)
         said, complained = _text(out), _text(err)
     outcome = _outcome(process.returncode, said, complained)
     if timed_out:
         outcome = {"status": TIMED_OUT, "reason": f"no end after {timeout_s:g} s"}
     return outcome | {"exit_code": process.returncode, "samples": _samples(sampler.samples)}
-
-
-@contextmanager
-def _signals_are_errors() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise CancelledError, as Ctrl-C raises KeyboardInterrupt: the cell is ended too."""
-
-    def end(number: int, _frame: object) -> None:
-        name = signal.Signals(number).name
-        raise CancelledError(
-            f"the sweep was ended by {name}; --resume goes on with what is missing"
-        )
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    # Windows has no SIGHUP.
-    numbers = (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
-    before = {number: signal.signal(number, end) for number in set(numbers)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

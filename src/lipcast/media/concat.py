@@ -8,6 +8,7 @@ The sound is one stream, encoded over the whole length: AAC frames of separate f
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from lipcast.config.text_file import read_text
 from lipcast.errors import InputError, OutputError
 from lipcast.media.audio import open_audio
 from lipcast.media.decode import SoundDecoder, open_container
@@ -86,18 +88,17 @@ def concat(paths: Sequence[Path], output: Path, *, sound: Path | None = None) ->
 
 
 def read_list(path: Path) -> list[Path]:
-    """The files named in a list of FFmpeg's concat format: lines `file 'name'`, and comments."""
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: expected a list of files, got: {error}; check it") from error
+    """Return the files named in a list of FFmpeg's concat format: lines `file 'name'`, and comments."""
     found = []
-    for number, line in enumerate(lines, 1):
+    # Not splitlines(): a name may contain what Unicode calls a line break.
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", read_text(path)), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
         try:
-            words = shlex.split(line, comments=True)
+            words = shlex.split(line)
         except ValueError:
             words = [line]
-        if not words or words[0] == "ffconcat":
+        if words[0] == "ffconcat":
             continue
         if len(words) != 2 or words[0] != "file":
             raise InputError(

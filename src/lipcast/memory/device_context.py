@@ -9,7 +9,7 @@ import torch
 
 from lipcast.memory.arena import Arena, DeviceMaker
 from lipcast.memory.copier import Copier, CudaCopier, DirectCopier
-from lipcast.memory.device import with_index
+from lipcast.memory.device import decode_stream, with_index
 from lipcast.memory.layer_buffers import BufferAllocator
 from lipcast.memory.pinned import PinnedMaker
 
@@ -22,6 +22,8 @@ class DeviceContext:
     vram: Arena
     ram: Arena
     copier: Copier
+    decode_stream: torch.cuda.Stream | None = None
+    """Where all sessions of a GPU decode, one after the other."""
 
     @classmethod
     def of(
@@ -40,6 +42,7 @@ class DeviceContext:
                 budget_bytes=ram_bytes,
             ),
             copier=CudaCopier(device) if is_cuda else DirectCopier(),
+            decode_stream=decode_stream(device) if is_cuda else None,
         )
 
     def allocator(self, device_part: str, host_part: str) -> BufferAllocator:

@@ -7,18 +7,18 @@ is current.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lipcast.errors import UsageError
 from lipcast.memory.pinned import PinnedMaker
 from lipcast.models.quant_formats import FP8
-from lipcast.planning.hardware import Hardware, gpu_described
-from lipcast.weights.fp8 import has_fp8_matmul, linear_row_wise
+from lipcast.planning.hardware import FIRST_BF16, Hardware, known_gpu
+from lipcast.weights.fp8 import SMALLEST_SIZE, LayerSize, fp8_support, linear_row_wise
+from lipcast.weights.quant_linear import has_whole_tiles
 
 _COPY_BYTES = 256 << 20
 _NUM_RUNS = 5
@@ -27,16 +27,27 @@ _ROWS, _SIDE = 3168, 5120
 _HEADS, _HEAD_DIM, _KEYS = 40, 128, 15_312
 
 
-def describe_gpu(device: torch.device) -> Hardware:
-    """Return the memory of a GPU, its link as measured, and its other rates, known or measured."""
+def describe_gpu(device: torch.device, layer_sizes: Iterable[LayerSize] = ()) -> Hardware:
+    """Return the memory of a GPU, its link as measured, and its other rates, known or measured.
+
+    Whether fp8 weights of a model with these (inputs, outputs) are multiplied is tried out, as it is
+    when they are loaded: the planner counts with what the layers will do.
+    """
     properties = torch.cuda.get_device_properties(device)
+    sizes = frozenset(size for size in layer_sizes if has_whole_tiles(size))
+    support = fp8_support(device, sizes)
+    multiplies = all(support.multiplies(size) for size in sizes or {SMALLEST_SIZE})
     link = link_bytes_per_s(device)
-    try:
-        known = gpu_described(properties.name, properties.total_memory)
-    except UsageError:
+    found = known_gpu(properties.name, properties.total_memory)
+    if found is None:
         with torch.cuda.device(device):
-            return _measured(device, properties.name, properties.total_memory, link)
-    return replace(known, link_bytes_per_s=link)
+            found = _measured(device, properties.name, properties.total_memory, multiplies)
+    return replace(
+        found,
+        link_bytes_per_s=link,
+        peer_bytes_per_s=found.peer_bytes_per_s or link / 2,
+        multiplies_fp8=multiplies,
+    )
 
 
 def link_bytes_per_s(device: torch.device) -> float:
@@ -52,33 +63,37 @@ def link_bytes_per_s(device: torch.device) -> float:
     return _COPY_BYTES / seconds
 
 
-def _measured(device: torch.device, name: str, memory_bytes: int, link: float) -> Hardware:
-    x = torch.randn(_ROWS, _SIDE, dtype=torch.bfloat16, device=device)
-    weight = torch.randn(_SIDE, _SIDE, dtype=torch.bfloat16, device=device)
+def _measured(device: torch.device, name: str, memory_bytes: int, multiplies_fp8: bool) -> Hardware:
+    has_bf16 = torch.cuda.get_device_capability(device) >= FIRST_BF16
+    dtype = torch.bfloat16 if has_bf16 else torch.float32
+    x = torch.randn(_ROWS, _SIDE, dtype=dtype, device=device)
+    weight = torch.randn(_SIDE, _SIDE, dtype=dtype, device=device)
     products = 2.0 * _ROWS * _SIDE * _SIDE
     fp8_flops = 0.0
-    if has_fp8_matmul(device):
+    if multiplies_fp8:
         scale = torch.ones(_SIDE, device=device)
         fp8_weight = weight.to(FP8)
         fp8_flops = products / _seconds(lambda: linear_row_wise(x, fp8_weight, scale, None))
+    flops = products / _seconds(lambda: functional.linear(x, weight))
     return Hardware(
         name="measured",
         label=name,
         memory_bytes=memory_bytes,
-        bf16_flops=products / _seconds(lambda: functional.linear(x, weight)),
+        bf16_flops=flops if has_bf16 else 2 * flops,
         fp8_flops=fp8_flops,
-        attention_flops=_attention_flops(device),
+        attention_flops=_attention_flops(device, dtype),
         memory_bytes_per_s=2 * weight.nbytes / _seconds(weight.clone),
-        link_bytes_per_s=link,
-        peer_bytes_per_s=link / 2,
+        link_bytes_per_s=0.0,
+        peer_bytes_per_s=0.0,
         source="measured",
+        has_bf16=has_bf16,
     )
 
 
-def _attention_flops(device: torch.device) -> float:
+def _attention_flops(device: torch.device, dtype: torch.dtype) -> float:
     shape = 1, _HEADS, _ROWS, _HEAD_DIM
-    q = torch.randn(shape, dtype=torch.bfloat16, device=device)
-    k = torch.randn(1, _HEADS, _KEYS, _HEAD_DIM, dtype=torch.bfloat16, device=device)
+    q = torch.randn(shape, dtype=dtype, device=device)
+    k = torch.randn(1, _HEADS, _KEYS, _HEAD_DIM, dtype=dtype, device=device)
     seconds = _seconds(lambda: functional.scaled_dot_product_attention(q, k, k))
     return 4.0 * _ROWS * _KEYS * _HEADS * _HEAD_DIM / seconds
 

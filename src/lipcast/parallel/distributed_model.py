@@ -31,7 +31,7 @@ from lipcast.planning.hardware import CPU, Hardware, gpu_described
 from lipcast.planning.inputs import layout_constraints
 from lipcast.planning.layouts import LayoutPlan, plan_layouts, stage_steps, with_enough_steps
 from lipcast.planning.plan import PlanRequest
-from lipcast.planning.sizes import speech_encoder_bytes
+from lipcast.planning.sizes import speech_bytes
 from lipcast.planning.table import layout_document
 
 _log = logger("parallel.distributed_model")
@@ -195,7 +195,7 @@ def speech_device(device: torch.device, plan: LayoutPlan, request: PlanRequest) 
     decoder = plan.ranks[-1]
     is_counted = decoder.plan is not None and decoder.plan.speech_encoder == "device"
     needed = SECOND_CONTEXT_BYTES
-    needed += 0 if is_counted else speech_encoder_bytes(request.models.speech)
+    needed += 0 if is_counted else speech_bytes(request.models.speech)
     if device.type == "cpu" or request.budget.vram_bytes - decoder.vram_bytes < needed:
         return torch.device("cpu")
     return _device(device, decoder_rank(plan.layout))

@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -89,6 +90,7 @@ class Inbox:
         self._link = link
         self._messages: deque[Any] = deque()
         self._changed = threading.Condition()
+        self._rendezvous = "env"
         threading.Thread(target=self._receive, daemon=True).start()
 
     def take(self) -> Any:
@@ -110,12 +112,24 @@ class Inbox:
             try:
                 message = pickle.loads(self._link.recv_bytes())
             except (EOFError, OSError):
+                if not self._link.closed:
+                    self._tidy_up()
                 # The main thread may be waiting for another rank, where no exception reaches it.
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
+            if isinstance(message, InitRank):
+                self._rendezvous = message.rendezvous
             with self._changed:
                 self._messages.append(message)
                 self._changed.notify()
+
+    def _tidy_up(self) -> None:
+        """Remove the file by which the ranks found each other: the main process no longer can."""
+        if self._rendezvous != "env":
+            store = Path(self._rendezvous)
+            with suppress(OSError):  # another rank may be quicker
+                store.unlink(missing_ok=True)
+                store.parent.rmdir()
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 `apply_ulysses(model, group)` adds hooks to a transformer. Every rank carries its part of the tokens of each
 latent frame through the layers; around self-attention an exchange gives it all tokens of its part of the
-heads, so that rings and sink hold this part only. Parts may differ in length by one token; nothing is
+heads, so that rings and sink hold this part only. Parts may differ by one token and by one head; nothing is
 padded. Every rank returns the whole velocity. Source: DeepSpeed Ulysses (arXiv:2309.14509).
 
 Legend: G latent frames of all lanes, S tokens per latent frame, s those of this rank, N heads, n those of
@@ -27,14 +27,16 @@ from lipcast.models.layers import QueryKeyNorms
 class TokenExchange:
     """Exchanges tokens for heads among the ranks of one group."""
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
+    def __init__(self, group: dist.ProcessGroup, num_heads: int) -> None:
         self._group = group
         self.size = dist.get_world_size(group)
         self.rank = dist.get_rank(group)
+        self.heads = self.part_lengths(num_heads)
+        """Number of heads of each rank."""
 
-    def part_lengths(self, num_tokens: int) -> list[int]:
-        """Return the number of tokens of each rank."""
-        share, more = divmod(num_tokens, self.size)
+    def part_lengths(self, count: int) -> list[int]:
+        """Return how many of `count` tokens or heads each rank has; the first ranks have one more."""
+        share, more = divmod(count, self.size)
         return [share + (rank < more) for rank in range(self.size)]
 
     def own_part(self, x: Tensor, dim: int = 1) -> Tensor:
@@ -45,17 +47,15 @@ class TokenExchange:
     def heads_for_tokens(self, x_XGsNd: Tensor, num_tokens: int) -> Tensor:
         """Exchange all heads of this rank's tokens for all tokens of its heads, [X, G, S, n, d]."""
         lengths = self.part_lengths(num_tokens)
-        outer, frames, _, heads, size = x_XGsNd.shape
-        own = heads // self.size
-        sent = x_XGsNd.unflatten(3, (self.size, own)).permute(3, 0, 1, 2, 4, 5)
-        shapes = [(outer, frames, length, own, size) for length in lengths]
-        return torch.cat(self._exchange(list(sent), shapes), dim=2)
+        outer, frames, _, _, size = x_XGsNd.shape
+        shapes = [(outer, frames, length, self.heads[self.rank], size) for length in lengths]
+        return torch.cat(self._exchange(x_XGsNd.split(self.heads, dim=3), shapes), dim=2)
 
     def tokens_for_heads(self, x_GSnd: Tensor) -> Tensor:
         """Exchange all tokens of this rank's heads for all heads of its tokens, [G, s, N, d]."""
         lengths = self.part_lengths(x_GSnd.shape[1])
-        frames, _, own, size = x_GSnd.shape
-        shapes = [(frames, lengths[self.rank], own, size)] * self.size
+        frames, _, _, size = x_GSnd.shape
+        shapes = [(frames, lengths[self.rank], heads, size) for heads in self.heads]
         return torch.cat(self._exchange(x_GSnd.split(lengths, dim=1), shapes), dim=2)
 
     def whole(self, x_GsP: Tensor, num_tokens: int) -> Tensor:
@@ -123,8 +123,7 @@ def apply_ulysses(model: DiT, group: dist.ProcessGroup) -> int:
 
     All ranks make the same passes in the same order. Rings and sink must be made for so many heads.
     """
-    exchange = TokenExchange(group)
-    num_heads = model.config.num_heads
-    assert num_heads % exchange.size == 0, "the planner gives every rank as many heads"
+    exchange = TokenExchange(group, model.config.num_heads)
+    assert exchange.size <= model.config.num_heads, "the planner gives every rank a head"
     _SplitPass(model, exchange)
-    return num_heads // exchange.size
+    return exchange.heads[exchange.rank]

@@ -21,8 +21,9 @@ from lipcast.planning.hardware import Hardware
 from lipcast.planning.kernel_counts import KernelCounts, kernel_counts
 from lipcast.planning.tensors import decoder_stages
 
-HOST_S_PER_LAUNCH = 1e-5
-"""What the host needs to launch a kernel; assumed."""
+HOST_S_PER_LAUNCH: Mapping[KernelName, float] = MappingProxyType({"plain": 1e-5, "triton": 2.5e-5})
+"""What the host needs to launch a kernel; assumed. Half of the launches are Triton's where it is used,
+which go through Python."""
 WRITE_BACK_COST = 0.3
 """A byte to the host slows the copies towards the GPU by this part of a byte (both directions at
 once, measured)."""
@@ -89,7 +90,7 @@ def tick_seconds(
     precision: Precision,
     kv_precision: KVPrecision,
     num_lanes: int,
-    split: int = 1,
+    split: float = 1,
 ) -> float:
     """Seconds of one tick with everything at hand; `split` GPUs share tokens and heads."""
     counts = kernel_counts(
@@ -106,7 +107,9 @@ def tick_seconds(
     traffic = num_lanes * lane_bytes / hardware.memory_bytes_per_s
     weights = counts.bytes_per_weight * _num_weights(config) / hardware.memory_bytes_per_s
     gpu_s = (arithmetic + traffic) / split + weights
-    return max(gpu_s, HOST_S_PER_LAUNCH * launches(counts, config, num_lanes=num_lanes))
+    return max(
+        gpu_s, HOST_S_PER_LAUNCH[hardware.kernels] * launches(counts, config, num_lanes=num_lanes)
+    )
 
 
 def arithmetic_seconds(
@@ -148,7 +151,7 @@ def copy_seconds(hardware: Hardware, *, to_gpu_bytes: float, to_host_bytes: floa
 
 
 def exchange_seconds(
-    config: DiTConfig, geometry: Geometry, hardware: Hardware, *, num_lanes: int, split: int
+    config: DiTConfig, geometry: Geometry, hardware: Hardware, *, num_lanes: int, split: float
 ) -> float:
     """Ulysses: q, k, v and the result of every layer cross between `split` GPUs once per tick."""
     own = 4 * num_lanes * lane_tokens(geometry) * config.dim * 2 / split

@@ -15,6 +15,7 @@ from lipcast.config.gpu_options import GpuOptions
 from lipcast.config.memory_options import MemoryOptions
 from lipcast.config.precision import Precision
 from lipcast.config.video_spec import VideoSpec, video_spec
+from lipcast.errors import UsageError
 from lipcast.planning.fallbacks import default_fallbacks
 from lipcast.planning.hardware import Hardware
 from lipcast.planning.layouts import LayoutConstraints
@@ -38,7 +39,9 @@ class PlannerInputs:
     """The part of the work that this device does."""
 
     def request(self, geometry: Geometry, options: GenerateOptions) -> PlanRequest:
-        """Return the question to the planner for one video."""
+        """Return the question to the planner for one video. Raises UsageError."""
+        if not self.hardware.has_bf16 and self.precision not in (None, "fp32"):
+            raise UsageError(needs_bf16(self.precision, self.hardware.label))
         return PlanRequest(
             geometry=geometry,
             hardware=self.hardware,
@@ -48,6 +51,13 @@ class PlannerInputs:
             sample_steps=options.sample_steps or self.models.dit.sample_steps,
             fold_last_step=options.fold_last_step,
         )
+
+
+def needs_bf16(precision: str, card: str) -> str:
+    """Say that a card is too old for a precision."""
+    return (
+        f"precision: {card} has no bf16, which {precision} needs; use fp32, or a GPU from 2020 on"
+    )
 
 
 def plan_constraints(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 # GPU memory
-CONTEXT = "context and reserve"
+CONTEXT = "CUDA context"
+WORKSPACES = "cuBLAS workspaces"
+FRAGMENTATION = "allocator's fragmentation"
 ROOT = "weights outside layers"
 LAYERS = "weights of layers"
 LAYER_SLOTS = "slots for streamed layers"
@@ -20,7 +22,10 @@ ENCODER_WORK = "encoder work"
 
 # GPU or host memory
 SPEECH_ENCODER = "speech encoder"
+SPEECH_FEATURES = "speech features"
+SPEECH_WORK = "speech encoder work"
 TEXT_ENCODER = "text encoder"
+TEXT_WORK = "text encoder work"
 
 # Host memory
 PROCESS = "process"
@@ -31,7 +36,7 @@ STAGING = "staging for layers from disk"
 PROMPT_WEIGHTS = "weights for the prompt"
 
 SHARED = frozenset({
-    CONTEXT, ROOT, LAYERS, LAYER_SLOTS, DECODER_WEIGHTS, VAE_WEIGHTS, SPEECH_ENCODER, TEXT_ENCODER, PROCESS,
-    PINNED_LAYERS, STAGING, PROMPT_WEIGHTS,
+    CONTEXT, WORKSPACES, FRAGMENTATION, ROOT, LAYERS, LAYER_SLOTS, DECODER_WEIGHTS, VAE_WEIGHTS,
+    SPEECH_ENCODER, SPEECH_WORK, TEXT_ENCODER, TEXT_WORK, PROCESS, PINNED_LAYERS, STAGING, PROMPT_WEIGHTS,
 })  # fmt: skip
 """Items that all sessions of a model use together; every other item a session has for itself."""

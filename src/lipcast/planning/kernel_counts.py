@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 
+from lipcast.config.gpu_options import KernelName
 from lipcast.config.precision import KVPrecision, Precision
 
 
@@ -41,12 +42,52 @@ class KernelCounts:
         return KernelCounts(*(getattr(self, name) + getattr(other, name) for name in names))
 
 
-HALF = KernelCounts(344.4, 4.0, 8.0, 80.0, 0.0, 57, 27, 18)
-"""Weights, activations and rings of two bytes."""
-SINGLE = KernelCounts(280.4, 8.0, 16.0, 64.0, 0.0, 42, 23, 14)
-"""Weights, activations and rings in float32."""
-FP8_PRODUCTS = KernelCounts(175.0, 25.0, 0.0, 50.0, 0.0, 64, 0, 16)
-"""Activations are quantised for products of 8-bit floats."""
+@dataclass(frozen=True, slots=True)
+class CountTable:
+    """The counts by property, of one kind of kernels."""
+
+    half: KernelCounts
+    """Weights, activations and rings of two bytes."""
+    single: KernelCounts
+    """Weights, activations and rings in float32."""
+    fp8_products: KernelCounts
+    """Activations are quantised for products of 8-bit floats."""
+    rings: Mapping[KVPrecision, KernelCounts]
+    """Keys and values are encoded where they are written and decoded where they are read."""
+    several_lanes: KernelCounts
+    """Lanes are joined for what they share."""
+
+
+TABLES: Mapping[KernelName, CountTable] = MappingProxyType(
+    {
+        "plain": CountTable(
+            half=KernelCounts(344.4, 4.0, 8.0, 80.0, 0.0, 57, 27, 18),
+            single=KernelCounts(280.4, 8.0, 16.0, 64.0, 0.0, 42, 23, 14),
+            fp8_products=KernelCounts(125.0, 25.0, 0.0, 50.0, 0.0, 48, 0, 16),
+            rings=MappingProxyType(
+                {
+                    "fp8": KernelCounts(42.7, bytes_per_key=6.06, launches_per_lane_layer=20),
+                    "int4": KernelCounts(86.4, bytes_per_key=10.12, launches_per_lane_layer=40),
+                }
+            ),
+            several_lanes=KernelCounts(13.8, launches_per_layer=12, launches_per_injector=4),
+        ),
+        # Ring and sink are joined, as on Hopper; where attention reads them in place, the bytes per key
+        # are none.
+        "triton": CountTable(
+            half=KernelCounts(56.1, 4.0, 8.0, 20.0, 0.0, 16, 4, 6),
+            single=KernelCounts(84.1, 8.0, 16.0, 28.0, 0.0, 16, 4, 6),
+            fp8_products=KernelCounts(3.0, -1.0, 0.0, 2.0, 0.0, 2, 0, 1),
+            rings=MappingProxyType(
+                {
+                    "fp8": KernelCounts(-0.3, bytes_per_key=-1.94),
+                    "int4": KernelCounts(-0.5, bytes_per_key=-2.88),
+                }
+            ),
+            several_lanes=KernelCounts(13.8, launches_per_layer=12, launches_per_injector=4),
+        ),
+    }
+)
 DEQUANTISED: Mapping[Precision, KernelCounts] = MappingProxyType(
     {
         "fp8": KernelCounts(bytes_per_weight=7.0, launches_per_layer=16, launches_per_injector=4),
@@ -57,25 +98,22 @@ DEQUANTISED: Mapping[Precision, KernelCounts] = MappingProxyType(
     }
 )
 """Weights are expanded to two bytes before every use."""
-RINGS: Mapping[KVPrecision, KernelCounts] = MappingProxyType(
-    {
-        "fp8": KernelCounts(42.7, bytes_per_key=6.06, launches_per_lane_layer=20),
-        "int4": KernelCounts(86.4, bytes_per_key=10.12, launches_per_lane_layer=40),
-    }
-)
-"""Keys and values are encoded where they are written and decoded where they are read."""
-SEVERAL_LANES = KernelCounts(13.8, launches_per_layer=12, launches_per_injector=4)
-"""Lanes are joined for what they share."""
 
 
 def kernel_counts(
-    precision: Precision, kv_precision: KVPrecision, *, num_lanes: int, dequantised: bool
+    precision: Precision,
+    kv_precision: KVPrecision,
+    *,
+    num_lanes: int,
+    dequantised: bool,
+    kernels: KernelName,
 ) -> KernelCounts:
     """Return the counts of a tick; `dequantised`: weights are expanded before use."""
-    counts = SINGLE if precision == "fp32" else HALF
+    table = TABLES[kernels]
+    counts = table.single if precision == "fp32" else table.half
     if dequantised:
         counts += DEQUANTISED[precision]
     elif precision == "fp8":
-        counts += FP8_PRODUCTS
-    counts += RINGS.get(kv_precision, KernelCounts())
-    return counts + SEVERAL_LANES if num_lanes > 1 else counts
+        counts += table.fp8_products
+    counts += table.rings.get(kv_precision, KernelCounts())
+    return counts + table.several_lanes if num_lanes > 1 else counts

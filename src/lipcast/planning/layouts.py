@@ -119,22 +119,32 @@ def stage_steps(num_steps: int, num_stages: int) -> tuple[tuple[int, ...], ...]:
 def layouts(
     request: PlanRequest, num_gpus: int, constraints: LayoutConstraints
 ) -> tuple[Layout, ...]:
-    """Every layout that the wishes allow, on all the GPUs or with one idle (7 of 8 may do
-    better)."""
+    """Return the layouts that the constraints allow, on all the GPUs or with one idle.
+
+    Layouts that share the heads unevenly are among them only where no other is allowed.
+    """
     counts = (num_gpus, num_gpus - 1) if num_gpus > 2 and not constraints.uses_all else (num_gpus,)
     every = (layout for count in counts for layout in _all_layouts(request, count))
-    return tuple(layout for layout in every if _allows(constraints, layout))
+    allowed = tuple(layout for layout in every if _allows(constraints, layout))
+    return tuple(layout for layout in allowed if _is_even(request, layout)) or allowed
 
 
 def with_enough_steps(
     request: PlanRequest, num_gpus: int, constraints: LayoutConstraints
 ) -> PlanRequest:
-    """The request; where only the last step makes a layout of this shape possible, without folding it."""
+    """Return the request, without folding the last step where the wanted layout needs it as a step."""
+
+    def quality(request: PlanRequest) -> int:
+        found = layouts(request, num_gpus, constraints)
+        return 2 if any(_is_even(request, layout) for layout in found) else bool(found)
+
     unfolded = replace(request, fold_last_step=False)
-    is_needed = not layouts(request, num_gpus, constraints) and layouts(
-        unfolded, num_gpus, constraints
-    )
-    return unfolded if is_needed else request
+    return unfolded if quality(unfolded) > quality(request) else request
+
+
+def _is_even(request: PlanRequest, layout: Layout) -> bool:
+    """Return whether every rank of a stage has as many heads."""
+    return request.models.dit.num_heads % layout.ulysses == 0
 
 
 def _all_layouts(request: PlanRequest, num_gpus: int) -> Iterator[Layout]:
@@ -143,7 +153,7 @@ def _all_layouts(request: PlanRequest, num_gpus: int) -> Iterator[Layout]:
         num_dit = num_gpus - vae_rank
         for stages in range(1, min(num_dit, request.num_evaluations) + 1):
             ulysses, rest = divmod(num_dit, stages)
-            if rest or heads % ulysses:
+            if rest or ulysses > heads:
                 continue
             yield Layout(stages, ulysses, sharded=False, vae_rank=vae_rank)
             if num_dit > 1:
@@ -241,9 +251,11 @@ def _impossible(request: PlanRequest, num_gpus: int) -> str:
         for layout in _all_layouts(request, max(count, 1))
         if not layout.sharded
     }
+    heads = request.models.dit.num_heads
     rule = (
-        f"up to {request.num_evaluations} stages times a Ulysses degree that divides the "
-        f"{request.models.dit.num_heads} heads, with or without a VAE rank"
+        f"up to {request.num_evaluations} stages of 1 to {heads} GPUs each (the model has {heads} attention "
+        "heads), with or without a GPU that only decodes; --num_gpus_dit is the number of stages times "
+        "--ulysses_size"
     )
     return f"--gpus {num_gpus}: expected {rule}; possible near it: {'; '.join(sorted(near))}"
 

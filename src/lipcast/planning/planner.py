@@ -85,7 +85,7 @@ def _finished(candidate: Candidate) -> Plan:
             *ram_parts,
             MemoryItem(items.TEXT_ENCODER, sizes.text_encoder_bytes(request.models.text)),
         )
-    voice = _speech_part(candidate) if speech == "device" else ()
+    voice = work.speech_parts if speech == "device" else ()
     return Plan(
         request=request,
         share=work.share,
@@ -96,7 +96,7 @@ def _finished(candidate: Candidate) -> Plan:
         text_encoder=text,
         speech_encoder=speech,
         generate_parts=_nonzero((*work.fixed_parts, *_chosen_parts(candidate), *voice)),
-        prepare_parts=_nonzero((*work.prepare_fixed_parts, *_weight_parts(candidate), *voice)),
+        prepare_parts=_nonzero((*work.prepare_fixed_parts, *_weight_parts(candidate), *voice[:1])),
         ram_parts=_nonzero(ram_parts),
         time=candidate.time,
     )
@@ -137,7 +137,7 @@ def _ram_parts(candidate: Candidate, speech: EncoderPlacement) -> tuple[MemoryIt
     last = candidate.resident + candidate.pinned
     from_disk = last < work.num_layers
     staging = DISK_STAGING_LAYERS * work.widest_layer_bytes if from_disk else 0
-    fixed = (p for p in work.fixed_ram_parts if speech == "host" or p.name != items.SPEECH_ENCODER)
+    fixed = (p for p in work.fixed_ram_parts if speech == "host" or p not in work.speech_parts)
     return (
         *fixed,
         MemoryItem(items.PINNED_LAYERS, totals[last] - totals[candidate.resident]),
@@ -149,20 +149,12 @@ def _ram_parts(candidate: Candidate, speech: EncoderPlacement) -> tuple[MemoryIt
     )
 
 
-def _speech_part(candidate: Candidate) -> tuple[MemoryItem, ...]:
-    return (
-        MemoryItem(
-            items.SPEECH_ENCODER, sizes.speech_encoder_bytes(candidate.work.request.models.speech)
-        ),
-    )
-
-
 def _speech_placement(candidate: Candidate) -> EncoderPlacement:
     """On the GPU where nothing else wants the memory."""
     work = candidate.work
     weights = total(_weight_parts(candidate))
     generate = work.fixed_bytes + total(_chosen_parts(candidate))
-    peak = max(generate, work.prepare_fixed_bytes + weights) + total(_speech_part(candidate))
+    peak = max(generate, work.prepare_fixed_bytes + weights) + total(work.speech_parts)
     fits = work.share.decodes and peak <= work.request.budget.vram_bytes
     return "device" if fits else "host"
 

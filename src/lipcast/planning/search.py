@@ -72,9 +72,9 @@ _PLAINNESS = ("fp32", "bf16", "fp8", "int8", "int4")
 def configs(request: PlanRequest) -> Iterator[PlanConfig]:
     """Every combination of the coarse knobs that the wishes allow."""
     constraints = request.constraints
-    precisions: tuple[Precision, ...] = (
-        (constraints.precision,) if constraints.precision else ("bf16", "fp8")
-    )
+    precisions: tuple[Precision, ...] = ("bf16", "fp8") if request.hardware.has_bf16 else ("fp32",)
+    if constraints.precision is not None:
+        precisions = (constraints.precision,)
     schedules = (constraints.schedule,) if constraints.schedule else SCHEDULES
     sinks = (False, True) if constraints.stream_sink is None else (constraints.stream_sink,)
     grids = (constraints.tiles,) if constraints.tiles else tile_grids(request)
@@ -312,10 +312,10 @@ class _Times:
             precision=work.config.precision,
             kv_precision=work.config.kv_precision,
             num_lanes=work.num_lanes,
-            split=work.share.ulysses,
+            split=work.split,
         )
         exchange = costs.exchange_seconds(
-            dit, geometry, self._hardware, num_lanes=work.num_lanes, split=work.share.ulysses
+            dit, geometry, self._hardware, num_lanes=work.num_lanes, split=work.split
         )
         return alone + exchange
 

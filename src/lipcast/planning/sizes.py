@@ -25,6 +25,7 @@ from lipcast.planning.tensors import (
     Tensors,
     WeightUse,
     decoder_stages,
+    dit_layer_tensors,
     dit_root_tensors,
     dit_used_tensors,
     num_parameters,
@@ -81,6 +82,16 @@ def is_quantised(name: str, shape: Shape, precision: Precision) -> bool:
     """Whether this tensor of a layer takes the layer's precision: matrices of linear layers do."""
     is_matrix = len(shape) == 2 and name.endswith(".weight")
     return is_matrix and WEIGHT_FORMATS[precision].fits(shape[1])
+
+
+@cache
+def linear_sizes(config: DiTConfig) -> frozenset[tuple[int, int]]:
+    """Return (inputs, outputs) of the linear layers that a quantised transformer has."""
+    layers = (dit_layer_tensors(config, layer) for layer in range(config.num_layers))
+    found = (item for layer in layers for item in layer.items())
+    return frozenset(
+        (shape[1], shape[0]) for name, shape in found if is_quantised(name, shape, "fp8")
+    )
 
 
 def packed_bytes(tensors: Tensors, precision: Precision) -> int:
@@ -182,7 +193,7 @@ def attention_workspace_bytes(config: DiTConfig, geometry: Geometry, precision: 
 
 
 def tick_bytes(
-    config: DiTConfig, geometry: Geometry, precision: Precision, *, num_lanes: int, split: int = 1
+    config: DiTConfig, geometry: Geometry, precision: Precision, *, num_lanes: int, split: float = 1
 ) -> int:
     """The most that one tick holds beside weights, rings and conditions.
 
@@ -276,3 +287,56 @@ def text_encoder_bytes(config: TextConfig) -> int:
 def speech_encoder_bytes(shape: SpeechShape) -> int:
     """The speech encoder in fp32."""
     return num_speech_parameters(shape) * _FP32
+
+
+@cache
+def text_work_bytes(config: TextConfig) -> int:
+    """Return the most that encoding a prompt in bf16 holds beside the weights.
+
+    Two biases of attention, of all heads; or the table of distances, in whole numbers; or the feed-forward.
+    """
+    length, dim, inner = config.text_len, config.dim, config.dim_attn
+    phases = (
+        _BF16 * length * (2 * config.num_heads * length + 4 * dim + 3 * inner),
+        7 * 8 * length * length,
+        4 * _BF16 * length * (dim + config.dim_ffn),
+    )
+    return max(phases) + 8 * length
+
+
+SPEECH_WINDOW_S = 60
+"""The longest sound that the speech encoder's layers take in one pass."""
+SPEECH_PIECE_S = 10
+"""The longest that its convolutions take."""
+_SPEECH_RATE = 50
+
+
+@cache
+def speech_features_bytes(shape: SpeechShape) -> int:
+    """Return what a session keeps of one pass of the speech encoder: all layers, in fp32."""
+    return _FP32 * _window_numbers(shape) * (shape.num_hidden_layers + 1)
+
+
+@cache
+def speech_work_bytes(shape: SpeechShape) -> int:
+    """Return the most that the speech encoder holds beside weights and features.
+
+    Layer by layer: the results of those before, and attention or feed-forward; then all layers twice, while
+    they are joined. Or the first convolution, of its input's whole length.
+    """
+    layers, ratio = shape.num_hidden_layers, shape.intermediate_size / shape.hidden_size
+    units = max(layers + 2 + 2 * ratio, layers + 6, 2 * (layers + 1) + 1)
+    window = int(_FP32 * _window_numbers(shape) * units) - speech_features_bytes(shape)
+    positions = SPEECH_PIECE_S * _SPEECH_RATE * prod(shape.conv_stride[1:])
+    return max(window, 2 * _FP32 * positions * shape.conv_dim[0])
+
+
+def speech_bytes(shape: SpeechShape) -> int:
+    """Return all memory of the speech encoder of one session."""
+    return speech_encoder_bytes(shape) + speech_features_bytes(shape) + speech_work_bytes(shape)
+
+
+def _window_numbers(shape: SpeechShape) -> int:
+    """Return the numbers of one layer over a window and what is mirrored at its ends."""
+    features = SPEECH_WINDOW_S * _SPEECH_RATE + shape.num_conv_pos_embeddings
+    return features * shape.hidden_size

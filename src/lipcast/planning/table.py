@@ -21,6 +21,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
     request, choice = plan.request, plan.config
     return {
         "hardware": request.hardware.name,
+        "rates": request.hardware.source,
         "budget": {"vram_bytes": request.budget.vram_bytes, "ram_bytes": request.budget.ram_bytes},
         "video": {
             "height": request.geometry.height,

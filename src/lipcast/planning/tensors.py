@@ -30,6 +30,7 @@ class SpeechShape:
     num_hidden_layers: int = 24
     conv_dim: tuple[int, ...] = (512,) * 7
     conv_kernel: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    conv_stride: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
     num_conv_pos_embeddings: int = 128
     num_conv_pos_embedding_groups: int = 16
 

@@ -14,6 +14,7 @@ from itertools import accumulate
 from lipcast.config.precision import KVPrecision, Precision
 from lipcast.config.schedule import lanes_of
 from lipcast.planning import costs, items, sizes
+from lipcast.planning.hardware import CONTEXT_BYTES, FRAGMENTATION_BYTES, WORKSPACE_BYTES, Hardware
 from lipcast.planning.plan import MemoryItem, PlanConfig, PlanRequest, WorkShare, total
 from lipcast.planning.tensors import WeightUse
 
@@ -158,7 +159,17 @@ class Workload:
         return "fp32" if self.config.precision == "fp32" else "bf16"
 
     def _split(self, num_bytes: int) -> int:
-        return -(-num_bytes // self.share.ulysses)
+        """Return what the GPU with the most heads holds of `num_bytes` for all heads."""
+        return -(-num_bytes * self._most_heads // self.request.models.dit.num_heads)
+
+    @property
+    def split(self) -> float:
+        """How many times less than one GPU the fullest of those that split heads holds and computes."""
+        return self.request.models.dit.num_heads / self._most_heads
+
+    @property
+    def _most_heads(self) -> int:
+        return -(-self.request.models.dit.num_heads // self.share.ulysses)
 
     # Decoder
 
@@ -196,7 +207,7 @@ class Workload:
         text = self.num_layers * sizes.text_kv_layer_bytes(dit, self._plain_kv)
         voice = self.num_lanes * sizes.audio_conditioning_bytes(dit, precision)
         parts = (
-            MemoryItem(items.CONTEXT, self.request.hardware.reserve_bytes),
+            *reserve_parts(self.request.hardware),
             MemoryItem(items.ROOT, sizes.root_bytes(dit, precision)),
             MemoryItem(items.SINK, self.sink_bytes),
             MemoryItem(items.CONDITIONS, text + voice),
@@ -212,7 +223,7 @@ class Workload:
             self.config.precision,
         )
         work = sizes.tick_bytes(
-            dit, geometry, precision, num_lanes=self.num_lanes, split=self.share.ulysses
+            dit, geometry, precision, num_lanes=self.num_lanes, split=self.split
         )
         if costs.needs_dequantising(self.request.hardware, precision):
             work += sizes.widest_linear_bytes(dit, precision)
@@ -229,12 +240,16 @@ class Workload:
         height, width = (side * factor for side in self.tile)
         work = sizes.encode_work_bytes(vae, height, width, precision=self._vae_precision)
         on_device = self.request.constraints.text_encoder == "device"
-        text = sizes.text_encoder_bytes(self.request.models.text) if on_device else 0
+        text = self.request.models.text
         return (
-            *self.fixed_parts[:2],
+            *reserve_parts(self.request.hardware),
+            MemoryItem(
+                items.ROOT, sizes.root_bytes(self.request.models.dit, self.config.precision)
+            ),
             MemoryItem(items.VAE_WEIGHTS, sizes.vae_bytes(vae, self._vae_precision)),
             MemoryItem(items.ENCODER_WORK, work),
-            MemoryItem(items.TEXT_ENCODER, text),
+            MemoryItem(items.TEXT_ENCODER, sizes.text_encoder_bytes(text) if on_device else 0),
+            MemoryItem(items.TEXT_WORK, sizes.text_work_bytes(text) if on_device else 0),
         )
 
     @cached_property
@@ -247,14 +262,26 @@ class Workload:
         # Twice: while a block is decoded, its state before is kept, in case memory runs out.
         parked = 2 * self.num_tiles * self.decoder_state_bytes if self.parks_decoder else 0
         sink = self.num_layers * self.sink_layer_bytes if self.config.sink_streamed else 0
-        models, on_host = self.request.models, self.request.constraints.text_encoder == "host"
+        models, text_encoder = self.request.models, self.request.constraints.text_encoder
+        on_host, on_device = text_encoder == "host", text_encoder == "device"
         return (
             MemoryItem(items.PROCESS, HOST_RESERVE_BYTES),
-            MemoryItem(items.SPEECH_ENCODER, sizes.speech_encoder_bytes(models.speech)),
+            *self.speech_parts,
             MemoryItem(items.TEXT_ENCODER, sizes.text_encoder_bytes(models.text) if on_host else 0),
+            MemoryItem(items.TEXT_WORK, 0 if on_device else sizes.text_work_bytes(models.text)),
             MemoryItem(items.SINK, sink),
             MemoryItem(items.DECODER_STATE, parked),
             MemoryItem(items.PINNED_SHARDS, self.shard_bytes if self.shards_on_host else 0),
+        )
+
+    @property
+    def speech_parts(self) -> tuple[MemoryItem, ...]:
+        """Memory of the speech encoder, wherever it is."""
+        shape = self.request.models.speech
+        return (
+            MemoryItem(items.SPEECH_ENCODER, sizes.speech_encoder_bytes(shape)),
+            MemoryItem(items.SPEECH_FEATURES, sizes.speech_features_bytes(shape)),
+            MemoryItem(items.SPEECH_WORK, sizes.speech_work_bytes(shape)),
         )
 
     @property
@@ -284,11 +311,21 @@ def decoder_parts(
     )
 
 
+def reserve_parts(hardware: Hardware) -> tuple[MemoryItem, ...]:
+    """Return what a process takes of a GPU beside its tensors."""
+    if not hardware.has_cuda:
+        return ()
+    return (
+        MemoryItem(items.CONTEXT, CONTEXT_BYTES),
+        MemoryItem(items.WORKSPACES, WORKSPACE_BYTES),
+        MemoryItem(items.FRAGMENTATION, FRAGMENTATION_BYTES),
+    )
+
+
 def decoder_rank_parts(request: PlanRequest) -> tuple[MemoryItem, ...]:
     """GPU memory of a rank that only decodes."""
     whole = tile_size(request, (1, 1))
-    reserve = MemoryItem(items.CONTEXT, request.hardware.reserve_bytes)
-    return (reserve, *decoder_parts(request, whole, "bf16"))
+    return (*reserve_parts(request.hardware), *decoder_parts(request, whole, "bf16"))
 
 
 def tile_size(request: PlanRequest, tiles: tuple[int, int]) -> tuple[int, int]:

@@ -8,16 +8,23 @@ to do about it. Nothing here needs torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lipcast.env import cache_dir
 from lipcast.errors import CheckpointError
 
 EMBEDDED_MODELS = ("tiny",)
+ADAPTER_MODEL = "live-avatar-14b"
+"""Name of the published model: the adapter, pulled together with the base that it is for."""
+MODEL_ALIASES: Mapping[str, str] = MappingProxyType(
+    dict.fromkeys(("14b", "live-avatar", "s2v-14b", "quark-vision/live-avatar"), ADAPTER_MODEL)
+)
+"""Other names of models, in lower case."""
 
 INDEX_SUFFIX = ".safetensors.index.json"
 DIT_NAME = "diffusion_pytorch_model"
@@ -25,8 +32,6 @@ TEXT_GGUF = "umt5"
 """Beginning of the name that tells a text encoder's .gguf from a transformer's."""
 ADAPTER_NAME = "liveavatar.safetensors"
 ADAPTER_REPOSITORY = "Quark-Vision/Live-Avatar"
-ADAPTER_MODEL = "live-avatar-14b"
-"""The name under which the adapter is pulled, with the base that it is for."""
 REPOSITORY = "Wan-AI/Wan2.2-S2V-14B"
 
 PARTS = {
@@ -89,17 +94,29 @@ def models_dir() -> Path:
     return cache_dir() / "models"
 
 
+def model_name(name: str) -> str:
+    """Return the name that a model is known and pulled by, for that name or another of it."""
+    return MODEL_ALIASES.get(name.lower(), name)
+
+
 def checkpoint_dir(name_or_dir: str | Path) -> Path:
-    """Where the files of a model are: the package, a directory, or where it was pulled to."""
-    name = str(name_or_dir)
+    """Return where the files of a model are: the package, a directory, or where it was pulled to.
+
+    Raises CheckpointError where there is none.
+    """
+    name = model_name(str(name_or_dir))
     if name in EMBEDDED_MODELS:
         return Path(str(resources.files("lipcast") / "assets" / name))
     path = Path(name_or_dir).expanduser()
     if path.is_dir():
         return path
     pulled = models_dir() / name
-    if path.name == name and pulled.is_dir():
+    if Path(name).name == name and pulled.is_dir():
         return pulled
+    if name == ADAPTER_MODEL:
+        raise CheckpointError(
+            f"model: {name} is not here; run `lipcast pull {name}`, or give the folder of its files"
+        )
     known = ", ".join(EMBEDDED_MODELS)
     raise CheckpointError(
         f"model: expected a name ({known}, or a model that was pulled) or the directory of a "

@@ -12,22 +12,24 @@ from lipcast.config.models import DiTConfig, TextConfig, VAEConfig
 from lipcast.errors import CheckpointError
 from lipcast.planning.plan import Models
 from lipcast.planning.tensors import SpeechShape
-from lipcast.weights.checkpoint import checkpoint_dir, read_json
-
-PUBLISHED = "14b"
-"""Name of the published model, whose configurations are known without its files."""
+from lipcast.weights.checkpoint import ADAPTER_MODEL, checkpoint_dir, model_name, read_json
 
 
 def read_configs(model: str | Path) -> Models:
-    """Return the configurations of a model: `PUBLISHED`, any other name of a model, or a folder."""
-    if model == PUBLISHED:
-        return Models()
+    """Return the configurations of a model by name, or in a folder.
+
+    Those of the published model are known without its files.
+    """
+    is_published = model_name(str(model)) == ADAPTER_MODEL
     try:
         folder = checkpoint_dir(model)
-    except CheckpointError as error:
-        hint = f"{PUBLISHED} is the published model without its files"
-        raise CheckpointError(f"{error}; {hint}") from error
+    except CheckpointError:
+        if is_published:
+            return Models()
+        raise
     dit = _read(folder / "config.json")
+    if dit is None and is_published:
+        return Models()
     if dit is None:
         raise CheckpointError(
             f"{folder}: expected the folder of a checkpoint, found no config.json in it; "

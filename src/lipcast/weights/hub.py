@@ -29,6 +29,7 @@ from lipcast.weights.checkpoint import (
     PARTS,
     REPOSITORY,
     find_checkpoint,
+    model_name,
     models_dir,
 )
 from lipcast.weights.disk import make_directory, output_error, sha256_of, write_text
@@ -107,6 +108,7 @@ def pull(
     Raises UsageError for an unknown name, CheckpointError for what the hub refuses or cannot
     deliver, OutputError where the disk is too small or not writable.
     """
+    name = model_name(name)
     if name not in MODELS:
         raise UsageError(f"model: expected one of {', '.join(MODELS)}, got {name!r}")
     dest = dest or models_dir() / name

@@ -122,12 +122,12 @@ def use_fp8_matmul(module: nn.Module, *, enabled: bool) -> None:
     """
     products = Fp8Products() if enabled else None
     for layer, size in _fp8_layers(module):
-        layer.fp8_products = products if _has_whole_tiles(size) else None
+        layer.fp8_products = products if has_whole_tiles(size) else None
 
 
 def use_fp8_of_device(module: nn.Module, device: torch.device) -> None:
     """Multiply 8-bit floats directly in every fp8 layer whose size this device has a kernel for."""
-    layers = [(layer, size) for layer, size in _fp8_layers(module) if _has_whole_tiles(size)]
+    layers = [(layer, size) for layer, size in _fp8_layers(module) if has_whole_tiles(size)]
     support = fp8_support(device, [size for _, size in layers])
     products = Fp8Products()
     for layer, size in layers:
@@ -140,5 +140,6 @@ def _fp8_layers(module: nn.Module) -> Iterator[tuple[QuantLinear, LayerSize]]:
             yield layer, (layer.in_features, layer.out_features)
 
 
-def _has_whole_tiles(size: LayerSize) -> bool:
+def has_whole_tiles(size: LayerSize) -> bool:
+    """Return whether the matrix units can multiply 8-bit floats of this size."""
     return all(side % 16 == 0 for side in size)

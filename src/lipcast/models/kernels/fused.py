@@ -19,7 +19,7 @@ from lipcast.config.gpu_options import KernelName
 from lipcast.models.attention import Capability, KeyValue, prefers_cudnn
 from lipcast.models.kernels import operators as _operators
 from lipcast.models.kernels.plain import Affine, Kernels, Modulation, Remembered, RowFormat
-from lipcast.models.kv_codec import PlainCodec
+from lipcast.models.kv_codec import KVCodec, PlainCodec
 from lipcast.models.layers import QueryKeyNorms, RMSNorm
 from lipcast.models.quant_formats import QuantisedRows, Rows
 from lipcast.models.rope import RotaryTable
@@ -98,7 +98,7 @@ class FusedKernels(Kernels):
         return out_TNd
 
     def attend(self, q_TNd: Tensor, remembered: Remembered) -> Tensor:
-        if not self._attends_in_place(remembered):
+        if not self.attends_in_place(remembered.ring.codec):
             return super().attend(q_TNd, remembered)
         attended: Tensor = _ops.attend_segments(q_TNd, *_segments(remembered))
         return attended
@@ -107,11 +107,11 @@ class FusedKernels(Kernels):
         k_TNd, v_TNd = _ops.join_keys_values(*_segments(remembered), like_TNd.dtype)
         return k_TNd, v_TNd
 
-    def _attends_in_place(self, remembered: Remembered) -> bool:
+    def attends_in_place(self, codec: KVCodec) -> bool:
+        """Return whether attention reads a ring stored so where it lies."""
         if self._in_place is not None:
             return self._in_place
-        plain = isinstance(remembered.ring.codec, PlainCodec)
-        return plain and not prefers_cudnn(self._capability)
+        return isinstance(codec, PlainCodec) and not prefers_cudnn(self._capability)
 
 
 def _affine(norm: Affine | Modulation) -> tuple[Tensor, Tensor, bool, float]:

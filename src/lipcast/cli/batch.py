@@ -1,0 +1,126 @@
+"""The jobs of a table: `job submit --batch`.
+
+Input: a table whose columns are options of `generate`, in any spelling. Output: requests as jobs keep them.
+Relative paths count from the table's folder. Errors name the row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lipcast.cli.command import Option, Section, as_arguments
+from lipcast.cli.generate import generate
+from lipcast.cli.job_request import as_job
+from lipcast.cli.request import GenerateRequest, read_request
+from lipcast.cli.types import FILE, FOLDER, SECONDS
+from lipcast.config.tables import Row, read_table, spelled
+from lipcast.errors import InputError, LipcastError, UsageError
+
+_WHOLE = re.compile(r"([+-]?\d+)[.,](?:0{1,2}|0{4,})")
+_DECIMAL_COMMA = re.compile(r"(\d+),(\d{1,2}|\d{4,})(\D*)")
+"""Neither has three digits behind the comma: "1,000" may be a thousand."""
+
+
+def read_batch(
+    path: Path, shared: Mapping[str, Any], how: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the jobs of a table. `shared`: options of all of them; `how`: fields that only jobs have."""
+    taken: dict[Path, str] = {}
+    jobs = []
+    for row in read_table(path):
+        try:
+            request = read_request({**shared, **options_of(row, path.parent)})
+            request = _with_own_output(request, taken, row.place)
+            jobs.append(as_job(request, **how))
+        except LipcastError as error:
+            raise type(error)(f"{row.place}: {error}") from error
+    return jobs
+
+
+def options_of(row: Row, folder: Path = Path()) -> dict[str, Any]:
+    """Return the values of a row in the types of the options. Raises InputError."""
+    values: dict[str, Any] = {}
+    try:
+        for column, value in row.values.items():
+            option, is_on = _option_of(column)
+            if option.name in values:
+                raise InputError(
+                    f"two columns give --{option.name}; '{column}' is one of them, remove it"
+                )
+            text = _text(option, column, value, folder)
+            is_switch = option.is_flag
+            values[option.name] = (
+                (click.BOOL.convert(text, option, None) is is_on) if is_switch else text
+            )
+        return generate.parse(as_arguments(generate, values))
+    except click.UsageError as error:
+        raise InputError(error.format_message()) from error
+
+
+def _option_of(column: str) -> tuple[Option, bool]:
+    """Return the option of a column, and which value of a switch it gives. Raises InputError."""
+    columns = _columns()
+    found = columns.get(spelled(column))
+    if found is None:
+        near = get_close_matches(spelled(column), columns, 1)
+        meant = (
+            f"did you mean '{columns[near[0]][0].name}'?"
+            if near
+            else "see `lipcast generate --help`"
+        )
+        raise InputError(f"no option is called '{column}'; {meant}")
+    return found
+
+
+@cache
+def _columns() -> dict[str, tuple[Option, bool]]:
+    """Return option and value of a switch by every spelling of a column."""
+    found: dict[str, tuple[Option, bool]] = {}
+    for option in generate.params:
+        if isinstance(option, Option) and option.section != Section.CONSOLE:
+            found |= {spelled(name): (option, False) for name in option.secondary_opts}
+            found |= {spelled(name): (option, True) for name in (option.name, *option.opts)}
+    return found
+
+
+def _text(option: Option, column: str, value: Any, folder: Path) -> str:
+    """Return a value as it would stand on the command line; several as lines."""
+    if isinstance(value, list) and option.multiple:
+        return "\n".join(_text(option, column, one, folder) for one in value)
+    if isinstance(value, (list, dict)):
+        raise InputError(f"'{column}': expected one value, got {value!r:.60}")
+    text = str(value)
+    if isinstance(option.type, click.types.IntParamType) and (whole := _WHOLE.fullmatch(text)):
+        return whole[1]
+    if option.type in {click.FLOAT, SECONDS}:
+        return _DECIMAL_COMMA.sub(r"\1.\2\3", text)
+    is_path = option.type in {FILE, FOLDER} and not text.startswith("~")
+    # A model or an adapter may also be a name.
+    is_name = (
+        option.name in {"model", "lora"} and (folder / text.split(":", maxsplit=1)[0]).exists()
+    )
+    return str(folder / text) if is_path or is_name else text
+
+
+def _with_own_output(
+    request: GenerateRequest, taken: dict[Path, str], place: str
+) -> GenerateRequest:
+    """Return the request with an output that no row before it has; raises UsageError where it is named."""
+    wanted = output = request.output.resolve()
+    if "output" in request.randomised_fields:  # a name of --save_dir
+        number = 1
+        while output in taken:
+            number += 1
+            output = wanted.with_stem(f"{wanted.stem}_{number}")
+    if output in taken:
+        raise UsageError(f"--output: {taken[output]} writes {output} too; give every row its own")
+    taken[output] = place
+    return replace(request, output=output)

@@ -1,0 +1,158 @@
+"""Which kernels a model gets, and that a video is the same with either within the format's rounding."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import triton_interpreter
+
+import lipcast
+from lipcast.config.models import DiTConfig
+from lipcast.errors import UsageError
+from lipcast.models.kernels import choice
+from lipcast.models.kernels.choice import choose_kernels
+from lipcast.models.kernels.fused import FusedKernels
+from lipcast.models.kernels.operators import attention_block, row_block
+from lipcast.models.kv_codec import kv_codec
+from sounds import EXAMPLES
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
+ODD = DiTConfig(dim=120, num_heads=5)
+"""Heads of 24 channels."""
+
+
+def test_a_cpu_computes_plainly_unless_told_otherwise(tiny: lipcast.Lipcast) -> None:
+    assert tiny.bundle.dit.kernels.name == "plain"
+    chosen = choose_kernels("auto", CPU, DiTConfig())
+    assert (chosen.kernels.name, chosen.reason) == ("plain", "no GPU")
+    assert choose_kernels("triton", CPU, DiTConfig()).kernels.name == "triton"  # interpreted
+
+
+def test_triton_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_interpreter.triton.knobs.runtime, "interpret", False)
+    with pytest.raises(UsageError, match="Triton needs a CUDA device; choose auto or plain"):
+        lipcast.load("tiny", device="cpu", kernels="triton")
+    with pytest.raises(UsageError, match="expected one of auto, plain, triton, got 'cutlass'"):
+        lipcast.load("tiny", device="cpu", kernels="cutlass")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("obstacle", ["Triton is not installed", ""])
+def test_auto_takes_what_works_on_a_gpu(obstacle: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "triton_obstacle", lambda _: obstacle)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    chosen = choose_kernels("auto", GPU, DiTConfig())
+    assert chosen.kernels.name == ("plain" if obstacle else "triton")
+    assert chosen.reason == (obstacle or "Triton compiles for this GPU")
+    assert choose_kernels("plain", GPU, DiTConfig()).kernels.name == "plain"
+    odd = choose_kernels("auto", GPU, ODD)
+    assert odd.kernels.name == "plain" and "heads of size 24" in odd.reason
+
+
+def test_a_compiler_that_fails_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("gcc: command not found\nand more")
+
+    monkeypatch.setattr("lipcast.models.kernels.operators.rms_norm", fail)
+    assert choice.triton_obstacle(CPU).endswith(
+        "does not compile or run here: gcc: command not found"
+    )
+    monkeypatch.setattr("lipcast.models.kernels.operators.rms_norm", lambda x, *_: x + 1)
+    assert choice.triton_obstacle(CPU) == "Triton computes something else here"
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "in_place"),
+    [
+        ((9, 0), "bf16", False),
+        ((10, 0), "bf16", False),
+        ((8, 0), "bf16", True),
+        ((12, 0), "bf16", True),
+        ((8, 9), "fp8", False),
+        ((8, 9), "int4", False),
+    ],
+)
+def test_attention_reads_in_place_where_that_is_faster(
+    capability: tuple[int, int], precision: str, in_place: bool
+) -> None:
+    codec = kv_codec(precision, num_heads=2, head_dim=64)  # type: ignore[arg-type]
+    assert FusedKernels(capability).attends_in_place(codec) is in_place
+    for forced in (True, False):
+        assert FusedKernels(capability, in_place=forced).attends_in_place(codec) is forced
+
+
+@pytest.mark.parametrize("dim", [1, 16, 17, 5120, 13824])
+def test_a_row_fits_its_block(dim: int) -> None:
+    block = row_block(dim)
+    assert dim <= block["BLOCK"] < 2 * max(dim, 16) and 1 <= block["num_warps"] <= 16
+
+
+def decibels(one: Any, other: Any) -> float:
+    error = float(((one.astype(float) - other.astype(float)) ** 2).mean())
+    return 99.0 if error == 0 else float(10 * torch.tensor(255**2 / error).log10())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kv_precision", "least_db"), [("fp32", 60.0), ("fp8", 45.0), ("int4", 38.0)]
+)
+def test_frames_of_the_embedded_model(
+    sound: Callable[[float], Path], kv_precision: Any, least_db: float
+) -> None:
+    """One block. With float32 throughout both differ by the order of sums only; a number that falls on
+    the other side of a rounding step of the ring costs as much as that step."""
+    frames = []
+    for kernels in ("plain", "triton"):
+        model = lipcast.load(
+            "tiny", device="cpu", precision="fp32", kernels=kernels, kv_precision=kv_precision
+        )
+        assert model.bundle.dit.kernels.name == kernels
+        portrait = EXAMPLES / "portrait_0.png"
+        video = model.generate(portrait, sound(0.5), size="64*64", infer_frames=12, num_clip=1)
+        frames.append(video.frames)
+    assert frames[0].shape == frames[1].shape and frames[0].std() > 10
+    assert decibels(*frames) > least_db
+
+
+def run_compiler(capability: int) -> list[dict[str, Any]]:
+    """Compile in a process of its own, in which kernels are not interpreted."""
+    code = (
+        "import dataclasses, json; from lipcast.lab.kernel_compile import compile_kernels;"
+        f"print(json.dumps([dataclasses.asdict(k) for k in compile_kernels(capabilities=({capability},))]))"
+    )
+    made = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)},
+    )  # fmt: skip
+    found: list[dict[str, Any]] = json.loads(made.stdout)
+    return found
+
+
+SHARED_BYTES = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+"""Shared memory that a block of threads can have."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", SHARED_BYTES)
+def test_kernels_compile_for_every_gpu(capability: int) -> None:
+    """Within registers: what passes over memory spills nothing, attention a few numbers per thread."""
+    kernels = run_compiler(capability)
+    assert len(kernels) == 5 + 3 * 3
+    for kernel in kernels:
+        attends = kernel["label"].startswith("attention")
+        assert kernel["registers"] <= (255 if attends else 96), kernel
+        assert kernel["spilled_bytes"] <= (64 if attends else 0), kernel
+        assert kernel["shared_bytes"] <= SHARED_BYTES[capability], kernel
+
+
+def test_attention_blocks_are_small_enough_for_any_card() -> None:
+    for planes in (1, 2, 3):
+        block = attention_block(planes)
+        tiles = 2 * 128 * (block["BLOCK_Q"] + 2 * block["num_stages"] * block["BLOCK_K"])
+        assert tiles <= SHARED_BYTES[120]
