@@ -6,24 +6,32 @@ after every step, so that they are compared with float32 of the same 16-bit numb
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from typing import Any
+
 import pytest
 import torch
-import triton_interpreter
+import triton_interpreter  # before the kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_vae_channels_last import random_latent, random_vae
 from torch import Tensor
 
 from lipcast.config.models import VAEConfig
+from lipcast.errors import UsageError
+from lipcast.models.kernels import choice
 from lipcast.models.kernels import vae as fused
+from lipcast.models.kernels.choice import choose_conv_kernels
 from lipcast.models.kernels.vae import FusedConvKernels, Tile
 from lipcast.models.vae import VideoVAE
 from lipcast.models.vae_channels_last import ChannelsLastVAE, to_channels_last
 from lipcast.models.vae_kernels import ConvKernels, ConvStep
 
-pytestmark = pytest.mark.skipif(
-    not triton_interpreter.interpreted(), reason="Triton was imported before"
-)
+assert triton_interpreter
+SHARED_BYTES = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+"""Shared memory that a block of threads can have."""
 SMALL_TILE = Tile(2, 8, 16, 16, 16)
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2.0**-8}
 """Relative to the largest number: sums in another order; one rounding to bfloat16."""
@@ -183,3 +191,47 @@ def test_a_batch_goes_on_from_primed_caches(model: VideoVAE, batched: ChannelsLa
     found = batched.decode_chunk(latent[:, :, 3:], state)
     expected = model.decode(latent)[:, :, -found.shape[2] :]
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+
+
+def compiled(capability: int) -> list[dict[str, Any]]:
+    """Compile in a process of its own, in which kernels are not interpreted."""
+    code = (
+        "import dataclasses, json; from lipcast.config.models import VAEConfig;"
+        "from lipcast.lab.conv_compile import compile_convolutions as compile;"
+        f"print(json.dumps([dataclasses.asdict(k) for k in compile(VAEConfig(), {capability})]))"
+    )
+    made = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)},
+    )  # fmt: skip
+    found: list[dict[str, Any]] = json.loads(made.stdout)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("capability", SHARED_BYTES)
+def test_convolutions_compile_for_every_gpu(capability: int) -> None:
+    """Nothing is spilled, and a block of threads has its shared memory on the smallest card."""
+    kernels = compiled(capability)
+    assert len(kernels) == 17
+    for kernel in kernels:
+        assert kernel["registers"] <= 255 and kernel["spilled_bytes"] == 0, kernel
+        assert kernel["shared_bytes"] <= SHARED_BYTES[capability], kernel
+
+
+@pytest.mark.parametrize("obstacle", ["", "Triton is not installed"])
+def test_a_gpu_gets_the_fused_autoencoder(obstacle: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 16 bits, where Triton works and blocks have enough shared memory, unless told otherwise."""
+    gpu, shared = torch.device("cuda:0"), 99 << 10
+    monkeypatch.setattr(choice, "triton_obstacle", lambda _: obstacle)
+    monkeypatch.setattr(fused, "_shared_bytes", lambda _: shared)
+    chosen = choose_conv_kernels("auto", gpu, torch.bfloat16)
+    assert isinstance(chosen, FusedConvKernels) is (not obstacle)
+    assert choose_conv_kernels("plain", gpu, torch.bfloat16) is None
+    assert choose_conv_kernels("auto", gpu, torch.float32) is None
+    assert choose_conv_kernels("auto", torch.device("cpu"), torch.bfloat16) is None
+    shared = 64 << 10
+    assert choose_conv_kernels("auto", gpu, torch.bfloat16) is None
+    with pytest.raises(UsageError, match="choose auto or plain"):
+        choose_conv_kernels("triton", gpu, torch.bfloat16)

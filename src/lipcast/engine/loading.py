@@ -143,7 +143,10 @@ def _prepare_decoder(bundle: ModelBundle, settings: LoadSettings) -> None:
     if kernels is not None:
         bundle.vae = to_channels_last(bundle.vae, kernels)
     if settings.decoder is not None:
-        bundle.tiny_decoder = load_tiny_decoder(settings.decoder, device=device, dtype=dtype)
+        decoder = load_tiny_decoder(settings.decoder, device=device, dtype=dtype)
+        if device.type == "cuda":
+            decoder.to(memory_format=torch.channels_last)  # as tensor cores read
+        bundle.tiny_decoder = decoder
 
 
 def device_of(placement: EncoderPlacement, device: torch.device) -> torch.device:

@@ -1,6 +1,7 @@
-"""The autoencoder's fused convolutions as cases for `lipcast.lab.kernel_compile`.
+"""Compile the autoencoder's fused convolutions for GPUs that are not here.
 
-Output: every form in which the published model uses the kernels, without memory for weights.
+Input: the published model's shapes, without memory for weights. Output: registers, spilled bytes and
+shared memory of every form of the kernel, by compute capability (`lipcast.lab.kernel_compile`).
 """
 
 from __future__ import annotations
@@ -10,24 +11,23 @@ from collections.abc import Iterator
 import torch
 
 from lipcast.config.models import VAEConfig
-from lipcast.lab.kernel_compile import KernelCase
+from lipcast.lab.kernel_compile import CompiledKernel, KernelCase, compiled
 from lipcast.models.kernels.vae import LAUNCH, FusedConvKernels, Tile, constants
 from lipcast.models.vae import VideoVAE
 from lipcast.models.vae_channels_last import ChannelsLastNetwork, to_channels_last
 from lipcast.models.vae_kernels import ConvStep
 from lipcast.weights.load import without_memory
 
+_LARGE_SHARED = (80, 90, 100)
+"""Compute capabilities with the shared memory of a data centre's GPU."""
 _POINTERS = ("X", "PAST", "WEIGHT", "BIAS", "BESIDE", "OUT")
 
 
-def conv_cases(config: VAEConfig, *, large_shared: bool) -> Iterator[KernelCase]:
-    """Yield each convolution of decoder and encoder once; `large_shared` as of A100, H100 and B200."""
-    seen = set[str]()
-    for step in _steps(config):
-        case = _case(step, large_shared)
-        if case.label not in seen:
-            seen.add(case.label)
-            yield case
+def compile_convolutions(config: VAEConfig, capability: int) -> Iterator[CompiledKernel]:
+    """Compile each convolution of decoder and encoder once. Raises whatever the compiler raises."""
+    cases = [_case(step, capability in _LARGE_SHARED) for step in _steps(config)]
+    for case in {case.label: case for case in cases}.values():
+        yield compiled(case, capability)
 
 
 def _steps(config: VAEConfig) -> Iterator[ConvStep]:
