@@ -11,10 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lipcast.config.geometry import Geometry
+from lipcast.config.models import Models
 from lipcast.config.units import GIB
 from lipcast.planning import sizes
-from lipcast.planning.plan import MemoryItem, Models, total
-from lipcast.planning.tensors import below, dit_tensors, num_parameters
+from lipcast.planning.plan import MemoryItem, total
+from lipcast.planning.tensors import dit_tensors, num_parameters
 
 USABLE_GIB = 22.15
 """What the study measures as usable on a 24 GB card."""
@@ -77,7 +78,10 @@ def explain_fsdp(
     )
     tensors = dit_tensors(models.dit)
     everything = num_parameters(tensors) * _BF16
-    root = everything - num_parameters(below(tensors, "blocks.")) * _BF16
+    root = (
+        everything
+        - num_parameters({n: s for n, s in tensors.items() if n.startswith("blocks.")}) * _BF16
+    )
     token = models.dit.num_layers * sizes.kv_bytes_per_token(models.dit, "bf16")
     window_tokens = geometry.window * geometry.tokens_per_frame
     widest = max(sizes.layer_bytes(models.dit, "bf16", "tick"))

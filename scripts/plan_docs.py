@@ -54,6 +54,7 @@ for one that you do not have; it needs no GPU, no weights and no torch.
     lipcast plan                                      this machine
     lipcast plan --gpu rtx4090 --ram 32GB             another one
     lipcast plan --gpu rtx4060ti --vram 10GB          a part of a card
+    lipcast plan --vram 12GiB                         without a GPU: any card with that memory
     lipcast plan --gpu rtx4090 --gpus 4 --ram 128GB   several cards, with a timeline
     lipcast plan --gpu rtx4090 --json                 for programs
 
@@ -87,9 +88,13 @@ themselves; cuDNN's workspaces, which cannot be counted that way, are an allowan
 
 A block takes the longest of three streams: arithmetic (transformer and decoder), copies over the
 link, reading from disk. Rates of the H100 were measured. **Rates of every other card are its data
-sheet times the efficiency that the H100 reached against its own, and have not been measured.** The
-kernels between the matrix products are counted: the engine runs on tensors of the true shapes that have
-no values, and every launch and every byte is added up ([checks on a GPU](gpu-check.md)). A step with
+sheet times the efficiency that the H100 reached against its own, and have not been measured.** A card
+that is not in the table has the rates of one like it, rather slower than faster; the plan says of which.
+On the machine itself they are measured before a model is loaded, and whether the card multiplies fp8 is
+tried out. Cards before Ampere have no bf16 and compute in fp32.
+
+The kernels between the matrix products are counted: the engine runs on tensors of the true shapes that
+have no values, and every launch and every byte is added up ([checks on a GPU](gpu-check.md)). A step with
 fp8 weights launches {launches:,.0f} kernels and moves {gigabytes:.0f} GB beside its matrix products and
 attention. That they move at the measured rate of a copy is an assumption, as are 10 µs a launch and a
 disk of 2.5 GB/s.

@@ -89,7 +89,7 @@ def test_predicted_parts_are_what_is_taken(
     }
 
 
-@pytest.mark.parametrize("where", ["ensure_resident", "start", "decode", "fetch"])
+@pytest.mark.parametrize("where", ["ensure_resident", "speech", "start", "decode", "fetch"])
 def test_rungs_that_keep_the_picture_lose_nothing(
     tiny: lipcast.Lipcast, inputs: dict[str, Any], undisturbed: np.ndarray,
     monkeypatch: pytest.MonkeyPatch, where: str,
@@ -100,6 +100,7 @@ def test_rungs_that_keep_the_picture_lose_nothing(
     copier = manager_of(model).device_context.copier
     owner, method, fail_at = {
         "ensure_resident": (model.bundle.dit, "ensure_resident", {30, 70}),
+        "speech": (session._timeline, "features", {1, 3}),
         "start": (session._executor, "start", {1, 3}),
         "decode": (session._decoder._vae, "decode_chunk", {1, 4}),  # type: ignore[attr-defined]
         "fetch": (copier, "fetch", {120}),

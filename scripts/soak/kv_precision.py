@@ -76,7 +76,7 @@ def generate(
     with model.stream(image=EXAMPLES / image, audio=EXAMPLES / voice, num_clip=clips) as session:
         session.on_latent = lambda _block, latent: latents.append(latent.numpy().copy())
         frames = np.concatenate([block.frames for block in session])
-    return np.concatenate(latents, axis=1), frames, executors[0].kv_bytes
+    return np.concatenate(latents, axis=1), frames, executors[0].memory.num_bytes
 
 
 def compare(videos: list[Made], exact: list[Made]) -> dict[str, Any]:

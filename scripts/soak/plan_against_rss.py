@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from gpu.checkpoints import dit_infos
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.memory_options import MemoryOptions
-from lipcast.config.models import DiTConfig, VAEConfig
+from lipcast.config.models import DiTConfig, Models, VAEConfig
 from lipcast.config.schedule import ticks
 from lipcast.config.video_spec import video_spec
 from lipcast.engine.conditioning import ReferenceLatents
@@ -34,7 +34,7 @@ from lipcast.memory.session_memory import SessionMemory
 from lipcast.models.dit import DiT
 from lipcast.planning.hardware import CPU
 from lipcast.planning.inputs import PlannerInputs
-from lipcast.planning.plan import Budget, Models
+from lipcast.planning.plan import Budget
 from lipcast.weights.load import without_memory
 from lipcast.weights.source import TensorSource
 

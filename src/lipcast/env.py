@@ -30,9 +30,9 @@ def cache_dir() -> Path:
     base = os.environ.get("XDG_CACHE_HOME")
     try:
         folder = (Path(base) if base else Path.home() / ".cache") / "lipcast"
-        return folder if _can_use(folder) else _temporary_dir()
+        return folder if _can_use(folder) else temporary_dir()
     except (OSError, RuntimeError):  # not allowed to look; no HOME, and no entry of this user id
-        return _temporary_dir()
+        return temporary_dir()
 
 
 def _can_use(folder: Path) -> bool:
@@ -43,7 +43,7 @@ def _can_use(folder: Path) -> bool:
     return above.is_dir() and os.access(above, os.W_OK | os.X_OK)
 
 
-def _temporary_dir() -> Path:
+def temporary_dir() -> Path:
     """Return this user's folder among the temporary files; one of this process if that is another's."""
     if not hasattr(os, "getuid"):
         return Path(tempfile.gettempdir()) / "lipcast"

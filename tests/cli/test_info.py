@@ -10,8 +10,8 @@ import pytest
 from lipcast.cli.info import describe
 from lipcast.cli.main import main
 from lipcast.config.generate_options import GenerateOptions
+from lipcast.config.models import Models
 from lipcast.errors import CheckpointError
-from lipcast.planning.plan import Models
 from lipcast.weights.configs import read_configs
 
 

@@ -225,6 +225,17 @@ def test_what_another_worker_has_finished_is_not_made_again(
     assert told(capsys)["frames"] == NUM_FRAMES
 
 
+def test_a_cache_that_cannot_be_used_is_no_reason_against_a_video(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "home").touch()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    assert generate("--num_clip", "1") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["frames"] == 16
+    assert "segments are kept in" in said.err and str(folder / "lipcast-") in said.err
+
+
 def test_an_end_before_the_first_segment_says_what_it_always_says(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from fake_hub import NAME, FakeHub
 from lipcast.cli.main import main
-from lipcast.planning.plan import Models
+from lipcast.config.models import Models
 from lipcast.weights.checkpoint import MODEL_ALIASES, checkpoint_dir, model_name
 from lipcast.weights.configs import read_configs
 

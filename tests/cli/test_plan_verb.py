@@ -201,7 +201,7 @@ def test_a_card_before_ampere_computes_in_fp32(capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("flag", ["--vram", "--ram"])
 def test_a_forgotten_unit_is_refused(flag: str) -> None:
-    with pytest.raises(UsageError, match="12 bytes; did you mean 12GB"):
+    with pytest.raises(UsageError, match=f"{flag[2:]}: 12 bytes; did you mean 12GB"):
         run("--gpu", "rtx4090", flag, "12")
 
 

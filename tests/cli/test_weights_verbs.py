@@ -154,7 +154,7 @@ def test_models_asks_the_planner_where_there_is_a_gpu(
     for ram_bytes, fits in ((64 << 30, True), (1 << 30, False)):
         budget = Budget(card.memory_bytes, ram_bytes)
         monkeypatch.setattr(
-            "lipcast.cli.fit_check.this_device_context", lambda _, budget=budget: (card, budget)
+            "lipcast.cli.fit_check.this_machine", lambda _, budget=budget: (card, budget)
         )
         rows = {row["name"]: row for row in told(capsys, "models")["models"]}
         assert rows[NAME]["fits"] is fits
@@ -306,6 +306,6 @@ def test_a_card_that_cannot_be_planned_for_is_no_reason_to_fail(
     def unknown(_: object) -> None:
         raise UsageError("no memory of its own")
 
-    monkeypatch.setattr("lipcast.cli.fit_check.this_device_context", unknown)
+    monkeypatch.setattr("lipcast.cli.fit_check.this_machine", unknown)
     assert main(["models"]) == 0
     assert "CPU" in capsys.readouterr().out

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from lipcast.config.memory_options import MemoryOptions
+from lipcast.config.models import Models
 from lipcast.engine import loading, planner_inputs
 from lipcast.engine.loading import LoadSettings, device_of, load_networks, read_device
 from lipcast.memory.device import expands_segments
 from lipcast.memory.device_context import DeviceContext
 from lipcast.planning.hardware import gpu
 from lipcast.planning.inputs import PlannerInputs
-from lipcast.planning.plan import Budget, Models, Plan
+from lipcast.planning.plan import Budget, Plan
 from lipcast.planning.workload import HOST_RESERVE_BYTES
 from lipcast.weights.checkpoint import checkpoint_dir
 

@@ -205,7 +205,9 @@ def test_executor_memory_does_not_grow(tiny, portrait):
             list(islice(live.ready(), 100))
             session = live._session
             pending = sum(p.nbytes for p in session._timeline._pending)
-            sizes.append((session._executor.kv_bytes, session._decoder.state.num_bytes, pending))
+            sizes.append(
+                (session._executor.memory.num_bytes, session._decoder.state.num_bytes, pending)
+            )
     assert sizes[6] == sizes[-1]
 
 

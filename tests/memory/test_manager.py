@@ -13,13 +13,13 @@ from torch import Tensor
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.geometry import Geometry
 from lipcast.config.memory_options import MemoryOptions
-from lipcast.config.models import VAEConfig
+from lipcast.config.models import Models, VAEConfig
 from lipcast.errors import CheckpointError
 from lipcast.memory.manager import MemoryManager
 from lipcast.models.dit import DiT
 from lipcast.planning.hardware import CPU
 from lipcast.planning.inputs import PlannerInputs
-from lipcast.planning.plan import Budget, Models
+from lipcast.planning.plan import Budget
 from lipcast.weights.load import without_memory
 
 GEOMETRY = Geometry.of(SMALL, VAEConfig(), height=64, width=64, infer_frames=16)

@@ -11,13 +11,13 @@ import torch
 
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.memory_options import MemoryOptions
+from lipcast.config.models import Models
 from lipcast.engine import planner_inputs
 from lipcast.engine.loading import read_precision
 from lipcast.errors import UsageError
 from lipcast.memory import probe
 from lipcast.planning import costs, items, sizes
 from lipcast.planning.inputs import supposed_spec
-from lipcast.planning.plan import Models
 from lipcast.planning.planner import make_plan
 from lipcast.weights.checkpoint import checkpoint_dir
 from lipcast.weights.fp8 import Fp8Support

@@ -12,17 +12,16 @@ from hypothesis import strategies as st
 
 from lipcast.config.generate_options import SCHEDULES
 from lipcast.config.geometry import Geometry
-from lipcast.config.models import DiTConfig, TextConfig, VAEConfig
+from lipcast.config.models import DiTConfig, Models, SpeechShape, TextConfig, VAEConfig
 from lipcast.config.precision import KV_PRECISIONS, PRECISIONS, Precision
 from lipcast.config.units import GIB
 from lipcast.errors import MemoryBudgetError
 from lipcast.planning import sizes
 from lipcast.planning.hardware import Hardware, gpu
-from lipcast.planning.plan import Budget, Models, Plan, PlanConstraints, PlanRequest, total
+from lipcast.planning.plan import Budget, Plan, PlanConstraints, PlanRequest, total
 from lipcast.planning.planner import make_plan
 from lipcast.planning.search import least_ram, least_vram
 from lipcast.planning.table import plan_document
-from lipcast.planning.tensors import SpeechShape
 from lipcast.planning.workload import residency_order
 
 PUBLISHED = Models()

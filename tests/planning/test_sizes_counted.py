@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from lipcast.config.geometry import Geometry
-from lipcast.config.models import DiTConfig, TextConfig, VAEConfig
+from lipcast.config.models import DiTConfig, SpeechShape, TextConfig, VAEConfig
 from lipcast.engine.speech_features import FILE_WINDOW, WHOLE_FILE_S, live_window
 from lipcast.lab.fake_cuda import DEVICE
 from lipcast.lab.gpu_work import fake_vae
@@ -31,7 +31,6 @@ from lipcast.models.sink import Sink
 from lipcast.models.speech import FEATURE_RATE, SpeechConfig, SpeechEncoder
 from lipcast.models.text import TextEncoder
 from lipcast.planning import sizes
-from lipcast.planning.tensors import SpeechShape
 
 BF16: dict[str, Any] = {"dtype": torch.bfloat16}
 CONFIG = DiTConfig(

@@ -24,6 +24,7 @@ from lipcast.cli.types import FILE, FOLDER, SECONDS
 from lipcast.config.tables import Row, read_table, spelled
 from lipcast.errors import InputError, LipcastError, UsageError
 
+_UNWRITABLE = re.compile(r"[\0\ud800-\udfff]")
 _WHOLE = re.compile(r"([+-]?\d+)[.,](?:0{1,2}|0{4,})")
 _DECIMAL_COMMA = re.compile(r"(\d+),(\d{1,2}|\d{4,})(\D*)")
 """Neither has three digits behind the comma: "1,000" may be a thousand."""
@@ -98,16 +99,26 @@ def _text(option: Option, column: str, value: Any, folder: Path) -> str:
     if isinstance(value, (list, dict)):
         raise InputError(f"'{column}': expected one value, got {value!r:.60}")
     text = str(value)
+    if _UNWRITABLE.search(text):
+        raise InputError(
+            f"'{column}': {text!r:.60} contains characters that no text or name can have"
+        )
     if isinstance(option.type, click.types.IntParamType) and (whole := _WHOLE.fullmatch(text)):
         return whole[1]
     if option.type in {click.FLOAT, SECONDS}:
         return _DECIMAL_COMMA.sub(r"\1.\2\3", text)
-    is_path = option.type in {FILE, FOLDER} and not text.startswith("~")
-    # A model or an adapter may also be a name.
-    is_name = (
-        option.name in {"model", "lora"} and (folder / text.split(":", maxsplit=1)[0]).exists()
-    )
-    return str(folder / text) if is_path or is_name else text
+    is_path = option.type.name in {FILE.name, FOLDER.name} and not text.startswith("~")
+    if not is_path and not (option.name in {"model", "lora"} and _is_there(folder, text)):
+        return text
+    return f"{folder / text}{'/' if text.endswith('/') else ''}"  # a slash means a folder
+
+
+def _is_there(folder: Path, text: str) -> bool:
+    """Return whether a model or an adapter, perhaps with a weight, is a path and not a name."""
+    try:
+        return (folder / text.split(":", maxsplit=1)[0]).exists()
+    except OSError:  # too long, or not allowed
+        return False
 
 
 def _with_own_output(

@@ -75,7 +75,7 @@ def convert(
     """
     model = model or DEFAULT_MODEL
     out = output or Path(f"{Path(model).name}-{precision}")
-    shard_bytes = parse_bytes(shard_size)
+    shard_bytes = parse_bytes(shard_size, name="shard_size")
     from lipcast.weights.checkpoint import checkpoint_dir
     from lipcast.weights.convert import ConvertRequest
     from lipcast.weights.convert import convert as convert_files

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lipcast.cli.info import describe
-from lipcast.cli.plan import this_device_context
+from lipcast.cli.plan import this_machine
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.memory_options import MemoryOptions
+from lipcast.config.models import Models
 from lipcast.config.units import format_bytes
 from lipcast.errors import MemoryBudgetError, UsageError
 from lipcast.lab.driver import DriverCard
 from lipcast.planning.inputs import PlannerInputs, supposed_spec
-from lipcast.planning.plan import Models
 from lipcast.planning.planner import make_plan
 from lipcast.planning.sizes import packed_bytes
 from lipcast.planning.tensors import dit_tensors
@@ -35,7 +35,7 @@ class FitResult:
 def fit(configs: Models, cards: Sequence[DriverCard]) -> FitResult:
     """A video of the model's own size on this machine's first GPU, else on its CPU."""
     try:
-        hardware, budget = this_device_context(cards)
+        hardware, budget = this_machine(cards)
     except UsageError:
         return _fit_cpu(configs)
     options = GenerateOptions()

@@ -16,10 +16,10 @@ from lipcast.cli.console import Console
 from lipcast.cli.options import options_named
 from lipcast.cli.request import DEFAULT_MODEL, generate_options
 from lipcast.config.generate_options import GenerateOptions
+from lipcast.config.models import Models
 from lipcast.config.units import format_bytes
 from lipcast.config.video_spec import VideoSpec, video_spec
 from lipcast.planning import sizes, tensors
-from lipcast.planning.plan import Models
 from lipcast.weights.configs import read_configs
 
 _DEFAULT_SIDES = (704, 384)

@@ -22,8 +22,8 @@ from lipcast.cli.meter import Meter, ProgressBar
 from lipcast.cli.request import GenerateRequest
 from lipcast.cli.result import document, length, unfinished
 from lipcast.config.models import VIDEO_FPS
-from lipcast.env import cache_dir, launched
-from lipcast.errors import InputError, LipcastError, UsageError
+from lipcast.env import cache_dir, launched, temporary_dir
+from lipcast.errors import InputError, LipcastError, OutputError, UsageError
 from lipcast.weights.configs import read_configs
 
 if TYPE_CHECKING:
@@ -95,9 +95,9 @@ def make_long(
 
     Raises UsageError when another process makes this video.
     """
-    from lipcast.jobs.store import FINISHED, Store
+    from lipcast.jobs.store import FINISHED
 
-    store: Store = Store(cache_dir() / "jobs")
+    store = _open_store(console)
     job = store.job(_find_or_submit(store, request))
     request = _as_submitted(request, job)
     if job.state != FINISHED:
@@ -106,6 +106,18 @@ def make_long(
     report = _report(store, job.id)
     store.remove(job.id)
     return {"status": "finished"} | _document(request, meter, console, report["frames"], report)
+
+
+def _open_store(console: Console) -> Store:
+    """Return the store of the user's jobs; one among the temporary files where that cannot be used."""
+    from lipcast.jobs.store import Store
+
+    try:
+        return Store(cache_dir() / "jobs")
+    except OutputError as error:
+        folder = temporary_dir() / "jobs"
+        console.warn(f"segments are kept in {folder}: {error}")
+        return Store(folder)
 
 
 def _find_or_submit(store: Store, request: GenerateRequest) -> str:

@@ -14,9 +14,9 @@ from lipcast.cli.console import Console
 from lipcast.cli.fit_check import fit
 from lipcast.cli.options import JSON_DEBUG
 from lipcast.cli.types import FOLDER
+from lipcast.config.models import Models
 from lipcast.errors import CheckpointError, LipcastError
 from lipcast.lab.driver import DriverCard, listed_cards
-from lipcast.planning.plan import Models
 from lipcast.weights.checkpoint import ADAPTER_MODEL, EMBEDDED_MODELS, checkpoint_dir
 from lipcast.weights.configs import read_configs
 from lipcast.weights.hub import ModelStatus, list_models, model_status, verify_pulled

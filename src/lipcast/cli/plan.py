@@ -133,7 +133,7 @@ def _budget(memory: MemoryOptions, hardware: Hardware, *, is_supposed: bool) -> 
     )
 
 
-def this_device_context(cards: Sequence[DriverCard]) -> tuple[Hardware, Budget]:
+def this_machine(cards: Sequence[DriverCard]) -> tuple[Hardware, Budget]:
     """Return the first card and all memory of this machine; raises UsageError without a card."""
     hardware = card_hardware(cards, MemoryOptions())
     return hardware, _budget(MemoryOptions(), hardware, is_supposed=False)

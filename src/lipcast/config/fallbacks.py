@@ -25,7 +25,7 @@ class Fallback:
 
     @property
     def keeps_the_picture(self) -> bool:
-        """Same video, or one that differs by rounding only."""
+        """Whether the video stays the same, apart from rounding."""
         return self.name in KEEPING
 
     def __str__(self) -> str:
@@ -33,7 +33,7 @@ class Fallback:
 
 
 def parse_fallbacks(text: str) -> tuple[Fallback, ...]:
-    """ "online_decode, infer_frames=32, size=384*256, sample_steps=3, offload", in that order."""
+    """Return the fallbacks of a list such as "kv_streamed, infer_frames=32, size=384*256", in its order."""
     return tuple(_parse_fallback(word.strip()) for word in text.split(",") if word.strip())
 
 

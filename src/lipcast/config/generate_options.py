@@ -1,4 +1,4 @@
-"""What the user asks for, checked: one frozen dataclass with every default in one place.
+"""Options of a video, checked: one frozen dataclass with every default in one place.
 
 Input: plain values, from the command line, a job file or a Python call. Output: `GenerateOptions`.
 Wrong values raise UsageError with what was expected; nothing here touches a file or a device.
@@ -25,7 +25,7 @@ _MAX_COUNT = 2**31 - 4
 
 
 def parse_size(text: str) -> int:
-    """The area in pixels that a size such as "704*384" names (`*` or `x` between the sides)."""
+    """Return the area in pixels of a size such as "704*384" (`*` or `x` between the sides)."""
     match = re.fullmatch(r"\s*(\d{1,5})\s*[*xX×]\s*(\d{1,5})\s*", text)
     if not match:
         raise UsageError(f'size: expected two numbers such as "704*384", got "{text}"')

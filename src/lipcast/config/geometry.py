@@ -1,4 +1,4 @@
-"""From a picture and a wished area to every size that generation needs.
+"""From a picture and a wanted area to every size that generation needs.
 
 Input: the picture's height and width, an area in pixels, the model's configs.
 Output: `fit_size` (height, width) and `Geometry`, from which latents, tokens and windows derive.
@@ -17,7 +17,7 @@ _ASSUMED_PADDING = 63
 
 
 def fit_size(height: int, width: int, area: int) -> tuple[int, int]:
-    """The largest (height, width) near the picture's aspect whose product is at most `area`.
+    """Return the largest (height, width) near the picture's aspect whose product is at most `area`.
 
     Both are multiples of 64. The search is the public implementation's, kept because a size
     decides the latents: a scale runs down through 100 values, each side is rounded up to 64,
@@ -105,5 +105,5 @@ class Geometry:
 
     @property
     def anchor_block(self) -> int:
-        """The first block after the first clip: where the anchor is replaced."""
+        """The first block after the first clip, where the reference is replaced."""
         return -(-self.window // self.latents_per_block)

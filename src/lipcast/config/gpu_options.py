@@ -1,4 +1,4 @@
-"""What the user says about GPUs, checked: how many there are, and what computes on each.
+"""Options of the GPUs, checked: how many there are, and what computes on each.
 
 Input: plain values. Output: a frozen `GpuOptions`. Raises UsageError for what makes no sense.
 """
@@ -18,10 +18,10 @@ KERNEL_CHOICES: tuple[KernelChoice, ...] = ("auto", *get_args(KernelName))
 
 @dataclass(frozen=True, slots=True)
 class GpuOptions:
-    """How many GPUs make a video together, and how. What is left open is the planner's choice.
+    """How many GPUs make a video together, and how. The planner chooses what is left open.
 
-    `gpus`: all of them. `num_gpus_dit`: those that run the transformer, all but one that only decodes.
-    `ulysses_size`: how many split the tokens and heads of one denoising step. `enable_vae_parallel`: one
+    `gpus`: number of GPUs. `num_gpus_dit`: number that run the transformer, without one that only decodes.
+    `ulysses_size`: number that split the tokens and heads of one denoising step. `enable_vae_parallel`: one
     GPU only decodes. `dit_fsdp`: each keeps a part of the weights, and layers are gathered when needed.
     `kernels`: "triton" passes over memory once where "plain" does up to ten times; "auto" is triton on
     every GPU where it works.
@@ -45,7 +45,7 @@ class GpuOptions:
 
     @property
     def num_gpus(self) -> int:
-        """All GPUs: as many as were asked for, or as the other options need together."""
+        """Number of GPUs: what was asked for, or what the other options need together."""
         if self.gpus is not None:
             return self.gpus
         return (self.num_gpus_dit or self.ulysses_size or 1) + self.enable_vae_parallel

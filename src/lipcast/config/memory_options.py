@@ -1,4 +1,4 @@
-"""What the user says about memory, checked: budgets, offloading, and what may give way when it runs out.
+"""Options of memory, checked: budgets, offloading, and the fallbacks when it runs out.
 
 Input: plain values. Output: a frozen `MemoryOptions`. Raises UsageError for what makes no sense.
 """
@@ -15,14 +15,14 @@ from lipcast.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class MemoryOptions:
-    """How memory is to be used. The defaults leave everything to the planner.
+    """How to use memory. The defaults leave everything to the planner.
 
     `vram` and `ram` are budgets such as "12GB" or "11.5GiB"; None: what is free.
-    `offload_model` streams all weights from host memory, `offload_kv_cache` all that attention
-    remembers. `kv_precision` stores it in "bf16", "fp8" or "int4".
-    `fallback` is what gives way, and in which order, when memory runs out all the same: names as in
-    "kv_streamed, infer_frames=32, size=384*256"; "none" lets nothing give way. Without it the video
-    stays the same, and `allow_degrade` adds what changes it.
+    `offload_model` streams all weights from host memory, `offload_kv_cache` the KV cache.
+    `kv_precision` is that of the KV cache: "bf16", "fp8" or "int4".
+    `fallback` lists the fallbacks to take, in order, when memory runs out: "kv_streamed, infer_frames=32,
+    size=384*256"; "none" allows none. By default those that keep the video are taken, and
+    `allow_degrade` adds those that change it.
     """
 
     vram: str | None = None
@@ -34,9 +34,8 @@ class MemoryOptions:
     allow_degrade: bool = False
 
     def __post_init__(self) -> None:
-        for budget in (self.vram, self.ram):
-            if budget is not None:
-                parse_bytes(budget)
+        for name in ("vram", "ram"):
+            self.budget_bytes(name, 0)
         if self.kv_precision not in {None, *KV_PRECISIONS}:
             known = ", ".join(KV_PRECISIONS)
             raise UsageError(f"kv_precision: expected one of {known}, got {self.kv_precision!r}")
@@ -45,13 +44,13 @@ class MemoryOptions:
 
     @property
     def asks_for_a_plan(self) -> bool:
-        """Whether anything is said that a CPU, which has one kind of memory, would not do anyway."""
+        """Whether memory has to be planned on a CPU too, where nothing can be offloaded."""
         return self.vram is not None or self.kv_precision is not None
 
     def budget_bytes(self, name: str, default: int) -> int:
-        """The budget "vram" or "ram" in bytes; `default` where the user gave none."""
+        """Return the budget "vram" or "ram" in bytes; `default` where the user gave none."""
         given: str | None = getattr(self, name)
-        return default if given is None else parse_bytes(given)
+        return default if given is None else parse_bytes(given, name=name)
 
 
 MEMORY_OPTION_NAMES = tuple(field.name for field in fields(MemoryOptions))

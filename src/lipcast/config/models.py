@@ -8,7 +8,7 @@ Where a published checkpoint has no file for a network, the defaults here are th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
 
 from lipcast.errors import CheckpointError
@@ -33,14 +33,14 @@ _WAN_LATENT_STD = (
 def _pick(
     cls: type, source: Mapping[str, Any], renames: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """The keyword arguments of `cls` that `source` holds; lists become tuples."""
+    """Return the keyword arguments of `cls` that `source` holds; lists become tuples."""
     renames = renames or {}
     found: dict[str, Any] = {}
-    for field in fields(cls):
-        key = renames.get(field.name, field.name)
+    for item in fields(cls):
+        key = renames.get(item.name, item.name)
         if key in source:
             value = source[key]
-            found[field.name] = tuple(value) if isinstance(value, list) else value
+            found[item.name] = tuple(value) if isinstance(value, list) else value
     return found
 
 
@@ -170,3 +170,31 @@ class TextConfig:
     @property
     def byte_tokens(self) -> bool:
         return self.tokenizer.startswith("ByT5")
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechShape:
+    """The sizes of a wav2vec2 encoder with the keys of its config.json (defaults: large XLSR)."""
+
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_hidden_layers: int = 24
+    conv_dim: tuple[int, ...] = (512,) * 7
+    conv_kernel: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    conv_stride: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
+    num_conv_pos_embeddings: int = 128
+    num_conv_pos_embedding_groups: int = 16
+
+    @classmethod
+    def from_json(cls, source: Mapping[str, Any]) -> Self:
+        return cls(**_pick(cls, source))
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The configurations of the four networks (defaults: the published 14B)."""
+
+    dit: DiTConfig = field(default_factory=DiTConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    speech: SpeechShape = field(default_factory=SpeechShape)

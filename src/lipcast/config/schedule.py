@@ -32,21 +32,21 @@ Tick = tuple[Unit, ...]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """The dependencies of a run. `anchor_block` is None where the anchor is never replaced."""
+    """The dependencies of a run. `anchor_block` is None where the reference is never replaced."""
 
     num_steps: int
     anchor_block: int | None = None
     stages: tuple[tuple[int, ...], ...] = ()
     """The steps of each stage; none: one stage has all."""
     drains_at_anchor: bool = False
-    """All stages replace the anchor at the same time, with no block under way."""
+    """All stages replace the reference at the same time, with no block in flight."""
 
     @property
     def all_stages(self) -> tuple[tuple[int, ...], ...]:
         return self.stages or (tuple(range(self.num_steps)),)
 
     def needs(self, unit: Unit) -> list[Unit]:
-        """The units that must be finished before `unit` starts."""
+        """Return the units that must be finished before `unit` starts."""
         needed = []
         if unit.step > 0:
             needed.append(Unit(unit.block, unit.step - 1))
@@ -72,14 +72,14 @@ class Scheduler:
     """
 
     def __init__(self, order: Order, *, max_lanes: int, first_block: int = 0) -> None:
-        """`max_lanes`: of each stage."""
+        """Begin with `first_block`; `max_lanes` bounds the units of a tick on each stage."""
         assert max_lanes >= 1
         self._order, self._max_lanes = order, max_lanes
         self._next_block = [first_block] * order.num_steps
         """For each step, the block that it computes next: blocks pass every step in order."""
 
     def ready(self, end_block: int | None = None) -> Tick:
-        """The units of the next tick, of blocks before `end_block`."""
+        """Return the units of the next tick, of blocks before `end_block`."""
         found: list[Unit] = []
         for steps in reversed(self._order.all_stages):
             units = (Unit(self._next_block[step], step) for step in reversed(steps))
@@ -88,7 +88,7 @@ class Scheduler:
         return tuple(found)
 
     def advance(self, tick: Tick) -> None:
-        """These units of what was ready are run."""
+        """Mark these units of what was ready as finished."""
         for unit in tick:
             assert unit.block == self._next_block[unit.step], "blocks pass every step in order"
             self._next_block[unit.step] += 1
@@ -100,7 +100,7 @@ class Scheduler:
 
 
 def ticks(order: Order, *, max_lanes: int, first_block: int = 0) -> Iterator[Tick]:
-    """Ticks without end, as `Scheduler` makes them."""
+    """Yield ticks without end, as `Scheduler` makes them."""
     scheduler = Scheduler(order, max_lanes=max_lanes, first_block=first_block)
     while True:
         tick = scheduler.ready()
@@ -109,5 +109,5 @@ def ticks(order: Order, *, max_lanes: int, first_block: int = 0) -> Iterator[Tic
 
 
 def lanes_of(name: ScheduleName, num_steps: int) -> int:
-    """How many lanes a tick of the named schedule carries."""
+    """Return how many lanes a tick of the named schedule carries."""
     return num_steps if name == "wavefront" else 1

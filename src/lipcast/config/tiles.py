@@ -12,12 +12,12 @@ TILE_OVERLAP = 8
 
 
 def tile_length(side: int, count: int) -> int:
-    """Length of each of `count` tiles, the overlap included."""
+    """Return the length of each of `count` tiles, the overlap included."""
     return side if count == 1 else min(side, -(-side // count) + TILE_OVERLAP)
 
 
 def tile_starts(side: int, count: int) -> tuple[int, ...]:
-    """Where the tiles begin, spread evenly from 0 to the last that fits."""
+    """Return where the tiles begin, spread evenly from 0 to the last that fits."""
     length = tile_length(side, count)
     if length == side:
         return (0,)

@@ -29,7 +29,7 @@ class FlowSchedule:
 def flow_schedule(
     num_steps: int, *, shift: float = 3.0, fold_last_step: bool = False
 ) -> FlowSchedule:
-    """Sigmas from 1 to 0 in `num_steps` steps; 4 steps: 1, 0.8577, 0.6022, 0.0089, 0.
+    """Return the sigmas from 1 to 0 in `num_steps` steps; 4 steps: 1, 0.8577, 0.6022, 0.0089, 0.
 
     `fold_last_step` leaves the last evaluation out: the step before it goes straight to 0.
     One step cannot be folded and stays.
@@ -50,6 +50,6 @@ def _shifted(sigma: float, shift: float) -> float:
 
 
 def _float32(value: float) -> float:
-    """The nearest float32 number."""
+    """Return the nearest float32 number."""
     nearest: float = struct.unpack("f", struct.pack("f", value))[0]
     return nearest

@@ -1,4 +1,4 @@
-"""One video, decided: from a request and the model's configs to every size and order, in a pure function.
+"""Every size and order of one video, decided in a pure function of a request and the model's configs.
 
 Input: `GenerateOptions`, configs, the portrait's size. Output: a frozen `VideoSpec` that execution obeys.
 """
@@ -42,7 +42,7 @@ class VideoSpec:
         return None if clips is None else clips * self.infer_frames
 
     def described(self) -> dict[str, Any]:
-        """Sizes in plain data, for results."""
+        """Return the sizes as plain data, for results."""
         geometry = self.geometry
         return {
             "infer_frames": self.infer_frames,
@@ -51,7 +51,7 @@ class VideoSpec:
         }
 
     def first_frame(self, block: int) -> int:
-        """Latent frame at which a block starts, counted from the beginning of all positions."""
+        """Return the latent frame at which a block starts, counted from the beginning of all positions."""
         return self.options.start_frame + block * self.geometry.latents_per_block
 
 
@@ -88,7 +88,7 @@ def video_spec(
 
 
 def respecified(spec: VideoSpec, geometry: Geometry, dit: DiTConfig, *, steps: int) -> VideoSpec:
-    """The same video in another geometry and number of sampling steps, lanes as before."""
+    """Return the same video in another geometry and number of sampling steps, lanes as before."""
     flow = flow_schedule(steps, shift=dit.sample_shift, fold_last_step=spec.options.fold_last_step)
     anchor_block = geometry.anchor_block if spec.options.swap_anchor else None
     return replace(
@@ -104,7 +104,7 @@ def respecified(spec: VideoSpec, geometry: Geometry, dit: DiTConfig, *, steps: i
 def _output_size(
     options: GenerateOptions, dit: DiTConfig, height: int, width: int
 ) -> tuple[int, int]:
-    """The asked area in the portrait's aspect; a model trained at one size keeps it by default."""
+    """Return the wanted area in the portrait's aspect; a model trained at one size keeps it by default."""
     if options.size is None and dit.height and dit.width:
         return dit.height, dit.width
     area = parse_size(options.size) if options.size else _DEFAULT_AREA

@@ -116,11 +116,6 @@ class LaneExecutor:
             else:
                 self._swap_ref_C1HW = snapshot.first_C1HW
 
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of all rings and of the sink."""
-        return self.memory.num_bytes
-
     @torch.inference_mode()
     def start(self, block: int, features_LCV: Tensor, latent_CFHW: Tensor | None = None) -> None:
         """Prepare a block for its first step here; `latent_CFHW` is the output of the previous stage."""

@@ -1,4 +1,4 @@
-"""What plans are made from, found out before anything is loaded.
+"""What plans are made from, measured before anything is loaded.
 
 Input: a checkpoint's folder, a device, the user's options. Output: `PlannerInputs` (rates, budget,
 configurations, precision) and the `DeviceContext` that memory is taken from.
@@ -17,13 +17,14 @@ from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.geometry import Geometry
 from lipcast.config.gpu_options import KernelChoice
 from lipcast.config.memory_options import MemoryOptions
+from lipcast.config.models import Models
 from lipcast.config.precision import Precision
 from lipcast.memory.device_context import DeviceContext
 from lipcast.memory.probe import describe_gpu
 from lipcast.models.kernels.choice import choose_kernels
 from lipcast.planning.hardware import CONTEXT_BYTES, CPU, Hardware, expected_kernels
 from lipcast.planning.inputs import PlannerInputs, supposed_spec
-from lipcast.planning.plan import Budget, Models, WorkShare
+from lipcast.planning.plan import Budget, WorkShare
 from lipcast.planning.plan import total as total_bytes
 from lipcast.planning.sizes import linear_sizes
 from lipcast.planning.workload import HOST_RESERVE_BYTES, reserve_parts
@@ -44,7 +45,9 @@ def measure_planner_inputs(
     hardware: Hardware | None = None,
     kernels: KernelChoice = "auto",
 ) -> PlannerInputs:
-    """`precision` is the user's; None leaves it to the checkpoint, then to the planner.
+    """Return what the plans of a model on a device are made from.
+
+    `precision` is the user's; None leaves it to the checkpoint, then to the planner.
 
     `hardware`: of a device that is not to be touched from here, and whose memory is taken as free.
     Raises CheckpointError for a folder that is no checkpoint.
@@ -88,12 +91,12 @@ def open_device_context(device: torch.device, inputs: PlannerInputs) -> DeviceCo
 
 
 def default_geometry(models: Models) -> Geometry:
-    """Of a video with default options and an upright portrait: what weights are placed for first."""
+    """Return the geometry that weights are placed for first: default options and an upright portrait."""
     return supposed_spec(GenerateOptions(), models).geometry
 
 
 def _stored_precision(directory: Path) -> Precision | None:
-    """The precision of a quantised checkpoint; None for one that is not."""
+    """Return the precision of a quantised checkpoint; None for one that is not."""
     files = find_checkpoint(directory, need=("dit",))
     assert files.dit is not None
     found = (scheme.precision for _, scheme in quantised_layers(open_tensors(files.dit)))

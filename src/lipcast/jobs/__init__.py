@@ -1,1 +1,1 @@
-"""Jobs: videos that are made segment by segment, and survive whatever ends a process."""
+"""Jobs: videos that are made segment by segment, and continue after any interruption."""

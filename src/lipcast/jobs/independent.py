@@ -1,9 +1,9 @@
-"""Segments that know nothing of each other, and the fades between them.
+"""Segments that are made independently of each other, and the cross-fades between them.
 
 Every segment begins with the portrait and has its own piece of the voice, cut at a quiet place. It also makes
-the first block after its piece; the next segment makes the same 0.48 s as its own first block. These two are
-faded into each other, picture by picture, and lie as a video of one block between the two segments.
-Input: the voice; edge files, as makers write them. Output: pieces of the voice; all videos in order.
+the first block after its piece; the next segment makes the same 0.48 s as its own first block. The two are
+cross-faded, picture by picture, into a video of one block between the segments.
+Input: the voice; the edge files that renderers write. Output: pieces of the voice; all videos in order.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from lipcast.media.video import VideoWriter
 
 Pictures = NDArray[np.uint8]
 _LEAST_BLOCKS = 2
-"""Of a piece: its first block may be faded into the segment before, and something must be left."""
+"""Least length of a piece: its first block may belong to a cross-fade, and something must be left."""
 _LEAST_SEGMENT_BLOCKS = 4
-"""A cut may lie a quarter of a segment from where it was wished, on both sides."""
+"""Least length of a segment: a cut may lie a quarter of it from the desired place, on both sides."""
 
 
 class Block(Protocol):
-    """What a maker makes: one block of pictures."""
+    """One block of pictures, as a renderer makes it."""
 
     @property
     def frames(self) -> Pictures: ...
@@ -41,12 +41,12 @@ _Block = TypeVar("_Block", bound=Block)
 
 
 def pieces_of(voice: Path, folder: Path, segment_s: float) -> list[Piece]:
-    """The voice in pieces, each but the last with one block of the next. Raises UsageError."""
+    """Cut the voice; each piece but the last has one block of the next. Raises UsageError."""
     least_s = _LEAST_SEGMENT_BLOCKS * BLOCK_FRAMES / VIDEO_FPS
     if segment_s < least_s - 1e-6:
         raise UsageError(
             f"--segment: expected at least {least_s:g} s for independent segments, got "
-            f"{segment_s:g} s; submit with more"
+            f"{segment_s:g} s; submit with a longer one"
         )
     return split_audio(
         voice, folder, segment_s=segment_s, name="voice", least_blocks=_LEAST_BLOCKS, overlap_blocks=1
@@ -57,12 +57,12 @@ class Edges:
     """Takes the blocks that belong to fades out of a segment."""
 
     def __init__(self, *, head: bool, tail: bool) -> None:
-        """Whether a segment comes before this one, and after it."""
+        """`head`, `tail`: whether a segment comes before this one, and after it."""
         self._has = {"head": head, "tail": tail}
         self._found: dict[str, Pictures] = {}
 
     def body(self, blocks: Iterable[_Block]) -> Iterator[_Block]:
-        """What lies between the fades."""
+        """Yield the blocks between the cross-fades."""
         rest = iter(blocks)
         if self._has["head"]:
             self._found["head"] = next(rest).frames
@@ -76,7 +76,7 @@ class Edges:
             yield held
 
     def save(self, path: Path) -> None:
-        """Write what was taken out. Raises OutputError."""
+        """Write the blocks that were taken out. Raises OutputError."""
         try:
             with path.open("wb") as file:
                 np.savez(file, allow_pickle=False, **self._found)
@@ -85,7 +85,7 @@ class Edges:
 
 
 def fade(tail_THWC: Pictures, head_THWC: Pictures) -> Pictures:
-    """From one video to another: picture i of T has (i + 1) / (T + 1) of the second."""
+    """Cross-fade two videos of T pictures: picture i has (i + 1) / (T + 1) of the second."""
     assert tail_THWC.shape == head_THWC.shape
     share = np.arange(1, len(tail_THWC) + 1, dtype=np.float32) / (len(tail_THWC) + 1)
     share_T111 = share[:, None, None, None]
@@ -94,7 +94,7 @@ def fade(tail_THWC: Pictures, head_THWC: Pictures) -> Pictures:
 
 
 def with_fades(videos: Sequence[Path], edges: Sequence[Path], voice: Path) -> list[Path]:
-    """Segments and the fades between them, which are made here, in order. Raises OutputError."""
+    """Make the cross-fades; return them and the segments in order. Raises OutputError."""
     audio = open_audio(voice)
     ordered = [videos[0]]
     for (before, after), video in zip(pairwise(edges), videos[1:], strict=True):
@@ -115,6 +115,8 @@ def with_fades(videos: Sequence[Path], edges: Sequence[Path], voice: Path) -> li
 def _read(path: Path, name: str) -> Pictures:
     with np.load(path, allow_pickle=False) as found:
         if name not in found:
-            raise InputError(f"{path}: expected the {name} of a segment, got none; submit anew")
+            raise InputError(
+                f"{path}: the {name} of a segment is missing; remove the job and submit it again"
+            )
         pictures: Pictures = found[name]
         return pictures

@@ -1,4 +1,4 @@
-"""Segments made by a model on this machine, which stays loaded between them.
+"""Make segments with a model on this machine, which stays loaded between them.
 
 Input: requests in plain data, as `job submit` makes them. Output: segments, as `jobs.tasks` asks for them.
 """

@@ -1,4 +1,4 @@
-"""How far a job is. Input: the job and its finished segments. Output: frames, speed, time that is left."""
+"""Progress of a job. Input: the job and its finished segments. Output: frames, speed, time left."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from lipcast.jobs.store import FINISHED, RUNNING, Job, Segment
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Of one job; None where it cannot be known yet."""
+    """Progress of one job; None for what cannot be known yet."""
 
     num_done: int
     num_segments: int | None
     num_frames: int
     frames_per_s: float | None
     eta_s: float | None
-    """From the finished segments' mean; what the one in flight has done already is not counted."""
+    """Seconds left, by the mean of the finished segments; the one in flight does not count."""
 
 
 def progress(job: Job, segments: Collection[Segment]) -> Progress:
-    """What the reports of the finished segments say."""
+    """Return the progress by the reports of the finished segments."""
     frames = sum(int(segment.report.get("frames", 0)) for segment in segments)
     took_s = sum(float(segment.report.get("elapsed_s", 0)) for segment in segments)
     return Progress(

@@ -1,6 +1,6 @@
-"""What a job consists of: its segments, their files, and what makes them.
+"""The segments of a job, their files, and the interface of what makes them.
 
-Input: a lease, and what the job will be. Output: tasks in order; the files that make the whole video.
+Input: a lease and an estimate. Output: tasks in order; the files that are joined to the whole video.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VOICES = "voices"
 
 @dataclass(frozen=True, slots=True)
 class JobEstimate:
-    """What a job will be; sizes in pixels. `plan` goes into the result."""
+    """Length and size of the video of a job; sizes in pixels. `plan` goes into the result."""
 
     num_blocks: int
     height: int

@@ -1,4 +1,4 @@
-"""The part of a loop's time that is waiting for what it loops over."""
+"""Measure how long a loop waits for its items."""
 
 from __future__ import annotations
 

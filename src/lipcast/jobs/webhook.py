@@ -1,4 +1,4 @@
-"""Tells a web server what became of a job: one POST of JSON, which may fail without harm."""
+"""Report the end of a job to a web server: one POST of JSON, which may fail without harm."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TIMEOUT_S = 10
 
 
 def check_url(url: str) -> str:
-    """The URL; raises UsageError for what cannot be posted to."""
+    """Return the URL; raises UsageError where nothing can be posted to it."""
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(f"--webhook: expected http://host/... or https://host/..., got {url!r}")
@@ -22,7 +22,7 @@ def check_url(url: str) -> str:
 
 
 def post(url: str, document: Mapping[str, Any]) -> str:
-    """Send a document; returns what went wrong, or nothing."""
+    """Send a document; returns what went wrong, or an empty text."""
     data = json.dumps(document, default=str).encode()
     request = urllib.request.Request(
         url, data=data, method="POST", headers={"Content-Type": "application/json"}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lipcast.config.text_file import read_text
 from lipcast.env import logger
 from lipcast.errors import InputError, OutputError
 
@@ -114,20 +115,17 @@ def read_results(paths: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"expected a file of results, got {path} ({error})") from error
+    text = read_text(path)
     records = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.split("\n"), 1):
         try:
-            record = json.loads(line or "null")
-        except json.JSONDecodeError:
+            record = json.loads(line.strip() or "null")
+        except (ValueError, RecursionError):
             _log.warning("%s:%d: a torn line is left out", path, number)
             continue
         if isinstance(record, dict) and "kind" in record:
             records.append(record)
-    if lines and not records:
+    if text and not records:
         raise InputError(f"expected a file of results, got {path} without a single one")
     return records
 

@@ -18,7 +18,7 @@ from lipcast.memory.arena import Arena
 from lipcast.memory.copier import Copier, Event
 from lipcast.memory.layer_params import FlatParams
 from lipcast.planning import items
-from lipcast.planning.search import DISK_STAGING_LAYERS
+from lipcast.planning.workload import DISK_STAGING_LAYERS
 from lipcast.weights.source import TensorSource
 
 

@@ -1,8 +1,8 @@
 """What else could be done: the ladder of fallbacks below a plan, and the alternatives beside it.
 
 Inputs: a Plan or a PlanRequest. Outputs: `FallbackPlan`s and `Alternative`s with predicted bytes and
-seconds. A rung is a change of the request; rungs add up. Rungs that keep the pictures come first,
-and the ones that change them only where the user allowed it. A rung that frees nothing is left out.
+seconds. A fallback is a change of the request; they add up. Those that keep the video come first, those
+that change it only where the user allows it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _UNLIMITED = Budget(2**50, 2**50)
 
 @dataclass(frozen=True, slots=True)
 class FallbackPlan:
-    """A rung taken after all those before it."""
+    """A fallback that is taken after all those before it."""
 
     fallback: Fallback
     plan: Plan
@@ -44,7 +44,7 @@ class Alternative:
 
 
 def default_fallbacks(request: PlanRequest, *, allow_degrade: bool = False) -> tuple[Fallback, ...]:
-    """The order that is taken where the user gave none."""
+    """Return the fallbacks, in order, where the user gave none."""
     keeping = tuple(Fallback(name) for name in KEEPING if name != "offload")
     return (*keeping, *_degrading(request)) if allow_degrade else keeping
 
@@ -60,7 +60,7 @@ def _degrading(request: PlanRequest) -> Iterator[Fallback]:
 
 
 def apply_fallback(request: PlanRequest, fallback: Fallback) -> PlanRequest:
-    """The request with one more fallback taken."""
+    """Return the request with one more fallback taken."""
     constraints = request.constraints
     changes: dict[str, PlanConstraints] = {
         "kv_streamed": replace(constraints, max_resident_ring_layers=0, stream_sink=True),
@@ -84,7 +84,7 @@ def apply_fallback(request: PlanRequest, fallback: Fallback) -> PlanRequest:
 
 
 def _finer(request: PlanRequest) -> tuple[int, int]:
-    """The next grid of decoder tiles."""
+    """Return the next grid of decoder tiles."""
     grids = tile_grids(request)
     now = grids.index(request.constraints.tiles) if request.constraints.tiles in grids else 0
     return grids[min(now + 1, len(grids) - 1)]
@@ -111,7 +111,7 @@ def _with_area(request: PlanRequest, area: int) -> Geometry:
 
 
 def ladder(plan: Plan, fallbacks: tuple[Fallback, ...]) -> tuple[FallbackPlan, ...]:
-    """The rungs below a plan, each added to those before it; what frees nothing is left out."""
+    """Return the fallbacks below a plan, each added to those before it, without those that free nothing."""
     found: list[FallbackPlan] = []
     request = _pinned(plan)
     for fallback in fallbacks:
@@ -148,7 +148,7 @@ def _pinned(plan: Plan) -> PlanRequest:
 
 
 def alternatives(plan: Plan) -> tuple[Alternative, ...]:
-    """Every knob turned once, the rest chosen anew under the same budget."""
+    """Return a plan for every other choice, the rest chosen anew under the same budget."""
     return tuple(_weigh(name, request) for name, request in _variants(plan))
 
 

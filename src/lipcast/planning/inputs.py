@@ -13,13 +13,14 @@ from lipcast.config.generate_options import GenerateOptions, ScheduleName
 from lipcast.config.geometry import Geometry
 from lipcast.config.gpu_options import GpuOptions
 from lipcast.config.memory_options import MemoryOptions
+from lipcast.config.models import Models
 from lipcast.config.precision import Precision
 from lipcast.config.video_spec import VideoSpec, video_spec
 from lipcast.errors import UsageError
 from lipcast.planning.fallbacks import default_fallbacks
 from lipcast.planning.hardware import Hardware
 from lipcast.planning.layouts import LayoutConstraints
-from lipcast.planning.plan import Budget, Models, PlanConstraints, PlanRequest, WorkShare
+from lipcast.planning.plan import Budget, PlanConstraints, PlanRequest, WorkShare
 
 _PORTRAIT = (1280, 720)
 """Height and width of a portrait that is not known yet; only its aspect matters."""

@@ -1,4 +1,4 @@
-"""Several GPUs: which layouts there are, what each rank needs and does, and which is fastest.
+"""Layouts of several GPUs: which there are, what each rank needs and does, and which is fastest.
 
 Inputs: a PlanRequest (its GPU budget is one GPU's, its host budget the machine's) and a number of
 GPUs. Outputs: `LayoutPlan`s with a plan per rank, the time between blocks, and a timeline.
@@ -21,7 +21,7 @@ from lipcast.planning.workload import decoder_rank_parts
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How ranks share the work."""
+    """How the ranks share the work."""
 
     stages: int
     ulysses: int
@@ -44,20 +44,19 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class LayoutConstraints:
-    """What the user fixes; None leaves it to the planner. `num_gpus_dit` counts all but a VAE
-    rank."""
+    """Choices that are fixed; None leaves one open. `num_gpus_dit` counts all but a VAE rank."""
 
     num_gpus_dit: int | None = None
     ulysses_size: int | None = None
     vae_rank: bool | None = None
     sharded: bool | None = None
     uses_all: bool = False
-    """No layout that leaves a GPU idle."""
+    """Allow no layout that leaves a GPU idle."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankPlan:
-    """One kind of rank: a pipeline stage, or the decoder."""
+    """The ranks of one kind: of a pipeline stage, or the decoder."""
 
     role: str
     steps: tuple[int, ...]
@@ -84,7 +83,7 @@ class LayoutPlan:
 
     @property
     def block_s(self) -> float:
-        """Between two blocks: the busiest rank."""
+        """Seconds from block to block: those of the busiest rank."""
         return max(rank.busy_s for rank in self.ranks)
 
     @property
@@ -93,23 +92,23 @@ class LayoutPlan:
 
     @property
     def first_block_s(self) -> float:
-        """The first block passes every rank in turn."""
+        """Seconds to the first frames: the first block passes every rank in turn."""
         return sum(rank.busy_s for rank in self.ranks)
 
     @property
     def vram_bytes(self) -> int:
-        """Of the fullest GPU."""
+        """Memory of the fullest GPU."""
         return max(rank.vram_bytes for rank in self.ranks)
 
     @property
     def rank_key(self) -> tuple[float, bool, int, float]:
-        """Less is better: time between blocks, then the plainer layout."""
+        """Sort key, less is better: time between blocks, then the plainer layout."""
         layout = self.layout
         return (self.block_s, layout.sharded, layout.num_gpus, self.first_block_s)
 
 
 def stage_steps(num_steps: int, num_stages: int) -> tuple[tuple[int, ...], ...]:
-    """Consecutive steps of each stage; the last stages, which may also decode, get the fewer."""
+    """Return the consecutive steps of each stage; the last stages, which may also decode, get the fewer."""
     share, more = divmod(num_steps, num_stages)
     counts = [share + (stage < more) for stage in range(num_stages)]
     starts = [sum(counts[:stage]) for stage in range(num_stages)]
@@ -173,7 +172,7 @@ def _allows(constraints: LayoutConstraints, layout: Layout) -> bool:
 def plan_layouts(
     request: PlanRequest, num_gpus: int, constraints: LayoutConstraints | None = None
 ) -> tuple[LayoutPlan, ...]:
-    """Every layout that fits, fastest first.
+    """Return every layout that fits, fastest first.
 
     Raises UsageError where no layout has this shape, MemoryBudgetError where none fits.
     """
@@ -207,7 +206,7 @@ def _try(request: PlanRequest, share: WorkShare) -> Plan | None:
 
 
 def _shares(request: PlanRequest, layout: Layout) -> tuple[WorkShare, ...]:
-    """What one rank of each stage does."""
+    """Return the work of one rank of each stage."""
     num_dit = layout.stages * layout.ulysses
     steps = stage_steps(request.num_evaluations, layout.stages)
     return tuple(
@@ -271,7 +270,7 @@ def _too_big(request: PlanRequest, possible: Sequence[Layout]) -> str:
 
 
 def timeline(plan: LayoutPlan, *, num_blocks: int = 4, width: int = 72) -> tuple[str, ...]:
-    """Who does what when: one line per kind of rank, one letter per block, dots where it waits."""
+    """Return a line per kind of rank: a letter per block where it computes, dots where it waits."""
     spans = _simulate(plan, num_blocks)
     end_s = max(end for row in spans for _, end in row)
     lines = []
@@ -287,7 +286,7 @@ def timeline(plan: LayoutPlan, *, num_blocks: int = 4, width: int = 72) -> tuple
 
 
 def _simulate(plan: LayoutPlan, num_blocks: int) -> list[list[tuple[float, float]]]:
-    """(start, end) of every block on every rank: a rank takes a block when both are free."""
+    """Return (start, end) of every block on every rank: a rank takes a block when both are free."""
     spans: list[list[tuple[float, float]]] = [[] for _ in plan.ranks]
     for _ in range(num_blocks):
         ready_s = 0.0

@@ -12,11 +12,10 @@ from typing import Literal
 
 from lipcast.config.generate_options import ScheduleName
 from lipcast.config.geometry import Geometry
-from lipcast.config.models import DiTConfig, TextConfig, VAEConfig
+from lipcast.config.models import Models
 from lipcast.config.precision import KVPrecision, Precision
 from lipcast.config.schedule import lanes_of
 from lipcast.planning.hardware import Hardware
-from lipcast.planning.tensors import SpeechShape
 
 Placement = Literal["resident", "pinned", "disk"]
 """On the GPU; streamed from pinned host memory; streamed from a mapped file."""
@@ -24,18 +23,8 @@ EncoderPlacement = Literal["device", "host", "disk"]
 
 
 @dataclass(frozen=True, slots=True)
-class Models:
-    """The configs of the four networks (defaults: the published 14B)."""
-
-    dit: DiTConfig = field(default_factory=DiTConfig)
-    vae: VAEConfig = field(default_factory=VAEConfig)
-    text: TextConfig = field(default_factory=TextConfig)
-    speech: SpeechShape = field(default_factory=SpeechShape)
-
-
-@dataclass(frozen=True, slots=True)
 class Budget:
-    """What one process may take: memory of its GPU and of the host."""
+    """Memory that one process may take, of its GPU and of the host."""
 
     vram_bytes: int
     ram_bytes: int
@@ -43,7 +32,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class PlanConstraints:
-    """What the user fixes; None leaves it to the planner.
+    """Choices that are fixed; None leaves one to the planner.
 
     `max_resident_layers=0` streams all weights, `max_resident_ring_layers=0` all of the KV rings.
     `tiles` is the grid (rows, columns) the decoder works in.
@@ -96,7 +85,7 @@ WHOLE = WorkShare()
 
 @dataclass(frozen=True, slots=True)
 class PlanConfig:
-    """What a plan chooses for all layers together; which of them stay on the GPU, it chooses beside."""
+    """Choices for all layers together. Which of them stay on the GPU is chosen separately."""
 
     precision: Precision
     kv_precision: KVPrecision
@@ -110,7 +99,7 @@ class PlanConfig:
 
 @dataclass(frozen=True, slots=True)
 class MemoryItem:
-    """A named share of memory."""
+    """Bytes of memory under a name of `planning.items`."""
 
     name: str
     num_bytes: int
@@ -121,18 +110,18 @@ class BlockTime:
     """Predicted seconds per block, in the steady state; the longest stream decides."""
 
     compute_s: float
-    """Ticks of the transformer, everything at hand."""
+    """Ticks of the transformer, with everything on the GPU."""
     decode_s: float
     copy_s: float
     """The link between host and GPU."""
     disk_s: float
     peer_s: float
-    """Other GPUs: gathers of sharded weights and exchanges of heads."""
+    """Gathers of sharded weights from other GPUs, and exchanges of heads with them."""
     block_s: float
 
     @property
     def hidden_s(self) -> float:
-        """What overlap saves."""
+        """Seconds that overlap saves."""
         return (
             self.compute_s + self.decode_s + self.copy_s + self.disk_s + self.peer_s - self.block_s
         )
@@ -150,7 +139,7 @@ class BlockTime:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Every placement of one run on one GPU, and what it is predicted to take."""
+    """All placements of one run on one GPU, with the predicted bytes and seconds."""
 
     request: PlanRequest
     share: WorkShare
@@ -160,7 +149,7 @@ class Plan:
     ring_layers: tuple[Placement, ...]
     """Keys and values of each layer, all rings."""
     prompt_weights: Literal["host", "disk"]
-    """Weights that only a new prompt needs: kept, or read again from the checkpoint."""
+    """Weights that only a new prompt needs: kept in memory, or read again from the checkpoint."""
     text_encoder: EncoderPlacement
     speech_encoder: EncoderPlacement
     generate_parts: tuple[MemoryItem, ...]
@@ -206,7 +195,7 @@ class Plan:
 
     @property
     def first_block_s(self) -> float:
-        """From prepared conditions to the first pictures: a wavefront fills up first."""
+        """Seconds from prepared conditions to the first frames; a wavefront fills up first."""
         return self.time.block_s * self.num_lanes
 
 

@@ -1,8 +1,7 @@
 """The planner: what goes where, before anything is loaded.
 
-Input: a `PlanRequest` (models, geometry, hardware, budget, wishes). Output: a frozen `Plan` with
-the least predicted seconds per block under the budget, the ladder of fallbacks below it, and the
-alternatives beside it.
+Input: a `PlanRequest` (models, geometry, hardware, budget, constraints). Output: the frozen `Plan` with the
+least predicted seconds per block under the budget.
 Invariants: no plan exceeds its budget; more memory never gives a slower plan; where nothing fits,
 MemoryBudgetError names the smallest budget that works (that one works, a byte less does not).
 """
@@ -10,7 +9,6 @@ MemoryBudgetError names the smallest budget that works (that one works, a byte l
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 from lipcast.config.units import format_bytes
 from lipcast.errors import MemoryBudgetError
@@ -26,12 +24,12 @@ from lipcast.planning.plan import (
     WorkShare,
     total,
 )
-from lipcast.planning.search import DISK_STAGING_LAYERS, Candidate, fastest, least_ram, least_vram
+from lipcast.planning.search import Candidate, fastest, least_ram, least_vram
 from lipcast.planning.workload import residency_order
 
 
 def make_plan(request: PlanRequest, share: WorkShare = WHOLE) -> Plan:
-    """The fastest plan under the budget. Raises MemoryBudgetError where nothing fits."""
+    """Return the fastest plan under the budget. Raises MemoryBudgetError where nothing fits."""
     candidate = fastest(request, share)
     if candidate is None:
         raise MemoryBudgetError(_refusal(request, share))
@@ -39,7 +37,7 @@ def make_plan(request: PlanRequest, share: WorkShare = WHOLE) -> Plan:
 
 
 def _refusal(request: PlanRequest, share: WorkShare) -> str:
-    """Which budget must grow, and to what."""
+    """Say which budget must grow, and to what."""
     geometry, budget = request.geometry, request.budget
     what = f"{geometry.width}x{geometry.height} with a window of {geometry.window} latent frames"
     vram, ram = least_vram(request, share), least_ram(request, share)
@@ -56,9 +54,9 @@ def _refusal(request: PlanRequest, share: WorkShare) -> str:
 
 
 def _both_needs(request: PlanRequest, share: WorkShare) -> str:
-    """The least GPU memory that works at all, and the host memory that it takes."""
+    """Say the least GPU memory that works at all, and the host memory that it takes."""
     vram = least_vram(replace(request, budget=Budget(0, 2**62)), share)
-    assert vram is not None, "with enough host memory some setting works"
+    assert vram is not None, "with enough host memory some config works"
     ram = least_ram(replace(request, budget=Budget(vram, 0)), share)
     assert ram is not None, "the least GPU memory works with enough host memory"
     return f"{_exactly(vram)} of GPU memory and {_exactly(ram)} of host memory"
@@ -68,42 +66,45 @@ def _exactly(num_bytes: int) -> str:
     return f"{format_bytes(num_bytes)} ({num_bytes} bytes)"
 
 
-# From the winner to the plan
+# From the fastest candidate to its plan
 
 
 def _finished(candidate: Candidate) -> Plan:
-    work, request = candidate.work, candidate.work.request
+    work, constraints = candidate.work, candidate.work.request.constraints
+    room = work.request.budget.ram_bytes
     streams = candidate.resident < work.num_layers
     speech = _speech_placement(candidate)
     ram_parts = _ram_parts(candidate, speech)
-    prompt_part = MemoryItem(items.PROMPT_WEIGHTS, work.prompt_bytes)
-    prompt = _host_or_disk(request, (*ram_parts, prompt_part))
-    ram_parts = (*ram_parts, prompt_part) if prompt == "host" else ram_parts
-    text = _text_placement(request, total(ram_parts))
-    if text == "host" and request.constraints.text_encoder is None:
-        ram_parts = (
-            *ram_parts,
-            MemoryItem(items.TEXT_ENCODER, sizes.text_encoder_bytes(request.models.text)),
-        )
-    voice = work.speech_parts if speech == "device" else ()
+    prompt_weights = MemoryItem(items.PROMPT_WEIGHTS, work.prompt_bytes)
+    keeps_prompt = total((*ram_parts, prompt_weights)) <= room
+    if keeps_prompt:
+        ram_parts += (prompt_weights,)
+    text = constraints.text_encoder
+    if text is None:
+        encoder = MemoryItem(items.TEXT_ENCODER, sizes.text_encoder_bytes(work.request.models.text))
+        text = "host" if total((*ram_parts, encoder)) <= room else "disk"
+        ram_parts += (encoder,) if text == "host" else ()
+    on_device = work.speech_parts if speech == "device" else ()
     return Plan(
-        request=request,
+        request=work.request,
         share=work.share,
         config=work.config if streams else replace(work.config, num_slots=0),
         layers=_placements(work.num_layers, candidate.resident, candidate.pinned),
         ring_layers=_placements(work.num_layers, candidate.resident_rings, work.num_layers),
-        prompt_weights=prompt,
+        prompt_weights="host" if keeps_prompt else "disk",
         text_encoder=text,
         speech_encoder=speech,
-        generate_parts=_nonzero((*work.fixed_parts, *_chosen_parts(candidate), *voice)),
-        prepare_parts=_nonzero((*work.prepare_fixed_parts, *_weight_parts(candidate), *voice[:1])),
-        ram_parts=_nonzero(ram_parts),
+        generate_parts=_nonzero(*work.fixed_parts, *_chosen_parts(candidate), *on_device),
+        prepare_parts=_nonzero(
+            *work.prepare_fixed_parts, *_weight_parts(candidate), *on_device[:1]
+        ),
+        ram_parts=_nonzero(*ram_parts),
         time=candidate.time,
     )
 
 
 def _placements(num_layers: int, resident: int, pinned: int) -> tuple[Placement, ...]:
-    """Where each layer lives: the first of the residency order on the GPU, the last on disk."""
+    """Return where each layer lives: the first of the residency order on the GPU, the last on disk."""
     found: list[Placement] = ["disk"] * num_layers
     for rank, layer in enumerate(residency_order(num_layers)):
         if rank < resident:
@@ -135,44 +136,24 @@ def _chosen_parts(candidate: Candidate) -> tuple[MemoryItem, ...]:
 def _ram_parts(candidate: Candidate, speech: EncoderPlacement) -> tuple[MemoryItem, ...]:
     work, totals = candidate.work, candidate.work.layers_total
     last = candidate.resident + candidate.pinned
-    from_disk = last < work.num_layers
-    staging = DISK_STAGING_LAYERS * work.widest_layer_bytes if from_disk else 0
-    fixed = (p for p in work.fixed_ram_parts if speech == "host" or p not in work.speech_parts)
+    staging = work.staging_bytes if last < work.num_layers else 0
     return (
-        *fixed,
+        *(p for p in work.fixed_ram_parts if speech == "host" or p not in work.speech_parts),
         MemoryItem(items.PINNED_LAYERS, totals[last] - totals[candidate.resident]),
         MemoryItem(items.STAGING, staging),
-        MemoryItem(
-            items.PINNED_RINGS,
-            (work.num_layers - candidate.resident_rings) * work.rings_layer_bytes,
-        ),
+        MemoryItem(items.PINNED_RINGS, work.pinned_rings_bytes(candidate.resident_rings)),
     )
 
 
 def _speech_placement(candidate: Candidate) -> EncoderPlacement:
-    """On the GPU where nothing else wants the memory."""
+    """Return the GPU where nothing else needs the memory, else the host."""
     work = candidate.work
-    weights = total(_weight_parts(candidate))
     generate = work.fixed_bytes + total(_chosen_parts(candidate))
-    peak = max(generate, work.prepare_fixed_bytes + weights) + total(work.speech_parts)
+    prepare = work.prepare_fixed_bytes + total(_weight_parts(candidate))
+    peak = max(generate, prepare) + total(work.speech_parts)
     fits = work.share.decodes and peak <= work.request.budget.vram_bytes
     return "device" if fits else "host"
 
 
-def _text_placement(request: PlanRequest, ram_bytes: int) -> EncoderPlacement:
-    """In host memory where there is room; else mapped, and read for every prompt."""
-    if request.constraints.text_encoder is not None:
-        return request.constraints.text_encoder
-    encoder = MemoryItem(items.TEXT_ENCODER, sizes.text_encoder_bytes(request.models.text))
-    return _host_or_disk(request, (MemoryItem("before", ram_bytes), encoder))
-
-
-def _host_or_disk(
-    request: PlanRequest, ram_parts: tuple[MemoryItem, ...]
-) -> Literal["host", "disk"]:
-    """Host memory where all these parts fit it."""
-    return "host" if total(ram_parts) <= request.budget.ram_bytes else "disk"
-
-
-def _nonzero(parts: tuple[MemoryItem, ...]) -> tuple[MemoryItem, ...]:
+def _nonzero(*parts: MemoryItem) -> tuple[MemoryItem, ...]:
     return tuple(part for part in parts if part.num_bytes)

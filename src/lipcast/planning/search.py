@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import product
 
 from lipcast.config.generate_options import SCHEDULES
-from lipcast.config.precision import KVPrecision, Precision
+from lipcast.config.precision import KVPrecision, Precision, plain_precision
 from lipcast.planning import costs
 from lipcast.planning.plan import (
     WHOLE,
@@ -27,12 +27,10 @@ from lipcast.planning.plan import (
 )
 from lipcast.planning.workload import Workload, tile_size
 
-DISK_STAGING_LAYERS = 2
-"""Pinned buffers that layers from disk pass through."""
 _SLOTS = (3, 2)
 _TILE_GRIDS = ((1, 1), (2, 1), (2, 2), (3, 2), (3, 3), (4, 4))
 _DISK_DRAG = 0.1
-"""Part of the reading of mapped files that nothing hides; an assumption."""
+"""Part of the reading of mapped files that nothing hides; assumed."""
 _DECIMALS = 6
 """Plans are compared in whole microseconds."""
 
@@ -51,7 +49,7 @@ class Candidate:
 
     @property
     def rank(self) -> tuple[float | int | bool, ...]:
-        """Less is better: seconds first, then the plainer of two equally fast plans."""
+        """Sort key, less is better: seconds first, then the plainer of two equally fast plans."""
         config = self.work.config
         return (
             self.time.block_s,
@@ -70,7 +68,7 @@ _PLAINNESS = ("fp32", "bf16", "fp8", "int8", "int4")
 
 
 def configs(request: PlanRequest) -> Iterator[PlanConfig]:
-    """Every combination of the coarse knobs that the wishes allow."""
+    """Yield every config that the constraints allow."""
     constraints = request.constraints
     precisions: tuple[Precision, ...] = ("bf16", "fp8") if request.hardware.has_bf16 else ("fp32",)
     if constraints.precision is not None:
@@ -85,14 +83,14 @@ def configs(request: PlanRequest) -> Iterator[PlanConfig]:
 
 
 def _kv_precisions(constraints: PlanConstraints, precision: Precision) -> tuple[KVPrecision, ...]:
-    """What is wished; else as the transformer computes, or 8 bits."""
+    """Return the one that is asked for; else that of the computation, and 8 bits."""
     if constraints.kv_precision:
         return (constraints.kv_precision,)
-    return ("fp32" if precision == "fp32" else "bf16", "fp8")
+    return (plain_precision(precision), "fp8")
 
 
 def _leanest(request: PlanRequest) -> Iterator[PlanConfig]:
-    """Configs that can need least: fewest slots, and one lane where that is allowed."""
+    """Yield configs that can need least: fewest slots, and one lane where that is allowed."""
     schedule = request.constraints.schedule or SCHEDULES[0]
     for config in configs(request):
         if config.num_slots == min(_SLOTS) and config.schedule == schedule:
@@ -100,7 +98,7 @@ def _leanest(request: PlanRequest) -> Iterator[PlanConfig]:
 
 
 def tile_grids(request: PlanRequest) -> tuple[tuple[int, int], ...]:
-    """Grids of decoder tiles worth trying, coarsest first: those whose tiles get smaller."""
+    """Return the grids of decoder tiles worth trying, coarsest first: those whose tiles get smaller."""
     geometry = request.geometry
     tall = geometry.latent_height >= geometry.latent_width
     found: list[tuple[int, int]] = []
@@ -115,7 +113,7 @@ def tile_grids(request: PlanRequest) -> tuple[tuple[int, int], ...]:
 
 
 def fastest(request: PlanRequest, share: WorkShare) -> Candidate | None:
-    """The best candidate under the budget; None where nothing fits."""
+    """Return the best candidate under the budget; None where nothing fits."""
     searches = [_Search(request, share, config) for config in configs(request)]
     best: Candidate | None = None
     for search in sorted(searches, key=lambda search: search.floor_s):
@@ -128,21 +126,21 @@ def fastest(request: PlanRequest, share: WorkShare) -> Candidate | None:
 
 
 def least_vram(request: PlanRequest, share: WorkShare = WHOLE) -> int | None:
-    """The smallest GPU budget that works with this host memory; None where none does."""
+    """Return the smallest GPU budget that works with this host memory; None where none does."""
     searches = (_Search(request, share, config) for config in _leanest(request))
     found = (need for search in searches for need in search.least_vram())
     return min(found, default=None)
 
 
 def least_ram(request: PlanRequest, share: WorkShare = WHOLE) -> int | None:
-    """The smallest host budget that works with this GPU memory; None where none does."""
+    """Return the smallest host budget that works with this GPU memory; None where none does."""
     searches = (_Search(request, share, config) for config in _leanest(request))
     found = (need for search in searches for need in search.least_ram())
     return min(found, default=None)
 
 
 def decode_block_seconds(request: PlanRequest, *, area_factor: float = 1.0) -> float:
-    """Seconds to decode one block on the request's GPU."""
+    """Return the seconds to decode one block on the request's GPU."""
     return costs.decode_seconds(
         request.models.vae, request.geometry, request.hardware, area_factor=area_factor
     )
@@ -189,30 +187,27 @@ class _Search:
 
     def _residents(self) -> range:
         work = self._work
-        wish = work.request.constraints.max_resident_layers
         if work.share.shards > 1:
             return range(work.num_layers, work.num_layers + 1)
-        return range(min(work.num_layers, work.num_layers if wish is None else wish) + 1)
+        most = work.request.constraints.max_resident_layers
+        return range((work.num_layers if most is None else min(work.num_layers, most)) + 1)
 
     def _residents_of_least(self) -> Iterator[int]:
-        """The numbers that can need least: the first, and those whose rest is less than staging.
+        """Yield the numbers that can need least: the first, and those whose rest is less than staging.
 
         In between, a layer more on the GPU frees nothing on the host, since all may come from disk.
         """
-        allowed, staging = self._residents(), self._staging_bytes
+        allowed, staging = self._residents(), self._work.staging_bytes
         yield allowed[0]
         yield from (r for r in allowed[1:] if self._streamed_bytes(r) < staging)
 
     @cached_property
     def _max_rings(self) -> int:
-        layers, wish = (
-            self._work.num_layers,
-            self._work.request.constraints.max_resident_ring_layers,
-        )
-        return layers if wish is None else min(layers, wish)
+        most = self._work.request.constraints.max_resident_ring_layers
+        return self._work.num_layers if most is None else min(self._work.num_layers, most)
 
     def _fitting_rings(self, resident: int, budget: Budget) -> int | None:
-        """The most ring layers that fit beside the weights."""
+        """Return the most ring layers that fit beside the weights."""
         work = self._work
         weights = work.weights_bytes(resident)
         if work.prepare_fixed_bytes + weights > budget.vram_bytes:
@@ -226,34 +221,28 @@ class _Search:
         return min(left // work.rings_layer_bytes, work.num_layers - 1, self._max_rings)
 
     def _ram_of_rings(self, rings: int) -> int:
-        work = self._work
-        return work.fixed_ram_bytes + (work.num_layers - rings) * work.rings_layer_bytes
+        return self._work.fixed_ram_bytes + self._work.pinned_rings_bytes(rings)
 
     def _streamed_bytes(self, resident: int) -> int:
         return self._work.layers_total[-1] - self._work.layers_total[resident]
 
-    @cached_property
-    def _staging_bytes(self) -> int:
-        return DISK_STAGING_LAYERS * self._work.widest_layer_bytes
-
     def _pinned(self, resident: int, rings: int) -> int | None:
-        """How many streamed layers host memory holds; None where not even the rings fit."""
+        """Return how many streamed layers host memory holds; None where not even the rings fit."""
         left = self._budget.ram_bytes - self._ram_of_rings(rings)
         if left >= self._streamed_bytes(resident):
             return self._work.num_layers - resident
-        left -= self._staging_bytes
+        left -= self._work.staging_bytes
         if left < 0:
             return None
         totals = self._work.layers_total
         return bisect_right(totals, totals[resident] + left) - 1 - resident
 
     def _least_ram_of(self, resident: int, rings: int) -> int:
-        streamed = min(self._streamed_bytes(resident), self._staging_bytes)
+        streamed = min(self._streamed_bytes(resident), self._work.staging_bytes)
         return self._ram_of_rings(rings) + streamed
 
     def _rings_for_ram(self, resident: int) -> Iterator[int]:
-        """The numbers of resident ring layers that can be the least: all, and the fewest RAM
-        allows."""
+        """Yield the numbers of resident ring layers that can be the least: all, and the fewest possible."""
         work = self._work
         excess = self._least_ram_of(resident, 0) - self._budget.ram_bytes
         fewest = max(0, -(-excess // work.rings_layer_bytes))
@@ -274,18 +263,16 @@ class _Times:
         self.floor_s = round(self.compute_s + self.decode_s, _DECIMALS)
 
     def block(self, resident: int, rings: int, pinned: int) -> BlockTime:
-        """`pinned` of the streamed layers come from host memory, the rest from disk."""
+        """Return the time of a block: `pinned` streamed layers come from host memory, the rest from disk."""
         work = self._work
         to_gpu = self._fixed_to_gpu + self._crossing(resident)
         disk = self._crossing(resident + pinned)
-        ring_bytes = (work.num_layers - rings) * work.rings_layer_bytes
-        written = (
-            ring_bytes * work.request.geometry.latents_per_block / work.request.geometry.window
-        )
+        ring_bytes = work.pinned_rings_bytes(rings)
+        written = ring_bytes * work.geometry.latents_per_block / work.geometry.window
         copy_s = costs.copy_seconds(
             self._hardware,
             to_gpu_bytes=to_gpu + ring_bytes,
-            to_host_bytes=self._parked_bytes + written,
+            to_host_bytes=work.parked_bytes + written,
         )
         disk_s = disk / self._hardware.disk_bytes_per_s
         longest = max(self.compute_s + self.decode_s, copy_s, disk_s, self._gather_s)
@@ -295,7 +282,7 @@ class _Times:
         )
 
     def _crossing(self, first: int) -> int:
-        """Bytes per block of the layers from `first` on in residency order."""
+        """Return the bytes per block of the layers from `first` on, in residency order."""
         work = self._work
         if work.share.shards > 1:
             return 0
@@ -304,20 +291,16 @@ class _Times:
 
     def _tick_s(self) -> float:
         work = self._work
-        dit, geometry = work.request.models.dit, work.request.geometry
+        inputs = work.dit, work.geometry, self._hardware
+        lanes, split = work.num_lanes, work.split
         alone = costs.tick_seconds(
-            dit,
-            geometry,
-            self._hardware,
+            *inputs,
             precision=work.config.precision,
             kv_precision=work.config.kv_precision,
-            num_lanes=work.num_lanes,
-            split=work.split,
+            num_lanes=lanes,
+            split=split,
         )
-        exchange = costs.exchange_seconds(
-            dit, geometry, self._hardware, num_lanes=work.num_lanes, split=work.split
-        )
-        return alone + exchange
+        return alone + costs.exchange_seconds(*inputs, num_lanes=lanes, split=split)
 
     def _decode_s(self) -> float:
         work = self._work
@@ -326,18 +309,11 @@ class _Times:
         return decode_block_seconds(work.request, area_factor=factor)
 
     @cached_property
-    def _parked_bytes(self) -> int:
-        """Decoder states that leave and return once per block."""
-        return (
-            self._work.num_tiles * self._work.decoder_state_bytes if self._work.parks_decoder else 0
-        )
-
-    @cached_property
     def _fixed_to_gpu(self) -> int:
         work = self._work
         sink = work.ticks_per_block * work.num_layers * work.sink_layer_bytes
         shards = work.ticks_per_block * work.shard_bytes if work.shards_on_host else 0
-        return self._parked_bytes + shards + (sink if work.config.sink_streamed else 0)
+        return work.parked_bytes + shards + (sink if work.config.sink_streamed else 0)
 
     @cached_property
     def _gather_s(self) -> float:

@@ -16,12 +16,11 @@ from math import prod
 from types import MappingProxyType
 
 from lipcast.config.geometry import Geometry
-from lipcast.config.models import DiTConfig, TextConfig, VAEConfig
-from lipcast.config.precision import KVPrecision, Precision
+from lipcast.config.models import DiTConfig, SpeechShape, TextConfig, VAEConfig
+from lipcast.config.precision import KVPrecision, Precision, plain_precision
 from lipcast.planning.tensors import (
     WEIGHT_USES,
     Shape,
-    SpeechShape,
     Tensors,
     WeightUse,
     decoder_stages,
@@ -50,11 +49,11 @@ class WeightFormat:
     """Numbers of a row that share a scale; 0: the whole row."""
 
     def fits(self, num_in: int) -> bool:
-        """Whether rows of this length can be stored so; else the weight stays plain."""
+        """Return whether rows of this length can be stored so; else the weight is not quantised."""
         return self.bits >= 8 or num_in % 2 == 0
 
     def part_bytes(self, shape: Shape) -> tuple[int, ...]:
-        """Bytes of the numbers and of each side tensor."""
+        """Return the bytes of the numbers and of each side tensor."""
         rows, columns = shape
         # A short row takes the largest power of two that divides it.
         group = min(self.group, columns & -columns) if self.group else columns
@@ -74,12 +73,12 @@ WEIGHT_FORMATS: Mapping[Precision, WeightFormat] = MappingProxyType(
 
 
 def plain_bytes(precision: Precision) -> int:
-    """Bytes of a number that is not quantised: biases, norms, everything outside the layers."""
+    """Return the bytes of a number that is not quantised: biases, norms, all that is outside the layers."""
     return _FP32 if precision == "fp32" else _BF16
 
 
 def is_quantised(name: str, shape: Shape, precision: Precision) -> bool:
-    """Whether this tensor of a layer takes the layer's precision: matrices of linear layers do."""
+    """Return whether a tensor of a layer is quantised with it: matrices of linear layers are."""
     is_matrix = len(shape) == 2 and name.endswith(".weight")
     return is_matrix and WEIGHT_FORMATS[precision].fits(shape[1])
 
@@ -95,7 +94,7 @@ def linear_sizes(config: DiTConfig) -> frozenset[tuple[int, int]]:
 
 
 def packed_bytes(tensors: Tensors, precision: Precision) -> int:
-    """One contiguous buffer of these tensors of a layer: numbers and scales, each aligned."""
+    """Return the bytes of a contiguous buffer of these tensors: numbers and scales, each aligned."""
     total = 0
     for name, shape in tensors.items():
         if is_quantised(name, shape, precision):
@@ -111,7 +110,7 @@ def _aligned(num_bytes: int) -> int:
 
 @cache
 def layer_bytes(config: DiTConfig, precision: Precision, use: WeightUse) -> tuple[int, ...]:
-    """The packed buffer of every layer for one use; layers with an audio injector are bigger."""
+    """Return the packed buffer of every layer for one use; layers with an audio injector are bigger."""
     sizes: dict[bool, int] = {}
     for layer in range(config.num_layers):
         injects = layer in config.audio_inject_layers
@@ -122,20 +121,18 @@ def layer_bytes(config: DiTConfig, precision: Precision, use: WeightUse) -> tupl
 
 @cache
 def root_bytes(config: DiTConfig, precision: Precision) -> int:
-    """Everything of the transformer outside its layers, packed; never quantised."""
-    plain: Precision = "fp32" if precision == "fp32" else "bf16"
-    return packed_bytes(dit_root_tensors(config), plain)
+    """Return the bytes of the transformer outside its layers, packed; never quantised."""
+    return packed_bytes(dit_root_tensors(config), plain_precision(precision))
 
 
 def dit_bytes(config: DiTConfig, precision: Precision) -> int:
-    """All of the transformer."""
+    """Return the bytes of the whole transformer."""
     layers = (sum(layer_bytes(config, precision, use)) for use in WEIGHT_USES)
     return sum(layers) + root_bytes(config, precision)
 
 
 def widest_linear_bytes(config: DiTConfig, precision: Precision) -> int:
-    """The biggest linear weight of a layer, dequantised: what weight-only formats need beside
-    it."""
+    """Return the bytes of the largest linear weight of a layer, once it is dequantised."""
     widest = max(config.ffn_dim, 2 * config.dim) * config.dim
     return widest * plain_bytes(precision)
 
@@ -144,7 +141,7 @@ def widest_linear_bytes(config: DiTConfig, precision: Precision) -> int:
 
 
 def kv_bytes_per_token(config: DiTConfig, precision: KVPrecision) -> int:
-    """Keys and values of one token in one layer."""
+    """Return the bytes of the keys and values of one token in one layer."""
     head = config.head_dim
     per_head = {
         "fp32": 4 * head,
@@ -156,28 +153,28 @@ def kv_bytes_per_token(config: DiTConfig, precision: KVPrecision) -> int:
 
 
 def ring_layer_bytes(config: DiTConfig, geometry: Geometry, precision: KVPrecision) -> int:
-    """One layer of the KV ring of one denoising step."""
+    """Return the bytes of one layer of the KV ring of one denoising step."""
     tokens = geometry.window * geometry.tokens_per_frame
     return tokens * kv_bytes_per_token(config, precision)
 
 
 def sink_layer_bytes(config: DiTConfig, geometry: Geometry, precision: KVPrecision) -> int:
-    """One layer of the sink: reference keys unrotated, motion keys rotated, all values."""
+    """Return the bytes of one layer of the sink: keys of reference and motion, and their values."""
     return geometry.sink_tokens * kv_bytes_per_token(config, precision)
 
 
 def placed_layer_bytes(config: DiTConfig, geometry: Geometry, precision: KVPrecision) -> int:
-    """One layer of the reference keys as one block in flight sees them (rotated)."""
+    """Return the bytes of one layer of the reference keys, rotated for one block in flight."""
     return geometry.tokens_per_frame * kv_bytes_per_token(config, precision) // 2
 
 
 def text_kv_layer_bytes(config: DiTConfig, precision: KVPrecision) -> int:
-    """One layer of the prompt's keys and values."""
+    """Return the bytes of one layer of the prompt's keys and values."""
     return config.text_len * kv_bytes_per_token(config, precision)
 
 
 def audio_conditioning_bytes(config: DiTConfig, precision: Precision) -> int:
-    """What the injectors keep of the voice of one block: AdaLN rows, keys and values."""
+    """Return the bytes that the injectors keep of one block's audio: AdaLN rows, keys and values."""
     frames, tokens = config.latents_per_block, config.num_audio_token + 1
     per_frame = 2 * config.dim * (1 + tokens)
     return len(config.audio_inject_layers) * frames * per_frame * plain_bytes(precision)
@@ -187,7 +184,7 @@ def audio_conditioning_bytes(config: DiTConfig, precision: Precision) -> int:
 
 
 def attention_workspace_bytes(config: DiTConfig, geometry: Geometry, precision: Precision) -> int:
-    """Keys and values of ring and sink side by side, for one layer and lane."""
+    """Return the bytes of the keys and values of ring and sink side by side, of one layer and lane."""
     tokens = geometry.window * geometry.tokens_per_frame + geometry.sink_tokens
     return tokens * 2 * config.dim * plain_bytes(precision)
 
@@ -195,7 +192,7 @@ def attention_workspace_bytes(config: DiTConfig, geometry: Geometry, precision: 
 def tick_bytes(
     config: DiTConfig, geometry: Geometry, precision: Precision, *, num_lanes: int, split: float = 1
 ) -> int:
-    """The most that one tick holds beside weights, rings and conditions.
+    """Return the most that one tick holds beside weights, rings and conditions.
 
     Per token and channel, with b bytes a number: 2.4 + 8 b and the attention workspace in
     self-attention; 14.5 + 7.8 b where the text queries are normalised (the residual stream and
@@ -215,8 +212,7 @@ def tick_bytes(
 
 
 def audio_encoding_bytes(config: DiTConfig) -> int:
-    """The most that encoding the voice of one block holds: fp32 copies of the widest
-    convolutions."""
+    """Return the most that encoding one block's audio holds: fp32 copies of the widest convolutions."""
     third, second = config.dim * config.dim // 2, config.dim * config.dim // 8
     features = (
         config.num_audio_layers
@@ -230,15 +226,14 @@ def audio_encoding_bytes(config: DiTConfig) -> int:
 
 
 _DECODE_UNITS = 7.0
-"""Full-size activations alive while one latent frame is decoded: 5.1 counted, the rest for
-cuDNN."""
+"""Full-size activations alive while one latent frame is decoded: 5.1 counted, the rest for cuDNN."""
 _ENCODE_UNITS = 15.0
 """The same while a still picture is encoded: about 13 counted, the rest for cuDNN."""
 
 
 @cache
 def vae_bytes(config: VAEConfig, precision: Precision = "bf16") -> int:
-    """Encoder and decoder weights."""
+    """Return the bytes of the weights of encoder and decoder."""
     return num_parameters(vae_tensors(config)) * plain_bytes(precision)
 
 
@@ -246,7 +241,7 @@ def vae_bytes(config: VAEConfig, precision: Precision = "bf16") -> int:
 def decoder_state_bytes(
     config: VAEConfig, latent_height: int, latent_width: int, *, precision: Precision = "bf16"
 ) -> int:
-    """What the streaming decoder remembers: two frames of the input of every causal convolution."""
+    """Return the bytes of the decoder's state: two frames of the input of every causal convolution."""
     area = latent_height * latent_width
     first = config.dim * config.dim_mult[-1]
     numbers = area * (config.z_dim + 4 * first)
@@ -259,33 +254,33 @@ def decoder_state_bytes(
 
 
 def _frames_bytes(config: VAEConfig, height: int, width: int, precision: Precision) -> int:
-    """Activations of one latent frame at full size: `dim` channels of its video frames."""
+    """Return the activations of one latent frame at full size: `dim` channels of its video frames."""
     return config.dim * config.temporal_factor * height * width * plain_bytes(precision)
 
 
 def decode_work_bytes(
     config: VAEConfig, height: int, width: int, *, precision: Precision = "bf16"
 ) -> int:
-    """The most that decoding holds beside weights and state, for a picture of this size."""
+    """Return the most that decoding a picture of this size holds beside weights and state."""
     return int(_DECODE_UNITS * _frames_bytes(config, height, width, precision))
 
 
 def encode_work_bytes(
     config: VAEConfig, height: int, width: int, *, precision: Precision = "bf16"
 ) -> int:
-    """The most that encoding a still picture holds beside the weights."""
+    """Return the most that encoding a still picture holds beside the weights."""
     return int(_ENCODE_UNITS * _frames_bytes(config, height, width, precision))
 
 
 @cache
 def text_encoder_bytes(config: TextConfig) -> int:
-    """The text encoder in bf16."""
+    """Return the bytes of the text encoder in bf16."""
     return num_parameters(text_tensors(config)) * _BF16
 
 
 @cache
 def speech_encoder_bytes(shape: SpeechShape) -> int:
-    """The speech encoder in fp32."""
+    """Return the bytes of the speech encoder in fp32."""
     return num_speech_parameters(shape) * _FP32
 
 

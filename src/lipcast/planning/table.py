@@ -17,7 +17,7 @@ _DIGITS = 4
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:
-    """Everything that a plan decides and predicts."""
+    """Return everything that a plan decides and predicts."""
     request, choice = plan.request, plan.config
     return {
         "hardware": request.hardware.name,
@@ -60,7 +60,7 @@ def _parts(parts: Sequence[MemoryItem]) -> dict[str, int]:
 
 
 def seconds(plan: Plan) -> dict[str, float]:
-    """Seconds per block by stream, what overlap hides, and the whole."""
+    """Return the seconds per block by stream, what overlap hides, and the whole."""
     time = plan.time
     return {
         "compute": round(time.compute_s, _DIGITS),
@@ -74,14 +74,14 @@ def seconds(plan: Plan) -> dict[str, float]:
 
 
 def places(placements: Sequence[Placement]) -> str:
-    """ "26 on the GPU, 14 pinned": how many layers live where."""
+    """Return how many layers live where: "26 on the GPU, 14 pinned"."""
     counts = Counter[str](placements)
     words = {"resident": "on the GPU", "pinned": "pinned", "disk": "on disk"}
     return ", ".join(f"{counts[kind]} {word}" for kind, word in words.items() if counts[kind])
 
 
 def alternative_document(alternative: Alternative) -> dict[str, Any]:
-    """Another choice: its bytes and seconds, or the bytes it lacks."""
+    """Return another choice's bytes and seconds, or the bytes that it needs."""
     plan = alternative.plan
     if plan is None:
         return {"name": alternative.name, "needs_vram_bytes": alternative.needed_vram_bytes}
@@ -95,7 +95,7 @@ def alternative_document(alternative: Alternative) -> dict[str, Any]:
 
 
 def fallback_document(fallback: FallbackPlan) -> dict[str, Any]:
-    """A fallback: bytes before and after, seconds after."""
+    """Return a fallback's bytes before and after, and its seconds after."""
     return {
         "fallback": str(fallback.fallback),
         "keeps_the_picture": fallback.fallback.keeps_the_picture,
@@ -106,7 +106,7 @@ def fallback_document(fallback: FallbackPlan) -> dict[str, Any]:
 
 
 def layout_document(layout: LayoutPlan) -> dict[str, Any]:
-    """A layout on several GPUs."""
+    """Return a layout on several GPUs, with each kind of rank."""
     return {
         "layout": str(layout.layout),
         "gpus": layout.layout.num_gpus,

@@ -8,12 +8,12 @@ the published checkpoints', name by name (tests pin a digest of them).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal, Self, get_args
+from typing import Literal, get_args
 
-from lipcast.config.models import DiTConfig, TextConfig, VAEConfig
+from lipcast.config.models import DiTConfig, SpeechShape, TextConfig, VAEConfig
 
 Shape = tuple[int, ...]
 Tensors = dict[str, Shape]
@@ -21,44 +21,16 @@ Tensors = dict[str, Shape]
 _RGB = 3
 
 
-@dataclass(frozen=True, slots=True)
-class SpeechShape:
-    """The sizes of a wav2vec2 encoder with the keys of its config.json (defaults: large XLSR)."""
-
-    hidden_size: int = 1024
-    intermediate_size: int = 4096
-    num_hidden_layers: int = 24
-    conv_dim: tuple[int, ...] = (512,) * 7
-    conv_kernel: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
-    conv_stride: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
-    num_conv_pos_embeddings: int = 128
-    num_conv_pos_embedding_groups: int = 16
-
-    @classmethod
-    def from_json(cls, source: Mapping[str, Any]) -> Self:
-        names = {field.name for field in fields(cls)}
-        found = {key: value for key, value in source.items() if key in names}
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in found.items()
-        }
-        return cls(**values)
-
-
 def num_parameters(tensors: Tensors) -> int:
-    """How many numbers the tensors hold together."""
+    """Return how many numbers the tensors hold together."""
     return sum(prod(shape) for shape in tensors.values())
-
-
-def below(tensors: Tensors, *prefixes: str) -> Tensors:
-    """The tensors whose names begin with one of the prefixes."""
-    return {name: shape for name, shape in tensors.items() if name.startswith(prefixes)}
 
 
 # The transformer
 
 
 def dit_tensors(config: DiTConfig) -> Tensors:
-    """All weights of the transformer: those outside the layers and those of every layer."""
+    """Return all weights of the transformer: those outside the layers and those of every layer."""
     found = dict(dit_root_tensors(config))
     for layer in range(config.num_layers):
         found.update(dit_layer_tensors(config, layer))
@@ -66,7 +38,7 @@ def dit_tensors(config: DiTConfig) -> Tensors:
 
 
 def dit_layer_tensors(config: DiTConfig, layer: int) -> Tensors:
-    """One transformer block and, where audio is injected after it, its injector."""
+    """Return one transformer block and, where audio is injected after it, its injector."""
     found = dict(_block(config, f"blocks.{layer}"))
     if layer in config.audio_inject_layers:
         found.update(_injector(config, config.audio_inject_layers.index(layer)))
@@ -74,18 +46,18 @@ def dit_layer_tensors(config: DiTConfig, layer: int) -> Tensors:
 
 
 WeightUse = Literal["tick", "voice", "prompt"]
-"""How often weights of a layer are needed: every tick, once per block, once per prompt."""
+"""How often weights of a layer are needed: every tick, once per block (its audio), once per prompt."""
 WEIGHT_USES: tuple[WeightUse, ...] = get_args(WeightUse)
 
 
 def dit_used_tensors(config: DiTConfig, layer: int, use: WeightUse) -> Tensors:
-    """The tensors of a layer that this use needs; empty where it needs none."""
+    """Return the tensors of a layer that this use needs."""
     found = dit_layer_tensors(config, layer)
     return {name: shape for name, shape in found.items() if weight_use(name) == use}
 
 
 def weight_use(name: str) -> WeightUse:
-    """Which use a tensor of a layer has: keys and values of prompt and voice are made beforehand."""
+    """Return the use of a tensor of a layer; keys and values of prompt and audio are made beforehand."""
     makes_keys = _KEYS_VALUES.search(name) is not None
     if ".cross_attn." in name and makes_keys:
         return "prompt"
@@ -99,7 +71,7 @@ _KEYS_VALUES = re.compile(r"\.(k|v|norm_k)\.")
 
 
 def dit_root_tensors(config: DiTConfig) -> Tensors:
-    """Everything outside the layers: embeddings, frame packer, audio encoder, head."""
+    """Return everything outside the layers: embeddings, frame packer, audio encoder, head."""
     dim, patch = config.dim, config.patch_size
     patch_out = prod(patch) * config.out_dim
     packed = (config.in_dim, *patch)
@@ -173,7 +145,7 @@ def _audio_encoder(config: DiTConfig) -> Tensors:
 
 
 def vae_tensors(config: VAEConfig) -> Tensors:
-    """Encoder, decoder and the two 1x1x1 convolutions between them."""
+    """Return encoder, decoder and the two 1x1x1 convolutions between them."""
     z_dim = config.z_dim
     return {
         **_vae_encoder(config),
@@ -201,7 +173,7 @@ def _vae_encoder(config: VAEConfig) -> Tensors:
 
 
 def vae_decoder_tensors(config: VAEConfig) -> Tensors:
-    """The decoder alone."""
+    """Return the decoder alone."""
     dims = [stage.out_dim for stage in decoder_stages(config)]
     found = _linear("decoder.conv1", dims[0], config.z_dim, 3, 3, 3)
     index = 0
@@ -231,7 +203,7 @@ class DecoderStage:
 
 
 def decoder_stages(config: VAEConfig) -> Iterator[DecoderStage]:
-    """The decoder's resolutions, smallest first; an upsampling halves the channels."""
+    """Yield the decoder's resolutions, smallest first; an upsampling halves the channels."""
     doubling = tuple(reversed(config.temporal_downsample))
     in_dim = config.dim * config.dim_mult[-1]
     for index, mult in enumerate(reversed(config.dim_mult)):
@@ -270,7 +242,7 @@ def _middle_and_head(name: str, middle_dim: int, head_dim: int, out_dim: int) ->
 
 
 def text_tensors(config: TextConfig) -> Tensors:
-    """The UMT5 encoder; its linear layers have no bias, every block has its own position table."""
+    """Return the UMT5 encoder; its linear layers have no bias, every block has its own position table."""
     found: Tensors = {"token_embedding.weight": (config.vocab_size, config.dim)}
     for layer in range(config.num_layers):
         name, dim, inner, ffn = f"blocks.{layer}", config.dim, config.dim_attn, config.dim_ffn
@@ -286,7 +258,7 @@ def text_tensors(config: TextConfig) -> Tensors:
 
 
 def num_speech_parameters(shape: SpeechShape) -> int:
-    """Parameters of the wav2vec2 encoder (layer-norm feature extractor, no CTC head)."""
+    """Return the number of parameters of the wav2vec2 encoder (layer-norm feature extractor, no CTC head)."""
     hidden, ffn = shape.hidden_size, shape.intermediate_size
     inputs = (1, *shape.conv_dim[:-1])
     convolutions = sum(

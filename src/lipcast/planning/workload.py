@@ -1,8 +1,7 @@
-"""The numbers that a search needs, for one `PlanConfig`.
+"""Bytes of one `PlanConfig`, as a search needs them.
 
-Input: a PlanRequest, a WorkShare, a PlanConfig.
-Output: `Workload`: bytes and seconds as a function of how many layers and ring layers stay on the GPU.
-Invariant: resident bytes grow with the number of resident layers, and block seconds do not.
+Input: a PlanRequest, a WorkShare, a PlanConfig. Output: `Workload`: bytes as a function of how many layers
+and ring layers stay on the GPU. Invariant: resident bytes grow with the number of resident layers.
 """
 
 from __future__ import annotations
@@ -11,38 +10,52 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import accumulate
 
-from lipcast.config.precision import KVPrecision, Precision
+from lipcast.config.geometry import Geometry
+from lipcast.config.models import DiTConfig
+from lipcast.config.precision import PlainPrecision, Precision, plain_precision
 from lipcast.config.schedule import lanes_of
+from lipcast.config.tiles import tile_length
 from lipcast.planning import costs, items, sizes
 from lipcast.planning.hardware import CONTEXT_BYTES, FRAGMENTATION_BYTES, WORKSPACE_BYTES, Hardware
 from lipcast.planning.plan import MemoryItem, PlanConfig, PlanRequest, WorkShare, total
 from lipcast.planning.tensors import WeightUse
 
 HOST_RESERVE_BYTES = 2 * 2**30
-"""Python, torch and its CUDA libraries, frames and sound under way."""
+"""Python, torch and its CUDA libraries, frames and sound in transit."""
+DISK_STAGING_LAYERS = 2
+"""Pinned buffers that layers from disk pass through."""
 RING_SLOTS = 2
-_TILE_OVERLAP = 8
-"""Latent pixels that neighbouring tiles share."""
 _GOLDEN = 0.6180339887498949
 
 
 @cache
 def residency_order(num_layers: int) -> tuple[int, ...]:
-    """The order in which layers are given a place on the GPU.
+    """Return the order in which layers are placed on the GPU.
 
-    Any first n of it lie spread evenly, so that the copies of the others hide behind their
-    computation.
+    Any first n of it are spread evenly, so that the copies of the others hide behind their computation.
     """
     return tuple(sorted(range(num_layers), key=lambda layer: (layer * _GOLDEN) % 1.0))
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Bytes and seconds of one config."""
+    """Bytes of one config."""
 
     request: PlanRequest
     share: WorkShare
     config: PlanConfig
+
+    @property
+    def dit(self) -> DiTConfig:
+        return self.request.models.dit
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.request.geometry
+
+    @cached_property
+    def num_layers(self) -> int:
+        return self.dit.num_layers
 
     @cached_property
     def num_steps(self) -> int:
@@ -57,10 +70,6 @@ class Workload:
     def ticks_per_block(self) -> int:
         return self.num_steps // self.num_lanes
 
-    @cached_property
-    def num_layers(self) -> int:
-        return self.request.models.dit.num_layers
-
     # Weights
 
     @cached_property
@@ -70,12 +79,12 @@ class Workload:
 
     @cached_property
     def voices_total(self) -> tuple[int, ...]:
-        """Bytes that every block needs once, for its voice."""
+        """Bytes that every block needs once, for its audio."""
         return self._total("voice")
 
     @cached_property
     def layers_total(self) -> tuple[int, ...]:
-        """Bytes of both: a layer on the GPU has all of them there."""
+        """Bytes of both; a layer on the GPU has both there."""
         return tuple(t + v for t, v in zip(self.ticks_total, self.voices_total, strict=True))
 
     @cached_property
@@ -84,18 +93,22 @@ class Workload:
         return self._total("prompt")[-1]
 
     def _total(self, use: WeightUse) -> tuple[int, ...]:
-        stored = sizes.layer_bytes(self.request.models.dit, self.config.precision, use)
+        stored = sizes.layer_bytes(self.dit, self.config.precision, use)
         return (0, *accumulate(stored[layer] for layer in residency_order(self.num_layers)))
 
     @cached_property
     def widest_layer_bytes(self) -> int:
-        """The biggest of the buffers that pass through a slot."""
-        dit, precision = self.request.models.dit, self.config.precision
+        """The largest buffer that passes through a slot."""
         uses: tuple[WeightUse, ...] = ("tick", "voice")
-        return max(max(sizes.layer_bytes(dit, precision, use)) for use in uses)
+        return max(max(sizes.layer_bytes(self.dit, self.config.precision, use)) for use in uses)
+
+    @cached_property
+    def staging_bytes(self) -> int:
+        """Buffers that layers from disk pass through, if any are there."""
+        return DISK_STAGING_LAYERS * self.widest_layer_bytes
 
     def weights_bytes(self, resident: int) -> int:
-        """Resident layers, and the slots that the others pass through."""
+        """Return the bytes of the resident layers, and of the slots that the others pass through."""
         if self.share.shards > 1:
             kept = 0 if self.shards_on_host else self.shard_bytes
             return kept + 2 * self.widest_layer_bytes
@@ -112,6 +125,7 @@ class Workload:
         return self.share.shards > 1 and self.request.constraints.max_resident_layers == 0
 
     def slot_bytes(self, resident: int) -> int:
+        """Return the bytes of the slots for streamed layers, if any are streamed."""
         streams = resident < self.num_layers and self.share.shards == 1
         return self.config.num_slots * self.widest_layer_bytes if streams else 0
 
@@ -120,8 +134,9 @@ class Workload:
     @cached_property
     def ring_layer_bytes(self) -> int:
         """One layer of one ring, this GPU's heads."""
-        args = self.request.models.dit, self.request.geometry, self.config.kv_precision
-        return self._split(sizes.ring_layer_bytes(*args))
+        return self._split(
+            sizes.ring_layer_bytes(self.dit, self.geometry, self.config.kv_precision)
+        )
 
     @cached_property
     def rings_layer_bytes(self) -> int:
@@ -129,47 +144,48 @@ class Workload:
         return self.num_steps * self.ring_layer_bytes
 
     def rings_bytes(self, resident: int) -> int:
-        """Resident layers of all rings, and the slots that the others pass through."""
-        slots = (
-            RING_SLOTS * self.num_lanes * self.ring_layer_bytes if resident < self.num_layers else 0
-        )
-        return resident * self.rings_layer_bytes + slots
+        """Return the bytes of the resident ring layers, and of the slots that the others pass through."""
+        slots = RING_SLOTS * self.num_lanes if resident < self.num_layers else 0
+        return resident * self.rings_layer_bytes + slots * self.ring_layer_bytes
+
+    def pinned_rings_bytes(self, resident: int) -> int:
+        """Return the bytes of the ring layers that are in host memory."""
+        return (self.num_layers - resident) * self.rings_layer_bytes
 
     @cached_property
     def sink_layer_bytes(self) -> int:
         """One layer of the sink."""
-        dit, geometry = self.request.models.dit, self.request.geometry
-        return self._split(sizes.sink_layer_bytes(dit, geometry, self._plain_kv))
+        return self._split(sizes.sink_layer_bytes(self.dit, self.geometry, self.plain))
 
     @cached_property
     def sink_bytes(self) -> int:
-        """On the GPU: the slots a streamed sink passes through, or all of it and its placed keys.
+        """On the GPU: the slots that a streamed sink passes through, or all of it and its placed keys.
 
-        Every block in flight has its own placed reference keys; of a streamed sink they are rotated
-        where they are read.
+        Every block in flight has its own placed reference keys; those of a streamed sink are rotated where
+        they are read.
         """
         if self.config.sink_streamed:
             return RING_SLOTS * self.sink_layer_bytes
-        dit, geometry = self.request.models.dit, self.request.geometry
-        placed = self._split(sizes.placed_layer_bytes(dit, geometry, self._plain_kv))
+        placed = self._split(sizes.placed_layer_bytes(self.dit, self.geometry, self.plain))
         return self.num_layers * (self.sink_layer_bytes + self.num_lanes * placed)
 
     @property
-    def _plain_kv(self) -> KVPrecision:
-        return "fp32" if self.config.precision == "fp32" else "bf16"
+    def plain(self) -> PlainPrecision:
+        """Precision of everything that is not quantised."""
+        return plain_precision(self.config.precision)
 
     def _split(self, num_bytes: int) -> int:
         """Return what the GPU with the most heads holds of `num_bytes` for all heads."""
-        return -(-num_bytes * self._most_heads // self.request.models.dit.num_heads)
+        return -(-num_bytes * self._most_heads // self.dit.num_heads)
 
     @property
     def split(self) -> float:
         """How many times less than one GPU the fullest of those that split heads holds and computes."""
-        return self.request.models.dit.num_heads / self._most_heads
+        return self.dit.num_heads / self._most_heads
 
     @property
     def _most_heads(self) -> int:
-        return -(-self.request.models.dit.num_heads // self.share.ulysses)
+        return -(-self.dit.num_heads // self.share.ulysses)
 
     # Decoder
 
@@ -184,49 +200,43 @@ class Workload:
         return rows * columns
 
     @cached_property
-    def decoder_state_bytes(self) -> int:
-        """The state of one tile."""
-        height, width = self.tile
-        return sizes.decoder_state_bytes(
-            self.request.models.vae, height, width, precision=self._vae_precision
-        )
-
-    @property
-    def _vae_precision(self) -> Precision:
-        return "fp32" if self.config.precision == "fp32" else "bf16"
-
-    def decoder_parts(self) -> tuple[MemoryItem, ...]:
-        return decoder_parts(self.request, self.tile, self._vae_precision)
+    def parked_bytes(self) -> int:
+        """States of tiles, which are decoded one after the other and wait in host memory meanwhile."""
+        if self.num_tiles == 1 or not self.share.decodes:
+            return 0
+        vae = self.request.models.vae
+        state = sizes.decoder_state_bytes(vae, *self.tile, precision=self.plain)
+        return self.num_tiles * state
 
     # Sums
 
     @cached_property
     def fixed_parts(self) -> tuple[MemoryItem, ...]:
         """GPU memory that does not depend on the numbers of resident layers."""
-        dit, precision = self.request.models.dit, self.config.precision
-        text = self.num_layers * sizes.text_kv_layer_bytes(dit, self._plain_kv)
-        voice = self.num_lanes * sizes.audio_conditioning_bytes(dit, precision)
+        text = self.num_layers * sizes.text_kv_layer_bytes(self.dit, self.plain)
+        audio = sizes.audio_conditioning_bytes(self.dit, self.config.precision)
         parts = (
-            *reserve_parts(self.request.hardware),
-            MemoryItem(items.ROOT, sizes.root_bytes(dit, precision)),
+            *self._root_parts,
             MemoryItem(items.SINK, self.sink_bytes),
-            MemoryItem(items.CONDITIONS, text + voice),
-            MemoryItem(items.ACTIVATIONS, self.tick_bytes),
+            MemoryItem(items.CONDITIONS, text + self.num_lanes * audio),
+            MemoryItem(items.ACTIVATIONS, self._tick_bytes),
         )
-        return parts + (self.decoder_parts() if self.share.decodes else ())
+        decoder = decoder_parts(self.request, self.tile, self.plain) if self.share.decodes else ()
+        return parts + decoder
 
-    @cached_property
-    def tick_bytes(self) -> int:
-        dit, geometry, precision = (
-            self.request.models.dit,
-            self.request.geometry,
-            self.config.precision,
-        )
+    @property
+    def _root_parts(self) -> tuple[MemoryItem, ...]:
+        root = MemoryItem(items.ROOT, sizes.root_bytes(self.dit, self.config.precision))
+        return (*reserve_parts(self.request.hardware), root)
+
+    @property
+    def _tick_bytes(self) -> int:
+        precision = self.config.precision
         work = sizes.tick_bytes(
-            dit, geometry, precision, num_lanes=self.num_lanes, split=self.split
+            self.dit, self.geometry, precision, num_lanes=self.num_lanes, split=self.split
         )
         if costs.needs_dequantising(self.request.hardware, precision):
-            work += sizes.widest_linear_bytes(dit, precision)
+            work += sizes.widest_linear_bytes(self.dit, precision)
         return work
 
     @cached_property
@@ -235,21 +245,16 @@ class Workload:
 
     @cached_property
     def prepare_fixed_parts(self) -> tuple[MemoryItem, ...]:
-        """GPU memory while the picture is encoded, less the layers' weights."""
-        vae, factor = self.request.models.vae, self.request.models.vae.spatial_factor
-        height, width = (side * factor for side in self.tile)
-        work = sizes.encode_work_bytes(vae, height, width, precision=self._vae_precision)
+        """GPU memory while the portrait is encoded, less the layers' weights."""
+        models = self.request.models
+        height, width = (side * models.vae.spatial_factor for side in self.tile)
+        work = sizes.encode_work_bytes(models.vae, height, width, precision=self.plain)
         on_device = self.request.constraints.text_encoder == "device"
-        text = self.request.models.text
         return (
-            *reserve_parts(self.request.hardware),
-            MemoryItem(
-                items.ROOT, sizes.root_bytes(self.request.models.dit, self.config.precision)
-            ),
-            MemoryItem(items.VAE_WEIGHTS, sizes.vae_bytes(vae, self._vae_precision)),
+            *self._root_parts,
+            MemoryItem(items.VAE_WEIGHTS, sizes.vae_bytes(models.vae, self.plain)),
             MemoryItem(items.ENCODER_WORK, work),
-            MemoryItem(items.TEXT_ENCODER, sizes.text_encoder_bytes(text) if on_device else 0),
-            MemoryItem(items.TEXT_WORK, sizes.text_work_bytes(text) if on_device else 0),
+            *(self._text_parts if on_device else ()),
         )
 
     @cached_property
@@ -259,19 +264,24 @@ class Workload:
     @cached_property
     def fixed_ram_parts(self) -> tuple[MemoryItem, ...]:
         """Host memory that does not depend on the numbers of resident layers."""
-        # Twice: while a block is decoded, its state before is kept, in case memory runs out.
-        parked = 2 * self.num_tiles * self.decoder_state_bytes if self.parks_decoder else 0
         sink = self.num_layers * self.sink_layer_bytes if self.config.sink_streamed else 0
-        models, text_encoder = self.request.models, self.request.constraints.text_encoder
-        on_host, on_device = text_encoder == "host", text_encoder == "device"
+        text = {"host": self._text_parts, "device": ()}
         return (
             MemoryItem(items.PROCESS, HOST_RESERVE_BYTES),
             *self.speech_parts,
-            MemoryItem(items.TEXT_ENCODER, sizes.text_encoder_bytes(models.text) if on_host else 0),
-            MemoryItem(items.TEXT_WORK, 0 if on_device else sizes.text_work_bytes(models.text)),
+            *text.get(self.request.constraints.text_encoder or "disk", self._text_parts[1:]),
             MemoryItem(items.SINK, sink),
-            MemoryItem(items.DECODER_STATE, parked),
+            # Twice: while a block is decoded, its state before is kept, in case memory runs out.
+            MemoryItem(items.DECODER_STATE, 2 * self.parked_bytes),
             MemoryItem(items.PINNED_SHARDS, self.shard_bytes if self.shards_on_host else 0),
+        )
+
+    @property
+    def _text_parts(self) -> tuple[MemoryItem, ...]:
+        config = self.request.models.text
+        return (
+            MemoryItem(items.TEXT_ENCODER, sizes.text_encoder_bytes(config)),
+            MemoryItem(items.TEXT_WORK, sizes.text_work_bytes(config)),
         )
 
     @property
@@ -284,11 +294,6 @@ class Workload:
             MemoryItem(items.SPEECH_WORK, sizes.speech_work_bytes(shape)),
         )
 
-    @property
-    def parks_decoder(self) -> bool:
-        """Tiles are decoded one after the other; the states of the others wait in host memory."""
-        return self.num_tiles > 1 and self.share.decodes
-
     @cached_property
     def fixed_ram_bytes(self) -> int:
         return total(self.fixed_ram_parts)
@@ -297,13 +302,13 @@ class Workload:
 def decoder_parts(
     request: PlanRequest, tile: tuple[int, int], precision: Precision
 ) -> tuple[MemoryItem, ...]:
-    """GPU memory of the streaming decoder that works in tiles of this latent size."""
-    vae, factor = request.models.vae, request.models.vae.spatial_factor
-    height, width = tile
-    work = sizes.decode_work_bytes(vae, height * factor, width * factor, precision=precision)
-    state = sizes.decoder_state_bytes(vae, height, width, precision=precision)
+    """Return the GPU memory of the streaming decoder that works in tiles of this latent size."""
+    vae = request.models.vae
+    height, width = (side * vae.spatial_factor for side in tile)
+    state = sizes.decoder_state_bytes(vae, *tile, precision=precision)
     # The state before a block is kept while the block is decoded; that of tiles, in host memory.
     is_whole = tile == tile_size(request, (1, 1))
+    work = sizes.decode_work_bytes(vae, height, width, precision=precision)
     return (
         MemoryItem(items.DECODER_WEIGHTS, sizes.vae_bytes(vae, precision)),
         MemoryItem(items.DECODER_STATE, 2 * state if is_whole else state),
@@ -323,16 +328,13 @@ def reserve_parts(hardware: Hardware) -> tuple[MemoryItem, ...]:
 
 
 def decoder_rank_parts(request: PlanRequest) -> tuple[MemoryItem, ...]:
-    """GPU memory of a rank that only decodes."""
+    """Return the GPU memory of a rank that only decodes."""
     whole = tile_size(request, (1, 1))
     return (*reserve_parts(request.hardware), *decoder_parts(request, whole, "bf16"))
 
 
 def tile_size(request: PlanRequest, tiles: tuple[int, int]) -> tuple[int, int]:
-    """Latent height and width of one tile of a grid, the overlap included."""
-    sides = request.geometry.latent_height, request.geometry.latent_width
-    height, width = (
-        side if count == 1 else min(side, -(-side // count) + _TILE_OVERLAP)
-        for side, count in zip(sides, tiles, strict=True)
-    )
-    return height, width
+    """Return the latent height and width of one tile of a grid (rows, columns)."""
+    rows, columns = tiles
+    geometry = request.geometry
+    return tile_length(geometry.latent_height, rows), tile_length(geometry.latent_width, columns)

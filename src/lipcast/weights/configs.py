@@ -8,10 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lipcast.config.models import DiTConfig, TextConfig, VAEConfig
+from lipcast.config.models import DiTConfig, Models, SpeechShape, TextConfig, VAEConfig
 from lipcast.errors import CheckpointError
-from lipcast.planning.plan import Models
-from lipcast.planning.tensors import SpeechShape
 from lipcast.weights.checkpoint import ADAPTER_MODEL, checkpoint_dir, model_name, read_json
 
 
