@@ -41,7 +41,7 @@ def drawn(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def step_of(in_channels: int, out_channels: int, **form: object) -> ConvStep:
+def step_of(in_channels: int, out_channels: int, **form: Any) -> ConvStep:
     taps = form.pop("taps", (3, 3, 3))
     weight = drawn(out_channels, in_channels, *taps, seed=1) / (in_channels * 9) ** 0.5
     return ConvStep("conv", weight, drawn(out_channels, seed=2) / 10, **form)

@@ -145,7 +145,8 @@ def _prepare_decoder(bundle: ModelBundle, settings: LoadSettings) -> None:
     if settings.decoder is not None:
         decoder = load_tiny_decoder(settings.decoder, device=device, dtype=dtype)
         if device.type == "cuda":
-            decoder.to(memory_format=torch.channels_last)  # as tensor cores read
+            # As tensor cores read. PyTorch's stubs do not know this argument.
+            decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         bundle.tiny_decoder = decoder
 
 
