@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import io
 import shlex
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from fsdp_arithmetic import (
     USABLE_GIB,
@@ -20,6 +22,7 @@ from fsdp_arithmetic import (
 from lipcast.cli.plan import plan, plan_request
 from lipcast.cli.plan_view import plan_text
 from lipcast.config.geometry import Geometry
+from lipcast.config.gpu_options import KernelName
 from lipcast.config.models import DiTConfig, VAEConfig
 from lipcast.config.units import GIB
 from lipcast.planning import costs
@@ -93,11 +96,14 @@ that is not in the table has the rates of one like it, rather slower than faster
 On the machine itself they are measured before a model is loaded, and whether the card multiplies fp8 is
 tried out. Cards before Ampere have no bf16 and compute in fp32.
 
-The kernels between the matrix products are counted: the engine runs on tensors of the true shapes that
-have no values, and every launch and every byte is added up ([checks on a GPU](gpu-check.md)). A step with
-fp8 weights launches {launches:,.0f} kernels and moves {gigabytes:.0f} GB beside its matrix products and
-attention. That they move at the measured rate of a copy is an assumption, as are 10 µs a launch and a
-disk of 2.5 GB/s.
+The kernels between the matrix products are counted: the engine runs on tensors of the true shapes that have
+no values, and every launch and every byte is added up ([checks on a GPU](gpu-check.md)). A step with
+fp8 weights launches {triton[0]:,.0f} kernels and moves {triton[1]:.0f} GB beside its matrix products and
+attention with `--kernels triton`, {plain[0]:,.0f} and {plain[1]:.0f} GB with `plain` ([kernels](kernels.md)).
+That they move at the measured rate of a copy is an assumption, as are 10 µs for a launch of PyTorch's
+own kernels, 25 µs where half of them are Triton's, and a disk of 2.5 GB/s. No step with fused kernels has
+been measured on a card yet; nor has decoding with them, whose convolutions are assumed to reach half
+the rate of matrix products.
 
 Against measurements on one H100 (704x384, 48 frames, true shapes, random weights). The H100's four
 rates are fitted to rows of this very table, so it shows that a tick is the longer of arithmetic and
@@ -178,11 +184,12 @@ def _examples() -> str:
 def _rests_on() -> str:
     config = DiTConfig()
     at = Geometry.of(config, VAEConfig(), height=704, width=384, infer_frames=48)
-    counts = kernel_counts("fp8", "bf16", num_lanes=1, dequantised=False)
-    return RESTS_ON.format(
-        launches=round(costs.launches(counts, config, num_lanes=1), -2),
-        gigabytes=costs.lane_traffic_bytes(counts, config, at) / 1e9,
-    )
+    figures = {}
+    for name in get_args(KernelName):
+        counts = kernel_counts("fp8", "bf16", num_lanes=1, dequantised=False, kernels=name)
+        launches = round(costs.launches(counts, config, num_lanes=1), -1)
+        figures[name] = launches, costs.lane_traffic_bytes(counts, config, at) / 1e9
+    return RESTS_ON.format(**figures)
 
 
 def _calibration() -> str:
@@ -205,6 +212,7 @@ def _steps() -> list[tuple[str, float, float]]:
 
     bf16 = 1e3 * costs.arithmetic_seconds(full, at, card, precision="bf16", num_lanes=1)
     weights, ring = 11.95e9, 5.19e9
+    decoding = costs.decode_seconds(VAEConfig(), at, replace(card, kernels="plain"))
     return [
         ("a step, matrix products and attention, bf16", bf16, 191.9),
         ("the same in fp8", bare(full, 1), 141.1),
@@ -215,7 +223,7 @@ def _steps() -> list[tuple[str, float, float]]:
         ("wavefront of 4, weights streamed", bare(no_audio, 4, weights), 539.3),
         ("wavefront of 4, fp8 rings streamed", bare(no_audio, 4, 4 * ring), 540.8),
         ("wavefront of 4, both streamed", bare(no_audio, 4, weights + 4 * ring), 616.8),
-        ("decoding a block", 1e3 * costs.decode_seconds(VAEConfig(), at, card), 241.7),
+        ("decoding a block, plain kernels", 1e3 * decoding, 241.7),
     ]
 
 

@@ -21,6 +21,8 @@ from lipcast.config.models import DiTConfig
 from lipcast.config.precision import StoredPrecision
 from lipcast.engine.loading import LoadSettings, load_networks
 from lipcast.lab.gpu_work import StepCase, count_step
+from lipcast.models.kernels.fused import FusedKernels
+from lipcast.models.kernels.plain import Kernels
 from lipcast.models.quant_formats import FP8
 from lipcast.models.vae import VideoVAE
 from lipcast.weights.fp8 import has_fp8_matmul, linear_row_wise
@@ -114,6 +116,32 @@ def _claim_steps(report: Report, name: str, times: StepTimes, memory: dict[str, 
         text = f"{name}: a tick is as planned within {_PLAN_ERROR:.0%}"
         report.claim(text, abs(error) <= _PLAN_ERROR, f"{step_ms} ms, planned {planned}")
     report.figure(name, figures)
+
+
+def plain_and_fused(settings: Settings, report: Report) -> None:
+    """A step with either kind of kernels, and with fused ones that attend in place or join first."""
+    if not settings.is_cuda:
+        report.skip("fused kernels are faster than plain ones", "no CUDA device")
+        return
+    checkpoint, model = _loaded(settings, "fp8")
+    capability = torch.cuda.get_device_capability(settings.device)
+    kinds: dict[str, Kernels] = {
+        "plain": Kernels(),
+        "triton, joined": FusedKernels(capability, in_place=False),
+        "triton, in place": FusedKernels(capability, in_place=True),
+    }
+    found = {}
+    for name, chosen in kinds.items():
+        with report.attempt(f"{name}: the video is made"):
+            model.bundle.dit.use_kernels(chosen)
+            with timed_steps(settings) as times, without_decoding(model):
+                make_video(model, 6, prompt=checkpoint.prompt, size="704*384", infer_frames=48)
+            lanes = max(times.lanes)
+            found[name] = times.steady("device_ms", num_lanes=lanes)
+            host_ms = times.steady("host_ms", num_lanes=lanes)
+            report.figure(name, {"lanes": lanes, "tick ms": found[name], "host ms": host_ms})
+    best = min(ms for name, ms in found.items() if name != "plain")
+    report.claim("fused kernels are faster than plain ones", best < found["plain"], str(found))
 
 
 def kernels(settings: Settings, report: Report) -> None:
@@ -232,6 +260,7 @@ PARTS = (
     Part("ceilings", ceilings, 60),
     Part("fp8", partial(steps, "fp8"), 150),
     Part("kernels", kernels, 70),
+    Part("plain", plain_and_fused, 80),
     Part("decoder", decoder, 60),
     Part("end", end_to_end, 70),
     Part("bf16", partial(steps, "bf16"), 180),

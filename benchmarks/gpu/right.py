@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpu import right_numbers, right_videos
+from gpu import right_kernels, right_numbers, right_videos
 from gpu.runner import Part
 
 PARTS = (
@@ -10,6 +10,7 @@ PARTS = (
     Part("fp8", right_numbers.fp8_rows, 60),
     Part("stored", right_numbers.stored_forms, 40),
     Part("attention", right_numbers.attention, 40),
+    Part("kernels", right_kernels.kernels, 90),
     Part("vae", right_numbers.autoencoder, 60),
     Part("precisions", right_videos.precisions, 120),
     Part("placements", right_videos.placements, 100),

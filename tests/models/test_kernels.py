@@ -68,7 +68,8 @@ def modulation(frames: int, dim: int, seed: int) -> Modulation:
 
 
 def affine(dim: int, seed: int) -> Affine:
-    return Affine(*drawn(2, dim, seed=seed, dtype=BF16), 1e-6)
+    weight, bias = drawn(2, dim, seed=seed, dtype=BF16)
+    return Affine(weight, bias, 1e-6)
 
 
 MAGNITUDES = st.sampled_from([0.0, 1e-41, 1e-20, 1e-3, 1.0, 300.0, 1e12])
@@ -144,8 +145,8 @@ def test_what_is_no_number_stays_none(broken: float) -> None:
         assert isinstance(rows, QuantisedRows) and isinstance(expected[name], QuantisedRows)
         products = [r.restore().float().sum(-1).isnan() for r in (rows, expected[name])]
         assert torch.equal(*products), name
-        untouched = [r.restore()[0, [0, 3]] for r in (rows, expected[name])]
-        assert_near(*untouched, STEP[FP8])
+        one, other = (r.restore()[0, [0, 3]] for r in (rows, expected[name]))
+        assert_near(one, other, STEP[FP8])
 
 
 @pytest.mark.parametrize("dim", [5120, 13824], ids=["hidden states", "feed-forward"])
@@ -260,14 +261,14 @@ def test_float32_models_attend_in_float32() -> None:
         assert (one - other).norm() <= 1e-5 * other.norm()
 
 
-@triton.jit
-def _encode_all(X, OUT, NUM: tl.constexpr):
+@triton.jit  # type: ignore[untyped-decorator]
+def _encode_all(X, OUT, NUM: "tl.constexpr"):  # type: ignore[name-defined]
     index = tl.arange(0, NUM)
     tl.store(OUT + index, triton_code._encode_e4m3(tl.load(X + index)))
 
 
-@triton.jit
-def _decode_all(X, OUT, NUM: tl.constexpr):
+@triton.jit  # type: ignore[untyped-decorator]
+def _decode_all(X, OUT, NUM: "tl.constexpr"):  # type: ignore[name-defined]
     index = tl.arange(0, NUM)
     tl.store(OUT + index, triton_code._decode_e4m3(tl.load(X + index)))
 

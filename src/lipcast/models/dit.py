@@ -98,8 +98,9 @@ class DiT(nn.Module):
     def use_kernels(self, kernels: Kernels) -> None:
         """Compute whatever is no matrix product with these operations."""
         self.kernels = kernels
-        for part in (*self.layers, self.audio_injector):
-            part.kernels = kernels
+        self.audio_injector.kernels = kernels
+        for block in self.layers:
+            block.kernels = kernels
 
     @property
     def layers(self) -> list[TransformerBlock]:

@@ -11,6 +11,8 @@ decoding 4-bit integers again for every block of queries takes longer than decod
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -42,7 +44,7 @@ class FusedKernels(Kernels):
 
     def normalise(self, x_GSD: Tensor, norm: Affine | Modulation, form: RowFormat) -> Rows:
         rows = _ops.normalise(x_GSD.contiguous(), *_affine(norm), form.dtype, form.fp8)
-        return _rows(*rows, form)
+        return _rows(rows, form)
 
     def add_normalise(
         self,
@@ -60,15 +62,15 @@ class FusedKernels(Kernels):
             form.dtype,
             form.fp8,
         )
-        return total, _rows(*rows, form)
+        return total, _rows(rows, form)
 
     def gelu(self, x: Tensor, form: RowFormat) -> Rows:
         if not form.fp8:
             return functional.gelu(x, approximate="tanh")
-        return _rows(*_ops.quantise_rows(x.contiguous(), True), form)
+        return _rows(_ops.quantise_rows(x.contiguous(), True), form)
 
     def rows(self, x: Tensor, form: RowFormat) -> Rows:
-        return _rows(*_ops.quantise_rows(x.contiguous(), False), form) if form.fp8 else x
+        return _rows(_ops.quantise_rows(x.contiguous(), False), form) if form.fp8 else x
 
     def rms_norm(self, x: Tensor, norm: RMSNorm) -> Tensor:
         normed: Tensor = _ops.rms_norm(x.contiguous(), norm.weight, norm.eps)
@@ -84,7 +86,7 @@ class FusedKernels(Kernels):
         into: Remembered,
     ) -> Tensor:
         q_TNd, k_TNd, v_TNd = (x.contiguous() for x in (q_TNd, k_TNd, v_TNd))
-        weights = (None, None, 0.0)
+        weights: tuple[Tensor | None, Tensor | None, float] = (None, None, 0.0)
         if norms is not None:
             weights = norms.queries.weight, norms.keys.weight, norms.queries.eps
         frames = into.ring.num_frames(k_TNd)
@@ -121,7 +123,8 @@ def _affine(norm: Affine | Modulation) -> tuple[Tensor, Tensor, bool, float]:
     return norm.scale_G1D, norm.shift_G1D, True, norm.eps
 
 
-def _rows(numbers: Tensor, scale: Tensor, form: RowFormat) -> Rows:
+def _rows(made: Sequence[Tensor], form: RowFormat) -> Rows:
+    numbers, scale = made
     return QuantisedRows(numbers, scale, form.dtype) if form.fp8 else numbers
 
 
