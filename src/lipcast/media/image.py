@@ -34,8 +34,12 @@ _EXPECTED = "expected a picture (png, jpeg, webp, avif, bmp, tiff or gif)"
 _ADVICE = "save it again as png or jpeg"
 
 
-def load_portrait(source: ImageSource) -> Image:
+def load_portrait(
+    source: ImageSource, *, max_pixels: int = MAX_PIXELS, formats: Sequence[str] | None = None
+) -> Image:
     """The picture as upright 8-bit RGB.
+
+    `max_pixels` bounds what is decoded of a file; `formats`: Pillow's names of those that may be read.
 
     Arrays are [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]: uint8, uint16, bool, or float in 0..1.
     Raises InputError: not there, empty, truncated, not a picture, below 16 pixels, above
@@ -46,7 +50,7 @@ def load_portrait(source: ImageSource) -> Image:
     if isinstance(source, np.ndarray):
         image, name = _image_of_array(source), "the array"
     elif isinstance(source, bytes | bytearray | str | os.PathLike):
-        image, name = _open_image(source)
+        image, name = _open_image(source, max_pixels, formats)
     else:
         image, name = source, "the picture"
     _check_size(image.width, image.height, name)
@@ -106,7 +110,11 @@ def _crop_offset(size: int, wanted: int) -> int:
     return round((size - wanted) / 2)
 
 
-def _open_image(source: str | os.PathLike[str] | bytes | bytearray) -> tuple[Image, str]:
+def _open_image(
+    source: str | os.PathLike[str] | bytes | bytearray,
+    max_pixels: int,
+    formats: Sequence[str] | None,
+) -> tuple[Image, str]:
     """Decode a file's content; returns the picture and what to call it in a message."""
     from PIL import Image as PILImage
     from PIL import UnidentifiedImageError
@@ -116,12 +124,16 @@ def _open_image(source: str | os.PathLike[str] | bytes | bytearray) -> tuple[Ima
         with warnings.catch_warnings():
             # Large photos are fine up to MAX_PIXELS, where Pillow raises by itself.
             warnings.simplefilter("ignore")
-            image = PILImage.open(io.BytesIO(content))
+            image = PILImage.open(
+                io.BytesIO(content), formats=None if formats is None else tuple(formats)
+            )
             _check_size(image.width, image.height, name)
+            if image.width * image.height > max_pixels:
+                raise PILImage.DecompressionBombError(f"{image.width}x{image.height}")
             image.load()
     except PILImage.DecompressionBombError as error:
         raise InputError(
-            f"expected a picture of at most {MAX_PIXELS // 10**6} megapixels, got {name}, which "
+            f"expected a picture of at most {max_pixels // 10**6} megapixels, got {name}, which "
             "claims to be larger; make it smaller"
         ) from error
     except UnidentifiedImageError as error:
