@@ -96,8 +96,8 @@ that is not in the table has the rates of one like it, rather slower than faster
 On the machine itself they are measured before a model is loaded, and whether the card multiplies fp8 is
 tried out. Cards before Ampere have no bf16 and compute in fp32.
 
-The kernels between the matrix products are counted: the engine runs on tensors of the true shapes that have
-no values, and every launch and every byte is added up ([checks on a GPU](gpu-check.md)). A step with
+The kernels between the matrix products are counted: the engine runs on tensors of the true shapes that
+have no values, and every launch and every byte is added up ([checks on a GPU](gpu-check.md)). A step with
 fp8 weights launches {triton[0]:,.0f} kernels and moves {triton[1]:.0f} GB beside its matrix products and
 attention with `--kernels triton`, {plain[0]:,.0f} and {plain[1]:.0f} GB with `plain` ([kernels](kernels.md)).
 That they move at the measured rate of a copy is an assumption, as are 10 µs for a launch of PyTorch's

@@ -262,13 +262,13 @@ def test_float32_models_attend_in_float32() -> None:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _encode_all(X, OUT, NUM: "tl.constexpr"):  # type: ignore[name-defined]
+def _encode_all(X, OUT, NUM: tl.constexpr):  # type: ignore[name-defined]
     index = tl.arange(0, NUM)
     tl.store(OUT + index, triton_code._encode_e4m3(tl.load(X + index)))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _decode_all(X, OUT, NUM: "tl.constexpr"):  # type: ignore[name-defined]
+def _decode_all(X, OUT, NUM: tl.constexpr):  # type: ignore[name-defined]
     index = tl.arange(0, NUM)
     tl.store(OUT + index, triton_code._decode_e4m3(tl.load(X + index)))
 

@@ -1,4 +1,4 @@
-"""Options of the GPUs, checked: how many there are, and what computes on each.
+"""Options of GPUs, checked: how many there are, and what computes on each.
 
 Input: plain values. Output: a frozen `GpuOptions`. Raises UsageError for what makes no sense.
 """
