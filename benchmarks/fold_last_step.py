@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 import lipcast
-from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu
+from lipcast.models.vae_channels_last import to_channels_last
+from lipcast.models.vae_kernels import best_kernels
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 VOICES = ("speech_b_male", "speech_d_female")
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=1, help="length of each video in clips of 48")
     clips = parser.parse_args().clips
     model = lipcast.load("tiny", device="cpu", precision="fp32")
-    model.bundle.vae = prepare_for_cpu(model.bundle.vae, best_kernels())
+    model.bundle.vae = to_channels_last(model.bundle.vae, best_kernels())
     print(f"{'portrait':<14}{'voice':<18}{'latents dB':>11}{'frames dB':>11}{'largest':>9}")
     rows = []
     for portrait in sorted(EXAMPLES.glob("portrait_*.png")):

@@ -25,8 +25,8 @@ from torch import Tensor
 import lipcast
 from lipcast.config.models import VAEConfig
 from lipcast.models.vae import VideoVAE
-from lipcast.models.vae_cpu import CpuDecoder, CpuVideoVAE, prepare_for_cpu
-from lipcast.models.vae_kernels import TorchKernels
+from lipcast.models.vae_channels_last import ChannelsLastDecoder, ChannelsLastVAE, to_channels_last
+from lipcast.models.vae_kernels import ConvKernels
 
 TINY = Path(lipcast.__file__).parent / "assets" / "tiny"
 LATENTS_PER_BLOCK = 3
@@ -52,7 +52,7 @@ def main() -> None:
     ways = make_ways(vae)
     document = {"conditions": conditions, "ways": compare(ways, vae, options.rounds)}
     fastest = list(ways.values())[-1]
-    if isinstance(fastest, CpuVideoVAE):
+    if isinstance(fastest, ChannelsLastVAE):
         document["parts_of_decoder_ms"] = time_parts(fastest, options.rounds)
     print(json.dumps(document))
 
@@ -77,7 +77,7 @@ def make_ways(vae: VideoVAE) -> dict[str, VideoVAE]:
     ways: dict[str, VideoVAE] = {"model fp32": vae}
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
-        ways[f"torch kernels {name}"] = prepare_for_cpu(vae, TorchKernels(dtype))
+        ways[f"torch kernels {name}"] = to_channels_last(vae, ConvKernels(dtype))
     return ways
 
 
@@ -121,10 +121,10 @@ def take_turns(jobs: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
     return times
 
 
-def time_parts(way: CpuVideoVAE, rounds: int) -> list[dict[str, Any]]:
+def time_parts(way: ChannelsLastVAE, rounds: int) -> list[dict[str, Any]]:
     """Milliseconds per block in each part of the decoder, the best of the rounds."""
     decoder = way.decoder
-    assert isinstance(decoder, CpuDecoder)
+    assert isinstance(decoder, ChannelsLastDecoder)
     state = way.new_decoder_state()
     shape = (1, way.config.z_dim, 1, PICTURE_SIZE // 8, PICTURE_SIZE // 8)
     latent = torch.zeros(shape)

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import settings
 
 import lipcast
-from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu
+from lipcast.models.vae_channels_last import to_channels_last
+from lipcast.models.vae_kernels import best_kernels
 from sounds import EXAMPLES, write_wav
 
 settings.register_profile("fixed", derandomize=True, deadline=None)
@@ -36,7 +37,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def tiny(home: Path) -> lipcast.Lipcast:
     """The embedded model on the CPU: transformer in float32, the fast autoencoder."""
     model = lipcast.load("tiny", device="cpu", precision="fp32")
-    model.bundle.vae = prepare_for_cpu(model.bundle.vae, best_kernels())
+    model.bundle.vae = to_channels_last(model.bundle.vae, best_kernels())
     return model
 
 

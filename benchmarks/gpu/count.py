@@ -71,13 +71,17 @@ def counted(size: str, infer_frames: int) -> dict[str, Any]:
         for name, case in CASES.items()
     }
     spec = default_spec(config, size=size, infer_frames=infer_frames)
-    decoder = count_vae(vae, spec, still_frames=config.motion_frames)
+    decoders = {
+        kernels: count_vae(vae, spec, still_frames=config.motion_frames, kernels=kernels)
+        for kernels in get_args(KernelName)
+    }
     return {
         "size": size,
         "infer_frames": infer_frames,
         **{measure: {c: row[measure] for c, row in by_case.items()} for measure in by_case["fp8"]},
         **by_case,
-        "vae": {name: vae_measures(work) for name, work in decoder.items()},
+        "vae": {name: vae_measures(work) for name, work in decoders["triton"].items()},
+        "vae_plain": {name: vae_measures(work) for name, work in decoders["plain"].items()},
     }
 
 
@@ -114,8 +118,9 @@ def table(document: Mapping[str, Any]) -> str:
     for name in CASES:
         launches, gigabytes, gemm, attention = document[name].values()
         lines.append(f"{name:20}{launches:10}{gigabytes:9.1f}{gemm:8.1f}{attention:11.1f}")
-    lines.append("\nautoencoder")
-    for name, row in document["vae"].items():
-        launches, gigabytes, convolution, _ = row.values()
-        lines.append(f"{name:20}{launches:10}{gigabytes:9.1f}{convolution:8.1f} TFLOP")
+    for kernels in ("vae", "vae_plain"):
+        lines.append(f"\n{kernels}")
+        for name, row in document[kernels].items():
+            launches, gigabytes, convolution, _ = row.values()
+            lines.append(f"{name:20}{launches:10}{gigabytes:9.1f}{convolution:8.1f} TFLOP")
     return "\n".join(lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -16,12 +16,15 @@ from gpu.runner import Part
 from gpu.steps import StepTimes, memory_of, paced_video, profiled, timed_steps, without_decoding
 from gpu.timing import median_ms
 from gpu.videos import make_video
+from lipcast.config.gpu_options import KernelName
 from lipcast.config.models import DiTConfig
 from lipcast.config.precision import StoredPrecision
+from lipcast.engine.loading import LoadSettings, load_networks
 from lipcast.lab.gpu_work import StepCase, count_step
 from lipcast.models.kernels.fused import FusedKernels
 from lipcast.models.kernels.plain import Kernels
 from lipcast.models.quant_formats import FP8
+from lipcast.models.vae import VideoVAE
 from lipcast.weights.fp8 import has_fp8_matmul, linear_row_wise
 
 _PLAN_ERROR = 0.15
@@ -186,12 +189,20 @@ def _grouped(rows: list[tuple[str, int, float]]) -> dict[str, dict[str, float]]:
 
 
 def decoder(settings: Settings, report: Report) -> None:
-    """Milliseconds of the autoencoder's parts."""
-    _, model = _loaded(settings, "fp8")
-    vae, device = model.bundle.vae, settings.device
+    """Milliseconds of the autoencoder's parts, fused and as PyTorch's operators."""
+    shapes = FULL if settings.is_full else SMALL
+    checkpoint = random_checkpoint(settings.model, shapes, "fp8")
+    dtype = torch.bfloat16 if settings.is_cuda else torch.float32
+    for kernels in get_args(KernelName) if settings.is_cuda else ("plain",):
+        loading = LoadSettings(checkpoint.folder, settings.device, dtype, kernels=kernels)
+        bundle, _ = load_networks(loading, networks=("vae",))
+        _time_autoencoder(bundle.vae, kernels, settings, report)
+
+
+def _time_autoencoder(vae: VideoVAE, kernels: str, settings: Settings, report: Report) -> None:
     height, width = (88, 48) if settings.is_full else (8, 8)
-    latents = torch.randn(1, vae.config.z_dim, 7, height, width, device=device)
-    image = torch.rand(1, 3, 8 * height, 8 * width, device=device) * 2 - 1
+    latents = torch.randn(1, vae.config.z_dim, 7, height, width, device=settings.device)
+    image = torch.rand(1, 3, 8 * height, 8 * width, device=settings.device) * 2 - 1
     with torch.inference_mode():
         state = vae.new_decoder_state()
         vae.prime(latents, state)
@@ -201,10 +212,10 @@ def decoder(settings: Settings, report: Report) -> None:
             "encode a portrait": partial(vae.encode_still, image, 73),
         }
         for name, work in parts.items():
-            report.figure(f"{name} ms", median_ms(work, settings, repeats=3))
+            report.figure(f"{kernels}: {name} ms", median_ms(work, settings, repeats=3))
         frames = vae.decode_chunk(latents[:, :, :3], state)
     finite = bool(torch.isfinite(frames).all())
-    report.claim("decoded frames are finite", finite, finite)
+    report.claim(f"{kernels}: decoded frames are finite", finite, finite)
 
 
 def end_to_end(settings: Settings, report: Report) -> None:

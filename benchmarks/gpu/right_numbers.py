@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import get_args
 from unittest import mock
 
 import torch
@@ -20,9 +21,11 @@ from torch import Tensor, nn
 import lipcast
 from gpu.report import Report, Settings
 from gpu.timing import median_ms
+from lipcast.config.gpu_options import KernelName
 from lipcast.memory.pinned import PinnedMaker
 from lipcast.models.attention import attend
 from lipcast.models.kv_codec import kv_codec
+from lipcast.models.vae import VideoVAE
 from lipcast.weights.fp8 import has_fp8_matmul
 from lipcast.weights.quant_linear import QuantLinear, use_fp8_matmul
 from lipcast.weights.schemes import SCHEMES
@@ -220,18 +223,22 @@ def autoencoder(settings: Settings, report: Report) -> None:
     shape = (1, twin.config.z_dim, 4, 16, 16)
     latent = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        exact = twin.decode(latent)
-        precision = "bf16" if settings.is_cuda else "fp32"
-        vae = lipcast.load("tiny", device=str(settings.device), precision=precision).bundle.vae
-        there = latent.to(settings.device)
-        whole = vae.decode(there)
-        error = _relative(whole.cpu(), exact.double())
-        report.claim("decoded frames are within 5 % of float32", error < 0.05, error)
-        state = vae.new_decoder_state()
-        pieces = torch.cat(
-            [vae.decode_chunk(there[:, :, i : i + 1], state) for i in range(4)], dim=2
-        )
-        equal = torch.equal(pieces, whole)
-        report.claim("a stream of latents decodes to the same bits as all at once", equal, equal)
-        again = torch.equal(vae.decode(there), whole)
-        report.claim("decoding twice gives the same bits", again, again)
+        exact = twin.decode(latent).double()
+        for kernels in get_args(KernelName) if settings.is_cuda else ("plain",):
+            precision = "bf16" if settings.is_cuda else "fp32"
+            device = str(settings.device)
+            model = lipcast.load("tiny", device=device, precision=precision, kernels=kernels)
+            _decode(model.bundle.vae, latent.to(settings.device), exact, kernels, report)
+
+
+def _decode(vae: VideoVAE, latent: Tensor, exact: Tensor, kernels: str, report: Report) -> None:
+    whole = vae.decode(latent)
+    error = _relative(whole.cpu(), exact)
+    report.claim(f"{kernels}: decoded frames are within 5 % of float32", error < 0.05, error)
+    state = vae.new_decoder_state()
+    frames = [vae.decode_chunk(z, state) for z in latent.split([1, 2, 1], dim=2)]
+    equal = torch.equal(torch.cat(frames, dim=2), whole)
+    text = f"{kernels}: a stream of latents decodes to the same bits as all at once"
+    report.claim(text, equal, equal)
+    again = torch.equal(vae.decode(latent), whole)
+    report.claim(f"{kernels}: decoding twice gives the same bits", again, again)

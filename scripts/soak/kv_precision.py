@@ -26,7 +26,8 @@ from lipcast.engine.executor import LaneExecutor, session_shape
 from lipcast.memory.device_context import DeviceContext
 from lipcast.memory.session_memory import SessionMemory, SessionPlan
 from lipcast.models.dit import DiT
-from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu
+from lipcast.models.vae_channels_last import to_channels_last
+from lipcast.models.vae_kernels import best_kernels
 from lipcast.weights.bundle import ModelBundle
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=2)
     options = parser.parse_args()
     bundle = lipcast.load("tiny", device="cpu", precision="fp32").bundle
-    bundle.vae = prepare_for_cpu(bundle.vae, best_kernels())
+    bundle.vae = to_channels_last(bundle.vae, best_kernels())
     cases = [(f"portrait_{p}.png", VOICES[p % 2]) for p in range(options.portraits)]
     exact = [generate(bundle, image, voice, options.clips, "fp32") for image, voice in cases]
     rows = []

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import lipcast
 from lipcast.config.tiles import tile_length, tile_starts
+from lipcast.engine import tiled_decode
 from lipcast.engine.decode import StreamingDecoder
 from lipcast.engine.tiled_decode import TiledDecoder
 from lipcast.media.image import fit_portrait, load_portrait
@@ -155,3 +156,10 @@ def test_the_layout_for_a_cpu_in_tiles(tiny, latent):
     video, _ = decode_tiled(tiny.bundle.vae, square, (2, 2))
     with torch.inference_mode():
         assert psnr(video, tiny.bundle.vae.decode(square)) >= 40
+
+
+def test_a_parked_cache_keeps_its_order_of_axes() -> None:
+    """Channels last comes back channels last: the copies over the link are plain ones."""
+    cache = torch.randn(2, 3, 4, 5).permute(3, 0, 1, 2)[None]
+    parked = tiled_decode._parked(cache)
+    assert torch.equal(parked, cache) and parked.stride() == cache.stride()

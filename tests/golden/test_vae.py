@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lipcast.config.models import VAEConfig
 from lipcast.models.vae import VideoVAE
-from lipcast.models.vae_cpu import prepare_for_cpu
-from lipcast.models.vae_kernels import TorchKernels
+from lipcast.models.vae_channels_last import to_channels_last
+from lipcast.models.vae_kernels import ConvKernels
 from lipcast.weights.load import without_memory
 
 TOLERANCE = 1e-5
@@ -129,7 +129,7 @@ def test_a_stream_goes_on_until_it_is_reset(case, vae):
 
 def test_cpu_layout(case, vae):
     """The same tensors by chains of steps: encoder, decoder, and a video in two chunks."""
-    fast = prepare_for_cpu(vae, TorchKernels(torch.float32))
+    fast = to_channels_last(vae, ConvKernels(torch.float32))
     num_frames = lengths(case, "encode")[-1]
     latent = fast.encode(case["inputs/video"][None, :, :num_frames])
     assert_near(latent, case[f"outputs/encode_{num_frames}"])

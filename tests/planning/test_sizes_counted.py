@@ -21,6 +21,8 @@ from torch.utils._pytree import tree_map_only
 from lipcast.config.geometry import Geometry
 from lipcast.config.models import DiTConfig, SpeechShape, TextConfig, VAEConfig
 from lipcast.engine.speech_features import FILE_WINDOW, WHOLE_FILE_S, live_window
+from lipcast.lab.fake_cuda import DEVICE
+from lipcast.lab.gpu_work import fake_vae
 from lipcast.models import dit as dit_module
 from lipcast.models import vae as vae_module
 from lipcast.models.kv_codec import PlainCodec
@@ -154,6 +156,24 @@ def test_decoding() -> None:
     work = live.peak - state.num_bytes
     predicted = sizes.decode_work_bytes(VAE, SIDE, SIDE)
     assert work <= SMALL * predicted <= 1.6 * work
+
+
+def test_fused_kernels_hold_no_more() -> None:
+    """The published autoencoder on fake tensors; its caches are planned apart."""
+    config, sides = VAEConfig(), (48, 32)
+    height, width = (side * config.spatial_factor for side in sides)
+    with fake_vae(config) as vae:
+        state = vae.new_decoder_state()
+        latents = torch.empty(1, 16, 3, *sides, device=DEVICE)
+        vae.decode_chunk(latents, state)
+        assert state.num_bytes == sizes.decoder_state_bytes(config, *sides)
+        with LiveBytes() as decoding:
+            vae.decode_chunk(latents, state)
+        with LiveBytes() as encoding:
+            vae.encode_still(torch.empty(1, 3, height, width, device=DEVICE), 73)
+    work = decoding.peak - state.num_bytes
+    assert work <= sizes.decode_work_bytes(config, height, width) <= 1.6 * work
+    assert encoding.peak <= sizes.encode_work_bytes(config, height, width)
 
 
 def test_encoding_a_still() -> None:

@@ -28,9 +28,10 @@ from lipcast.errors import UsageError
 from lipcast.memory.device import prepare_allocator, with_index
 from lipcast.memory.manager import MemoryManager
 from lipcast.models.dit import DiT
-from lipcast.models.kernels.choice import choose_kernels
+from lipcast.models.kernels.choice import choose_conv_kernels, choose_kernels
 from lipcast.models.kernels.plain import Kernels
-from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu, processor_flags
+from lipcast.models.vae_channels_last import to_channels_last
+from lipcast.models.vae_kernels import best_kernels, processor_flags
 from lipcast.planning.hardware import FIRST_BF16
 from lipcast.planning.inputs import needs_bf16
 from lipcast.planning.plan import EncoderPlacement, Plan, WorkShare
@@ -136,10 +137,17 @@ def _planned(settings: LoadSettings, share: WorkShare | None) -> tuple[MemoryMan
 
 def _prepare_decoder(bundle: ModelBundle, settings: LoadSettings) -> None:
     device, dtype = settings.device, settings.dtype
+    kernels = choose_conv_kernels(settings.kernels, device, dtype)
     if device.type == "cpu" and dtype == torch.bfloat16:
-        bundle.vae = prepare_for_cpu(bundle.vae, best_kernels())
+        kernels = best_kernels()
+    if kernels is not None:
+        bundle.vae = to_channels_last(bundle.vae, kernels)
     if settings.decoder is not None:
-        bundle.tiny_decoder = load_tiny_decoder(settings.decoder, device=device, dtype=dtype)
+        decoder = load_tiny_decoder(settings.decoder, device=device, dtype=dtype)
+        if device.type == "cuda":
+            # As tensor cores read. PyTorch's stubs do not know this argument.
+            decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        bundle.tiny_decoder = decoder
 
 
 def device_of(placement: EncoderPlacement, device: torch.device) -> torch.device:

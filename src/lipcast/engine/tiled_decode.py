@@ -113,7 +113,8 @@ class TiledDecoder:
 
 def _parked(cache: Tensor) -> Tensor:
     """A copy in host memory. Copies to and fro follow each other on one stream: nobody waits."""
-    host = torch.empty(cache.shape, dtype=cache.dtype, pin_memory=cache.is_cuda)
+    # In the same order of axes: a copy in another one is no plain transfer.
+    host = torch.empty_like(cache, device="cpu", pin_memory=cache.is_cuda)
     return host.copy_(cache, non_blocking=True)
 
 

@@ -202,7 +202,9 @@ FLOP_OF: Mapping[str, Callable[[list[Tensor], Tensor], int]] = MappingProxyType(
             _attention_flop,
         ),
         "attend_segments": _segments_flop,
-        **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), _convolution_flop),
+        **dict.fromkeys(
+            ("conv1d", "conv2d", "conv3d", "convolution", "causal_conv3d"), _convolution_flop
+        ),
     }
 )
 """Operator name -> FLOP of (tensors read, tensor written)."""

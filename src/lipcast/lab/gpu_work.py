@@ -31,7 +31,9 @@ from lipcast.memory.session_memory import SessionMemory, SessionPlan
 from lipcast.models.dit import DiT
 from lipcast.models.kernels.fused import FusedKernels
 from lipcast.models.kernels.plain import Kernels
+from lipcast.models.kernels.vae import FusedConvKernels
 from lipcast.models.vae import VideoVAE
+from lipcast.models.vae_channels_last import to_channels_last
 from lipcast.weights.load import without_memory
 from lipcast.weights.quant import kept_because
 from lipcast.weights.quant_linear import replace_linears, use_fp8_matmul
@@ -228,23 +230,28 @@ def fake_features(config: DiTConfig) -> Tensor:
 
 
 @contextmanager
-def fake_vae(config: VAEConfig) -> Iterator[VideoVAE]:
-    """The autoencoder in bf16 on the fake device."""
+def fake_vae(config: VAEConfig, kernels: KernelName = "triton") -> Iterator[VideoVAE]:
+    """Give the autoencoder in bf16 on the fake device."""
     with fake_cuda():
         with without_memory():
             vae = VideoVAE(config)
         put_on_device(vae, torch.bfloat16)
         with torch.inference_mode():
-            yield vae
+            if kernels == "triton":
+                yield to_channels_last(vae, FusedConvKernels(torch.bfloat16))
+            else:
+                yield vae
 
 
-def count_vae(config: VAEConfig, spec: VideoSpec, *, still_frames: int) -> Mapping[str, Work]:
+def count_vae(
+    config: VAEConfig, spec: VideoSpec, *, still_frames: int, kernels: KernelName = "triton"
+) -> Mapping[str, Work]:
     """Count decoding one block of a running video, warming its caches up, and encoding a portrait."""
     geometry = spec.geometry
     size = geometry.latent_height, geometry.latent_width
     channels, block = geometry.latent_channels, geometry.latents_per_block
     counts = {name: OperatorCount() for name in ("decode_block", "prime", "encode_still")}
-    with fake_vae(config) as vae:
+    with fake_vae(config, kernels) as vae:
         state = vae.new_decoder_state()
         with counts["prime"]:
             vae.prime(torch.empty(1, channels, 7, *size, device=DEVICE), state)

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from lipcast.config.models import DiTConfig
@@ -39,6 +40,8 @@ class KernelCase:
     constants: Mapping[str, Any]
     types: Mapping[str, str]
     options: Mapping[str, int]
+    module: str = "triton_code"
+    """Where the function is, below `lipcast.models.kernels`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ def compile_kernels(
     """Compile every kernel for every architecture. Raises whatever the compiler raises."""
     for case in _cases(config or DiTConfig()):
         for capability in capabilities:
-            yield _compiled(case, capability)
+            yield compiled(case, capability)
 
 
 def _cases(config: DiTConfig) -> Iterator[KernelCase]:
@@ -108,14 +111,13 @@ def _case(
     return KernelCase(label, function, {**constants, **sizes}, types, options)
 
 
-def _compiled(case: KernelCase, capability: int) -> CompiledKernel:
+def compiled(case: KernelCase, capability: int) -> CompiledKernel:
+    """Compile one kernel for one architecture. Raises whatever the compiler raises."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from lipcast.models.kernels import triton_code
-
-    function = getattr(triton_code, case.function)
+    function = getattr(import_module(f"lipcast.models.kernels.{case.module}"), case.function)
     types = dict(case.types)
     if (
         case.function == "attend_segments"

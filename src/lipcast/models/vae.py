@@ -91,8 +91,8 @@ class VideoVAE(nn.Module):
         # The library chooses its convolution kernel by the number of frames, and kernels round
         # differently. One latent at a time, from the first convolution on, every chunking runs
         # the same ones.
-        frames = [self.decoder(self._enter(z), state) for z in latent_BCTHW.split(1, dim=2)]
-        return torch.cat(frames, dim=2).clamp_(-1.0, 1.0)
+        entered = [self._enter(z) for z in latent_BCTHW.split(1, dim=2)]
+        return torch.cat(self.decoder.decode(entered, state), dim=2).clamp_(-1.0, 1.0)
 
     def prime(self, latent_BCTHW: Tensor, state: DecoderState) -> None:
         """Move the state on past these latents; their pictures are not wanted.
@@ -108,7 +108,9 @@ class VideoVAE(nn.Module):
         return self.conv2.weight.dtype
 
     def _normalise(self, moments_BCTHW: Tensor) -> Tensor:
-        mean_BCTHW: Tensor = self.conv1(moments_BCTHW)[:, : self.config.z_dim].float()
+        mean_BCTHW: Tensor = self.conv1(moments_BCTHW.to(self._dtype))[
+            :, : self.config.z_dim
+        ].float()
         mean, std = latent_statistics(self.config, mean_BCTHW.device)
         return (mean_BCTHW - mean) * (1.0 / std)
 
@@ -161,8 +163,9 @@ class Decoder(nn.Module):
     def layers(self) -> list[nn.Module]:
         return [self.conv1, *self.middle, *self.upsamples, *self.head]
 
-    def forward(self, x_BCTHW: Tensor, state: StreamState) -> Tensor:
-        return run_layers(self.layers, x_BCTHW, state)
+    def decode(self, latents: Sequence[Tensor], state: StreamState) -> list[Tensor]:
+        """Return the pictures of each of the next latent frames."""
+        return [run_layers(self.layers, z_BCTHW, state) for z_BCTHW in latents]
 
     def advance(self, z_BCTHW: Tensor, state: StreamState) -> None:
         """Move the state on past these latents, running what later pictures depend on."""

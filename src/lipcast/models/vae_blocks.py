@@ -10,7 +10,7 @@ Shape suffixes: B batch, C channels, T frames, H height, W width, N = H·W.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -52,9 +52,11 @@ class EncoderNetwork(Protocol):
 
 
 class DecoderNetwork(Protocol):
-    """Latents to pictures, one latent frame a call; `Decoder`, or the same laid out otherwise."""
+    """Latents to pictures; `Decoder`, or the same laid out otherwise."""
 
-    def __call__(self, x_BCTHW: Tensor, state: StreamState, /) -> Tensor: ...
+    def decode(self, latents: Sequence[Tensor], state: StreamState) -> list[Tensor]:
+        """Return the pictures of each of the next latent frames."""
+        ...
 
     def advance(self, z_BCTHW: Tensor, state: StreamState) -> None:
         """Move the state on past these latents, running what later pictures depend on."""

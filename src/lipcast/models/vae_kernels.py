@@ -1,15 +1,18 @@
-"""What the autoencoder's CPU execution is made of: convolution steps, and who computes them.
+"""The convolution steps that the autoencoder is laid out in, and the kernels that compute them.
 
 A step is one convolution with everything around it: norm and SiLU before, the doubling of the
-picture, the residual after. `TorchKernels` computes a chain of steps in any type, on any machine.
+picture, the residual after. `ConvKernels` computes chains of steps with PyTorch's own operators, in
+any dtype on any device; `lipcast.models.kernels.vae.FusedConvKernels` in two Triton kernels.
 
 Layout: activations x_THWC, the channels of a pixel side by side (T frames, H height, W width).
 """
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,7 +21,7 @@ from torch.nn.functional import conv3d, interpolate, linear, pad, silu
 
 @dataclass(frozen=True)
 class ConvStep:
-    """One convolution: [norm, SiLU,] [double the picture,] convolve [, add an earlier level]."""
+    """One convolution: [norm, SiLU,] [double the picture,] convolve [, add the chain's input]."""
 
     name: str
     """The key of its memory in a state."""
@@ -32,24 +35,28 @@ class ConvStep:
     stride_t: int = 1
     pad: int = 0
     up: bool = False
-    residual: int = 0
-    """How many steps back the level lies that is added (1: the step's own input); 0: none."""
+    """Whether the picture is doubled first, every pixel four times."""
+    doubles_frames: bool = False
+    """Whether the halves of the result's channels are two frames, one after the other."""
+    residual: bool = False
+    """Whether the input of the chain is added to the result."""
     shortcut_OI: Tensor | None = None
-    """A 1×1 convolution of the added level."""
+    """A 1×1 convolution of what is added."""
 
-    @property
-    def out_channels(self) -> int:
-        return self.weight_OITKK.shape[0]
-
-    def out_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Frames, height and width of the result, `num_frames` without the past ones."""
-        kernel_t, scale = self.weight_OITKK.shape[2], 1 + self.up
+    def out_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """Shape of the result for `num_frames` frames without the past ones."""
+        out_channels, _, kernel_t, *_ = self.weight_OITKK.shape
         num_out = (num_frames + self.num_past - kernel_t) // self.stride_t + 1
-        return num_out, height * scale // self.stride, width * scale // self.stride
+        scale, pieces = 1 + self.up, 1 + self.doubles_frames
+        rows, columns = height * scale // self.stride, width * scale // self.stride
+        return num_out * pieces, rows, columns, out_channels // pieces
 
 
-class TorchKernels:
-    """Computes chains of steps with torch's own operators: `pack` once a step, `run` per chunk."""
+class ConvKernels:
+    """Computes chains of steps with PyTorch's operators: `pack` once a step, `run` per chunk."""
+
+    any_batch = False
+    """Whether a frame gets the same bits in whatever batch of frames it is computed."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
@@ -59,7 +66,7 @@ class TorchKernels:
         return self._dtype
 
     def pack(self, step: ConvStep) -> ConvStep:
-        """Return the step with its weights in the type and the layout of these kernels."""
+        """Return the step with its weights in the dtype and the layout of these kernels."""
 
         def cast(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(self._dtype)
@@ -84,32 +91,88 @@ class TorchKernels:
         `num_frames`: what each step consumes; where its input has fewer, the last one repeats.
         `as_float`: the result in float32, whatever the steps compute in.
         """
-        levels, newest = [x_THWC], []
+        first_THWC, newest = x_THWC, []
         for step, past, count in zip(steps, pasts, num_frames, strict=True):
-            frames = _with_past(step, _repeat_last(levels[-1], count), past)
-            newest.append(frames[frames.shape[0] - step.num_past :].clone())
-            result = _convolve(step, frames)
-            if step.residual:
-                result += _beside(step, _repeat_last(levels[-step.residual], count))
-            levels.append(result)
-        return levels[-1].float() if as_float else levels[-1], newest
+            x_THWC, kept = self.activate(step, x_THWC, past=past, num_frames=count)
+            newest.append(kept)
+            x_THWC = self.convolve(
+                step,
+                x_THWC,
+                past=past,
+                beside=first_THWC if step.residual else None,
+                num_frames=count,
+                dtype=torch.float32 if as_float and step is steps[-1] else self._dtype,
+            )
+        return x_THWC, newest
+
+    def activate(
+        self, step: ConvStep, x_THWC: Tensor, *, past: Tensor | None, num_frames: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return norm and SiLU of x, and the newest frames of that with the past before it."""
+        x_THWC = repeat_last(x_THWC, num_frames)
+        if step.gamma_I is not None:
+            norm = torch.linalg.vector_norm(x_THWC, dim=-1, keepdim=True).clamp_min_(1e-12)
+            x_THWC = silu((x_THWC / norm).mul_(step.gamma_I), inplace=True)
+        return x_THWC, newest_frames(x_THWC, past, step.num_past)
+
+    def convolve(
+        self,
+        step: ConvStep,
+        x_THWC: Tensor,
+        *,
+        past: Tensor | None,
+        beside: Tensor | None,
+        num_frames: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Return the convolution of the past and `num_frames` frames, with `beside` added."""
+        if step.num_past:
+            x_THWC = torch.cat([_past_or_zeros(x_THWC, past, step.num_past), x_THWC])
+        result = _convolve(step, x_THWC)
+        if beside is not None:
+            result += self.shortcut(step, repeat_last(beside, num_frames))
+        if step.doubles_frames:
+            result = result.unflatten(-1, (2, -1)).permute(0, 3, 1, 2, 4).flatten(0, 1)
+        return result.to(dtype)
+
+    def shortcut(self, step: ConvStep, x_THWC: Tensor) -> Tensor:
+        """Return what is added to the result of a step for the input of its chain."""
+        return x_THWC if step.shortcut_OI is None else linear(x_THWC, step.shortcut_OI)
 
 
-def _repeat_last(x_THWC: Tensor, count: int) -> Tensor:
+def newest_frames(x_THWC: Tensor, past: Tensor | None, count: int) -> Tensor:
+    """Return a copy of the last `count` frames of the past and x together."""
+    missing = count - x_THWC.shape[0]
+    if missing <= 0:
+        return x_THWC[-missing:].clone()
+    return torch.cat([_past_or_zeros(x_THWC, past, count)[-missing:], x_THWC])
+
+
+def repeat_last(x_THWC: Tensor, count: int) -> Tensor:
+    """Return `count` frames, the last one repeated where there are fewer."""
     num_missing = max(0, count - x_THWC.shape[0])
     return torch.cat([x_THWC, x_THWC[-1:].expand(num_missing, -1, -1, -1)])[:count]
 
 
-def _with_past(step: ConvStep, x_THWC: Tensor, past: Tensor | None) -> Tensor:
-    """Norm and SiLU, the remembered frames in front."""
-    if step.gamma_I is not None:
-        norm = torch.linalg.vector_norm(x_THWC, dim=-1, keepdim=True).clamp_min_(1e-12)
-        x_THWC = silu((x_THWC / norm).mul_(step.gamma_I), inplace=True)
-    if step.num_past == 0:
-        return x_THWC
-    if past is None:
-        past = x_THWC.new_zeros(step.num_past, *x_THWC.shape[1:])
-    return torch.cat([past, x_THWC])
+def best_kernels() -> ConvKernels:
+    """Return the kernels for this CPU: bfloat16 where the processor multiplies it."""
+    multiplies_bf16 = "avx512_bf16" in processor_flags()
+    return ConvKernels(torch.bfloat16 if multiplies_bf16 else torch.float32)
+
+
+def processor_flags() -> tuple[str, ...]:
+    """Return the instruction sets that Linux reports; empty where it reports none."""
+    info = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not info.exists():
+        return ()
+    for line in info.read_text().splitlines():
+        if line.startswith("flags"):
+            return tuple(line.split(":", 1)[1].split())
+    return ()
+
+
+def _past_or_zeros(x_THWC: Tensor, past: Tensor | None, count: int) -> Tensor:
+    return x_THWC.new_zeros(count, *x_THWC.shape[1:]) if past is None else past
 
 
 def _convolve(step: ConvStep, x_THWC: Tensor) -> Tensor:
@@ -127,7 +190,3 @@ def _convolve(step: ConvStep, x_THWC: Tensor) -> Tensor:
         padding=(0, step.pad, step.pad),
     )[0]
     return out_CTHW.permute(1, 2, 3, 0)
-
-
-def _beside(step: ConvStep, level_THWC: Tensor) -> Tensor:
-    return level_THWC if step.shortcut_OI is None else linear(level_THWC, step.shortcut_OI)

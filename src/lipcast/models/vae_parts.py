@@ -1,4 +1,4 @@
-"""The parts that a network of the autoencoder is cut into for `TorchKernels`, each a stream.
+"""The parts that a network of the autoencoder is cut into for `ConvKernels`, each a stream.
 
 `stream(x_THWC, state, num_units)` gives the next x_THWC, through the first units of the part;
 `num_convs` says how many convolutions in time each unit has. `encode_static(x_THWC, length)` is for a
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, normalize, scaled_dot_product_attention
 
 from lipcast.models.vae_blocks import FrameAttention, StreamState
-from lipcast.models.vae_kernels import ConvStep, TorchKernels
+from lipcast.models.vae_kernels import ConvKernels, ConvStep
 from lipcast.models.vae_receptive import settled_by_conv, settled_by_halving
 
 
@@ -28,12 +28,21 @@ class ConvRun:
     """Blocks of steps (the convolutions of one residual block, or one alone), in series."""
 
     def __init__(
-        self, blocks: Sequence[Sequence[ConvStep]], kernels: TorchKernels, *, as_float: bool
+        self, blocks: Sequence[Sequence[ConvStep]], kernels: ConvKernels, *, as_float: bool
     ) -> None:
         self._kernels = kernels
-        self._blocks = blocks
-        self._packed = [[kernels.pack(step) for step in block] for block in blocks]
+        self._blocks = [[kernels.pack(step) for step in block] for block in blocks]
         self._as_float = as_float
+
+    @property
+    def steps(self) -> list[ConvStep]:
+        """Every convolution, in order."""
+        return [step for block in self._blocks for step in block]
+
+    @property
+    def doubles(self) -> bool:
+        """Whether the picture gets twice as high and wide."""
+        return self._blocks[0][0].up
 
     @property
     def num_convs(self) -> Sequence[int]:
@@ -66,7 +75,7 @@ class ConvRun:
         num_frames: Sequence[int],
     ) -> tuple[Tensor, list[Tensor]]:
         return self._kernels.run(
-            self._packed[index],
+            self._blocks[index],
             x_THWC,
             pasts=pasts,
             num_frames=num_frames,
@@ -79,9 +88,9 @@ class DoubleFrames:
 
     num_convs = (1,)
 
-    def __init__(self, step: ConvStep, kernels: TorchKernels) -> None:
-        self._step, self._kernels = step, kernels
-        self._packed = kernels.pack(step)
+    def __init__(self, step: ConvStep, kernels: ConvKernels) -> None:
+        self._step, self._kernels = kernels.pack(step), kernels
+        self.steps = [self._step]
 
     def stream(self, x_THWC: Tensor, state: StreamState, _num_units: int) -> Tensor:
         past = recall(state, self._step.name, x_THWC.dtype)
@@ -89,11 +98,9 @@ class DoubleFrames:
             zeros = x_THWC.new_zeros(self._step.num_past, *x_THWC.shape[1:])
             remember(state, self._step.name, zeros)
             return x_THWC
-        num_frames, height, width, _ = x_THWC.shape
-        pairs, newest = run_one(self._kernels, self._packed, x_THWC, past, num_frames)
+        x_THWC, newest = run_one(self._kernels, self._step, x_THWC, past, x_THWC.shape[0])
         remember(state, self._step.name, newest)
-        pairs = pairs.view(num_frames, height, width, 2, -1).permute(0, 3, 1, 2, 4)
-        return pairs.reshape(2 * num_frames, height, width, -1).contiguous()
+        return x_THWC
 
 
 class HalveFrames:
@@ -101,16 +108,16 @@ class HalveFrames:
 
     num_convs = (1,)
 
-    def __init__(self, step: ConvStep, kernels: TorchKernels) -> None:
-        self._step, self._kernels = step, kernels
-        self._packed = kernels.pack(step)
+    def __init__(self, step: ConvStep, kernels: ConvKernels) -> None:
+        self._step, self._kernels = kernels.pack(step), kernels
+        self.steps = [self._step]
 
     def stream(self, x_THWC: Tensor, state: StreamState, _num_units: int) -> Tensor:
         past = recall(state, self._step.name, x_THWC.dtype)
         remember(state, self._step.name, x_THWC[-1:].clone())
         if past is None:
             return x_THWC
-        return run_one(self._kernels, self._packed, x_THWC, past, x_THWC.shape[0])[0]
+        return run_one(self._kernels, self._step, x_THWC, past, x_THWC.shape[0])[0]
 
     def encode_static(self, x_THWC: Tensor, length: int) -> tuple[Tensor, int]:
         count, halved = settled_by_halving(x_THWC.shape[0], length)
@@ -118,7 +125,7 @@ class HalveFrames:
             return x_THWC[:1], halved
         first, rest = x_THWC[:1], x_THWC[1:] if x_THWC.shape[0] > 1 else x_THWC
         num_frames = 2 * (count - 1)
-        out, _ = run_one(self._kernels, self._packed, rest[:num_frames], first, num_frames)
+        out, _ = run_one(self._kernels, self._step, rest[:num_frames], first, num_frames)
         return torch.cat([first, out]), halved
 
 
@@ -126,8 +133,10 @@ class Attention:
     """Single-head self-attention between the pixels of one frame."""
 
     num_convs = (0,)
+    steps: Sequence[ConvStep] = ()
 
-    def __init__(self, layer: FrameAttention, dtype: torch.dtype) -> None:
+    def __init__(self, layer: FrameAttention, kernels: ConvKernels) -> None:
+        self._one_by_one, dtype = kernels.any_batch, kernels.dtype
         self._gamma = (layer.norm.gamma.detach().flatten() * layer.norm.scale).float()
         self._to_qkv, self._proj = (
             (conv.weight.detach().flatten(1).to(dtype), bias_of(conv).to(dtype))
@@ -135,7 +144,10 @@ class Attention:
         )
 
     def stream(self, x_THWC: Tensor, _state: StreamState, _num_units: int) -> Tensor:
-        return self._mix(x_THWC)
+        if not self._one_by_one:
+            return self._mix(x_THWC)
+        # The libraries choose their kernels by the number of frames, and kernels round differently.
+        return torch.cat([self._mix(frame) for frame in x_THWC.split(1)])
 
     def encode_static(self, x_THWC: Tensor, length: int) -> tuple[Tensor, int]:
         return self._mix(x_THWC), length
@@ -150,7 +162,7 @@ class Attention:
 
 
 def run_one(
-    kernels: TorchKernels, packed: ConvStep, x_THWC: Tensor, past: Tensor, num_frames: int
+    kernels: ConvKernels, packed: ConvStep, x_THWC: Tensor, past: Tensor, num_frames: int
 ) -> tuple[Tensor, Tensor]:
     """One step alone: its result and the newest frames of its input."""
     out, newest = kernels.run(

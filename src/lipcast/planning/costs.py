@@ -28,11 +28,17 @@ WRITE_BACK_COST = 0.3
 """A byte to the host slows the copies towards the GPU by this part of a byte (both directions at
 once, measured)."""
 
-DECODE_TRAFFIC_BYTES = 88.7e9 / (704 * 384 * 12 * 96)
+_DECODED_VALUES = 704 * 384 * 12 * 96
+DECODE_TRAFFIC_BYTES: Mapping[KernelName, float] = MappingProxyType(
+    {"plain": 88.7e9 / _DECODED_VALUES, "triton": 17.3e9 / _DECODED_VALUES}
+)
 """Elementwise traffic of decoding per pixel, frame and channel of the widest picture; counted."""
-_CONVOLUTION_EFFICIENCY = 129 / 700
-"""Rate of the decoder's convolutions over that of matrix products: of the measured 242 ms for 12 frames
-of 704x384, what the counted traffic leaves for 27.5 TFLOP."""
+_CONVOLUTION_EFFICIENCY: Mapping[KernelName, float] = MappingProxyType(
+    {"plain": 129 / 700, "triton": 0.5}
+)
+"""Rate of the decoder's convolutions over that of matrix products. Plain: of the measured 242 ms for 12
+frames of 704x384 on an H100, what the counted traffic leaves for 27.5 TFLOP. Triton: assumed, not measured;
+`benchmarks/gpu_check.py fast` measures it."""
 
 
 def lane_gemm_flops(config: DiTConfig, geometry: Geometry) -> float:
@@ -191,7 +197,8 @@ def decode_seconds(
         num_latents=geometry.latents_per_block,
     )
     frames = geometry.latents_per_block * config.temporal_factor
-    traffic = DECODE_TRAFFIC_BYTES * geometry.height * geometry.width * frames * config.dim
-    rate = _CONVOLUTION_EFFICIENCY * hardware.bf16_flops
+    bytes_per_value = DECODE_TRAFFIC_BYTES[hardware.kernels]
+    traffic = bytes_per_value * geometry.height * geometry.width * frames * config.dim
+    rate = _CONVOLUTION_EFFICIENCY[hardware.kernels] * hardware.bf16_flops
     seconds = flops / rate + traffic / hardware.memory_bytes_per_s
     return area_factor * seconds

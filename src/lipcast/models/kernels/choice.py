@@ -14,6 +14,7 @@ from lipcast.config.gpu_options import KernelChoice
 from lipcast.config.models import DiTConfig
 from lipcast.errors import UsageError
 from lipcast.models.kernels.plain import Kernels
+from lipcast.models.vae_kernels import ConvKernels
 
 _SMALLEST_HEAD = 16
 """Tensor cores multiply no narrower matrices."""
@@ -43,6 +44,25 @@ def choose_kernels(choice: KernelChoice, device: torch.device, config: DiTConfig
     if choice == "triton":
         raise UsageError(f"kernels: triton cannot be used, {obstacle}; choose auto or plain")
     return ChosenKernels(Kernels(), obstacle)
+
+
+def choose_conv_kernels(
+    choice: KernelChoice, device: torch.device, dtype: torch.dtype
+) -> ConvKernels | None:
+    """Return the fused kernels of the autoencoder on a GPU; None: it computes as it is.
+
+    Raises UsageError for "triton" where it cannot run. In float32 the autoencoder is not fused.
+    """
+    if choice == "plain" or device.type != "cuda" or dtype.itemsize != 2:
+        return None
+    from lipcast.models.kernels import vae
+
+    obstacle = triton_obstacle(device) or vae.obstacle(device)
+    if not obstacle:
+        return vae.FusedConvKernels(dtype)
+    if choice == "triton":
+        raise UsageError(f"kernels: triton cannot be used, {obstacle}; choose auto or plain")
+    return None
 
 
 def _unfit(config: DiTConfig) -> str:

@@ -1,19 +1,19 @@
-"""The video autoencoder laid out for a CPU: the same functions, from the same weights.
+"""The video autoencoder with channels last: the same functions, from the same weights.
 
-`prepare_for_cpu(vae, kernels)` reads a `VideoVAE` and returns one whose encoder and decoder run
-as chains of convolution steps. States go from one to the other and back. Off switch: use the
-model itself; `TorchKernels(torch.float32)` gives its numbers to rounding.
+`to_channels_last(vae, kernels)` reads a `VideoVAE` and returns one whose encoder and decoder run
+as chains of convolution steps: on a CPU, and in fused kernels on a GPU. States go from one to the
+other and back. Off switch: use the model itself; `ConvKernels(torch.float32)` gives its numbers to
+rounding. A video decoded in chunks has the same bits as decoded at once: with PyTorch's operators
+because one latent is decoded at a time, with fused kernels because no frame depends on its batch.
 
 Shape suffixes: B batch (1), C channels, T frames, H height, W width.
 """
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from lipcast.models.vae_blocks import (
     StreamState,
     Upsample,
 )
-from lipcast.models.vae_kernels import ConvStep, TorchKernels
+from lipcast.models.vae_kernels import ConvKernels, ConvStep
 from lipcast.models.vae_parts import (
     Attention,
     ConvRun,
@@ -43,45 +43,28 @@ Block = list[ConvStep]
 """The convolutions of one residual block, or one alone."""
 
 
-class CpuVideoVAE(VideoVAE):
-    """A VideoVAE whose two networks run on `TorchKernels`."""
+class ChannelsLastVAE(VideoVAE):
+    """A VideoVAE whose two networks run on `ConvKernels`."""
 
-    def __init__(self, vae: VideoVAE, kernels: TorchKernels) -> None:
+    def __init__(self, vae: VideoVAE, kernels: ConvKernels) -> None:
         nn.Module.__init__(self)
         assert isinstance(vae.encoder, Encoder) and isinstance(vae.decoder, Decoder)
         self.config = vae.config
-        self.encoder = CpuEncoder(vae.encoder.layers, kernels)
-        self.decoder = CpuDecoder(vae.decoder.layers, kernels)
+        self.encoder = ChannelsLastEncoder(vae.encoder.layers, kernels)
+        self.decoder = ChannelsLastDecoder(vae.decoder.layers, kernels)
         self.conv1 = vae.conv1
         self.conv2 = vae.conv2
 
 
-def prepare_for_cpu(vae: VideoVAE, kernels: TorchKernels) -> CpuVideoVAE:
+def to_channels_last(vae: VideoVAE, kernels: ConvKernels) -> ChannelsLastVAE:
     """Return the same autoencoder on `kernels`; the weights are copied into their layout, once."""
-    return CpuVideoVAE(vae, kernels)
+    return ChannelsLastVAE(vae, kernels)
 
 
-def best_kernels() -> TorchKernels:
-    """Return the kernels for this machine: bfloat16 where the processor multiplies it."""
-    multiplies_bf16 = "avx512_bf16" in processor_flags()
-    return TorchKernels(torch.bfloat16 if multiplies_bf16 else torch.float32)
-
-
-def processor_flags() -> tuple[str, ...]:
-    """Return the instruction sets that Linux reports; empty where it reports none."""
-    info = Path("/proc/cpuinfo")
-    if platform.machine() != "x86_64" or not info.exists():
-        return ()
-    for line in info.read_text().splitlines():
-        if line.startswith("flags"):
-            return tuple(line.split(":", 1)[1].split())
-    return ()
-
-
-class CpuNetwork(nn.Module):
+class ChannelsLastNetwork(nn.Module):
     """Parts in series, x_BCTHW in and out (float32 out)."""
 
-    def __init__(self, layers: Sequence[nn.Module], kernels: TorchKernels) -> None:
+    def __init__(self, layers: Sequence[nn.Module], kernels: ConvKernels) -> None:
         super().__init__()
         self.dtype = kernels.dtype
         self.parts = list(make_parts(layers, kernels))
@@ -92,19 +75,13 @@ class CpuNetwork(nn.Module):
 
     def run_units(self, x_BCTHW: Tensor, state: StreamState, num_units: int) -> Tensor:
         """Run the first `num_units` units of the network."""
-        x_THWC = self.enter(x_BCTHW)
-        for part in self.parts:
-            if num_units <= 0:
-                break
-            x_THWC = part.stream(x_THWC, state, min(num_units, len(part.num_convs)))
-            num_units -= len(part.num_convs)
-        return leave(x_THWC)
+        return leave(run_parts(self.parts, self.enter(x_BCTHW), state, num_units))
 
     def enter(self, x_BCTHW: Tensor) -> Tensor:
         return x_BCTHW[0].permute(1, 2, 3, 0).to(self.dtype).contiguous()
 
 
-class CpuEncoder(CpuNetwork):
+class ChannelsLastEncoder(ChannelsLastNetwork):
     """Stands in for `Encoder`."""
 
     def encode_static(self, image_BCHW: Tensor, num_frames: int) -> Tensor:
@@ -116,16 +93,33 @@ class CpuEncoder(CpuNetwork):
         return leave(torch.cat([x_THWC, x_THWC[-1:].expand(num_missing, -1, -1, -1)]))
 
 
-class CpuDecoder(CpuNetwork):
+class ChannelsLastDecoder(ChannelsLastNetwork):
     """Stands in for `Decoder`."""
 
-    def __init__(self, layers: Sequence[nn.Module], kernels: TorchKernels) -> None:
+    def __init__(self, layers: Sequence[nn.Module], kernels: ConvKernels) -> None:
         super().__init__(layers, kernels)
+        self.any_batch = kernels.any_batch
+        self.num_small = num_small_parts(self.parts)
         units, rate = [], 1
         for part in self.parts:
             units += [Unit(rate, count) for count in part.num_convs]
             rate *= 2 if isinstance(part, DoubleFrames) else 1
         self.latents_to_run = latents_to_run(units)
+
+    def decode(self, latents: Sequence[Tensor], state: StreamState) -> list[Tensor]:
+        if not self.any_batch:
+            return [self(z, state) for z in latents]
+        # The first latent of a video gives fewer frames than those that follow.
+        num_alone = 0 if state.caches else 1
+        batches = [z for z in (latents[:num_alone], latents[num_alone:]) if z]
+        return [frames for batch in batches for frames in self._decode_batch(batch, state)]
+
+    def _decode_batch(self, latents: Sequence[Tensor], state: StreamState) -> list[Tensor]:
+        """Decode latents of as many frames each: together while the picture is small."""
+        small, large = self.parts[: self.num_small], self.parts[self.num_small :]
+        x_THWC = run_parts(small, self.enter(torch.cat(list(latents), dim=2)), state)
+        each = x_THWC.split(x_THWC.shape[0] // len(latents))
+        return [leave(run_parts(large, frames, state)) for frames in each]
 
     def advance(self, z_BCTHW: Tensor, state: StreamState) -> None:
         latents = z_BCTHW.split(1, dim=2)
@@ -133,11 +127,30 @@ class CpuDecoder(CpuNetwork):
             self.run_units(z, state, units_to_run(self.latents_to_run, index, len(latents)))
 
 
+def run_parts(
+    parts: Sequence[Part], x_THWC: Tensor, state: StreamState, num_units: int | None = None
+) -> Tensor:
+    """Run parts in series, through their first `num_units` units only where that is given."""
+    for part in parts:
+        count = len(part.num_convs) if num_units is None else min(num_units, len(part.num_convs))
+        if count <= 0:
+            break
+        x_THWC = part.stream(x_THWC, state, count)
+        num_units = None if num_units is None else num_units - count
+    return x_THWC
+
+
+def num_small_parts(parts: Sequence[Part]) -> int:
+    """Return how many parts see pictures of at most a quarter of the full height and width."""
+    doublings = [i for i, part in enumerate(parts) if isinstance(part, ConvRun) and part.doubles]
+    return doublings[-2] if len(doublings) > 1 else 0
+
+
 def leave(x_THWC: Tensor) -> Tensor:
     return x_THWC.permute(3, 0, 1, 2).unsqueeze(0)
 
 
-def make_parts(layers: Sequence[nn.Module], kernels: TorchKernels) -> Iterator[Part]:
+def make_parts(layers: Sequence[nn.Module], kernels: ConvKernels) -> Iterator[Part]:
     """Cut a network into parts: runs of convolutions, and what lies between them."""
     run: list[Block] = []
     *body, norm, _, head = layers
@@ -153,13 +166,13 @@ def make_parts(layers: Sequence[nn.Module], kernels: TorchKernels) -> Iterator[P
     yield ConvRun([*run, [conv_step(head, norm)]], kernels, as_float=True)
 
 
-def _items(layer: nn.Module, kernels: TorchKernels) -> Iterator[Block | Part]:
+def _items(layer: nn.Module, kernels: ConvKernels) -> Iterator[Block | Part]:
     if isinstance(layer, CausalConv3d):
         yield [conv_step(layer, None)]
     elif isinstance(layer, ResidualBlock):
         yield residual_steps(layer)
     elif isinstance(layer, FrameAttention):
-        yield Attention(layer, kernels.dtype)
+        yield Attention(layer, kernels)
     elif isinstance(layer, Downsample):
         yield [plane_step(layer, up=False)]
         if layer.temporal:
@@ -167,7 +180,9 @@ def _items(layer: nn.Module, kernels: TorchKernels) -> Iterator[Block | Part]:
     else:
         assert isinstance(layer, Upsample)
         if layer.temporal:
-            yield DoubleFrames(conv_step(layer.time_conv, None), kernels)
+            yield DoubleFrames(
+                replace(conv_step(layer.time_conv, None), doubles_frames=True), kernels
+            )
         yield [plane_step(layer, up=True)]
 
 
@@ -176,7 +191,7 @@ def changes_size(step: ConvStep) -> bool:
     return step.up or step.stride > 1
 
 
-def conv_step(conv: CausalConv3d, norm: RMSNorm | None, *, residual: int = 0) -> ConvStep:
+def conv_step(conv: CausalConv3d, norm: RMSNorm | None, *, residual: bool = False) -> ConvStep:
     halves = conv.stride[0] > 1
     return ConvStep(
         conv.name,
@@ -194,7 +209,7 @@ def residual_steps(block: ResidualBlock) -> Block:
     first_norm, _, first, second_norm, _, _, second = block.residual
     assert isinstance(first_norm, RMSNorm) and isinstance(second_norm, RMSNorm)
     assert isinstance(first, CausalConv3d) and isinstance(second, CausalConv3d)
-    steps = [conv_step(first, first_norm), conv_step(second, second_norm, residual=2)]
+    steps = [conv_step(first, first_norm), conv_step(second, second_norm, residual=True)]
     if isinstance(block.shortcut, nn.Conv3d):
         steps[1] = replace(
             steps[1],

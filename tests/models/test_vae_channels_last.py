@@ -13,11 +13,15 @@ from safetensors.torch import load_file
 
 import lipcast
 from lipcast.config.models import VAEConfig
-from lipcast.models import vae_cpu
+from lipcast.models import vae_kernels
 from lipcast.models.vae import VideoVAE
 from lipcast.models.vae_blocks import DecoderState
-from lipcast.models.vae_cpu import CpuNetwork, CpuVideoVAE, best_kernels, prepare_for_cpu
-from lipcast.models.vae_kernels import TorchKernels
+from lipcast.models.vae_channels_last import (
+    ChannelsLastNetwork,
+    ChannelsLastVAE,
+    to_channels_last,
+)
+from lipcast.models.vae_kernels import ConvKernels, best_kernels
 from lipcast.models.vae_receptive import Unit, latents_to_run, units_to_run
 
 CONFIGS = {
@@ -56,12 +60,12 @@ def vae(request):
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def kernels(request):
-    return TorchKernels(request.param)
+    return ConvKernels(request.param)
 
 
 @pytest.fixture
-def fast(vae, kernels) -> CpuVideoVAE:
-    return prepare_for_cpu(vae, kernels)
+def fast(vae, kernels) -> ChannelsLastVAE:
+    return to_channels_last(vae, kernels)
 
 
 def random_latent(config: VAEConfig, num_latents: int) -> torch.Tensor:
@@ -76,11 +80,11 @@ def random_video(num_frames: int) -> torch.Tensor:
     return torch.rand(1, 3, num_frames, HEIGHT, WIDTH, generator=generator) * 2 - 1
 
 
-def assert_same(fast: CpuVideoVAE, found: torch.Tensor, expected: torch.Tensor) -> None:
+def assert_same(fast: ChannelsLastVAE, found: torch.Tensor, expected: torch.Tensor) -> None:
     """Equal to rounding in float32; within bf16's error otherwise."""
     assert found.shape == expected.shape
     assert found.dtype == torch.float32
-    assert isinstance(fast.decoder, CpuNetwork)
+    assert isinstance(fast.decoder, ChannelsLastNetwork)
     if fast.decoder.dtype == torch.float32:
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
         return
@@ -127,8 +131,8 @@ def test_prime_leaves_the_state_of_decoding(vae, fast):
 
 
 @pytest.fixture(scope="module")
-def fast_sixteen() -> CpuVideoVAE:
-    return prepare_for_cpu(random_vae(CONFIGS["sixteen"]), best_kernels())
+def fast_sixteen() -> ChannelsLastVAE:
+    return to_channels_last(random_vae(CONFIGS["sixteen"]), best_kernels())
 
 
 @settings(max_examples=8, deadline=None)
@@ -149,7 +153,7 @@ def test_embedded_model_keeps_its_pictures(kernels):
     axis = torch.linspace(-1, 1, 64)
     image = torch.stack([axis.expand(64, 64), axis.outer(axis), -axis.expand(64, 64).T])[None]
     latent = vae.encode_still(image, 9)
-    error = prepare_for_cpu(vae, kernels).decode(latent) - vae.decode(latent)
+    error = to_channels_last(vae, kernels).decode(latent) - vae.decode(latent)
     assert error.square().mean().sqrt() < 1 / 255
 
 
@@ -158,7 +162,7 @@ def test_embedded_model_keeps_its_pictures(kernels):
     [((), torch.float32), (("avx2",), torch.float32), (("avx512_bf16",), torch.bfloat16)],
 )
 def test_bf16_is_chosen_where_the_processor_multiplies_it(monkeypatch, flags, dtype):
-    monkeypatch.setattr(vae_cpu, "processor_flags", lambda: flags)
+    monkeypatch.setattr(vae_kernels, "processor_flags", lambda: flags)
     assert best_kernels().dtype == dtype
 
 
