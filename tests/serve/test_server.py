@@ -37,7 +37,8 @@ def test_a_stream_is_a_video_with_its_sound(server):
     assert len(bright) == 36  # 1.2 s of speech in whole blocks
     assert loud[0] / 48_000 == pytest.approx(bright[0] / 25, abs=0.04)
     assert (loud[-1] - loud[0]) / 48_000 == pytest.approx(1.2, abs=0.05)
-    assert server.hub.num_sessions == 0 and server.model.sessions[-1].closed
+    server.wait(lambda: server.model.sessions[-1].closed)
+    assert server.hub.num_sessions == 0
 
 
 def test_interrupt_cuts_to_a_silent_epoch(server):
@@ -123,8 +124,7 @@ def test_the_newer_connection_gets_the_session(server):
 def test_a_session_that_nobody_takes_is_closed():
     with Server(grace_s=0.1) as server:
         key = server.open()
-        server.wait(lambda: server.hub.find(key) is None)
-        assert server.model.sessions[-1].closed
+        server.wait(lambda: server.hub.find(key) is None and server.model.sessions[-1].closed)
         with server.connect(key) as socket, pytest.raises(WebSocketDisconnect) as gone:
             socket.receive_json()
         assert gone.value.code == 4404

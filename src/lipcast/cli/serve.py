@@ -88,11 +88,11 @@ _OPTIONS = (
     ),
 )
 def serve(console: Console, **flags: Any) -> None:
-    """Talk to a portrait in a browser: open the address that is printed.
+    """Talk to a portrait in a browser.
 
-    Sound goes in as it is spoken, pictures with their sound come out, over one TCP port. Programs use the
-    same WebSocket. Only this machine can connect unless --host says otherwise; then every request needs the
-    token.
+    Open the address that is printed. Sound goes in as it is spoken, pictures with their sound come out, over
+    one TCP port; programs use the same WebSocket. Only this machine can connect unless --host says
+    otherwise; then every request needs the token.
     """
     accepted_flags(flags)
     settings = _settings(flags)
