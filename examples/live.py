@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lipcast
-from lipcast.api import LiveSession, save_blocks
 
 HERE = Path(__file__).parent
 PIECE_S = 0.1
@@ -34,7 +33,7 @@ def microphone(file: wave.Wave_read, *, pace: float) -> Iterator[NDArray[np.int1
             time.sleep(PIECE_S / pace)
 
 
-def speak(live: LiveSession, file: wave.Wave_read, pace: float) -> None:
+def speak(live: lipcast.PushSession, file: wave.Wave_read, pace: float) -> None:
     """Push what the microphone hears; then say that nothing more comes."""
     for piece in microphone(file, pace=pace):
         live.push(piece)
@@ -62,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         speaker = threading.Thread(target=speak, args=(live, file, args.pace), daemon=True)
         speaker.start()
         # Iterating waits for sound, and ends after `finish`.
-        for block in save_blocks(live, args.output):
+        for block in lipcast.save_blocks(live, args.output):
             print(f"block {block.index}: {len(block.frames)} frames")
         speaker.join()
 

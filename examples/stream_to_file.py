@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lipcast
-from lipcast.api import save_blocks
 
 HERE = Path(__file__).parent
 
@@ -37,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ):
         made, start = 0, time.perf_counter()
         # `save_blocks` writes each block and passes it on: show it, send it, measure it here.
-        for block in save_blocks(session, args.output):
+        for block in lipcast.save_blocks(session, args.output):
             made += len(block.frames)
             speed = made / 25 / (time.perf_counter() - start)
             print(f"block {block.index}: {made} of {session.num_frames} frames, {speed:.2f}x")

@@ -18,7 +18,8 @@ BEGIN, END = "<!-- flags: written by scripts/flag_docs.py -->", "<!-- end of fla
 
 def tables() -> str:
     """Every flag, by section of the help."""
-    return "\n".join(_section(section) for section in Section)
+    used = {option.section for option in OPTIONS}
+    return "\n".join(_section(section) for section in Section if section in used)
 
 
 def _section(section: Section) -> str:

@@ -10,15 +10,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = ["Lipcast", "__version__", "load"]
-
 if TYPE_CHECKING:
-    from lipcast.api import Lipcast, load
+    from lipcast.api import (
+        AVFrame,
+        FrameBlock,
+        GenerateOptions,
+        GpuOptions,
+        Lipcast,
+        LiveLimits,
+        LiveSession,
+        MemoryOptions,
+        PushSession,
+        Video,
+        load,
+        save_blocks,
+    )
+
+__version__ = "0.1.0"
+__all__ = [
+    "AVFrame", "FrameBlock", "GenerateOptions", "GpuOptions", "Lipcast", "LiveLimits", "LiveSession",
+    "MemoryOptions", "PushSession", "Video", "__version__", "load", "save_blocks",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"Lipcast", "load"}:
+    if name in __all__:
         from lipcast import api
 
         return getattr(api, name)

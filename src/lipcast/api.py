@@ -3,12 +3,13 @@
 model = load("tiny")
 model.generate(image="me.png", audio="hello.wav").save("out.mp4")     a whole video
 for block in model.stream(image=…, audio=…): …                       frames as they are made
-with model.session(image=…) as live: live.push(pcm); …               sound as it comes
+with model.session(image=…) as pushed: pushed.push(pcm); …           sound in pieces, blocks on demand
+with model.live(image=…) as live: live.push_audio(pcm, …); …         sound as it is spoken
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,11 +27,16 @@ from lipcast.config.video_spec import VideoSpec, video_spec
 from lipcast.engine.backend import Backend, LocalBackend
 from lipcast.engine.engine import Engine
 from lipcast.engine.frames import FrameBlock
+from lipcast.engine.live import LiveSession
+from lipcast.engine.live_runner import LiveRunner
+from lipcast.engine.live_timeline import LiveSounds, LiveTimeline
+from lipcast.engine.live_types import AVFrame, LiveLimits
 from lipcast.engine.loading import LoadSettings, load_networks, read_device, read_precision
+from lipcast.engine.push_session import PushSession
 from lipcast.engine.session import Session
 from lipcast.engine.session_builder import Conditioning
 from lipcast.engine.snapshot import WHOLE_VIDEO, BlockRange, SessionSnapshot
-from lipcast.engine.sound_timeline import AudioSource, AudioTimeline
+from lipcast.engine.sound_timeline import AudioSource, AudioTimeline, Timeline
 from lipcast.engine.speech_features import FeatureStream
 from lipcast.env import launched
 from lipcast.errors import UsageError
@@ -44,6 +50,11 @@ from lipcast.weights.lora import LoraSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+__all__ = [
+    "AVFrame", "FrameBlock", "GenerateOptions", "GpuOptions", "Lipcast", "LiveLimits", "LiveSession",
+    "MemoryOptions", "PushSession", "Video", "load", "make_options", "open_writer", "save_blocks",
+]  # fmt: skip
 
 
 def load(
@@ -121,25 +132,32 @@ class Video:
     def sample_rate(self) -> int:
         return self.blocks[0].sample_rate
 
-    def save(self, path: str | Path) -> Path:
-        """Write an MP4 (H.264 and AAC); raises OutputError where that fails."""
-        for _ in save_blocks(self.blocks, path):
+    def save(self, path: str | Path, *, marked: bool = True) -> Path:
+        """Write an MP4 (H.264 and AAC); raises OutputError where that fails.
+
+        `marked`: note in its metadata that it is synthetic.
+        """
+        for _ in save_blocks(self.blocks, path, marked=marked):
             pass
         return Path(path)
 
 
 def save_blocks(
-    blocks: Iterable[FrameBlock], path: str | Path, *, after: Path | None = None
+    blocks: Iterable[FrameBlock],
+    path: str | Path,
+    *,
+    after: Path | None = None,
+    marked: bool = True,
 ) -> Generator[FrameBlock, None, None]:
     """Write blocks to a video file as they come, and pass them on; the file is playable throughout.
 
     What was written stays playable however the iteration ends. `after`: the file of the video that
-    the blocks go on from. Raises OutputError.
+    the blocks go on from. `marked`: note in the metadata that the video is synthetic. Raises OutputError.
     """
     writer: VideoWriter | None = None
     try:
         for block in blocks:
-            writer = writer or open_writer(path, block, after=after)
+            writer = writer or open_writer(path, block, after=after, marked=marked)
             writer.write(block.frames, block.audio)
             yield block
     finally:
@@ -147,7 +165,9 @@ def save_blocks(
             writer.close()
 
 
-def open_writer(path: str | Path, block: FrameBlock, *, after: Path | None = None) -> VideoWriter:
+def open_writer(
+    path: str | Path, block: FrameBlock, *, after: Path | None = None, marked: bool = True
+) -> VideoWriter:
     """A file for a video that begins with `block`; `after`: the file that it goes on from."""
     _, height, width, _ = block.frames.shape
     return VideoWriter(
@@ -157,59 +177,8 @@ def open_writer(path: str | Path, block: FrameBlock, *, after: Path | None = Non
         sample_rate=block.sample_rate,
         num_channels=block.audio.shape[1],
         after=after,
+        marked=marked,
     )
-
-
-class LiveSession:
-    """A session whose sound is pushed while it runs."""
-
-    def __init__(self, session: Session, source: PcmSource) -> None:
-        self._session = session
-        self._source = source
-
-    def push(self, samples: NDArray[Any]) -> None:
-        """Append float (-1..1) or int16 PCM, [n] or [n, channels], at the session's sample rate."""
-        self._source.push(samples)
-
-    def finish(self) -> None:
-        """No more sound: what is left is padded to whole blocks and made."""
-        self._source.finish()
-
-    def ready(self) -> Iterator[FrameBlock]:
-        """Yield the blocks that the sound so far allows, without waiting for more."""
-        return self._session.ready()
-
-    def take(self) -> Iterator[FrameBlock]:
-        """Yield the blocks that are finished, without computing any; for use with `Lipcast.tick`."""
-        return self._session.take()
-
-    @property
-    def inner(self) -> Session:
-        """The session that the sound is pushed to."""
-        return self._session
-
-    def __iter__(self) -> Iterator[FrameBlock]:
-        """Every block; waits for `push` from another thread, ends after `finish`."""
-        return iter(self._session)
-
-    def cancel(self) -> None:
-        """End at once: whoever iterates gets CancelledError."""
-        self._session.cancel()
-        self._source.cancel()
-
-    def close(self) -> None:
-        """End and free; may be called again."""
-        self.cancel()
-        self._session.close()
-
-    def report(self) -> dict[str, Any]:
-        return self._session.report()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()
 
 
 class Lipcast:
@@ -220,6 +189,8 @@ class Lipcast:
         self.bundle = bundle
         self.backend: Backend = LocalBackend(bundle) if backend is None else backend
         self._engine = Engine(bundle.dit)
+        self._live_runner = LiveRunner(self._engine.tick)
+        self._live_sounds = LiveSounds(bundle)
 
     def generate(
         self,
@@ -275,20 +246,52 @@ class Lipcast:
         sample_rate: int = 16_000,
         options: GenerateOptions | None = None,
         **keywords: Unpack[GenerateKeywords],
-    ) -> LiveSession:
-        """Open a live session: push PCM at `sample_rate`, iterate blocks."""
+    ) -> PushSession:
+        """Open a session for pushed sound: push PCM at `sample_rate`, iterate blocks."""
         source = PcmSource(sample_rate)
         checked = _generate_options(options, keywords)
         session = self._open(load_portrait(image, crop=checked.crop), source, prompt, checked)
-        return LiveSession(session, source)
+        return PushSession(session, source)
 
-    def tick(self, sessions: Iterable[LiveSession | Session]) -> bool:
+    def live(
+        self,
+        *,
+        image: ImageSource,
+        prompt: str | Path = "",
+        sample_rate: int = 48_000,
+        idle: bool = True,
+        limits: LiveLimits | None = None,
+        options: GenerateOptions | None = None,
+        **keywords: Unpack[GenerateKeywords],
+    ) -> LiveSession:
+        """Open a live session: sound is pushed as it is spoken, pictures with their sound come out.
+
+        `sample_rate` of the sound that comes out, in Hz; `idle`: show an idle face where nothing is said.
+        All live sessions of a model are advanced by one thread, in common passes of the transformer.
+        """
+        bounds = limits or LiveLimits()
+        checked = _generate_options(options, keywords)
+        portrait = load_portrait(image, crop=checked.crop)
+        spec = self.spec(checked, height=portrait.height, width=portrait.width)
+        timeline = self._live_sounds.timeline(
+            partial(PcmSource, mux_rate=sample_rate),
+            video_frames_per_block=spec.video_frames_per_block,
+            sample_rate=sample_rate,
+            max_pending_s=bounds.max_pending_s,
+        )
+        session = self._open(portrait, timeline, prompt, checked)
+        encode = self.bundle.encode_prompt
+        live = LiveSession(session, timeline, encode_prompt=encode, limits=bounds, idle=idle)
+        self._live_runner.add(live)
+        return live
+
+    def tick(self, sessions: Iterable[PushSession | Session]) -> bool:
         """Advance several sessions of this model by one tick, in one pass of the transformer.
 
         Their finished blocks are taken with `take`. Returns False where no session had anything to do: wait
         for sound. A session that fails is ended, and the others go on; several devices take one at a time.
         """
-        opened = (live if isinstance(live, Session) else live.inner for live in sessions)
+        opened = (each if isinstance(each, Session) else each.inner for each in sessions)
         return self._engine.tick(tuple(opened))
 
     def close(self) -> None:
@@ -331,7 +334,7 @@ class Lipcast:
     def _open(
         self,
         portrait: Image,
-        source: AudioSource,
+        source: AudioSource | LiveTimeline,
         prompt: str | Path,
         options: GenerateOptions,
         block_range: BlockRange = WHOLE_VIDEO,
@@ -341,7 +344,11 @@ class Lipcast:
         conditioning = Conditioning(partial(fit_portrait, portrait), context_TC)
         parts = self.backend.open(spec, conditioning, block_range.snapshot)
         try:
-            timeline = self.timeline(source, spec, block_range)
+            timeline: Timeline = (
+                source
+                if isinstance(source, LiveTimeline)
+                else self.timeline(source, spec, block_range)
+            )
         except BaseException:
             parts.release()
             raise

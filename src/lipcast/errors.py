@@ -9,6 +9,8 @@
     │   └── AdmissionError  it would fit, but other sessions of the model hold the memory
     ├── OutputError         the result cannot be written (no space, no right, lost mount)
     ├── RankError           one of several processes that make a video has failed or is gone
+    ├── BusyError           the server has no room for another session now
+    │   └── NotReadyError   the server is still loading its model
     └── CancelledError      the session was cancelled or closed while somebody waited for it
         └── SessionFailedError  the session was ended by an earlier error, and gives no more frames
 
@@ -67,6 +69,14 @@ class RankError(LipcastError):
     """One of the processes that make a video together has failed or is gone."""
 
     exit_code = 7
+
+
+class BusyError(LipcastError):
+    """The server has no room for another session now."""
+
+
+class NotReadyError(BusyError):
+    """The server is still loading its model."""
 
 
 class CancelledError(LipcastError):

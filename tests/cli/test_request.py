@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from parsing import flags, parse
 
+from lipcast.cli.job_request import as_job
 from lipcast.cli.request import GenerateRequest, read_request
 from lipcast.errors import InputError, LipcastError, NotBuiltError, OutputError, UsageError
 
@@ -134,3 +135,12 @@ def test_the_output_is_not_an_input(files: Path) -> None:
     (files / "talk.mp4").write_bytes(b"a video with sound")
     with pytest.raises(UsageError, match="is an input of this command"):
         read(audio="talk.mp4", output="./talk.mp4")
+
+
+def test_a_job_keeps_the_adapter_of_a_folder(files: Path) -> None:
+    (files / "style").mkdir()
+    adapter = files / "style" / "adapter_model.safetensors"
+    adapter.write_bytes(b"factors")
+    job = as_job(read(lora="style:0.5\nQuark-Vision/Live-Avatar"))
+    assert job["loras"] == [f"{adapter.resolve()}:0.5", "Quark-Vision/Live-Avatar"]
+    assert str(adapter.resolve()) in job["sha256"]

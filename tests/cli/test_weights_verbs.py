@@ -228,7 +228,7 @@ def test_doctor_finds_this_machine_fit(folder: Path, capsys: Capture) -> None:
     assert shown.endswith("lipcast generate --model tiny: would run\n")
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "renamed", "web page", "no config"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "web page", "no config"])
 def test_doctor_names_what_is_wrong_with_a_model(
     folder: Path, capsys: Capture, damage: str
 ) -> None:
@@ -238,8 +238,6 @@ def test_doctor_names_what_is_wrong_with_a_model(
         weights.unlink()
     elif damage == "truncated":
         weights.write_bytes(weights.read_bytes()[:-9])
-    elif damage == "renamed":
-        weights.rename(model / "vae.safetensors")
     elif damage == "web page":
         weights.write_text("<!doctype html>")
     else:
@@ -250,6 +248,13 @@ def test_doctor_names_what_is_wrong_with_a_model(
     assert "PROBLEM  model" in shown
     assert weights.name in shown
     assert shown.endswith("would not run; see PROBLEM above\n")
+
+
+def test_doctor_finds_parts_under_any_name(folder: Path, capsys: Capture) -> None:
+    model = Path(shutil.copytree(TINY, folder / "model"))
+    (model / "Wan2.1_VAE.safetensors").rename(model / "vae.safetensors")
+    assert main(["doctor", "--model", "model"]) == 0
+    assert "every part is there" in capsys.readouterr().out
 
 
 def test_doctor_warns_of_what_is_not_needed_at_once(folder: Path, capsys: Capture) -> None:

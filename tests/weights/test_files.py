@@ -138,11 +138,15 @@ def test_the_embedded_model_reads() -> None:
         (b"<!DOCTYPE html><html>login</html>" * 20, "web page"),
         (b"\n<HTML lang=en>" * 20, "web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git-lfs"),
-        (b'{"error":"Repository not found"}', "header is impossible"),
+        (b'{"error":"Repository not found"}', "a short text"),
         (b"abc", "header is impossible"),
+        (b"Entry not found", 'a short text, "Entry not found"'),
+        (b"\0" * 4000, "has not finished"),
+        (b"\x1f\x8b" + b"x" * 900, "is an archive"),
+        (b"7z\xbc\xaf" + b"x" * 900, "is an archive"),
         (struct.pack("<Q", 12) + b"not a header", "not a JSON object"),
         (struct.pack("<Q", 2) + b"[]", "not a JSON object"),
-        (struct.pack("<Q", 14) + b'{"a":{"x": 1}}', "no place is given for a"),
+        (struct.pack("<Q", 14) + b'{"a":{"x": 1}}', "the entry of a is incomplete"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -154,14 +158,14 @@ def test_what_is_not_weights_is_called_so(
     with pytest.raises(CheckpointError) as caught:
         open_tensors(path)
     assert str(path) in str(caught.value)
-    either = suffix == ".pth" and said not in ("empty", "web page", "git-lfs")
+    either = suffix == ".pth" and said in ("not a JSON object", "header is impossible")
     assert ("expected a PyTorch weight file" if either else said) in str(caught.value)
 
 
 def test_missing_file_and_unknown_kind(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file"):
         open_tensors(tmp_path / "gone.safetensors")
-    (tmp_path / "m.onnx").write_bytes(b"something")
+    (tmp_path / "m.onnx").write_bytes(b"\x08\x07some tensors")
     with pytest.raises(CheckpointError, match=r'got "\.onnx"'):
         open_tensors(tmp_path / "m.onnx")
 

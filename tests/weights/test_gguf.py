@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
-from torch import Tensor
 
 from lipcast.errors import CheckpointError
 from lipcast.weights import gguf_file
@@ -110,6 +109,26 @@ def decode_q6_k(block: bytes) -> list[float]:
                 scale = struct.unpack("b", scales[8 * part + 2 * k + i // 16 :][:1])[0]
                 values[128 * part + 32 * k + i] = d * scale * number
     return values
+
+
+IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+
+
+def decode_iq4_nl(block: bytes) -> list[float]:
+    d, packed = half(block[:2]), block[2:]
+    low, high = [q & 15 for q in packed], [q >> 4 for q in packed]
+    return [d * IQ4_VALUES[q] for q in low + high]
+
+
+def test_iq4_nl_decodes_by_its_definition(write: Write) -> None:
+    """The formats of the IQ family are decoded by the same package."""
+    blocks = np.random.default_rng(0).integers(0, 256, (3, 2, 18), np.uint8)
+    blocks[:, :, :2] = np.array([0.01], np.float16).view(np.uint8)
+    path = write({"w": (blocks.reshape(3, -1), Kind.IQ4_NL)})
+    expected = [v for b in blocks.reshape(6, -1) for v in decode_iq4_nl(b.tobytes())]
+    got = open_tensors(path).read("w")
+    assert got.shape == (3, 64)
+    torch.testing.assert_close(got.flatten(), torch.tensor(expected).bfloat16())
 
 
 DECODERS = {Kind.Q4_K: decode_q4_k, Kind.Q5_K: decode_q5_k, Kind.Q6_K: decode_q6_k}
@@ -229,11 +248,15 @@ def test_blocks_are_requantised_in_the_stream(write: Write) -> None:
 
 
 def test_a_directory_tells_transformer_from_text_encoder(write: Write, tmp_path: Path) -> None:
-    tiny: dict[str, tuple[Tensor, None]] = {"a": (np.ones(2, np.float32), None)}
-    dit = write(tiny, name="Wan2.2-S2V-14B-Q4_K_M.gguf")
-    text = write(tiny, name="umt5-xxl-encoder-Q8_0.gguf")
+    """By what is in the files: their names say nothing."""
+    ones = (np.ones(2, np.float32), None)
+    layers = ("blocks.0.self_attn.q.weight", "audio_injector.injector.0.q.weight")
+    dit = write(dict.fromkeys(layers, ones), name="a.gguf")
+    text = write({"enc.blk.1.attn_rel_b.weight": ones}, name="b.gguf", architecture="t5encoder")
+    other = write({"blocks.0.self_attn.q.weight": ones}, name="c.gguf")
     files = find_checkpoint(tmp_path, need=())
     assert (files.dit, files.text) == (dit, text)
+    assert files.others == (f"  {other.name}: a transformer of Wan without its audio layers",)
 
 
 def test_every_truncation_is_found(write: Write) -> None:
@@ -260,9 +283,9 @@ def test_foreign_headers(write: Write, at: int, value: bytes, said: str) -> None
 
 
 def test_unknown_block_format_is_named(write: Write) -> None:
-    size = gguf.GGML_QUANT_SIZES[Kind.IQ4_XS][1]
-    path = write({"w": (np.zeros((1, size), np.uint8), Kind.IQ4_XS)})
-    with pytest.raises(CheckpointError, match=r"w has ggml type 23; expected one of F32.*Q6_K"):
+    size = gguf.GGML_QUANT_SIZES[Kind.Q8_1][1]
+    path = write({"w": (np.zeros((1, size), np.uint8), Kind.Q8_1)})
+    with pytest.raises(CheckpointError, match=r"w has ggml type 9 \(Q8_1\); .*F32.*Q6_K"):
         open_tensors(path)
 
 

@@ -22,6 +22,7 @@ from lipcast.cli.models import models
 from lipcast.cli.plan import plan
 from lipcast.cli.pull import pull
 from lipcast.cli.report import report
+from lipcast.cli.serve import serve
 
 _HELP = """Make a video of a portrait that speaks, from a picture, a voice and a prompt.
 
@@ -67,7 +68,7 @@ def make_app() -> Group:
         ],
     )  # fmt: skip
     for subcommand in (
-        generate, job, plan, info, doctor, pull, models, convert, encode_prompt,
+        generate, serve, job, plan, info, doctor, pull, models, convert, encode_prompt,
         concat, split_audio, bench, evaluate, report,
     ):  # fmt: skip
         app.add_command(subcommand)

@@ -30,6 +30,8 @@ class Section(StrEnum):
     VIDEO = "Video"
     COMPUTE = "Computation"
     MEMORY = "Memory (planned on a GPU; on a CPU only with --vram)"
+    ACCESS = "Access"
+    LIMITS = "Limits"
     GPUS = "Several GPUs (several processes on a CPU)"
     CONSOLE = "Messages and help"
     COMPATIBILITY = "Compatibility: public Live Avatar flags that change nothing here"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lipcast.cli.request import DEFAULT_MODEL, GenerateRequest
-from lipcast.cli.types import FOLDER
+from lipcast.cli.types import FILE
 from lipcast.errors import UsageError
 
 SEGMENT_S = 60.0
@@ -16,16 +16,21 @@ SEGMENT_S = 60.0
 def as_job(request: GenerateRequest, **how: Any) -> dict[str, Any]:
     """Return a request as a job; `how` are fields that only jobs have. Raises UsageError, InputError."""
     from lipcast.jobs.runner import input_sha256
-    from lipcast.weights.lora import parse_lora
 
     segment_s = SEGMENT_S if request.segment_s is None else request.segment_s
     if segment_s <= 0:
         raise UsageError("--segment: a job is made in segments; give a length above 0, such as 60s")
     is_file = isinstance(request.prompt, Path)
-    loras = [parse_lora(text).path for text in request.loras]
+    loras = [_lora_from_anywhere(text) for text in request.loras]
     decoder = [] if request.decoder is None else [request.decoder]
     prompt = [Path(request.prompt)] if is_file else []
-    files = [request.image, request.audio, *prompt, *decoder, *loras]
+    files = [
+        request.image,
+        request.audio,
+        *prompt,
+        *decoder,
+        *(path for _, path in loras if path is not None),
+    ]
     return {
         "image": str(request.image.resolve()),
         "audio": str(request.audio.resolve()),
@@ -36,10 +41,7 @@ def as_job(request: GenerateRequest, **how: Any) -> dict[str, Any]:
         "model": _from_anywhere(request.model),
         "device": request.device,
         "precision": request.precision,
-        "loras": [
-            text.replace(str(path), str(path.resolve()), 1)
-            for text, path in zip(request.loras, loras, strict=True)
-        ],
+        "loras": [text for text, _ in loras],
         "decoder": None if request.decoder is None else str(request.decoder.resolve()),
         "memory": asdict(request.memory),
         "gpus": asdict(request.gpus),
@@ -55,6 +57,22 @@ def as_job(request: GenerateRequest, **how: Any) -> dict[str, Any]:
 
 
 def _from_anywhere(model: str) -> str:
-    """Return a model's name as it is, a folder as an absolute path."""
-    folder = FOLDER.convert(model, None, None)
-    return model if model == DEFAULT_MODEL or not folder.is_dir() else str(folder.resolve())
+    """Return a model's name as it is, a folder or a file as an absolute path."""
+    path = FILE.convert(model, None, None)
+    return model if model == DEFAULT_MODEL or not path.exists() else str(path.resolve())
+
+
+def _lora_from_anywhere(text: str) -> tuple[str, Path | None]:
+    """Return an adapter with the absolute path of its file, and that path.
+
+    The name of the public repository stays, and stands for a file of the model.
+    """
+    from lipcast.weights.adapters import adapter_file
+    from lipcast.weights.checkpoint import ADAPTER_REPOSITORY
+    from lipcast.weights.lora import parse_lora
+
+    path = parse_lora(text).path
+    if path.as_posix() == ADAPTER_REPOSITORY and not path.exists():
+        return text, None
+    file = adapter_file(path.expanduser()).resolve()
+    return text.replace(str(path), str(file), 1), file

@@ -61,6 +61,7 @@ class _InFlight:
     first_frame: int
     rotary: RotaryTable
     audio: AudioConditioning
+    text: tuple[KeyValue, ...]
     inputs: tuple[Tensor, ...] = ()
     """Input latents of each step so far."""
     placed: tuple[int, PlacedSink] | None = None
@@ -101,6 +102,8 @@ class LaneExecutor:
         self.memory = memory or SessionMemory(model, shape, DeviceContext.of(model.device))
         self._next_ref_C1HW: Tensor | None = anchor.ref_C1HW
         """The reference that the sink is prefilled with before the next block starts."""
+        self._ref_C1HW: Tensor | None = None
+        """The reference that the sink holds."""
         self._swap_ref_C1HW: Tensor | None = None
         """The first clean latent, until the anchor block starts."""
         self._in_flight: dict[int, _InFlight] = {}
@@ -136,6 +139,12 @@ class LaneExecutor:
         if self._swap_ref_C1HW is not None:
             self._next_ref_C1HW, self._swap_ref_C1HW = self._swap_ref_C1HW, None
 
+    @torch.inference_mode()
+    def set_context(self, context_TC: Tensor) -> None:
+        """Change the text embedding [T, C]; a block keeps the one that it was started with."""
+        self._text = _encode_text(self._model, context_TC)
+        self._next_ref_C1HW = self._ref_C1HW if self._next_ref_C1HW is None else self._next_ref_C1HW
+
     def set_first_latent(self, first_C1HW: Tensor) -> None:
         """Receive the first clean latent from the stage that computed it."""
         self._swap_ref_C1HW = first_C1HW
@@ -148,6 +157,7 @@ class LaneExecutor:
             first_frame=first,
             rotary=self._model.block_rotary(first, *self._latent_size),
             audio=self._model.encode_audio(features_LCV[None].to(self._model.device)),
+            text=self._text,
         )
 
     @torch.inference_mode()
@@ -197,7 +207,7 @@ class LaneExecutor:
             first_frame=state.first_frame,
             rotary=state.rotary,
             sink=self._placed_sink(unit),
-            text=self._text,
+            text=state.text,
             audio=state.audio,
         )
         ring = self.memory.rings[unit.step - self._steps.start]
@@ -221,11 +231,11 @@ class LaneExecutor:
         return latent_CFHW
 
     def _prefill(self) -> None:
-        """Fill the sink if the reference is new."""
-        if self._next_ref_C1HW is None:
+        """Fill the sink, if the reference or the text is a new one; blocks in flight keep the old one."""
+        if self._next_ref_C1HW is None or self._in_flight:
             return
         self._model.prefill(self._next_ref_C1HW, self._motion_CFHW, self._text, self.memory.sink)
-        self._next_ref_C1HW = None
+        self._ref_C1HW, self._next_ref_C1HW = self._next_ref_C1HW, None
 
     def _replay(self) -> None:
         """Refill the rings by another pass of the snapshot's blocks, with the inputs of each step."""

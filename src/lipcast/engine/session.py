@@ -31,9 +31,9 @@ from lipcast.engine.executor import Executor
 from lipcast.engine.frames import BlockTimings, FrameBlock
 from lipcast.engine.retry import Recovery, first_line, retry_on_oom
 from lipcast.engine.snapshot import BlockSnapshot, SessionSnapshot, SnapshotRecorder
-from lipcast.engine.sound_timeline import AudioTimeline
+from lipcast.engine.sound_timeline import Timeline
 from lipcast.engine.stopwatch import Stopwatch
-from lipcast.errors import CancelledError, SessionFailedError
+from lipcast.errors import CancelledError, SessionFailedError, UsageError
 
 _Result = TypeVar("_Result")
 
@@ -64,6 +64,8 @@ class SessionParts:
     """Returns what the report says of the devices."""
     release: Callable[[], None] = _hold_nothing
     """Gives all memory back; may be called again."""
+    set_context: Callable[[Tensor], None] | None = None
+    """Changes the text embedding [T, C]; None where that is not possible."""
     device_lock: AbstractContextManager[Any] = field(default_factory=threading.RLock)
     """Held while the device computes, where sessions of several threads share its weights."""
 
@@ -87,13 +89,12 @@ class SessionState(Enum):
 class Session:
     """An iterator of frame blocks. `cancel` works from any thread; use as a context manager or `close`."""
 
-    def __init__(
-        self, parts: SessionParts, timeline: AudioTimeline, *, device: torch.device
-    ) -> None:
+    def __init__(self, parts: SessionParts, timeline: Timeline, *, device: torch.device) -> None:
         """With a snapshot in `parts` the first block is `snapshot.next_block`."""
         self.spec, self.state = parts.spec, SessionState.OPEN
         self._executor, self._decoder = parts.executor, parts.decoder
         self._recovery, self._describe = parts.recovery, parts.describe
+        self._set_context = parts.set_context
         self._timeline = timeline
         first_block = 0 if parts.snapshot is None else parts.snapshot.next_block
         self._scheduler = _scheduler(parts.spec, first_block)
@@ -164,6 +165,17 @@ class Session:
             yield self._ready.popleft()
         if self.state is SessionState.FAILED:
             self._check_running()
+
+    def set_context(self, context_TC: Tensor) -> None:
+        """Change the text embedding [T, C] for the blocks that begin from now on.
+
+        Raises UsageError where the backend cannot change it.
+        """
+        if self._set_context is None:
+            raise UsageError("the prompt cannot change while several devices make the video")
+        with self._lock, self._device_lock:
+            self._check_running()
+            self._set_context(context_TC)
 
     def cancel(self) -> None:
         """Stop before the next tick; whoever iterates gets CancelledError."""

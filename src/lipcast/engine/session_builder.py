@@ -175,6 +175,7 @@ class SessionBuilder:
             recovery=self.ladder,
             describe=self._describe,
             release=self.release,
+            set_context=self._set_context,
             device_lock=self._device_lock,
         )
 
@@ -193,6 +194,12 @@ class SessionBuilder:
             return {}
         document = self._planned.manager.document(self.ladder.plan, self.ladder.document())
         return {"memory": document}
+
+    def _set_context(self, context_TC: Tensor) -> None:
+        """Change the text embedding, also for executors that a fallback makes later."""
+        self._conditioning = replace(self._conditioning, context_TC=context_TC)
+        if self._executor is not None:
+            self._executor.set_context(context_TC)
 
     def _follow(self, plan: Plan) -> None:
         """Move what the session holds to where a plan that keeps the picture wants it."""

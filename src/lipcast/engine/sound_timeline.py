@@ -73,6 +73,28 @@ class Features(Protocol):
     def take(self, block: int) -> Tensor | None: ...
 
 
+class Timeline(Protocol):
+    """The sound of one video, cut along its blocks."""
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the samples that `take_samples` gives, in Hz."""
+
+    @property
+    def num_frames(self) -> int | None:
+        """Length of the video in frames; None while not known."""
+
+    @property
+    def num_blocks(self) -> int | None:
+        """Blocks that the video needs; None while not known."""
+
+    def features(self, block: int, *, wait: bool = True) -> Tensor | None:
+        """Features of a block; None where the sound ends before it or has not come yet."""
+
+    def take_samples(self, num_frames: int) -> Samples:
+        """Return the samples of the next frames, [n, channels]."""
+
+
 class AudioTimeline:
     """Reads a source up to `max_frames` video frames and cuts it along the blocks."""
 

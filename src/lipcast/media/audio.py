@@ -28,6 +28,7 @@ from lipcast.media.decode import (
     to_float,
 )
 from lipcast.media.resample import (
+    MUX_RATES,
     AudioChunk,
     Resampler,
     Samples,
@@ -160,13 +161,21 @@ class PcmSource:
     speech_mean: None = None
     speech_std: None = None
 
-    def __init__(self, sample_rate: int, *, num_channels: int = 1) -> None:
-        """`sample_rate` of what is pushed, in Hz; `num_channels` (1 or 2) of what is muxed."""
+    def __init__(
+        self, sample_rate: int, *, num_channels: int = 1, mux_rate: int | None = None
+    ) -> None:
+        """`sample_rate` of what is pushed, in Hz; `num_channels` (1 or 2) of what is muxed.
+
+        `mux_rate`: sampling rate of what is muxed, one of `MUX_RATES`; None: that of what is pushed where
+        it is one of them, else 48 kHz.
+        """
         if not 1000 <= sample_rate <= 768_000:
             raise UsageError(f"sample_rate: expected 1000 to 768000 Hz, got {sample_rate}")
         if num_channels not in (1, 2):
             raise UsageError(f"num_channels: expected 1 or 2, got {num_channels}")
-        self._tracks = TwoTracks(sample_rate, num_channels)
+        if mux_rate is not None and mux_rate not in MUX_RATES:
+            raise UsageError(f"mux_rate: expected one of {MUX_RATES}, got {mux_rate}")
+        self._tracks = TwoTracks(sample_rate, num_channels, sample_rate=mux_rate)
         self.sample_rate, self.num_channels = self._tracks.sample_rate, num_channels
         self._changed = threading.Condition()
         self._cancelled = False

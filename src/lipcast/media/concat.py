@@ -23,6 +23,7 @@ from lipcast.config.text_file import read_text
 from lipcast.errors import InputError, OutputError
 from lipcast.media.audio import open_audio
 from lipcast.media.decode import SoundDecoder, open_container
+from lipcast.media.mp4 import metadata_of
 from lipcast.media.resample import Fifo, Samples
 from lipcast.media.sound_track import SoundTrack
 from lipcast.media.target import check_target, container_of, explained, scratch_path
@@ -227,6 +228,7 @@ class _Output:
             f"file:{self._path}", "w", format=container_of(self._path), container_options=options
         )
         with open_container(self._parts[0].path, expected=_EXPECTED) as first:
+            self._container.metadata.update(metadata_of(first))
             self._pictures = self._container.add_stream_from_template(first.streams.video[0])
         self._time_base = Fraction(self._pictures.time_base or Fraction(1, 12_800))
         self._track: SoundTrack | None = None

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from lipcast.config.generate_options import Crop
 from lipcast.errors import InputError, OutputError
 from lipcast.media.face_crop import crop_to_face
-from lipcast.media.picture_file import check_size, open_picture, prepared
+from lipcast.media.picture_file import MAX_PIXELS, check_size, open_picture, prepared
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,8 +28,16 @@ ImageSource = str | os.PathLike[str] | bytes | NDArray[Any] | Any
 """A path, the content of an image file, an array, or a `PIL.Image.Image`."""
 
 
-def load_portrait(source: ImageSource, *, crop: Crop = "center") -> Image:
+def load_portrait(
+    source: ImageSource,
+    *,
+    crop: Crop = "center",
+    max_pixels: int = MAX_PIXELS,
+    formats: Sequence[str] | None = None,
+) -> Image:
     """Return the picture as upright 8-bit sRGB.
+
+    `max_pixels` bounds what is decoded of a file; `formats`: Pillow's names of those that may be read.
 
     Arrays are [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]: uint8, uint16, bool, or float in 0..1.
     Raises InputError: not there, empty, truncated, not a picture, below 16 pixels, above
@@ -38,7 +46,7 @@ def load_portrait(source: ImageSource, *, crop: Crop = "center") -> Image:
     if isinstance(source, np.ndarray):
         image, name = _image_of_array(source), "the array"
     elif isinstance(source, bytes | bytearray | str | os.PathLike):
-        image, name = open_picture(source)
+        image, name = open_picture(source, max_pixels=max_pixels, formats=formats)
     else:
         image, name = prepared(source, "the picture"), "the picture"
     check_size(image.width, image.height, name)

@@ -87,7 +87,13 @@ def _copy_packets(source: Path, target: Path, container: str) -> int:
         av.open(f"file:{source}") as fragmented,
         av.open(f"file:{target}", "w", format=container, container_options=options) as plain,
     ):
+        plain.metadata.update(metadata_of(fragmented))
         return copy_streams(fragmented, plain)
+
+
+def metadata_of(container: Any) -> dict[str, str]:
+    """Return the notes of a file; not what its container is, which another muxer writes itself."""
+    return {name: text for name, text in container.metadata.items() if name.lower() == "comment"}
 
 
 def copy_streams(source: Any, target: Any) -> int:

@@ -11,6 +11,7 @@ import io
 import os
 import warnings
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +38,19 @@ _NEEDED_CHUNKS = frozenset(
 _MOST_PROFILE_BYTES = 1 << 24
 
 
-def open_picture(source: str | os.PathLike[str] | bytes | bytearray) -> tuple[Image, str]:
-    """Decode a file; returns the picture and what to call it in a message."""
+def open_picture(
+    source: str | os.PathLike[str] | bytes | bytearray,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    formats: Sequence[str] | None = None,
+) -> tuple[Image, str]:
+    """Decode a file; returns the picture and what to call it in a message.
+
+    `max_pixels` bounds what is decoded; `formats`: Pillow's names of those that may be read.
+    """
     content, name = _read_source(source)
     content, profile = _without_notes(content) if content.startswith(_PNG) else (content, b"")
-    image = _decoded(content, name)
+    image = _decoded(content, name, max_pixels, formats)
     if profile:
         image.info["icc_profile"] = profile
     return _prepared(image, content, name), name
@@ -88,7 +97,7 @@ def _upright(image: Image, coloured: Image, name: str) -> Image:
         return coloured
 
 
-def check_size(width: int, height: int, name: str) -> None:
+def check_size(width: int, height: int, name: str, *, max_pixels: int = MAX_PIXELS) -> None:
     """Raise InputError for a picture that is too small, too large or too long."""
     if min(width, height) < MIN_SIDE:
         raise InputError(
@@ -100,18 +109,18 @@ def check_size(width: int, height: int, name: str) -> None:
             f"expected a picture at most {MAX_ASPECT} times as long as wide, got {name} with "
             f"{width}x{height}; crop it"
         )
-    if width * height > MAX_PIXELS:
-        raise _too_large(name)
+    if width * height > max_pixels:
+        raise _too_large(name, max_pixels)
 
 
-def _too_large(name: str) -> InputError:
+def _too_large(name: str, max_pixels: int) -> InputError:
     return InputError(
-        f"expected a picture of at most {MAX_PIXELS // 10**6} megapixels, got {name}, which "
+        f"expected a picture of at most {max_pixels // 10**6} megapixels, got {name}, which "
         "claims to be larger; make it smaller"
     )
 
 
-def _decoded(content: bytes, name: str) -> Image:
+def _decoded(content: bytes, name: str, max_pixels: int, formats: Sequence[str] | None) -> Image:
     from PIL import Image as PILImage
     from PIL import UnidentifiedImageError
 
@@ -120,13 +129,16 @@ def _decoded(content: bytes, name: str) -> Image:
         with warnings.catch_warnings():
             # Large photos are fine up to MAX_PIXELS, where Pillow raises by itself.
             warnings.simplefilter("ignore")
-            image = (
-                _opened_heic(content, name) if kind == HEIC else PILImage.open(io.BytesIO(content))
-            )
-            check_size(image.width, image.height, name)
+            if kind == HEIC and formats is None:
+                image = _opened_heic(content, name)
+            else:
+                image = PILImage.open(
+                    io.BytesIO(content), formats=None if formats is None else tuple(formats)
+                )
+            check_size(image.width, image.height, name, max_pixels=max_pixels)
             image.load()
     except PILImage.DecompressionBombError as error:
-        raise _too_large(name) from error
+        raise _too_large(name, max_pixels) from error
     except UnidentifiedImageError as error:
         raise InputError(f"{EXPECTED}, got {name}, {_what_it_is(kind)}") from error
     except (InputError, MemoryError):

@@ -203,8 +203,11 @@ class Fifo:
 class TwoTracks:
     """One native signal as chunks for the muxer and for the speech encoder, in step."""
 
-    def __init__(self, native_rate: int, num_channels: int) -> None:
-        self.sample_rate = mux_rate(native_rate)
+    def __init__(
+        self, native_rate: int, num_channels: int, *, sample_rate: int | None = None
+    ) -> None:
+        """`sample_rate` of the muxer's chunks; None: the native rate where it can be muxed."""
+        self.sample_rate = sample_rate or mux_rate(native_rate)
         self._to_mux = Resampler(native_rate, self.sample_rate, num_channels)
         self._to_speech = Resampler(native_rate, SAMPLE_RATE, 1)
         self._mux, self._speech = Fifo(num_channels), Fifo(1)

@@ -21,7 +21,7 @@ class SoundTrack:
         self._container = container
         self._stream = container.add_stream("aac", rate=sample_rate)
         self._stream.layout = "mono" if num_channels == 1 else "stereo"
-        self._stream.bit_rate = num_channels * _aac_bit_rate(sample_rate)
+        self._stream.bit_rate = num_channels * aac_bit_rate(sample_rate)
 
     def encode(self, samples: Samples, position: int) -> None:
         """[channels, n] that begin at sample `position`."""
@@ -41,6 +41,6 @@ class SoundTrack:
         self._container.mux(self._stream.encode(None))
 
 
-def _aac_bit_rate(sample_rate: int) -> int:
+def aac_bit_rate(sample_rate: int) -> int:
     """Per channel, in bit/s: 64k for speech rates, 96k at 48 kHz, never above the codec's limit."""
     return min(6 * sample_rate, max(64_000, 2 * sample_rate))

@@ -36,6 +36,7 @@ from lipcast.media.h264 import (
     options,
     set_up,
 )
+from lipcast.media.marking import SYNTHETIC_MEDIA
 from lipcast.media.mp4 import keep_complete, make_plain
 from lipcast.media.resample import Fifo, Samples
 from lipcast.media.sound_track import SoundTrack
@@ -65,12 +66,14 @@ class VideoWriter:
         fps: int = VIDEO_FPS,
         num_threads: int = 1,
         after: Path | None = None,
+        marked: bool = True,
     ) -> None:
         """Check that the file can be written; it is created (or replaced) by the first frame.
 
         `width` and `height` in pixels, even; `sample_rate` in Hz, one that AAC has;
         `num_channels` 1 or 2; `num_threads` for the encoder (1: none but the caller's);
-        `after`: the video of the same size that this one goes on from, so that no seam is seen.
+        `after`: the video of the same size that this one goes on from, so that no seam is seen;
+        `marked`: note in the metadata that the video is synthetic.
         Raises OutputError: unknown suffix, no such folder, no right to write, no encoder.
         """
         assert width % 2 == height % 2 == 0 and num_channels in (1, 2)
@@ -81,6 +84,7 @@ class VideoWriter:
         self._size = height, width
         self._sample_rate, self._num_channels = sample_rate, num_channels
         self._fps, self._num_threads, self._after = fps, num_threads, after
+        self._marked = marked
         self._waiting = Fifo(num_channels)
         self._num_samples = 0
         self._mux: _Muxer | None = None
@@ -159,6 +163,7 @@ class VideoWriter:
                 fps=self._fps,
                 num_threads=self._num_threads,
                 after=self._after,
+                marked=self._marked,
             )
         return self._mux
 
@@ -191,6 +196,7 @@ class _Muxer:
         fps: int,
         num_threads: int,
         after: Path | None,
+        marked: bool,
     ) -> None:
         import av
 
@@ -200,6 +206,8 @@ class _Muxer:
         self._container: Any = av.open(
             f"file:{path}", "w", format=container_of(path), container_options=_muxing(path)
         )
+        if marked:
+            self._container.metadata["comment"] = SYNTHETIC_MEDIA
         self.num_pictures = 0
         """That left the encoder so far."""
         self._to_yuv = ToYuv(fps)

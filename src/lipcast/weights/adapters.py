@@ -1,4 +1,4 @@
-"""Which adapters are merged into a checkpoint's transformer, found from how they were asked for.
+"""Choose the adapters that are merged into a checkpoint's transformer.
 
 Input: the files of a checkpoint and adapters as `path:weight` or `LoraSpec`. Output: the list to
 merge, in order: the published adapter first, where it lies beside the weights. An adapter that a
@@ -21,8 +21,16 @@ from lipcast.weights.checkpoint import (
     models_dir,
 )
 from lipcast.weights.disk import sha256_of
+from lipcast.weights.files import PTH_SUFFIXES
 from lipcast.weights.lora import LoraSpec, parse_lora
 from lipcast.weights.manifest import read_manifest
+
+_NAMES = (
+    ADAPTER_NAME, "adapter_model.safetensors", "pytorch_lora_weights.safetensors",
+    "adapter_model.bin", "pytorch_lora_weights.bin",
+)  # fmt: skip
+"""File names of an adapter in the folder of a trainer; the first that is there counts."""
+_SUFFIXES = (".safetensors", *PTH_SUFFIXES)
 
 _log = logger("weights.adapters")
 
@@ -30,7 +38,7 @@ _log = logger("weights.adapters")
 def adapters_of(files: CheckpointFiles, wanted: Iterable[str | LoraSpec]) -> tuple[LoraSpec, ...]:
     """Return what to merge. Naming the published adapter again changes its weight, and no more.
 
-    A path may be a folder that holds `liveavatar.safetensors`, or the name of the public repository.
+    A path may be a folder that holds one adapter, or the name of the public repository.
     Raises UsageError for what cannot be read, CheckpointError for a file that is not there.
     """
     specs = [_found(files, parse_lora(w) if isinstance(w, str) else w) for w in wanted]
@@ -40,18 +48,36 @@ def adapters_of(files: CheckpointFiles, wanted: Iterable[str | LoraSpec]) -> tup
     return tuple(spec for spec in specs if not _merged_before(files, spec))
 
 
-def _found(files: CheckpointFiles, spec: LoraSpec) -> LoraSpec:
-    path = spec.path.expanduser()
-    if spec.path.as_posix() == ADAPTER_REPOSITORY and not path.exists():
-        path = _published(files)
-    if path.is_dir():
-        path = path / ADAPTER_NAME
-    if not path.is_file():
+def adapter_file(path: Path) -> Path:
+    """Return the adapter that a path names: a file, or the only adapter in a folder.
+
+    Raises CheckpointError where there is none, or several.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
         raise CheckpointError(
             f"{path}: expected an adapter (LoRA), found nothing there; check the path, "
             f"or `lipcast pull {ADAPTER_MODEL}` for the published one"
         )
-    return replace(spec, path=path)
+    for name in _NAMES:
+        if (path / name).is_file():
+            return path / name
+    found = [file for suffix in _SUFFIXES for file in sorted(path.glob(f"*{suffix}"))]
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise CheckpointError(
+            f"{path}: expected one adapter (LoRA) in this folder, found {names}; "
+            "name the file to merge"
+        )
+    return found[0]
+
+
+def _found(files: CheckpointFiles, spec: LoraSpec) -> LoraSpec:
+    path = spec.path.expanduser()
+    if spec.path.as_posix() == ADAPTER_REPOSITORY and not path.exists():
+        path = _published(files)
+    return replace(spec, path=adapter_file(path))
 
 
 def _published(files: CheckpointFiles) -> Path:

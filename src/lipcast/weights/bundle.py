@@ -16,7 +16,6 @@ from typing import Literal, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
-from lipcast.config.models import TextConfig
 from lipcast.config.precision import StoredPrecision
 from lipcast.env import logger
 from lipcast.errors import CheckpointError
@@ -33,11 +32,13 @@ from lipcast.weights.checkpoint import (
     find_checkpoint,
     read_json,
 )
-from lipcast.weights.configs import read_configs
+from lipcast.weights.configs import read_configs, text_config
+from lipcast.weights.disk import check_downloaded
 from lipcast.weights.files import open_tensors
 from lipcast.weights.load import load_into, without_memory
 from lipcast.weights.lora import LoraSpec, merge_loras
 from lipcast.weights.manifest import read_manifest
+from lipcast.weights.networks import open_dit, open_text, open_vae
 from lipcast.weights.prompts import PromptCache, PromptEmbedding, read_embedding
 from lipcast.weights.quant import quantised
 from lipcast.weights.quant_linear import QuantLinear, quantised_layers
@@ -63,9 +64,9 @@ class ModelBundle:
     """None where the speech encoder is not loaded, whose library alone takes seconds to import."""
     device: torch.device
     prompts: PromptCache | None = None
-    """Where embeddings are kept between runs; None: nowhere."""
+    """Cache of prompt embeddings between runs; None: no cache."""
     tiny_decoder: TinyDecoder | None = None
-    """What frames are decoded with in place of the autoencoder, if the user supplies it."""
+    """Decoder that the user supplies, used in place of the autoencoder's."""
     _contexts: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
 
     @property
@@ -76,12 +77,12 @@ class ModelBundle:
 
     @property
     def decoder(self) -> VideoVAE | TinyDecoder:
-        """What makes frames of latents."""
+        """The network that decodes latents into frames."""
         return self.vae if self.tiny_decoder is None else self.tiny_decoder
 
     @property
     def precision(self) -> str:
-        """How the transformer's layers are stored: "int8", or the dtype where they are plain."""
+        """Storage format of the transformer's layers: "int8", or a dtype where they are plain."""
         schemes = {m.scheme.precision for m in self.dit.modules() if isinstance(m, QuantLinear)}
         return ", ".join(sorted(schemes)) or str(self.dit.dtype).removeprefix("torch.")
 
@@ -169,7 +170,7 @@ def load_bundle(
     else:
         dit.to(dtype)  # shapes only, but of what computes elsewhere
     if "vae" in networks:
-        load_into(vae, open_tensors(files.vae), dtype=side_dtype, device=device)
+        load_into(vae, open_vae(files.vae, configs.vae), dtype=side_dtype, device=device)
     speech = None
     if "speech" in networks:
         speech = load_speech_encoder(files.speech, device=speech_device or device)
@@ -189,7 +190,7 @@ def open_transformer(
     """
     assert files.dit is not None
     mapped = torch.device(device).type == "cpu" and read_manifest(files.directory) is not None
-    base = open_tensors(files.dit, mapped=mapped)
+    base = open_dit(files.dit, read_configs(files.directory).dit, mapped=mapped)
     stored = {scheme.precision for _, scheme in quantised_layers(base)}
     merged = merge_loras(base, adapters_of(files, loras))
     if precision is None or precision not in SCHEMES or stored == {precision}:
@@ -219,15 +220,27 @@ def load_text_encoder(files: CheckpointFiles) -> TextEncoder:
     """UMT5 on the CPU: it runs once per prompt and is let go."""
     files.require(TEXT_PARTS)
     assert files.text
-    config = (
-        TextConfig.from_json(read_json(files.text_config)) if files.text_config else TextConfig()
-    )
+    config = text_config(files.directory)
+    if files.tokenizer is not None:
+        check_downloaded(files.tokenizer / "tokenizer.json")
     with without_memory():
         encoder = TextEncoder(config, files.tokenizer)
     # Mapped: what the system takes back under pressure it can read again, so 11 GB fit anywhere.
-    source = RenamedSource(open_tensors(files.text, mapped=True), text_name)
-    load_into(encoder, source, dtype=None if config.dim >= 1024 else torch.float32)
+    source = open_text(files.text, config, mapped=True)
+    dtype = torch.float32 if config.dim < 1024 else _only_float(source)
+    load_into(encoder, RenamedSource(source, text_name), dtype=dtype)
     return _frozen(encoder)
+
+
+def _only_float(source: TensorSource) -> torch.dtype | None:
+    """Return None where the weights share one dtype, else the dtype that they are to have."""
+    parts = {
+        f"{layer}.{part}"
+        for layer, scheme in quantised_layers(source)
+        for part in scheme.part_shapes(2, 2)
+    }
+    found = {info.dtype for name, info in source.infos.items() if name not in parts}
+    return None if len(found) == 1 else torch.bfloat16
 
 
 def _frozen(module: _Module) -> _Module:

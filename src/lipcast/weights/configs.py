@@ -10,7 +10,13 @@ from typing import Any
 
 from lipcast.config.models import DiTConfig, Models, SpeechShape, TextConfig, VAEConfig
 from lipcast.errors import CheckpointError
-from lipcast.weights.checkpoint import ADAPTER_MODEL, checkpoint_dir, model_name, read_json
+from lipcast.weights.checkpoint import (
+    ADAPTER_MODEL,
+    SPEECH_FOLDERS,
+    checkpoint_dir,
+    model_name,
+    read_json,
+)
 
 
 def read_configs(model: str | Path) -> Models:
@@ -33,14 +39,20 @@ def read_configs(model: str | Path) -> Models:
             f"{folder}: expected the folder of a checkpoint, found no config.json in it; "
             "check the path"
         )
-    vae, text = _read(folder / "vae_config.json"), _read(folder / "t5_config.json")
-    speech = next((_read(path) for path in sorted(folder.glob("wav2vec2*/config.json"))), None)
+    vae = _read(folder / "vae_config.json")
+    found = (path for name in SPEECH_FOLDERS for path in sorted(folder.glob(f"{name}/config.json")))
+    speech = next((_read(path) for path in found), None)
     return Models(
         DiTConfig.from_json(dit),
         VAEConfig.from_json(vae or {}),
-        TextConfig.from_json(text or {}),
+        text_config(folder),
         SpeechShape.from_json(speech or {}),
     )
+
+
+def text_config(folder: Path) -> TextConfig:
+    """Return the configuration of the text encoder; the published one where there is no file."""
+    return TextConfig.from_json(_read(folder / "t5_config.json") or {})
 
 
 def _read(path: Path) -> dict[str, Any] | None:

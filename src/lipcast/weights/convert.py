@@ -22,10 +22,12 @@ from lipcast.config.precision import StoredPrecision
 from lipcast.errors import OutputError
 from lipcast.weights.adapters import adapters_of
 from lipcast.weights.checkpoint import DIT_NAME, CheckpointFiles, find_checkpoint
+from lipcast.weights.configs import read_configs
 from lipcast.weights.disk import TEMPORARY, output_error, sha256_of, write_text
 from lipcast.weights.files import open_tensors
 from lipcast.weights.lora import LoraSpec, merge_loras
 from lipcast.weights.manifest import MANIFEST, Manifest, entry, read_manifest
+from lipcast.weights.networks import open_dit, open_text
 from lipcast.weights.quant import KEPT_LAYERS, NOT_A_MATRIX, QuantisedSource, quantised
 from lipcast.weights.shards import SetWriter
 from lipcast.weights.source import QWEIGHT, TensorInfo, TensorSource
@@ -41,7 +43,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class ConvertRequest:
-    """What to make of a checkpoint.
+    """A conversion that is asked for.
 
     `loras` are merged after the published adapter, which is merged where it lies beside the weights.
     `text_precision` None: the text encoder stays as it is.
@@ -90,10 +92,11 @@ def _open_sets(
     request: ConvertRequest, files: CheckpointFiles, loras: Sequence[LoraSpec]
 ) -> list[_Set]:
     assert files.dit is not None
-    merged = merge_loras(open_tensors(files.dit), loras)
+    configs = read_configs(files.directory)
+    merged = merge_loras(open_dit(files.dit, configs.dit), loras)
     sets = [_Set(DIT_NAME, quantised(merged, request.precision))]
     if request.text_precision and files.text:
-        text = quantised(open_tensors(files.text), request.text_precision)
+        text = quantised(open_text(files.text, configs.text), request.text_precision)
         sets.append(_Set(f"models_t5_umt5-enc-{request.text_precision}", text))
     return sets
 

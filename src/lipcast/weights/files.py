@@ -7,7 +7,6 @@ mistake (a web page, a git-lfs pointer, an empty file, a set with holes) is name
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,15 +15,18 @@ from torch import Tensor
 
 from lipcast.errors import CheckpointError
 from lipcast.weights.checkpoint import INDEX_SUFFIX
-from lipcast.weights.gguf_file import GgufSource
+from lipcast.weights.disk import check_downloaded, parse_json
+from lipcast.weights.gguf_file import MAGIC, GgufSource
 from lipcast.weights.pth_file import PthSource
-from lipcast.weights.safetensors_file import SafetensorsSource
+from lipcast.weights.safetensors_file import MAX_HEADER_BYTES, SafetensorsSource
 from lipcast.weights.source import TensorSource, summarise_names
 
 RECIPE_KEY = "lipcast_recipe"
 """Metadata of converted files: what they were made from and how, as JSON."""
-PTH_SUFFIXES = (".pth", ".pt", ".bin")
-_WEB_PAGE = re.compile(rb"<(!doctype|html|head|\?xml|!--)", re.IGNORECASE)
+PTH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+_MAX_NAME = 200
+_PICKLED = (b"PK\x03\x04", b"\x80\x02")
+"""A zip file, and a pickle: how PyTorch writes since 1.6, and before."""
 
 
 def open_tensors(path: str | Path, *, mapped: bool = False) -> TensorSource:
@@ -34,19 +36,33 @@ def open_tensors(path: str | Path, *, mapped: bool = False) -> TensorSource:
     it is used, and processes share the pages. Otherwise every tensor is read into its own memory.
     """
     path = Path(path)
-    _check_is_weights(path)
+    head = check_downloaded(path)
     if path.name.endswith(INDEX_SUFFIX):
         return ShardedSource(path, mapped=mapped)
-    if path.suffix == ".safetensors":
-        return SafetensorsSource(path, mapped=mapped)
-    if path.suffix in PTH_SUFFIXES:
-        return PthSource(path)
-    if path.suffix == ".gguf":
-        return GgufSource(path)
+    match _format(path, head):
+        case ".safetensors":
+            return SafetensorsSource(path, mapped=mapped)
+        case ".gguf":
+            return GgufSource(path)
+        case ".pth":
+            return PthSource(path)
     raise CheckpointError(
         f"{path}: expected .safetensors, {INDEX_SUFFIX}, {', '.join(PTH_SUFFIXES)}, .gguf; "
         f'got "{path.suffix}"'
     )
+
+
+def _format(path: Path, head: bytes) -> str:
+    """Return the format that the first bytes show, whatever the file is called, or its suffix."""
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER_BYTES:
+        return ".safetensors"
+    if head.startswith(MAGIC):
+        return ".gguf"
+    if path.suffix in PTH_SUFFIXES:
+        return ".pth"
+    if head.startswith(_PICKLED):
+        raise CheckpointError(f"{path}: this is a PyTorch file; rename it to {path.stem}.pth")
+    return path.suffix
 
 
 class ShardedSource(TensorSource):
@@ -70,7 +86,7 @@ class ShardedSource(TensorSource):
 
 def _read_index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
         weight_map = {str(k): str(v) for k, v in content["weight_map"].items()}
         metadata = {str(k): str(v) for k, v in content.get("metadata", {}).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -89,7 +105,7 @@ def _check_shard_numbers(index: Path, names: list[str]) -> None:
     count = int(numbered[0][2])
     absent = sorted(set(range(1, count + 1)) - {int(match[1]) for match in numbered})
     if absent:
-        numbers = ", ".join(f"{number:05d}" for number in absent)
+        numbers = ", ".join(f"{number:05d}" for number in absent[:8])
         raise CheckpointError(
             f"{index}: expected {count} files, the index does not list number {numbers}; "
             "the index is of another revision or damaged, download it again"
@@ -98,12 +114,16 @@ def _check_shard_numbers(index: Path, names: list[str]) -> None:
 
 def _open_shard(index: Path, name: str, *, mapped: bool) -> SafetensorsSource:
     path = index.parent / name
+    if path.name != name or len(name) > _MAX_NAME or "\0" in name:
+        raise CheckpointError(
+            f"{index}: lists {name[:80]!r}, which is no name of a file; download it again"
+        )
     if not path.is_file():
         raise CheckpointError(
             f"{path}: the file is missing, but {index.name} lists it; "
             f"download it into {index.parent}"
         )
-    _check_is_weights(path)
+    check_downloaded(path)
     return SafetensorsSource(path, mapped=mapped)
 
 
@@ -138,25 +158,3 @@ def _check_recipe(
             raise CheckpointError(
                 f"{shard.path}: is from another conversion than {index.name}; convert again"
             )
-
-
-def _check_is_weights(path: Path) -> None:
-    """Refuse what downloads leave behind instead of weights."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; download the model or correct the path")
-    try:
-        with path.open("rb") as file:
-            head = file.read(64).lstrip()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    if not head:
-        raise CheckpointError(f"{path}: the file is empty; download it again")
-    if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"{path}: this is a git-lfs pointer, not the weights; run `git lfs pull` or download it"
-        )
-    if _WEB_PAGE.match(head):
-        raise CheckpointError(
-            f"{path}: this is a web page, not the weights; the download was refused or redirected, "
-            "download it again"
-        )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lipcast.errors import CheckpointError
-from lipcast.weights.safetensors_file import read_bytes, truncated
+from lipcast.weights.safetensors_file import MAX_HEADER_BYTES, read_bytes, truncated
 from lipcast.weights.source import TensorInfo, TensorSource
 
 MAGIC = b"GGUF"
@@ -54,8 +54,25 @@ FORMATS: Mapping[int, BlockFormat] = MappingProxyType(
         12: BlockFormat("Q4_K", 256, 144),
         13: BlockFormat("Q5_K", 256, 176),
         14: BlockFormat("Q6_K", 256, 210),
+        16: BlockFormat("IQ2_XXS", 256, 66),
+        17: BlockFormat("IQ2_XS", 256, 74),
+        18: BlockFormat("IQ3_XXS", 256, 98),
+        19: BlockFormat("IQ1_S", 256, 50),
+        20: BlockFormat("IQ4_NL", 32, 18),
+        21: BlockFormat("IQ3_S", 256, 110),
+        22: BlockFormat("IQ2_S", 256, 82),
+        23: BlockFormat("IQ4_XS", 256, 136),
+        29: BlockFormat("IQ1_M", 256, 56),
+        34: BlockFormat("TQ1_0", 256, 54),
+        35: BlockFormat("TQ2_0", 256, 66),
+        39: BlockFormat("MXFP4", 32, 17),
     }
 )
+_UNREAD = MappingProxyType(
+    {4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64",
+     28: "F64", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 40: "NVFP4", 41: "Q1_0"}
+)  # fmt: skip
+"""Names of the ggml types that are not read."""
 _T5_OUTER = MappingProxyType(
     {"token_embd.weight": "token_embedding.weight", "enc.output_norm.weight": "norm.weight"}
 )
@@ -75,7 +92,7 @@ _PIECE_BYTES = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """Where one tensor's blocks are; `shape` is the shape in ggml's memory, outermost first."""
+    """Place of one tensor's blocks; `shape` is the shape in ggml's memory, outermost first."""
 
     format: BlockFormat
     shape: tuple[int, ...]
@@ -96,7 +113,9 @@ class GgufSource(TensorSource):
         self.metadata = {"architecture": architecture}
         self._stored = {_official_name(name, architecture): t for name, t in stored.items()}
         shapes = {
-            _official_name(key.removeprefix(_ORIGINAL_SHAPE), architecture): tuple(value)
+            _official_name(key.removeprefix(_ORIGINAL_SHAPE), architecture): _shape(
+                path, key, value
+            )
             for key, value in fields.items()
             if key.startswith(_ORIGINAL_SHAPE)
         }
@@ -114,6 +133,12 @@ class GgufSource(TensorSource):
         if stored.format.block_elements == 1:
             return raw.view(info.dtype).view(info.shape)
         return _decode(self.path, raw, stored).view(info.shape)
+
+
+def _shape(path: Path, key: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, tuple) or not all(type(size) is int and size >= 0 for size in value):
+        raise CheckpointError(damaged(path, f"{key} is no shape"))
+    return value
 
 
 def _decode(path: Path, raw: Tensor, stored: _Stored) -> Tensor:
@@ -150,8 +175,8 @@ def _official_name(name: str, architecture: str) -> str:
 
 def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, _Stored]]:
     """Return the metadata and tensors; raises CheckpointError for a file that is damaged or too new."""
-    file_bytes = path.stat().st_size
     try:
+        file_bytes = path.stat().st_size
         with path.open("rb") as file:
             magic, version, num_tensors, num_fields = _unpack(file, "<4sIQQ")
             if magic != MAGIC or version not in (2, 3):
@@ -161,7 +186,9 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, _Stored]]:
             fields = dict(_read_field(file) for _ in range(num_fields))
             tensors = [_read_tensor(file) for _ in range(num_tensors)]
             end = file.tell()
-    except (struct.error, UnicodeDecodeError, KeyError, MemoryError, OverflowError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except (struct.error, ValueError, KeyError, RecursionError) as error:
         raise CheckpointError(damaged(path, "its header is cut short")) from error
     alignment = fields.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1:
@@ -184,10 +211,12 @@ def damaged(path: Path, why: str) -> str:
 def _format(path: Path, name: str, number: int, shape: tuple[int, ...]) -> BlockFormat:
     if number not in FORMATS:
         known = ", ".join(f.name for f in FORMATS.values())
+        kind = _UNREAD.get(number, "unknown")
         raise CheckpointError(
-            f"{path}: {name} has ggml type {number}; expected one of {known}; take another variant"
+            f"{path}: {name} has ggml type {number} ({kind}); "
+            f"this is not read, take a file in one of {known}"
         )
-    if shape and shape[-1] % FORMATS[number].block_elements:
+    if (shape[-1] if shape else 1) % FORMATS[number].block_elements:
         raise CheckpointError(damaged(path, f"rows of {name} are no whole blocks"))
     return FORMATS[number]
 
@@ -227,4 +256,6 @@ def _read_string(file: BinaryIO) -> str:
 
 def _unpack(file: BinaryIO, layout: str) -> tuple[Any, ...]:
     size = struct.calcsize(layout)
+    if size > MAX_HEADER_BYTES:
+        raise ValueError("longer than any header")
     return struct.unpack(layout, file.read(size))

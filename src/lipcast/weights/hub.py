@@ -40,7 +40,7 @@ _log = logger("weights.hub")
 
 RECORD = "lipcast-pull.json"
 _PARTIAL = Path(".cache") / "huggingface" / "download"
-"""Where huggingface_hub keeps unfinished files, below the destination."""
+"""Folder of huggingface_hub's unfinished files, below the destination."""
 _ORPHAN = re.compile(r"\.[0-9a-f]{8}\.incomplete$")
 """From version 2.4 on an unfinished file belongs to one process and is of no use to the next."""
 _ORPHAN_AGE_S = 600.0
@@ -74,7 +74,7 @@ MODELS: Mapping[str, tuple[Repository, ...]] = MappingProxyType(
         ),
     }
 )
-"""What can be pulled by name."""
+"""Models that can be pulled by name."""
 
 
 @dataclass(frozen=True, slots=True)

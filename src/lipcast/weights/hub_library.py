@@ -13,7 +13,7 @@ from lipcast.errors import UsageError
 
 
 class Hub(Protocol):
-    """What a download needs. Failures are the library's own errors."""
+    """The operations of huggingface_hub that a download needs; they raise its errors."""
 
     def __call__(self, repo: str, **options: Any) -> Any:
         """`huggingface_hub.snapshot_download`: fetch, or list with `dry_run`."""
@@ -41,7 +41,7 @@ class HubLibrary:
 
     @property
     def is_offline(self) -> bool:
-        """Whether the environment says that there is no network."""
+        """Return whether the environment says that there is no network."""
         return bool(self._library.constants.HF_HUB_OFFLINE)
 
     def __call__(self, repo: str, **options: Any) -> Any:

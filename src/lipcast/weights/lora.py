@@ -1,33 +1,35 @@
 """Adapters (LoRA) merged into the stream of base weights, one tensor at a time, in float32.
 
-    W' = W + weight · (alpha / rank) · B @ A
+    W' = W + weight · (scale · B @ A + difference)
 
 Inputs: a source of base weights and adapter files with weights. Output: a source with the base's
 names; tensors that an adapter changes are float32, so that they are rounded once, at the very end.
-Every tensor of an adapter file must find its place, or the file belongs to another model.
+Names are read by `lora_names`, scales by `lora_scaling`.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite, prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lipcast.env import logger
 from lipcast.errors import CheckpointError, UsageError
 from lipcast.weights.files import open_tensors
+from lipcast.weights.lora_names import Placed, Role, check_share, place_names
+from lipcast.weights.lora_scaling import Scaling, is_published, read_scaling
+from lipcast.weights.names import NameTable, dit_table
 from lipcast.weights.source import QWEIGHT, TensorInfo, TensorSource, summarise_names
 
-RELEASED_RANK, RELEASED_ALPHA = 128, 64.0
-"""The published Live Avatar adapter, whose file does not say its alpha."""
+_VARIANT_LAYER = "patch_embedding"
+"""The layer whose input differs between the models of this family."""
 
-_PREFIX = re.compile(r"^(base_model\.model\.|diffusion_model\.)")
-_FACTOR = re.compile(r"^(?P<layer>.+)\.lora_(?P<side>A|B|down|up)(\.default)?\.weight$")
-_SIDES = {"A": "A", "down": "A", "B": "B", "up": "B"}
+_log = logger("weights.lora")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +49,12 @@ def parse_lora(text: str) -> LoraSpec:
         raise UsageError(wrong)
     try:
         alpha = None if match["alpha"] is None else float(match["alpha"])
-        return LoraSpec(Path(match["path"]), float(match["weight"] or 1.0), alpha)
+        weight = float(match["weight"] or 1.0)
     except ValueError as error:
         raise UsageError(wrong) from error
+    if not isfinite(weight) or not isfinite(alpha or 0.0):
+        raise UsageError(wrong)
+    return LoraSpec(Path(match["path"]), weight, alpha)
 
 
 def merge_loras(base: TensorSource, specs: Sequence[LoraSpec]) -> TensorSource:
@@ -61,7 +66,8 @@ def merge_loras(base: TensorSource, specs: Sequence[LoraSpec]) -> TensorSource:
             f"{specs[0].path}: cannot be merged into {base.path}, which is quantised; "
             "merge into the original checkpoint, then convert"
         )
-    return MergedSource(base, [_Adapter(spec, base) for spec in specs])
+    table = dit_table(base.infos)
+    return MergedSource(base, [_Adapter(spec, base, table) for spec in specs])
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,43 +78,101 @@ class _Factors:
     b: str
     scale: float
 
+    def apply(self, adapter: TensorSource, value: Tensor, weight: float) -> None:
+        a, b = (adapter.read(name).float().flatten(1) for name in (self.a, self.b))
+        value.flatten(1).addmm_(b, a, alpha=weight * self.scale)
+
+
+@dataclass(frozen=True, slots=True)
+class _Difference:
+    """A tensor that is added."""
+
+    name: str
+    scale: float = 1.0
+
+    def apply(self, adapter: TensorSource, value: Tensor, weight: float) -> None:
+        value.add_(adapter.read(self.name).float(), alpha=weight * self.scale)
+
+
+@dataclass(frozen=True, slots=True)
+class _Replacement:
+    """A tensor that stands for the base's: in full at weight 1, in proportion below."""
+
+    name: str
+
+    def apply(self, adapter: TensorSource, value: Tensor, weight: float) -> None:
+        value.lerp_(adapter.read(self.name).float(), weight)
+
+
+_Change = _Factors | _Difference | _Replacement
+
 
 class _Adapter:
-    """One adapter file, checked against the base: the layers it changes, the tensors it replaces.
+    """One adapter file, checked against the base: what it does to which tensors."""
 
-    A replaced tensor counts in full at weight 1 and in proportion below, as the factors do.
-    """
-
-    def __init__(self, spec: LoraSpec, base: TensorSource) -> None:
+    def __init__(self, spec: LoraSpec, base: TensorSource, table: NameTable) -> None:
         self.source = open_tensors(spec.path)
         self.weight = spec.weight
-        sides, alphas, self.replaced = _sort_names(self.source, base)
-        _check_pairs(spec.path, sides)
-        self.factors: dict[str, _Factors] = {}
-        for layer, names in sides.items():
-            rank = _check_shapes(self.source, base, layer, names)
-            alpha = self._layer_alpha(alphas.get(layer), spec, rank)
-            self.factors[f"{layer}.weight"] = _Factors(names["A"], names["B"], alpha / rank)
-        for target, name in self.replaced.items():
-            _check_replaced(self.source, base.infos[target], name)
+        placed, foreign = place_names(spec.path, self.source.infos, table)
+        placed, other = _of_this_variant(placed, self.source, base)
+        check_share(spec.path, base.path, placed, [*foreign, *other])
+        if 2 * sum(p.role == "set" for p in placed) > len(base.infos):
+            raise CheckpointError(
+                f"{spec.path}: expected an adapter (LoRA), found the weights of a whole model; "
+                "give them with --ckpt_dir"
+            )
+        roles = _by_target(spec.path, placed)
+        _check_pairs(spec.path, roles)
+        ranks = {
+            target: _check_factors(self.source, base.infos[target], found)
+            for target, found in roles.items()
+            if "B" in found
+        }
+        scaling = read_scaling(self.source, set(ranks.values()))
+        self.files = (*self.source.files, *scaling.files)
+        scales = {
+            target: self._scale(scaling, roles[target], rank, asked=spec.alpha)
+            for target, rank in ranks.items()
+        }
+        self.changes: dict[str, list[_Change]] = {}
+        for target, found in roles.items():
+            if changes := _changes(self.source, base.infos[target], found, scales):
+                self.changes[target] = changes
+        silent = {target for target in ranks if "alpha" not in roles[target]}
+        if spec.alpha is None and (full := _full(scaling, roles, ranks, silent)):
+            _log.warning(
+                "%s: does not say its alpha, so it is merged at full strength (alpha = rank %s); "
+                'if it was trained with another alpha, give it as "%s:1.0:alpha=N"',
+                spec.path.name, ", ".join(str(rank) for rank in sorted(full)), spec.path.name,
+            )  # fmt: skip
 
-    def _layer_alpha(self, stored: str | None, spec: LoraSpec, rank: int) -> float:
-        if spec.alpha is not None:
-            return spec.alpha
-        if stored is not None:
-            return float(self.source.read(stored))
-        return _file_alpha(self.source, rank)
+    def _scale(
+        self, scaling: Scaling, found: Mapping[Role, Placed], rank: int, *, asked: float | None
+    ) -> float:
+        stored = None
+        if "alpha" in found and asked is None:
+            stored = _read_alpha(self.source, found["alpha"].name)
+        return scaling.scale(found["A"].layer, rank, asked=asked, stored=stored)
 
     def apply(self, name: str, value: Tensor) -> None:
         """Change `value`, the float32 base tensor `name`, in place."""
-        if name in self.replaced:
-            value.lerp_(self.source.read(self.replaced[name]).float(), self.weight)
-        if name not in self.factors:
-            return
-        factors = self.factors[name]
-        a = self.source.read(factors.a).float()
-        b = self.source.read(factors.b).float()
-        value.addmm_(b, a, alpha=self.weight * factors.scale)
+        for change in self.changes.get(name, ()):
+            change.apply(self.source, value, self.weight)
+
+
+def _full(
+    scaling: Scaling,
+    roles: Mapping[str, Mapping[Role, Placed]],
+    ranks: Mapping[str, int],
+    silent: Collection[str],
+) -> set[int]:
+    """Return the ranks of the layers whose alpha nobody says."""
+    return {
+        ranks[target]
+        for target in silent
+        if scaling.alpha_of(roles[target]["A"].layer) is None
+        and not is_published(scaling.path, ranks[target])
+    }
 
 
 class MergedSource(TensorSource):
@@ -117,8 +181,8 @@ class MergedSource(TensorSource):
     def __init__(self, base: TensorSource, adapters: Sequence[_Adapter]) -> None:
         self._base, self._adapters = base, adapters
         self.path, self.metadata = base.path, base.metadata
-        self.files = (*base.files, *(a.source.path for a in adapters))
-        self.changed = {n for a in adapters for n in (*a.factors, *a.replaced)}
+        self.files = (*base.files, *(file for a in adapters for file in a.files))
+        self.changed = {name for a in adapters for name in a.changes}
         self.infos = {
             name: replace(info, dtype=torch.float32) if name in self.changed else info
             for name, info in base.infos.items()
@@ -128,51 +192,47 @@ class MergedSource(TensorSource):
         tensor = self._base.read(name)
         if name not in self.changed:
             return tensor
-        value = tensor.to(torch.float32, copy=True)
+        value = tensor.to(torch.float32, copy=True).contiguous()
         for adapter in self._adapters:
             adapter.apply(name, value)
         return value
 
 
-def _sort_names(
-    adapter: TensorSource, base: TensorSource
-) -> tuple[dict[str, dict[str, str]], dict[str, str], dict[str, str]]:
-    """Adapter names as ({layer: {"A"|"B": name}}, {layer: alpha's name}, {base name: name}).
-
-    Raises CheckpointError for names that mean nothing in the base and for doubles.
-    """
-    sides: dict[str, dict[str, str]] = {}
-    alphas: dict[str, str] = {}
-    replaced: dict[str, str] = {}
-    unknown = []
-    for name in adapter.infos:
-        short = _PREFIX.sub("", name)
-        factor = _FACTOR.match(short)
-        layer = factor["layer"] if factor else short.removesuffix(".alpha")
-        if f"{layer}.weight" not in base.infos and short not in base.infos:
-            unknown.append(name)
-        elif factor:
-            _put_once(adapter.path, sides.setdefault(layer, {}), _SIDES[factor["side"]], name)
-        elif short in base.infos:
-            _put_once(adapter.path, replaced, short, name)
-        else:
-            alphas[layer] = name
-    if unknown:
-        raise CheckpointError(
-            f"{adapter.path}: {len(unknown)} of {len(adapter.infos)} tensors belong to no layer "
-            f"of {base.path}; the adapter is for another model:\n{summarise_names(unknown)}"
-        )
-    return sides, alphas, replaced
+def _of_this_variant(
+    placed: Sequence[Placed], adapter: TensorSource, base: TensorSource
+) -> tuple[list[Placed], list[str]]:
+    """Part what is placed from the names of an input layer that is as wide as another model's."""
+    own, other = [p for p in placed if not _is_variant(p)], [p for p in placed if _is_variant(p)]
+    if all(_has_width(p, adapter.infos[p.name], base.infos[p.target]) for p in other):
+        return list(placed), []
+    return own, [p.name for p in other]
 
 
-def _put_once(path: Path, table: dict[str, str], key: str, name: str) -> None:
-    if key in table:
-        raise CheckpointError(f"{path}: {table[key]} and {name} are the same tensor; keep one")
-    table[key] = name
+def _is_variant(placed: Placed) -> bool:
+    return placed.target.rpartition(".")[0] == _VARIANT_LAYER
 
 
-def _check_pairs(path: Path, sides: Mapping[str, Mapping[str, str]]) -> None:
-    single = [name for names in sides.values() if len(names) == 1 for name in names.values()]
+def _has_width(placed: Placed, info: TensorInfo, target: TensorInfo) -> bool:
+    if placed.role == "A":
+        return prod(info.shape[1:]) == prod(target.shape[1:])
+    return placed.role in ("B", "alpha", "add scaled") or info.shape == target.shape
+
+
+def _by_target(path: Path, placed: Sequence[Placed]) -> dict[str, dict[Role, Placed]]:
+    """Return what is done to each base tensor; raises CheckpointError for doubles."""
+    roles: dict[str, dict[Role, Placed]] = {}
+    for found in placed:
+        table = roles.setdefault(found.target, {})
+        if found.role in table:
+            names = f"{table[found.role].name} and {found.name}"
+            raise CheckpointError(f"{path}: {names} are the same tensor; keep one")
+        table[found.role] = found
+    return roles
+
+
+def _check_pairs(path: Path, roles: Mapping[str, Mapping[Role, Placed]]) -> None:
+    pairs = ([found[side] for side in ("A", "B") if side in found] for found in roles.values())
+    single = [pair[0].name for pair in pairs if len(pair) == 1]
     if single:
         raise CheckpointError(
             f"{path}: expected the factors A and B of every layer, found only one of them in\n"
@@ -180,33 +240,57 @@ def _check_pairs(path: Path, sides: Mapping[str, Mapping[str, str]]) -> None:
         )
 
 
-def _check_shapes(
-    adapter: TensorSource, base: TensorSource, layer: str, names: Mapping[str, str]
-) -> int:
-    """Return the rank of one layer's factors; raises CheckpointError if they do not fit the base."""
-    target = base.infos[f"{layer}.weight"]
-    a, b = adapter.infos[names["A"]].shape, adapter.infos[names["B"]].shape
+def _check_factors(adapter: TensorSource, target: TensorInfo, found: Mapping[Role, Placed]) -> int:
+    """Return the rank of one layer's factors; raises CheckpointError if they do not fit the base.
+
+    Those of a convolution, and those that are stored like one, count as matrices.
+    """
+    a, b = (adapter.infos[found[side].name].shape for side in ("A", "B"))
+    layer = target.name.removesuffix(".weight")
     _check_mergeable(adapter.path, target)
-    if len(a) != 2 or len(b) != 2 or len(target.shape) != 2:
+    if len(a) < 2 or len(b) < 2 or len(target.shape) < 2:
         raise CheckpointError(
             f"{adapter.path}: expected matrices for {layer}, got A {list(a)}, B {list(b)} on a "
-            f"base of shape {list(target.shape)}; only linear layers can be adapted"
+            f"base of shape {list(target.shape)}; only linear layers and convolutions can be adapted"
         )
-    if a[0] != b[1]:
+    if a[0] != prod(b[1:]) or not a[0]:
         raise CheckpointError(
-            f"{adapter.path}: {layer}: A {list(a)} has rank {a[0]}, B {list(b)} has rank {b[1]}; "
-            "the file is mixed from two adapters"
+            f"{adapter.path}: {layer}: A {list(a)} has rank {a[0]}, B {list(b)} has rank "
+            f"{prod(b[1:])}; the file is mixed from two adapters"
         )
-    if (b[0], a[1]) != target.shape:
+    if (b[0], prod(a[1:])) != (target.shape[0], prod(target.shape[1:])):
         raise CheckpointError(
-            f"{adapter.path}: {layer}: expected A [rank, {target.shape[1]}] and "
+            f"{adapter.path}: {layer}: expected A [rank, {prod(target.shape[1:])}] and "
             f"B [{target.shape[0]}, rank], got A {list(a)} and B {list(b)}; "
             "the adapter is for a model of another size"
         )
     return a[0]
 
 
-def _check_replaced(adapter: TensorSource, target: TensorInfo, name: str) -> None:
+def _changes(
+    adapter: TensorSource,
+    target: TensorInfo,
+    found: Mapping[Role, Placed],
+    scales: Mapping[str, float],
+) -> list[_Change]:
+    """Return what is done to one tensor: first replaced, then added to."""
+    changes: list[_Change] = []
+    for role in ("set", "add", "add scaled"):
+        if role in found:
+            _check_same_shape(adapter, target, found[role].name)
+    if "set" in found:
+        changes.append(_Replacement(found["set"].name))
+    if "add" in found:
+        changes.append(_Difference(found["add"].name))
+    if "add scaled" in found:
+        weight = f"{target.name.removesuffix('bias')}weight"
+        changes.append(_Difference(found["add scaled"].name, scales.get(weight, 1.0)))
+    if "B" in found:
+        changes.append(_Factors(found["A"].name, found["B"].name, scales[target.name]))
+    return changes
+
+
+def _check_same_shape(adapter: TensorSource, target: TensorInfo, name: str) -> None:
     _check_mergeable(adapter.path, target)
     if adapter.infos[name].shape != target.shape:
         raise CheckpointError(
@@ -223,25 +307,11 @@ def _check_mergeable(path: Path, target: TensorInfo) -> None:
         )
 
 
-def _file_alpha(adapter: TensorSource, rank: int) -> float:
-    """Return alpha: from the file's metadata, from peft's adapter_config.json beside it, or as released."""
-    for key in ("alpha", "lora_alpha", "ss_network_alpha"):
-        if key in adapter.metadata:
-            return _number(adapter.path, key, adapter.metadata[key])
-    config = adapter.path.parent / "adapter_config.json"
-    if config.is_file():
-        content = json.loads(config.read_text(encoding="utf-8"))
-        return _number(config, "lora_alpha", content.get("lora_alpha"))
-    if rank == RELEASED_RANK:
-        return RELEASED_ALPHA
-    raise CheckpointError(
-        f"{adapter.path}: the file does not say its alpha (rank {rank}); "
-        f'give it as "{adapter.path.name}:1.0:alpha=N"'
-    )
-
-
-def _number(path: Path, key: str, value: object) -> float:
-    try:
-        return float(str(value))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: expected a number for {key}, got {value!r}") from error
+def _read_alpha(adapter: TensorSource, name: str) -> float:
+    values = adapter.read(name).float().flatten()
+    if values.numel() != 1 or not isfinite(value := float(values[0])):
+        raise CheckpointError(
+            f"{adapter.path}: {name}: expected one number, got {values.numel()} of them or none "
+            'that is finite; give alpha with the adapter ("path:1.0:alpha=N")'
+        )
+    return value

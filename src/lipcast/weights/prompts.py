@@ -34,7 +34,7 @@ _log = logger("weights.prompts")
 
 @dataclass(frozen=True, slots=True)
 class PromptEmbedding:
-    """What the transformer is told: the context [tokens, channels] of `prompt`."""
+    """The context [tokens, channels] of `prompt`, which the transformer attends to."""
 
     context_TC: Tensor
     prompt: str

@@ -18,6 +18,8 @@ from lipcast.errors import CheckpointError
 from lipcast.weights.source import TensorInfo, TensorSource
 
 REMAP_BYTES = 1 << 30
+_NESTED = ("state_dict", "model_state_dict", "model", "module", "weights", "lora", "ema")
+"""Keys under which a trainer's checkpoint holds the weights."""
 
 
 class PthSource(TensorSource):
@@ -50,12 +52,24 @@ def _map_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
-    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
+    """Return {name: tensor}, which trainers put under a name among other things."""
+    inner = [content[key] for key in _NESTED if isinstance(content, dict) and key in content]
+    if len(inner) == 1 and _is_state(inner[0]):
+        content = inner[0]
+    if not _is_state(content):
         raise CheckpointError(
             f"{path}: expected {{name: tensor}}, got {type(content).__name__}; "
             "extract the model's state dict first"
         )
     return {str(name): tensor.detach() for name, tensor in content.items()}
+
+
+def _is_state(content: Any) -> bool:
+    return (
+        isinstance(content, dict)
+        and bool(content)
+        and all(isinstance(t, Tensor) and t.layout == torch.strided for t in content.values())
+    )
 
 
 def _first_line(error: Exception) -> str:

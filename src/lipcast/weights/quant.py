@@ -47,7 +47,7 @@ NOT_A_MATRIX = "norms, biases, modulations and convolutions: small, and not a ma
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """What quantising one layer cost: relative errors (root of the sum of squares).
+    """Relative errors of one quantised layer (root of the sum of squares).
 
     `output_error`: of the layer's output on normally distributed activations; for fp8 these are
     quantised per token, as the fast path does.
@@ -59,7 +59,7 @@ class LayerReport:
 
 
 def kept_because(info: TensorInfo) -> str | None:
-    """Why a tensor stays in high precision; None: it is quantised."""
+    """Return why a tensor stays in high precision; None: it is quantised."""
     if len(info.shape) != 2 or not info.name.endswith(".weight"):
         return NOT_A_MATRIX
     return next((why for start, why in KEPT_LAYERS if re.match(start, info.name)), None)

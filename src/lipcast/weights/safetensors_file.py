@@ -9,7 +9,6 @@ a 400 MB file, read one by one, 404 MB stayed resident with the library and 4 MB
 
 from __future__ import annotations
 
-import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lipcast.errors import CheckpointError
+from lipcast.weights.disk import parse_json
 from lipcast.weights.source import TensorInfo, TensorSource
 
 DTYPES: dict[str, torch.dtype] = {
@@ -41,7 +41,7 @@ MAX_HEADER_BYTES = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class SafetensorsHeader:
-    """What a file says about itself; `offsets` are bytes from its start."""
+    """Header of one file; `offsets` are bytes from its start."""
 
     infos: dict[str, TensorInfo]
     offsets: dict[str, int]
@@ -90,7 +90,7 @@ def read_header(path: Path) -> SafetensorsHeader:
 
 def _parse_header(path: Path, text: bytes, file_bytes: int) -> SafetensorsHeader:
     try:
-        entries: dict[str, Any] = json.loads(text)
+        entries: dict[str, Any] = parse_json(text)
         metadata = {str(k): str(v) for k, v in entries.pop("__metadata__", {}).items()}
     except (ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(_not_safetensors(path, "its header is not a JSON object")) from error
@@ -108,30 +108,38 @@ def _parse_header(path: Path, text: bytes, file_bytes: int) -> SafetensorsHeader
 
 def _first_offset(path: Path, name: str, entry: Any) -> int:
     try:
-        return int(entry["data_offsets"][0])
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise CheckpointError(_not_safetensors(path, f"no place is given for {name}")) from error
-
-
-def _parse_entry(path: Path, name: str, entry: dict[str, Any]) -> tuple[TensorInfo, int, int]:
-    """Return the header of one tensor and the first and last byte of its data."""
-    try:
-        dtype_name, (first, last) = entry["dtype"], entry["data_offsets"]
-        shape = tuple(int(size) for size in entry["shape"])
+        (first, _), _, _ = entry["data_offsets"], entry["dtype"], entry["shape"]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             _not_safetensors(path, f"the entry of {name} is incomplete")
         ) from error
+    if type(first) is not int:
+        raise CheckpointError(_not_safetensors(path, f"no place is given for {name}"))
+    return first
+
+
+def _parse_entry(path: Path, name: str, entry: dict[str, Any]) -> tuple[TensorInfo, int, int]:
+    """Return the header of one tensor and the first and last byte of its data."""
+    dtype_name, (first, last), shape = entry["dtype"], entry["data_offsets"], entry["shape"]
+    if type(last) is not int or not _is_shape(shape):
+        raise CheckpointError(_not_safetensors(path, f"the entry of {name} is incomplete"))
     if dtype_name not in DTYPES:
         known = ", ".join(DTYPES)
-        raise CheckpointError(f"{path}: {name} has dtype {dtype_name}; expected one of {known}")
-    info = TensorInfo(name, shape, DTYPES[dtype_name])
+        raise CheckpointError(
+            f"{path}: {name} has dtype {dtype_name}, which is not read; expected one of {known}. "
+            "Take the file in another precision"
+        )
+    info = TensorInfo(name, tuple(shape), DTYPES[dtype_name])
     if first < 0 or last - first != info.num_bytes:
         raise CheckpointError(
-            f"{path}: {name} of shape {shape} needs {info.num_bytes} bytes, its header gives it "
-            f"{last - first}; the file is damaged, download it again"
+            f"{path}: {name} of shape {info.shape} needs {info.num_bytes} bytes, its header gives "
+            f"it {last - first}; the file is damaged, download it again"
         )
     return info, first, last
+
+
+def _is_shape(shape: Any) -> bool:
+    return isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
 
 
 def _not_safetensors(path: Path, why: str) -> str:

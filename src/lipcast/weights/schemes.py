@@ -1,4 +1,4 @@
-"""How the weight of a linear layer is stored in fewer bits, and how it comes back.
+"""Formats that store the weight of a linear layer in fewer bits.
 
 Input: a float32 matrix [out, in]. Output: its parts, small tensors by name; `dequantise` turns the
 parts into a matrix of any float dtype again. All schemes work row by row, so that a large layer can

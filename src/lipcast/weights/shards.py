@@ -25,7 +25,7 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class SetWriter:
-    """Where a set goes and what it depends on.
+    """Writer of one set of shards: its place and what it depends on.
 
     `notes` gives what to remember about a finished shard besides its hash, as JSON values.
     """

@@ -1,4 +1,4 @@
-"""What every kind of weight file looks like to the rest: named tensors, read one at a time.
+"""The interface of every kind of weight file: named tensors, read one at a time.
 
 A `TensorSource` knows names, shapes and dtypes of all tensors without reading any, and reads one
 on demand. Files are sources; so are the merge of an adapter and a quantisation, which wrap another
@@ -95,19 +95,21 @@ class RenamedSource(TensorSource):
         return self._base.read(self._old_names[name])
 
 
-def summarise_names(names: Iterable[str]) -> str:
+def summarise_names(names: Iterable[str], *, max_lines: int | None = None) -> str:
     """Return all names on few lines: those that differ in their first number only become one line.
 
-    "blocks.0.norm.bias", "blocks.1.norm.bias" -> "blocks.{0-1}.norm.bias".
+    "blocks.0.norm.bias", "blocks.1.norm.bias" -> "blocks.{0-1}.norm.bias". The number may stand
+    between underscores. Lines beyond `max_lines` are counted instead of shown.
     """
     groups: dict[str, list[int]] = {}
     for name in names:
-        number = re.search(r"(?<=\.)\d+(?=\.)", name)
+        number = re.search(r"(?<=[._])\d{1,9}(?=[._])", name)
         pattern = name if number is None else f"{name[: number.start()]}{{}}{name[number.end() :]}"
         groups.setdefault(pattern, []).extend([] if number is None else [int(number[0])])
-    return "\n".join(
-        f"  {pattern.replace('{}', _ranges(found))}" for pattern, found in groups.items()
-    )
+    lines = [f"  {pattern.replace('{}', _ranges(found))}" for pattern, found in groups.items()]
+    if max_lines is not None and len(lines) > max_lines:
+        lines[max_lines:] = [f"  and {len(lines) - max_lines} more like these"]
+    return "\n".join(lines)
 
 
 def _ranges(numbers: list[int]) -> str:

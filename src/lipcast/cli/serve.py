@@ -1,0 +1,142 @@
+"""`lipcast serve`: talk to a portrait in a browser, or over a WebSocket.
+
+Input: the given options. Output: a server until Ctrl-C or SIGTERM; its log is one JSON document a line. The
+model is loaded once, and a block is made with it before the server is ready.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lipcast.cli.command import Option, Section, command, toggle
+from lipcast.cli.compat_flags import accepted_flags
+from lipcast.cli.console import Console
+from lipcast.cli.options import MODEL, options_from, options_named
+from lipcast.cli.request import DEFAULT_MODEL, generate_options, gpu_options, precision
+from lipcast.cli.types import COUNT, FILE, SECONDS
+from lipcast.config.memory_options import MemoryOptions
+
+if TYPE_CHECKING:
+    from lipcast.api import Lipcast
+    from lipcast.serve.settings import ServeSettings
+
+_OPTIONS = (
+    MODEL,
+    Option("host", "Address to listen at.", metavar="HOST", show_default="127.0.0.1"),
+    Option("port", "TCP port; 0 picks a free one.", type=int, metavar="N", show_default="8000"),
+    *options_named("size"),
+    Option(
+        "token", "Secret that every request carries. Without one only this machine can connect.",
+        section=Section.ACCESS, metavar="TEXT", show_default="made up and printed, off loopback",
+    ),
+    Option(
+        "tls_cert", "Certificate (PEM) for https, which browsers ask for before they give the microphone.",
+        section=Section.ACCESS, type=FILE,
+    ),
+    Option("tls_key", "Key (PEM) of the certificate.", section=Section.ACCESS, type=FILE),
+    Option(
+        "allow_origin", "Origin of another page that may connect, such as https://example.org.",
+        section=Section.ACCESS, metavar="ORIGIN", multiple=True,
+    ),
+    Option(
+        "max_sessions", "Sessions at a time.",
+        section=Section.LIMITS, type=COUNT, metavar="N", show_default="4",
+    ),
+    Option(
+        "max_upload_bytes", "Bytes of an uploaded portrait.",
+        section=Section.LIMITS, type=COUNT, metavar="N", show_default="10485760",
+    ),
+    Option(
+        "max_pixels", "Pixels of an uploaded portrait.",
+        section=Section.LIMITS, type=COUNT, metavar="N", show_default="25000000",
+    ),
+    Option(
+        "max_session_s", "Length of a session.",
+        section=Section.LIMITS, type=SECONDS, show_default="1h",
+    ),
+    Option(
+        "idle_s", "A session without sound or a message is closed after so long.",
+        section=Section.LIMITS, type=SECONDS, show_default="5min",
+    ),
+    Option(
+        "grace_s", "A session waits so long for its client to come back.",
+        section=Section.LIMITS, type=SECONDS, show_default="20s",
+    ),
+    toggle(
+        "mark", "Note in the metadata of every stream that it is synthetic.",
+        section=Section.VIDEO, default="on",
+    ),
+    *options_named(
+        "infer_frames", "sample_steps", "base_seed", "device", "precision", "fp8", "lora", "decoder",
+        "vram", "ram", "offload_model", "offload_kv_cache", "kv_precision", "fallback", "allow_degrade",
+        "gpus", "quiet", "verbose", "debug",
+    ),
+)  # fmt: skip
+
+
+@command(
+    "serve",
+    _OPTIONS,
+    given_only=True,
+    examples=(
+        "lipcast serve",
+        'lipcast serve --model ckpt/Wan2.2-S2V-14B --size "704*384" --max_sessions 1',
+        "lipcast serve --host 0.0.0.0 --tls_cert cert.pem --tls_key key.pem",
+    ),
+)
+def serve(console: Console, **flags: Any) -> None:
+    """Talk to a portrait in a browser: open the address that is printed.
+
+    Sound goes in as it is spoken, pictures with their sound come out, over one TCP port. Programs use the
+    same WebSocket. Only this machine can connect unless --host says otherwise; then every request needs the
+    token.
+    """
+    accepted_flags(flags)
+    settings = _settings(flags)
+    options = generate_options(flags)
+
+    from lipcast.serve.hub import Hub
+    from lipcast.serve.logs import write_logs
+    from lipcast.serve.run import RunningServer
+
+    write_logs()
+    hub = Hub(lambda: _load(flags), settings, options=options, device_bytes=_device_bytes)
+    server = RunningServer(hub)
+    console.log(f"open {server.url} (Ctrl-C ends the server)")
+    server.run()
+
+
+def _settings(flags: Mapping[str, Any]) -> ServeSettings:
+    from lipcast.serve.settings import ServeSettings
+
+    given = options_from(
+        ServeSettings,
+        flags,
+        allowed_origins=tuple(flags.get("allow_origin", ())),
+        marked=flags.get("mark", True),
+    )
+    return given.with_token()
+
+
+def _load(flags: Mapping[str, Any]) -> Lipcast:
+    from lipcast.api import load
+
+    decoder = flags.get("decoder")
+    return load(
+        flags.get("model", DEFAULT_MODEL),
+        device=flags.get("device"),
+        precision=precision(flags),
+        loras=flags.get("lora", ()),
+        decoder=None if decoder is None else Path(decoder),
+        expected=generate_options(flags),
+        **asdict(options_from(MemoryOptions, flags)),
+        **asdict(gpu_options(flags)),
+    )
+
+
+def _device_bytes(model: Any) -> int:
+    manager = getattr(getattr(model, "backend", None), "manager", None)
+    return 0 if manager is None else int(manager.used_bytes())

@@ -1,0 +1,310 @@
+"""The sound of a live session, cut along its blocks: utterances as they are pushed, silence between them.
+
+Input: sound, pushed from any thread. Output: what a `Session` reads of its timeline, and for every block what
+it was made from. An utterance begins with a block and is encoded by a feature stream of its own, as if the
+session had begun with it; only the level of the voice is remembered. Blocks of silence share one set of
+features, which costs no pass of the speech encoder. Memory: the sound that waits, which is bounded.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lipcast.config.models import SAMPLE_RATE, VIDEO_FPS
+from lipcast.engine.sound_timeline import AudioSource, AudioTimeline, Samples
+from lipcast.engine.speech_features import LIVE_START, FeatureStream, Loudness, StreamState
+from lipcast.models.speech import SpeechEncoder
+
+_REMEMBERED_LEVEL = 30 * SAMPLE_RATE
+"""Samples that the level of earlier utterances counts for at most."""
+
+
+class PushSource(AudioSource, Protocol):
+    """A source of sound that is pushed while it is read."""
+
+    def push(self, samples: NDArray[Any]) -> None: ...
+
+    def finish(self) -> None: ...
+
+    def cancel(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SoundSettings:
+    """How the sound of one live session is read."""
+
+    make_source: Callable[[int], PushSource]
+    """Opens a source for sound pushed at a rate in Hz; what it gives has `sample_rate`."""
+    make_features: Callable[[StreamState], FeatureStream]
+    silent_features: Tensor
+    """Features of a block of silence [layers, channels, frames]."""
+    video_frames_per_block: int
+    sample_rate: int
+    max_pending_s: float
+    """Sound that may wait; more is not accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveBlock:
+    """What a block was made from: the epoch, whether it speaks, and its samples [n, channels]."""
+
+    epoch: int
+    is_speech: bool
+    samples: Samples
+
+
+class _Utterance:
+    """Sound that belongs together, from its first sample to its end."""
+
+    def __init__(self, settings: SoundSettings, sample_rate: int) -> None:
+        self._settings, self.sample_rate = settings, sample_rate
+        self.source = settings.make_source(sample_rate)
+        self.is_open = True
+        self.num_pushed = 0
+        self.first_block: int | None = None
+        """None until its first block has begun."""
+        self.num_begun = 0
+        self._stream: FeatureStream | None = None
+        self._timeline: AudioTimeline | None = None
+
+    @property
+    def pending_s(self) -> float:
+        """Seconds that no block has been made from."""
+        used_s = self.num_begun * self._settings.video_frames_per_block / VIDEO_FPS
+        return max(0.0, self.num_pushed / self.sample_rate - used_s)
+
+    def push(self, samples: NDArray[Any]) -> None:
+        self.source.push(samples)
+        self.num_pushed += len(samples)
+
+    def end(self) -> None:
+        self.is_open = False
+        self.source.finish()
+
+    def level(self, before: Loudness) -> Loudness:
+        """Return the level of the voice after this utterance."""
+        measured = before if self._stream is None else self._stream.state.loudness
+        return replace(measured, count=min(measured.count, _REMEMBERED_LEVEL))
+
+    def take(self, block: int, level: Loudness) -> tuple[Tensor, Samples] | None:
+        """Return the features and samples of a block; None where they have not come, or after the end."""
+        settings = self._settings
+        if self._timeline is None:
+            self._stream = settings.make_features(StreamState(level))
+            self._timeline = AudioTimeline(
+                self.source,
+                self._stream,
+                video_frames_per_block=settings.video_frames_per_block,
+                max_frames=None,
+            )
+        first = block if self.first_block is None else self.first_block
+        features = self._timeline.features(block - first, wait=False)
+        if features is None:
+            return None
+        self.first_block, self.num_begun = first, self.num_begun + 1
+        return features, self._timeline.take_samples(settings.video_frames_per_block)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended and all of its blocks have begun."""
+        used = self.num_begun * self._settings.video_frames_per_block * self.sample_rate
+        return not self.is_open and self.num_pushed * VIDEO_FPS <= used
+
+
+class LiveTimeline:
+    """The timeline of a session that does not end by itself; see `Timeline`."""
+
+    num_frames: None = None
+    num_blocks: None = None
+
+    def __init__(self, settings: SoundSettings) -> None:
+        self.changed = threading.Condition(threading.RLock())
+        """Guards all state; notified by whoever owns the session."""
+        self.sample_rate = settings.sample_rate
+        self.epoch = 0
+        self.idle_allowed = False
+        """Whether a block of silence may begin where there is no sound."""
+        self.dropped_s = 0.0
+        """Seconds of sound that were pushed and will not be heard."""
+        self._settings = settings
+        self._utterances: deque[_Utterance] = deque()
+        self._level = LIVE_START
+        self._begun: deque[LiveBlock] = deque()
+        self._made: deque[LiveBlock] = deque()
+
+    # Sound in, from any thread.
+
+    def push(self, samples: NDArray[Any], sample_rate: int) -> int:
+        """Append sound, and return how many samples were accepted; the rest is dropped and counted.
+
+        It continues the utterance that is open; one of another sampling rate ends it and begins the next.
+        """
+        with self.changed:
+            last = self._utterances[-1] if self.has_open_utterance else None
+            continues = last is not None and last.sample_rate == sample_rate
+            utterance = last if continues and last else _Utterance(self._settings, sample_rate)
+            room = max(0, int((self._settings.max_pending_s - self.pending_s) * sample_rate))
+            accepted = min(len(samples), room)
+            utterance.push(samples[:accepted])
+            self.dropped_s += (len(samples) - accepted) / sample_rate
+            if accepted and not continues:
+                self.end_utterance()
+                self._utterances.append(utterance)
+            return accepted
+
+    def end_utterance(self) -> None:
+        """No more sound belongs to the open utterance: its last block is filled with silence."""
+        with self.changed:
+            if self.has_open_utterance:
+                self._utterances[-1].end()
+                self._forget_finished()
+
+    def interrupt(self) -> int:
+        """Begin a new epoch without any of the sound that waits; returns its number."""
+        with self.changed:
+            self.dropped_s += self.pending_s
+            if self._utterances:
+                self._level = self._utterances[0].level(self._level)
+            self._utterances.clear()
+            self.epoch += 1
+            return self.epoch
+
+    @property
+    def pending_s(self) -> float:
+        """Seconds of sound that wait to be spoken."""
+        with self.changed:
+            return sum(utterance.pending_s for utterance in self._utterances)
+
+    @property
+    def has_open_utterance(self) -> bool:
+        """Whether more sound may come for the last utterance."""
+        with self.changed:
+            return bool(self._utterances) and self._utterances[-1].is_open
+
+    @property
+    def has_sound(self) -> bool:
+        """Whether an utterance waits or is being spoken."""
+        with self.changed:
+            return bool(self._utterances)
+
+    @property
+    def is_speaking(self) -> bool:
+        """Whether the first utterance has begun, or a block of speech is being made."""
+        with self.changed:
+            begun = bool(self._utterances) and self._utterances[0].first_block is not None
+            return begun or any(block.is_speech for block in self._begun)
+
+    # Blocks out, to the session.
+
+    @property
+    def num_in_flight(self) -> int:
+        """Blocks that have begun and whose pictures have not come."""
+        with self.changed:
+            return len(self._begun)
+
+    def features(self, block: int, *, wait: bool = True) -> Tensor | None:
+        """Return the features of a block of speech, or of silence where that is allowed.
+
+        None where there is nothing to begin a block with.
+        """
+        assert not wait, "the runner of live sessions never waits"
+        with self.changed:
+            epoch, level = self.epoch, self._level
+            if not self._utterances:
+                return self._begin_silence(epoch) if self.idle_allowed else None
+            utterance = self._utterances[0]
+        # Without the lock: whoever pushes or interrupts does not wait for the speech encoder.
+        taken = utterance.take(block, level)
+        with self.changed:
+            if taken is None:
+                return None
+            features, samples = taken
+            self._begun.append(LiveBlock(epoch, True, samples))
+            self._forget_finished()
+            return features
+
+    def _forget_finished(self) -> None:
+        while self._utterances and self._utterances[0].is_over:
+            self._level = self._utterances.popleft().level(self._level)
+
+    def take_samples(self, num_frames: int) -> Samples:
+        """Return the samples of the oldest block that has begun."""
+        with self.changed:
+            block = self._begun.popleft()
+            self._made.append(block)
+            assert num_frames == self._settings.video_frames_per_block
+            return block.samples
+
+    def take_made(self) -> LiveBlock:
+        """Return what the oldest block that the session has given out was made from."""
+        with self.changed:
+            return self._made.popleft()
+
+    def _begin_silence(self, epoch: int) -> Tensor:
+        frames = self._settings.video_frames_per_block
+        samples = np.zeros((frames * self.sample_rate // VIDEO_FPS, 1), np.float32)
+        self._begun.append(LiveBlock(epoch, False, samples))
+        return self._settings.silent_features
+
+
+class _Speech(Protocol):
+    @property
+    def speech(self) -> SpeechEncoder: ...
+
+
+class LiveSounds:
+    """Makes the timelines of a model's live sessions, which share the features of silence."""
+
+    def __init__(self, networks: _Speech) -> None:
+        self._networks = networks
+        self._silence: dict[int, Tensor] = {}
+        """By the number of frames of a block."""
+
+    def timeline(
+        self,
+        make_source: Callable[[int], PushSource],
+        *,
+        video_frames_per_block: int,
+        sample_rate: int,
+        max_pending_s: float,
+    ) -> LiveTimeline:
+        """Return the timeline of a new session; the arguments are the fields of `SoundSettings`."""
+        make_features = partial(self._features, video_frames_per_block)
+        if video_frames_per_block not in self._silence:
+            silence = _silent_features(make_features, video_frames_per_block)
+            self._silence[video_frames_per_block] = silence
+        return LiveTimeline(
+            SoundSettings(
+                make_source,
+                make_features,
+                self._silence[video_frames_per_block],
+                video_frames_per_block,
+                sample_rate,
+                max_pending_s,
+            )
+        )
+
+    def _features(self, video_frames_per_block: int, state: StreamState) -> FeatureStream:
+        return FeatureStream(
+            self._networks.speech, video_frames_per_block=video_frames_per_block, state=state
+        )
+
+
+def _silent_features(make_features: Callable[[StreamState], FeatureStream], frames: int) -> Tensor:
+    """Return the features of a block of `frames` in the middle of silence [layers, channels, frames]."""
+    stream = make_features(StreamState(LIVE_START))
+    num_blocks = max(2, -(-2 * VIDEO_FPS // frames))
+    stream.push(np.zeros((num_blocks + 1) * frames * SAMPLE_RATE // VIDEO_FPS, np.float32))
+    stream.finish()
+    taken = [stream.take(block) for block in range(num_blocks)]
+    assert taken[-1] is not None
+    return taken[-1]

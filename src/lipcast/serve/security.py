@@ -1,0 +1,104 @@
+"""Who may come in: the token, the host name and the origin of every request and WebSocket.
+
+Input: ASGI scopes. Output: the request is passed on, or answered with 401 or 403 and a sentence. Without a
+token (loopback only) the host must be a name of this machine, so that no page of the internet can reach the
+server under a name of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import parse_qs, urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from lipcast.serve.settings import ServeSettings
+
+COOKIE = "lipcast_token"
+_LOCAL_NAMES = {"127.0.0.1", "localhost", "::1"}
+HEADERS: Mapping[str, str] = {
+    "content-security-policy": (
+        "default-src 'self'; script-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
+        "connect-src 'self' ws: wss:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+
+
+class Gate:
+    """The middleware around everything."""
+
+    def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
+        self._app, self._settings = app, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in {"http", "websocket"}:
+            await self._app(scope, receive, send)
+            return
+        refusal = self._refusal(Headers(scope=scope), scope)
+        if refusal is None:
+            await self._app(scope, receive, send)
+        else:
+            await _refuse(scope, receive, send, *refusal)
+
+    def _refusal(self, headers: Headers, scope: Scope) -> tuple[int, str] | None:
+        token = self._settings.token
+        if token is not None and not secrets.compare_digest(
+            given_token(headers, scope).encode(), token.encode()
+        ):
+            return 401, "a token is needed: open the address that the server printed at its start"
+        host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+        if token is None and host not in _LOCAL_NAMES:
+            return (
+                403,
+                f"the host name {host!r} is not of this machine; start the server with --token",
+            )
+        origin = headers.get("origin")
+        if origin is not None and not self._knows(origin, headers):
+            return (
+                403,
+                f"pages of {origin} may not connect; allow them with --allow_origin {origin}",
+            )
+        return None
+
+    def _knows(self, origin: str, headers: Headers) -> bool:
+        is_own = urlsplit(origin).netloc.lower() == headers.get("host", "").lower() != ""
+        return is_own or origin in self._settings.allowed_origins
+
+
+def given_token(headers: Headers, scope: Scope) -> str:
+    """Return the token that came with a request: as a bearer, as a cookie, or in the address."""
+    scheme, _, value = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
+    query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
+    if "token" in query:
+        return str(query["token"][0])
+    try:
+        cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+    except CookieError:
+        return ""
+    return "" if cookie is None else str(cookie.value)
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, sentence: str) -> None:
+    """Answer with a status, also a WebSocket's handshake."""
+    body = json.dumps({"error": {"code": status, "message": sentence}}).encode()
+    headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    kind = "http.response"
+    if scope["type"] == "websocket":
+        await receive()
+        if "websocket.http.response" not in scope.get("extensions", {}):
+            await send({"type": "websocket.close", "code": 1008})  # which is answered with 403
+            return
+        kind = "websocket.http.response"
+    await send({"type": f"{kind}.start", "status": status, "headers": headers})
+    await send({"type": f"{kind}.body", "body": body})

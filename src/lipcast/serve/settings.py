@@ -1,0 +1,75 @@
+"""What one server is told: where it listens, who may come in, and how much of everything it takes."""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lipcast.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """Defaults of `lipcast serve`."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token: str | None = None
+    """Asked of every request; made up where the host is not loopback and none is given."""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    allowed_origins: tuple[str, ...] = ()
+    """Origins of other pages that may connect, such as "https://example.org"."""
+    max_sessions: int = 4
+    max_upload_bytes: int = 10 * 2**20
+    max_pixels: int = 25_000_000
+    max_session_s: float = 3600.0
+    idle_s: float = 300.0
+    """A session without sound or a message is closed after so long."""
+    grace_s: float = 20.0
+    """How long a session waits for its client to connect, at first and again."""
+    stall_s: float = 10.0
+    """How long a client may read nothing before it is disconnected."""
+    marked: bool = True
+    """Whether streams say that they are synthetic."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65_535:
+            raise UsageError(f"port: expected 0 to 65535, got {self.port}")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise UsageError("TLS needs a certificate and its key: give --tls_cert and --tls_key")
+        for path in (self.tls_cert, self.tls_key):
+            if path is not None and not path.is_file():
+                raise UsageError(f"{path}: no such file; give a PEM file")
+        if self.token is not None and len(self.token) < 8:
+            raise UsageError("token: expected at least 8 characters, which others cannot guess")
+        for name in ("max_sessions", "max_upload_bytes", "max_pixels", "max_session_s", "idle_s",
+                     "grace_s", "stall_s"):  # fmt: skip
+            if getattr(self, name) <= 0:
+                raise UsageError(f"{name}: expected more than 0, got {getattr(self, name)}")
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only programs of this machine can connect."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def with_token(self) -> ServeSettings:
+        """Return the settings with a token where one is needed."""
+        if self.token is not None or self.is_loopback:
+            return self
+        return replace(self, token=secrets.token_urlsafe(24))
+
+    def url(self, port: int) -> str:
+        """Return the address to open, with the token."""
+        host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host
+        host = f"[{host}]" if ":" in host else host
+        scheme = "http" if self.tls_cert is None else "https"
+        query = "" if self.token is None else f"?token={self.token}"
+        return f"{scheme}://{host}:{port}/{query}"

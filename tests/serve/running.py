@@ -1,0 +1,30 @@
+"""A server on a port of this machine, with a model that computes nothing."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from fake_live import FakeModel
+from lipcast.serve.hub import Hub
+from lipcast.serve.run import RunningServer
+from lipcast.serve.settings import ServeSettings
+
+
+class Running:
+    """A server in a thread of this process."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.model = FakeModel(side=256)
+        self.hub = Hub(lambda: self.model, ServeSettings(port=0, **changes))
+        self.server = RunningServer(self.hub)
+        self.thread = threading.Thread(target=self.server.run)
+
+    def __enter__(self) -> Running:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.server.stop()
+        self.thread.join(20)
+        assert not self.thread.is_alive()
