@@ -19,13 +19,14 @@ from lipcast.cli.main import main
 from lipcast.errors import OutputError
 from lipcast.media.target import claimed
 from lipcast.media.video import iter_frames
+from sounds import write_wav
 
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 64)).save(tmp_path / "me.png")
-    (tmp_path / "hello.wav").write_bytes(b"sound")
+    write_wav(tmp_path / "hello.wav", 0.5)
     monkeypatch.setattr("lipcast.api.load", FakeModel().load)
     return tmp_path
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from lipcast.config.generate_options import Crop
 from lipcast.errors import InputError, OutputError
 from lipcast.media.face_crop import crop_to_face
-from lipcast.media.picture_file import PictureLimits, check_size, open_picture, prepared
+from lipcast.media.picture_file import MAX_PIXELS, check_size, open_picture, prepared
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,11 +29,16 @@ ImageSource = str | os.PathLike[str] | bytes | NDArray[Any] | Any
 
 
 def load_portrait(
-    source: ImageSource, *, crop: Crop = "center", limits: PictureLimits | None = None
+    source: ImageSource,
+    *,
+    crop: Crop = "center",
+    max_pixels: int = MAX_PIXELS,
+    formats: Sequence[str] | None = None,
 ) -> Image:
     """Return the picture as upright 8-bit sRGB.
 
-    `crop` "face" cuts out a square around the largest face. `limits` bounds what is decoded of a file.
+    `max_pixels` bounds what is decoded of a file; `formats`: Pillow's names of those that may be read.
+
     Arrays are [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]: uint8, uint16, bool, or float in 0..1.
     Raises InputError: not there, empty, truncated, not a picture, below 16 pixels, above
     179 megapixels, or longer than 16 times its width.
@@ -41,7 +46,7 @@ def load_portrait(
     if isinstance(source, np.ndarray):
         image, name = _image_of_array(source), "the array"
     elif isinstance(source, bytes | bytearray | str | os.PathLike):
-        image, name = open_picture(source, limits)
+        image, name = open_picture(source, max_pixels=max_pixels, formats=formats)
     else:
         image, name = prepared(source, "the picture"), "the picture"
     check_size(image.width, image.height, name)

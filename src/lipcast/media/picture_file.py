@@ -11,7 +11,7 @@ import io
 import os
 import warnings
 import zlib
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,21 +38,19 @@ _NEEDED_CHUNKS = frozenset(
 _MOST_PROFILE_BYTES = 1 << 24
 
 
-@dataclass(frozen=True, slots=True)
-class PictureLimits:
-    """What is decoded of a file: pixels at most, and Pillow's names of the formats; None: all."""
-
-    max_pixels: int = MAX_PIXELS
-    formats: tuple[str, ...] | None = None
-
-
 def open_picture(
-    source: str | os.PathLike[str] | bytes | bytearray, limits: PictureLimits | None = None
+    source: str | os.PathLike[str] | bytes | bytearray,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    formats: Sequence[str] | None = None,
 ) -> tuple[Image, str]:
-    """Decode a file; return the picture and what to call it in a message."""
+    """Decode a file; returns the picture and what to call it in a message.
+
+    `max_pixels` bounds what is decoded; `formats`: Pillow's names of those that may be read.
+    """
     content, name = _read_source(source)
     content, profile = _without_notes(content) if content.startswith(_PNG) else (content, b"")
-    image = _decoded(content, name, limits or PictureLimits())
+    image = _decoded(content, name, max_pixels, formats)
     if profile:
         image.info["icc_profile"] = profile
     return _prepared(image, content, name), name
@@ -122,7 +120,7 @@ def _too_large(name: str, max_pixels: int) -> InputError:
     )
 
 
-def _decoded(content: bytes, name: str, limits: PictureLimits) -> Image:
+def _decoded(content: bytes, name: str, max_pixels: int, formats: Sequence[str] | None) -> Image:
     from PIL import Image as PILImage
     from PIL import UnidentifiedImageError
 
@@ -131,14 +129,16 @@ def _decoded(content: bytes, name: str, limits: PictureLimits) -> Image:
         with warnings.catch_warnings():
             # Large photos are fine up to MAX_PIXELS, where Pillow raises by itself.
             warnings.simplefilter("ignore")
-            if kind == HEIC and limits.formats is None:
+            if kind == HEIC and formats is None:
                 image = _opened_heic(content, name)
             else:
-                image = PILImage.open(io.BytesIO(content), formats=limits.formats)
-            check_size(image.width, image.height, name, max_pixels=limits.max_pixels)
+                image = PILImage.open(
+                    io.BytesIO(content), formats=None if formats is None else tuple(formats)
+                )
+            check_size(image.width, image.height, name, max_pixels=max_pixels)
             image.load()
     except PILImage.DecompressionBombError as error:
-        raise _too_large(name, limits.max_pixels) from error
+        raise _too_large(name, max_pixels) from error
     except UnidentifiedImageError as error:
         raise InputError(f"{EXPECTED}, got {name}, {_what_it_is(kind)}") from error
     except (InputError, MemoryError):

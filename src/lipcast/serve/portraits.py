@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from lipcast.errors import InputError
 from lipcast.media.image import load_portrait
-from lipcast.media.picture_file import PictureLimits
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,7 +27,7 @@ class Portraits:
     """All portraits of one server."""
 
     def __init__(self, *, max_pixels: int) -> None:
-        self._limits, self._lock = PictureLimits(max_pixels, FORMATS), Lock()
+        self._max_pixels, self._lock = max_pixels, Lock()
         folder = files("lipcast") / "assets" / "examples"
         self.examples = {
             entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.is_file()
@@ -43,7 +42,7 @@ class Portraits:
 
     def add(self, content: bytes) -> tuple[str, Image]:
         """Keep an uploaded picture; returns its name. Raises InputError where it cannot be used."""
-        image = load_portrait(content, limits=self._limits)
+        image = load_portrait(content, max_pixels=self._max_pixels, formats=FORMATS)
         image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
         name = hashlib.sha256(content).hexdigest()[:24]
         with self._lock:
