@@ -16,9 +16,9 @@ from typing import BinaryIO
 import pytest
 
 from lipcast.errors import NotBuiltError
-from lipcast.jobs.lock import try_lock
 from lipcast.jobs.runner import _sync
 from lipcast.lab import sampler
+from lipcast.media.lock import try_lock
 from lipcast.parallel.rank_group import spawn
 
 IMPORT_ALL = """

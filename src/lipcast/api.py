@@ -232,8 +232,10 @@ class Lipcast:
         same picture, whole sound and options. end_block: the session ends before this block.
         """
         checked = _generate_options(options, keywords)
-        portrait = load_portrait(image)
-        source = audio if isinstance(audio, AudioFile) else open_audio(audio)
+        portrait = load_portrait(image, crop=checked.crop)
+        source = (
+            audio if isinstance(audio, AudioFile) else open_audio(audio, clean=checked.clean_audio)
+        )
         return self._open(portrait, source, prompt, checked, BlockRange(snapshot, end_block))
 
     def session(
@@ -248,7 +250,7 @@ class Lipcast:
         """Open a session for pushed sound: push PCM at `sample_rate`, iterate blocks."""
         source = PcmSource(sample_rate)
         checked = _generate_options(options, keywords)
-        session = self._open(load_portrait(image), source, prompt, checked)
+        session = self._open(load_portrait(image, crop=checked.crop), source, prompt, checked)
         return PushSession(session, source)
 
     def live(
@@ -269,7 +271,7 @@ class Lipcast:
         """
         bounds = limits or LiveLimits()
         checked = _generate_options(options, keywords)
-        portrait = load_portrait(image)
+        portrait = load_portrait(image, crop=checked.crop)
         spec = self.spec(checked, height=portrait.height, width=portrait.width)
         timeline = self._live_sounds.timeline(
             partial(PcmSource, mux_rate=sample_rate),

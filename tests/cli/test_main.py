@@ -196,8 +196,10 @@ def test_a_full_disk_keeps_what_fits(
         assert generate("--json") == 6
     told, said = document(capsys)
     assert told["status"] == "failed"
-    assert "kept in out.mp4" in said
-    assert 0 < len(read_video("out.mp4").frames) < NUM_BLOCKS * FRAMES
+    kept = len(read_video("out.mp4").frames)
+    assert 0 < kept < NUM_BLOCKS * FRAMES
+    assert f"kept in out.mp4: {kept} frames, {kept / 25:.2f} s" in said
+    assert (told["frames"], told["duration_s"]) == (kept, kept / 25)
 
 
 def test_debug_shows_the_traceback(

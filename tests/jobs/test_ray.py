@@ -140,7 +140,9 @@ def test_a_worker_plans_with_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     from lipcast.jobs.local import LocalRenderer
 
     asked: list[Any] = []
-    monkeypatch.setattr("lipcast.api.load", lambda *_model, **how: asked.append(how["memory_options"].ram))
+    monkeypatch.setattr(
+        "lipcast.api.load", lambda *_model, **how: asked.append(how["memory_options"].ram)
+    )
     for ram in (None, "3GB"):
         request: dict[str, Any] = {
             "model": "tiny", "device": None, "precision": None, "loras": (), "decoder": None,

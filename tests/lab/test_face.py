@@ -49,11 +49,12 @@ def test_a_moving_face_is_followed():
     assert spread == pytest.approx(100 * np.std(gaps) / np.hypot(60, 60), rel=0.1)
 
 
-def test_no_face_is_said():
+def test_no_face_is_said(monkeypatch):
     empty = track(Footage.of_frames([np.zeros((90, 90, 3), np.uint8)] * 3), red_square_model)
     assert empty.opening is None and "0% of the frames" in empty.reason
+    monkeypatch.setattr("lipcast.lab.face.can_find_faces", lambda: False)
     without = face_track(Footage.of_frames([]), None)
-    assert "--face_model" in without.reason
+    assert "lipcast[lab]" in without.reason
     assert expression(without)[0].value is None
 
 

@@ -88,3 +88,17 @@ def test_what_is_explained():
     assert explained(pixels, opening) == pytest.approx(1)
     assert explained(pixels, np.cos(np.linspace(0, 2 * np.pi, 50))) < 0.05
     assert explained(np.ones((50, 3)), opening) == 0
+
+
+def test_on_a_photo_without_landmarks_no_number_is_given():
+    """What varies most in a photo may be a curtain: n/a, with the reason and what to do."""
+    clip, _ = photo()
+    footage = Footage.of_frames(clip)
+    none = FaceTrack(None, reason="landmarks need pip install lipcast[lab]")
+    found = MouthTrack(OPENING, confidence=0.9)
+    both = mouth_select(footage, found, none)
+    assert [mouth.opening for mouth in both] == [None, None]
+    assert "on this photo landmarks are needed" in both[0].reason
+    assert "lipcast[lab]" in both[0].reason
+    drawing = Footage.of_frames(drawn_clip(OPENING))
+    assert mouth_select(drawing, found, none)[0].opening is OPENING

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from drawn import SIDE, drawn_clip, syllable_opening
 from lipcast.cli.main import main
@@ -18,6 +21,7 @@ from lipcast.lab.stats import interval, pareto
 from lipcast.lab.svg import Bar, Line, Point, bar_plot, line_plot, scatter_plot, ticks
 from lipcast.media.video import VideoWriter
 
+ROOT = Path(__file__).parents[2]
 VOID = {"meta", "link", "img", "input", "br"}
 MIB = 2**20
 
@@ -180,3 +184,42 @@ def test_pareto_and_intervals():
     found = interval(list(data))
     assert found.low < data.mean() < found.high
     assert found.high - found.low == pytest.approx(2 * 1.96 * data.std() / 5, rel=0.15)
+
+
+COMMITTED = sorted(
+    path for path in (ROOT / "benchmarks").rglob("*.json*") if "node_modules" not in path.parts
+)
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.name)
+def test_every_committed_file_of_results_is_read(path, tmp_path, capsys):
+    page = tmp_path / "r.html"
+    assert main(["report", str(path), "-o", str(page)]) == 0, capsys.readouterr().err
+    text = page.read_text("utf-8")
+    assert "<h2>Speed</h2>" in text and "<h2>Quality</h2>" in text
+    assert "n/a: the memory over time is not in these results" in text
+    assert "lip sync" in text
+
+
+def test_there_are_committed_results():
+    assert [path.name for path in COMMITTED] == ["low_vram_study.jsonl"]
+
+
+@given(st.data())
+def test_a_record_that_lacks_anything_is_read(data):
+    """Whatever key of a record is missing, at any depth, the page is made."""
+    lines = COMMITTED[0].read_text("utf-8").splitlines()
+    kinds = {json.loads(line)["kind"]: json.loads(line) for line in lines}
+    records = [kinds["bench"] | {"status": "ok"}, kinds["quality"]]
+    for record in records:
+        inside = record
+        while isinstance(inside, dict) and (keys := [key for key in inside if key != "kind"]):
+            key = data.draw(st.sampled_from(keys))
+            if data.draw(st.booleans()):
+                del inside[key]
+                break
+            inside = inside[key]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "r.jsonl"
+        path.write_text("\n".join(map(json.dumps, records)))
+        assert "<h1>" in render(read([path]), title="results")

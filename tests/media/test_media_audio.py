@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 import tracemalloc
 import wave
 from pathlib import Path
@@ -178,7 +179,7 @@ def test_a_file_that_changes_between_scan_and_reading_is_refused(encode_sound: E
     ("content", "words"),
     [
         (b"", ["is empty"]),
-        (b"just a text\n" * 50, ["not one or is broken", "convert it"]),
+        (b"just a text\n" * 50, ["looks like a text file", "convert it"]),
         (b"\x89PNG\r\n\x1a\n" + bytes(200), ["no sound in it"]),
     ],
 )
@@ -282,3 +283,13 @@ def test_read_sound_keeps_all_channels(encode_sound: EncodeSound) -> None:
     samples, rate, start_s = read_sound(path)
     assert (rate, start_s) == (48_000, 0.0)
     np.testing.assert_array_equal(samples, signal)
+
+
+def test_a_title_in_an_old_encoding_costs_nothing(encode_sound: EncodeSound) -> None:
+    path = encode_sound("a.mp3", tone(0.5, 44_100), 44_100, "libmp3lame")
+    title = b"Caf\xe9 \xff\xfe"
+    frame = b"TIT2" + struct.pack(">I", len(title) + 1) + b"\0\0" + b"\3" + title
+    size = len(frame)
+    header = b"ID3\3\0\0" + bytes((0, 0, size >> 7, size & 127))
+    path.write_bytes(header + frame + path.read_bytes())
+    assert open_audio(path).duration_s == pytest.approx(0.5, abs=0.06)

@@ -16,6 +16,7 @@ from lipcast.cli.main import main
 from lipcast.errors import OutputError
 from lipcast.media.decode import open_container
 from lipcast.media.hls import hls_playlist, write_hls
+from lipcast.media.target import scratch_path
 from lipcast.media.video import VideoWriter
 
 NUM_FRAMES = 25 * 9
@@ -91,7 +92,7 @@ def test_a_full_disk_leaves_the_earlier_stream(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("lipcast.media.hls._copy", full)
-    with pytest.raises(OutputError, match="room for the video"):
+    with pytest.raises(OutputError, match="make room"):
         write_hls(video)
     assert hls_playlist(video).read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "a-hls"}
@@ -114,7 +115,7 @@ def test_an_exchange_cut_short_is_undone(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(KeyboardInterrupt):
             write_hls(video)
     assert (playlist.parent / "mark").exists()
-    playlist.parent.rename(tmp_path / ".a-hls.earlier")  # what a kill would leave
+    playlist.parent.rename(scratch_path(playlist.parent, ".earlier"))  # what a kill would leave
     write_hls(video)
     assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "a-hls"}
 

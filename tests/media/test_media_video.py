@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from media_helpers import flashes, number_of, numbered, offsets_ms, tone
 
 from lipcast.errors import InputError
 from lipcast.media.audio import open_audio
-from lipcast.media.video import VideoWriter, iter_frames, read_video
+from lipcast.media.video import VideoWriter, iter_frames, read_video, timing
 
 SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv")
 
@@ -246,8 +248,59 @@ def test_no_video_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         read_video(tmp_path / "a.mp4")
     (tmp_path / "a.mp4").write_bytes(b"no video")
-    with pytest.raises(InputError, match="is broken"):
+    with pytest.raises(InputError, match="looks like a text file"):
         read_video(tmp_path / "a.mp4")
     examples = Path(__file__).parents[2] / "examples"
     with pytest.raises(InputError, match="without pictures"):
         read_video(examples / "speech_a_male.wav")
+
+
+_TURNS: list[tuple[tuple[int, int, int, int], Callable[[np.ndarray], np.ndarray]]] = [
+    ((1, 0, 0, 1), lambda frame: frame),
+    ((0, 1, -1, 0), lambda frame: np.rot90(frame, -1)),
+    ((-1, 0, 0, -1), lambda frame: np.rot90(frame, 2)),
+    ((0, -1, 1, 0), lambda frame: np.rot90(frame, 1)),
+    ((-1, 0, 0, 1), lambda frame: frame[:, ::-1]),
+    ((1, 0, 0, -1), lambda frame: frame[::-1]),
+    ((0, 1, 1, 0), lambda frame: frame.swapaxes(0, 1)),
+]
+
+
+def turned(path: Path, matrix: tuple[int, int, int, int]) -> None:
+    """Write a display matrix into the header of a video's first track."""
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 44
+    a, b, c, d = (value << 16 for value in matrix)
+    content[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("matrix", "as_shown"), _TURNS)
+def test_a_turned_video_is_read_upright(
+    matrix: tuple[int, int, int, int],
+    as_shown: Callable[[np.ndarray], np.ndarray],
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "phone.mp4"
+    frame = np.zeros((64, 96, 3), np.uint8)
+    frame[:24, :40] = (255, 40, 40)
+    with VideoWriter(path, width=96, height=64, sample_rate=16_000, num_channels=1) as writer:
+        writer.write(np.stack([frame] * 5), np.zeros((3200, 1), np.float32))
+    stored = read_video(path).frames[2].astype(int)
+    turned(path, matrix)
+    shown = read_video(path).frames[2].astype(int)
+    np.testing.assert_array_equal(shown, as_shown(stored))
+
+
+def test_uneven_pictures_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for index in (0, 1, 2, 9, 10, 30):
+            picture = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 8 * index, np.uint8))
+            picture.pts, picture.time_base = index, Fraction(1, 25)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    assert timing(path)[2] is False
+    assert "unevenly spaced" in caplog.text

@@ -23,6 +23,7 @@ from lipcast.cli.request import GenerateRequest, read_request
 from lipcast.cli.types import FILE, FOLDER, SECONDS
 from lipcast.config.tables import Row, read_table, spelled
 from lipcast.errors import InputError, LipcastError, UsageError
+from lipcast.media.target import numbered
 
 _UNWRITABLE = re.compile(r"[\0\ud800-\udfff]")
 _WHOLE = re.compile(r"([+-]?\d+)[.,](?:0{1,2}|0{4,})")
@@ -126,11 +127,8 @@ def _with_own_output(
 ) -> GenerateRequest:
     """Return the request with an output that no row before it has; raises UsageError where it is named."""
     wanted = output = request.output.resolve()
-    if "output" in request.randomised_fields:  # a name of --save_dir
-        number = 1
-        while output in taken:
-            number += 1
-            output = wanted.with_stem(f"{wanted.stem}_{number}")
+    if "output" in request.randomised_fields:  # a name made from the time
+        output = next(name for name in numbered(wanted) if name not in taken and not name.exists())
     if output in taken:
         raise UsageError(f"--output: {taken[output]} writes {output} too; give every row its own")
     taken[output] = place

@@ -12,7 +12,8 @@ import click
 from lipcast.cli.command import Option, Section, command, switch
 from lipcast.cli.console import Console, print_json
 from lipcast.cli.options import JSON_QUIET_DEBUG
-from lipcast.cli.types import FILE, FOLDER, SECONDS
+from lipcast.cli.request import file_name
+from lipcast.cli.types import FILE, FOLDER, OUTPUT, SECONDS
 from lipcast.errors import InputError
 
 _LISTS = frozenset({".txt", ".ffconcat"})
@@ -32,7 +33,7 @@ HLS = switch(
         ),
         Option(
             "output", "Video file to write.",
-            section=Section.FILES, also=("-o",), type=FILE, default="out.mp4", show_default=True,
+            section=Section.FILES, also=("-o",), type=OUTPUT, default="out.mp4", show_default=True,
         ),
         Option(
             "audio", "Audio of the whole video, in place of the parts' own.",
@@ -48,30 +49,34 @@ HLS = switch(
     ),
 )  # fmt: skip
 def concat(
-    console: Console, *, parts: tuple[Path, ...], output: Path, audio: Path | None, hls: bool
+    console: Console, *, parts: tuple[Path, ...], output: str, audio: Path | None, hls: bool
 ) -> None:
     """Join videos without encoding the pictures again."""
     from lipcast.media.concat import concat as join
     from lipcast.media.concat import read_list
     from lipcast.media.hls import check_hls_target, write_hls
+    from lipcast.media.target import check_target, claimed, output_path
 
     if audio is not None and not audio.is_file():
         raise InputError(f"--audio: {audio} does not exist. Check the path.")
     paths: list[Path] = []
     for path in parts:
         paths += read_list(path) if path.suffix.lower() in _LISTS else [path]
+    given, is_automatic = output_path(output, file_name("concat"))
     if hls:
-        check_hls_target(output)
-    joined = join(paths, output, sound=audio)
-    playlist = write_hls(output) if hls else None
+        check_hls_target(given)
+    check_target(given)
+    with claimed(given, automatic=is_automatic) as video:
+        joined = join(paths, video, sound=audio)
+        playlist = write_hls(video) if hls else None
     if console.as_json:
         print_json({
-            "status": "finished", "output": str(output.resolve()),
+            "status": "finished", "output": str(video.resolve()),
             "frames": joined.num_frames, "duration_s": joined.duration_s,
             "samples": joined.num_samples, "hls": playlist and str(playlist.resolve()),
             "parts": [{"path": str(p.path), "frames": p.num_frames} for p in joined.parts],
         })  # fmt: skip
-    console.log(f"{output}: {len(joined.parts)} parts, {joined.duration_s:.2f} s")
+    console.log(f"{video}: {len(joined.parts)} parts, {joined.duration_s:.2f} s")
 
 
 @command(

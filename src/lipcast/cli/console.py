@@ -50,7 +50,9 @@ class Console:
             self.log(sentence)
 
     def warn(self, sentence: str) -> None:
-        """Print one line for a person and repeat it in the JSON document."""
+        """Print one line for a person, once, and repeat it in the JSON document."""
+        if sentence in self.warnings:
+            return
         self.warnings.append(sentence)
         self.log(sentence)
 

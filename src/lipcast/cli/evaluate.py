@@ -35,9 +35,12 @@ def _file(name: str, help: str, **attributes: Any) -> Option:
         _file("audio", "Audio that the lips should follow.", show_default="the video's own"),
         _file("reference", "Portrait that the video was made from."),
         _file("against", "Another video, to compare frame by frame."),
-        _file("face_model", "face_landmark.tflite, for landmarks on photos (lipcast[lab])."),
-        _file("syncnet", "syncnet_v2.model, for SyncNet's figures; needs --face_model."),
-        _file("identity", "mobile_face_net.tflite, for the face's identity; needs --face_model."),
+        _file(
+            "face_model", "Another face mesh model (.tflite) for landmarks.",
+            show_default="MediaPipe's, with lipcast[lab]",
+        ),
+        _file("syncnet", "syncnet_v2.model, for SyncNet's figures; needs lipcast[lab]."),
+        _file("identity", "mobile_face_net.tflite, for the face's identity; needs lipcast[lab]."),
         Option(
             "infer_frames", "Frames of a clip.",
             section=Section.VIDEO, type=COUNT, metavar="N", show_default=str(CLIP_FRAMES),

@@ -7,7 +7,8 @@ file.
 
 from __future__ import annotations
 
-from contextlib import closing, suppress
+from contextlib import closing
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,10 @@ from lipcast.cli.meter import Meter, ProgressBar
 from lipcast.cli.options import OPTIONS
 from lipcast.cli.request import DEFAULT_MODEL, GenerateRequest, read_request
 from lipcast.cli.result import document, length, summary, unfinished
+from lipcast.config.models import VIDEO_FPS
 from lipcast.env import launched
-from lipcast.errors import LipcastError
+from lipcast.media.mp4 import num_pictures
+from lipcast.media.target import claimed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,7 +71,12 @@ def generate(console: Console, **flags: Any) -> None:
     portrait = _check(request, console)
     sound = cache(partial(_open_audio, request))  # decoded once to be measured, whoever asks first
     long = is_long(request, sound)
-    with ProgressBar(meter, wanted=not console.quiet) as bar:
+    automatic = "output" in request.randomised_fields
+    with (
+        claimed(request.output, automatic=automatic) as output,
+        ProgressBar(meter, wanted=not console.quiet) as bar,
+    ):
+        request = replace(request, output=output)
         made = (
             make_long(request, meter, bar, console)
             if long
@@ -94,10 +102,13 @@ def _served_as_rank() -> bool:
 
 def _check(request: GenerateRequest, console: Console) -> Image:
     """Check before minutes of loading that everything is there and usable; returns the portrait."""
+    from lipcast.media.face_crop import note_faces
     from lipcast.media.image import load_portrait
     from lipcast.weights.checkpoint import ALL_PARTS, MODEL_PARTS, checkpoint_dir, find_checkpoint
 
-    portrait = load_portrait(request.image)
+    portrait = load_portrait(request.image, crop=request.options.crop)
+    if request.options.crop == "center":
+        note_faces(portrait, str(request.image))
     if isinstance(request.prompt, Path):
         from lipcast.weights.prompts import read_embedding
 
@@ -112,7 +123,7 @@ def _check(request: GenerateRequest, console: Console) -> Image:
 def _open_audio(request: GenerateRequest) -> AudioFile:
     from lipcast.media.audio import open_audio
 
-    return open_audio(request.audio)
+    return open_audio(request.audio, clean=request.options.clean_audio)
 
 
 def _make(
@@ -137,10 +148,11 @@ def _make(
         gpu_options=request.gpus,
     )
     portrait, sound = inputs
+    options = replace(request.options, crop="center")  # `portrait` is cut out already
     with (
         closing(model),
         model.stream(
-            image=portrait, audio=sound, prompt=request.prompt, options=request.options
+            image=portrait, audio=sound, prompt=request.prompt, options=options
         ) as session,
     ):
         console.detail(f"making {session.num_frames} frames")
@@ -148,10 +160,15 @@ def _make(
         try:
             _record(session, request.output, meter, bar)
         except (KeyboardInterrupt, Exception) as error:
-            if not meter.frames_done:
+            num_kept = num_pictures(request.output) if meter.frames_done else 0
+            if not num_kept:
                 raise
-            kept = f"kept in {request.output}: {length(meter.frames_done)}"
-            raise unfinished(error, kept, _document(request, meter, session, console)) from error
+            kept = f"kept in {request.output}: {length(num_kept)}"
+            done = _document(request, meter, session, console) | {
+                "frames": num_kept,
+                "duration_s": num_kept / VIDEO_FPS,
+            }
+            raise unfinished(error, kept, done) from error
         return {"status": "finished"} | _document(request, meter, session, console)
 
 
@@ -169,7 +186,7 @@ def _record(session: Session, output: Path, meter: Meter, bar: ProgressBar) -> N
     finally:
         # An interrupt while the first block is written leaves a part of it in the file.
         if not meter.frames_done and _stamp(output) != before:
-            meter.frames_done = _num_frames(output)
+            meter.frames_done = num_pictures(output)
     meter.stop()
 
 
@@ -180,14 +197,6 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _num_frames(path: Path) -> int:
-    from lipcast.media.concat import look_at
-
-    with suppress(LipcastError):
-        return look_at(path).num_frames
-    return 0
 
 
 def _document(

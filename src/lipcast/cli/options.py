@@ -14,8 +14,8 @@ import click
 
 from lipcast.cli.command import Option, Section, switch, toggle, value_options
 from lipcast.cli.compat_flags import COMPAT_FLAGS
-from lipcast.cli.types import FILE, FOLDER, SECONDS, TEXT
-from lipcast.config.generate_options import ANCHOR_ENCODINGS, SCHEDULES
+from lipcast.cli.types import FILE, FOLDER, OUTPUT, SECONDS, TEXT
+from lipcast.config.generate_options import ANCHOR_ENCODINGS, CROPS, SCHEDULES
 from lipcast.config.precision import KV_PRECISIONS, PRECISIONS
 
 _Options = TypeVar("_Options")
@@ -53,8 +53,10 @@ MAIN = (
         type=TEXT, metavar="TEXT",
     ),
     Option(
-        "output", "Video file to write: .mp4, .mov or .mkv. An existing file is replaced.",
-        also=("-o", "--save_file"), type=FILE, show_default="out.mp4",
+        "output",
+        "Video file to write: .mp4, .mov or .mkv. An existing file is replaced. In an existing folder, the "
+        "file is named as with --save_dir.",
+        also=("-o", "--save_file"), type=OUTPUT, show_default="out.mp4",
     ),
     Option(
         "size", 'Size of the video as an area, such as "704*384". The portrait decides the aspect.',
@@ -127,6 +129,17 @@ VIDEO = (
     Option(
         "start_frame", "Latent frame at which positions start.",
         section=Section.VIDEO, type=int, metavar="N", show_default="0",
+    ),
+    Option(
+        "crop",
+        "center: the whole picture. face: a square around its largest face, for wide photos (lipcast[lab]).",
+        section=Section.VIDEO, type=click.Choice(CROPS), show_default="center",
+    ),
+    toggle(
+        "clean_audio",
+        "Hear the loudest channel where the channels cancel each other, and nothing where there is only "
+        "noise. Off: the published arithmetic.",
+        section=Section.VIDEO, default="on",
     ),
 )  # fmt: skip
 

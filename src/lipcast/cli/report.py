@@ -46,7 +46,7 @@ def report(console: Console, *, results: tuple[Path, ...], output: Path, title: 
     The page needs no network and no other file.
     """
     from lipcast.lab.report import read, render
-    from lipcast.media.mp4 import explained
+    from lipcast.media.target import explained
 
     if output.suffix.lower() not in {".html", ".htm"}:
         raise UsageError(f"--output: expected a name that ends in .html, got {output}")

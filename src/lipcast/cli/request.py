@@ -21,11 +21,13 @@ from lipcast.config.gpu_options import GpuOptions
 from lipcast.config.memory_options import MemoryOptions
 from lipcast.config.precision import Precision
 from lipcast.errors import InputError, NotBuiltError, UsageError
-from lipcast.media.mp4 import check_target, explained
+from lipcast.media.target import check_target, explained, output_path
 
 DEFAULT_MODEL = "tiny"
 _SUFFIX = ".mp4"
 _MAX_SEED = 2**31
+_MAX_NAME_WORDS = 50
+"""Characters of the prompt in a file's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ def read_request(flags: Mapping[str, Any]) -> GenerateRequest:
     """Check the given options and their files; makes the folder of the output."""
     accepted, options, weights = accepted_flags(flags), generate_options(flags), precision(flags)
     image, audio = _input_file(flags, "image", "a picture"), _input_file(flags, "audio", "an audio")
-    output = _output_file(flags, options)
+    output, is_automatic = _output_file(flags, options)
     _check_output(output, (image, audio))
     return GenerateRequest(
         image=image,
@@ -73,7 +75,7 @@ def read_request(flags: Mapping[str, Any]) -> GenerateRequest:
         gpus=gpu_options(flags),
         options=options,
         segment_s=flags.get("segment"),
-        randomised_fields=_randomised_fields(flags),
+        randomised_fields=_randomised_fields(flags, is_automatic),
         accepted=accepted,
     )
 
@@ -109,9 +111,9 @@ def gpu_options(flags: Mapping[str, Any]) -> GpuOptions:
     return gpus
 
 
-def _randomised_fields(flags: Mapping[str, Any]) -> frozenset[str]:
+def _randomised_fields(flags: Mapping[str, Any], is_automatic: bool) -> frozenset[str]:
     seed = {"seed"} if flags.get("base_seed", 0) < 0 else set()
-    return frozenset(seed | ({"output"} if "save_dir" in flags else set()))
+    return frozenset(seed | ({"output"} if is_automatic else set()))
 
 
 def _prompt(flags: Mapping[str, Any]) -> str | Path:
@@ -126,8 +128,11 @@ def _input_file(flags: Mapping[str, Any], name: str, what: str) -> Path:
     if name not in flags:
         raise UsageError(f"--{name} is missing; give {what} file with --{name} FILE")
     path: Path = flags[name]
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:
+        raise InputError(f"--{name}: {path} cannot be read ({error.strerror})") from error
     if name == "audio" and "+" in path.name and not path.exists():
         raise NotBuiltError(
             f"--audio: several voices joined by '+' are not in this version; give one, got {path}"
@@ -137,21 +142,22 @@ def _input_file(flags: Mapping[str, Any], name: str, what: str) -> Path:
     raise InputError(f"--{name}: {path} does not exist. Check the path.")
 
 
-def _output_file(flags: Mapping[str, Any], options: GenerateOptions) -> Path:
+def _output_file(flags: Mapping[str, Any], options: GenerateOptions) -> tuple[Path, bool]:
+    """Return the output, and whether its name is made from the time."""
     if "save_dir" in flags and "output" in flags:
         raise UsageError("--output and --save_dir were both given; leave one out")
+    name = file_name(str(flags.get("prompt", "")), options.sample_steps)
     if "save_dir" in flags:
         folder: Path = flags["save_dir"]
-        return folder / _file_name(str(flags.get("prompt", "")), options)
-    path: Path = flags.get("output", Path("out"))
-    return path if path.suffix else path.with_name(path.name + _SUFFIX)
+        return folder / name, True
+    return output_path(flags.get("output", "out"), name)
 
 
-def _file_name(prompt: str, options: GenerateOptions) -> str:
+def file_name(prompt: str, num_steps: int | None = None) -> str:
     """Return time, steps and prompt, as the public scripts name their files."""
     now = datetime.now().strftime("%Y%m%d_%H%M%S")
-    steps = f"_{options.sample_steps}step" if options.sample_steps else ""
-    words = "".join(c if c.isalnum() else "_" for c in prompt)[:50]
+    steps = f"_{num_steps}step" if num_steps else ""
+    words = "".join(c if c.isalnum() else "_" for c in prompt)[:_MAX_NAME_WORDS]
     return f"{now}{steps}_{words}".rstrip("_") + _SUFFIX
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 from lipcast.env import expand_home
+from lipcast.errors import InputError, UsageError
+from lipcast.media.content import NOT_A_FILE, is_address, shortened
 
 _UNITS = (("min", 60.0), ("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("", 1.0))
 
@@ -22,6 +24,12 @@ def parse_seconds(text: str) -> float:
         if written.endswith(unit) and re.fullmatch(r"\d{1,9}(\.\d*)?|\.\d+", number):
             return float(number) * factor
     raise ValueError(f"'{text}' is not a length of time such as 60s or 2min")
+
+
+def _refuse_address(text: str, param: click.Parameter | None) -> None:
+    if is_address(text) and not Path(text).exists():
+        option = param.opts[-1] if isinstance(param, click.Option) else "argument"
+        raise InputError(f"{option}: {shortened(text)} {NOT_A_FILE}")
 
 
 class _Seconds(click.ParamType[float]):
@@ -54,6 +62,7 @@ class _Path(click.Path):
         self.name = name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        _refuse_address(str(value), param)
         return super().convert(expand_home(Path(value)), param, ctx)
 
 
@@ -71,7 +80,21 @@ class _Text(click.ParamType[str]):
             return str(value)
 
 
+class _Output(click.ParamType[str]):
+    """A file or folder to write, as text: a slash at its end means a folder."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, _ctx: click.Context | None) -> str:
+        _refuse_address(value, param)
+        if not value:
+            raise UsageError("--output is empty; give a file or a folder")
+        is_folder = value.endswith(("/", os.sep))
+        return f"{expand_home(Path(value))}{os.sep if is_folder else ''}"
+
+
 SECONDS = _Seconds()
+OUTPUT = _Output()
 TEXT = _Text()
 FILE = _Path("file")
 FOLDER = _Path("folder", folder=True)

@@ -15,9 +15,11 @@ from lipcast.errors import UsageError
 
 ScheduleName = Literal["sequential", "wavefront"]
 AnchorEncoding = Literal["video", "image"]
+Crop = Literal["center", "face"]
 
 SCHEDULES: tuple[ScheduleName, ...] = ("sequential", "wavefront")
 ANCHOR_ENCODINGS: tuple[AnchorEncoding, ...] = ("video", "image")
+CROPS: tuple[Crop, ...] = ("center", "face")
 MAX_STEPS = 8
 MIN_INFER_FRAMES = 12
 MAX_SEED = 2**64 - 1
@@ -47,6 +49,9 @@ class GenerateOptions:
     `cond_distance` fixes the rotary distance of the reference in the sink; None draws it from (seed, block).
     `schedule` left open is the plan's choice where memory is planned, else sequential.
     `start_frame` is the latent frame the video starts at (for positions far into a long video).
+    `clean_audio` hears the loudest channel where the channels cancel each other, and nothing where there is
+    only noise; off, the arithmetic is the published one.
+    `crop`: "center" takes the whole picture; "face" a square around its largest face.
     """
 
     size: str | None = None
@@ -60,12 +65,15 @@ class GenerateOptions:
     swap_anchor: bool = True
     cond_distance: int | None = None
     start_frame: int = 0
+    clean_audio: bool = True
+    crop: Crop = "center"
 
     def __post_init__(self) -> None:
         if self.size is not None:
             parse_size(self.size)
         _check_choice("schedule", self.schedule or SCHEDULES[0], SCHEDULES)
         _check_choice("anchor", self.anchor, ANCHOR_ENCODINGS)
+        _check_choice("crop", self.crop, CROPS)
         _check_range("num_clip", self.num_clip, 1)
         _check_range("seed", self.seed, 0, MAX_SEED)
         _check_range("start_frame", self.start_frame, 0)

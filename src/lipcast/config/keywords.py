@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-from lipcast.config.generate_options import AnchorEncoding, ScheduleName
+from lipcast.config.generate_options import AnchorEncoding, Crop, ScheduleName
 from lipcast.config.precision import KVPrecision
 
 
@@ -25,6 +25,8 @@ class GenerateKeywords(TypedDict, total=False):
     swap_anchor: bool
     cond_distance: int | None
     start_frame: int
+    clean_audio: bool
+    crop: Crop
 
 
 class MemoryKeywords(TypedDict, total=False):

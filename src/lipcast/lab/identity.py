@@ -19,7 +19,7 @@ from lipcast.lab.face import FaceTrack
 from lipcast.lab.footage import Footage
 from lipcast.lab.metric import Metric, measured, unavailable
 from lipcast.lab.pictures import Floats, Frame, bilinear
-from lipcast.lab.tflite import open_tflite
+from lipcast.media.tflite import open_tflite
 
 GROUP = "identity"
 NAMES = ("similarity to the portrait", "least similarity", "similarity slope")

@@ -9,17 +9,23 @@ your opening explain? The pixels lie where the landmarks say, and move with the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lipcast.config.models import VIDEO_FPS
 from lipcast.lab.face import EYE_CORNERS, INNER_LIPS, MOUTH_CORNERS, FaceTrack
 from lipcast.lab.footage import Footage
 from lipcast.lab.mouth import MouthTrack
-from lipcast.lab.pictures import bilinear
+from lipcast.lab.pictures import bilinear, texture
 
 BY_COLOUR, BY_LANDMARKS = "colour and shape", "landmarks"
 Curve = NDArray[np.float64]
+_PHOTO_TEXTURE = 0.25
+_ON_PHOTOS = (
+    "colour and shape find the mouth of a drawing only, and on this photo landmarks are needed"
+)
 _ROWS, _COLUMNS = 16, 20
 """Pixels that are looked at, over a rectangle as wide and as high as the mouth is wide."""
 
@@ -43,6 +49,8 @@ def mouth_select(footage: Footage, drawn: MouthTrack, face: FaceTrack) -> list[M
     """
     by_colour = Mouth(BY_COLOUR, drawn.opening, drawn.confidence, drawn.reason)
     if face.points is None or face.opening is None:
+        if drawn.opening is not None and _is_photo(footage):
+            by_colour = Mouth(BY_COLOUR, None, reason=f"{_ON_PHOTOS} ({face.reason})")
         return [by_colour, Mouth(BY_LANDMARKS, None, reason=face.reason)]
     pixels = _mouth_pixels(footage, face.points)
     sure = face.confidence * explained(pixels, face.opening)
@@ -51,6 +59,12 @@ def mouth_select(footage: Footage, drawn: MouthTrack, face: FaceTrack) -> list[M
         return [by_landmarks, by_colour]
     by_colour = Mouth(BY_COLOUR, drawn.opening, explained(pixels, drawn.opening))
     return sorted([by_colour, by_landmarks], key=lambda mouth: -mouth.confidence)
+
+
+def _is_photo(footage: Footage) -> bool:
+    """Return whether the first two seconds look like a photo, and not like a drawing."""
+    frames = islice(footage.open(), 0, 2 * VIDEO_FPS, VIDEO_FPS // 5)
+    return float(np.median([texture(frame) for frame in frames])) > _PHOTO_TEXTURE
 
 
 def why(both: list[Mouth]) -> str:

@@ -124,9 +124,12 @@ def _speed(good: Sequence[tuple[str, CellResult]]) -> str:
 
 def _memory(good: Sequence[tuple[str, CellResult]]) -> str:
     """A small plot for each cell: memory seen from outside, with what was predicted by part."""
+    sampled = [(name, cell) for name, cell in good if cell.good[0]["samples"].get("t_s")]
+    if not sampled:
+        return "<p class=soft>n/a: the memory over time is not in these results.</p>"
     plots = [
         f"<figure>{_memory_plot(name, cell)}<figcaption>{escape(name)}</figcaption></figure>"
-        for name, cell in good[:_MOST_PLOTS]
+        for name, cell in sampled[:_MOST_PLOTS]
     ]
     left = len(good) - len(plots)
     more = f"<p class=soft>{left} more cells are in the table.</p>" if left else ""
@@ -136,8 +139,8 @@ def _memory(good: Sequence[tuple[str, CellResult]]) -> str:
 def _memory_plot(name: str, cell: CellResult) -> str:
     record = cell.good[0]
     samples, predicted = record["samples"], record["document"].get("predicted", {})
-    times = samples["t_s"]
-    lines = [Line("RSS", [(t, b / _MIB) for t, b in zip(times, samples["rss_bytes"], strict=True)])]
+    times, resident = samples["t_s"], samples.get("rss_bytes", ())
+    lines = [Line("RSS", [(t, b / _MIB) for t, b in zip(times, resident, strict=False)])]
     for card in range(len(samples.get("gpu_peak_bytes", ()))):
         used = [
             (t, cards[card] / _MIB) for t, cards in zip(times, samples["gpu_bytes"], strict=True)
@@ -165,7 +168,9 @@ def _levels(parts: Mapping[str, int]) -> list[Level]:
 
 def environment(cells: Sequence[CellResult]) -> str:
     """What the figures hold for, and the command that measures each cell again."""
-    measured = [record["document"]["conditions"] for cell in cells for record in cell.good]
+    measured = [
+        record.get("document", {}).get("conditions", {}) for cell in cells for record in cell.good
+    ]
     conditions = {
         name: str(value)
         for found in measured
@@ -173,8 +178,12 @@ def environment(cells: Sequence[CellResult]) -> str:
         if name not in {"peak_rss_bytes", "gpus"} and value is not None
     }
     rows = [[name.replace("_", " "), value] for name, value in conditions.items()]
-    started = [str(record["started"]) for cell in cells for record in cell.records]
-    rows.append(["measured", f"{min(started)} to {max(started)}"])
-    commands = "\n".join(dict.fromkeys(str(cell.records[-1]["command"]) for cell in cells))
+    started = [
+        str(record["started"]) for cell in cells for record in cell.records if "started" in record
+    ]
+    rows.append(["measured", f"{min(started)} to {max(started)}" if started else "n/a"])
+    commands = "\n".join(
+        dict.fromkeys(str(cell.records[-1].get("command", "n/a")) for cell in cells)
+    )
     facts = table(["", ""], rows, text_columns=2)
     return f"{facts}<h3>Each cell again</h3><pre>{escape(commands)}</pre>"

@@ -24,7 +24,8 @@ _SYNC = ("lip sync", "correlation")
 
 def quality_sections(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Means of every metric by cell, and the curves of the first few videos."""
-    return [("Quality", _means(records)), ("Curves", _curves(records))]
+    curves = _curves(records) or "<p class=soft>n/a: the curves are not in these results.</p>"
+    return [("Quality", _means(records)), ("Curves", curves)]
 
 
 def grouped(records: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], list[Any]]]:
@@ -79,7 +80,10 @@ def _missing(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _curves(records: Sequence[Mapping[str, Any]]) -> str:
-    shown = "".join(_curve_plots(record["evaluation"]) for record in records[:_MOST_CURVES])
+    drawn = [record["evaluation"] for record in records if record["evaluation"]["curves"]]
+    if not drawn:
+        return ""
+    shown = "".join(_curve_plots(evaluation) for evaluation in drawn[:_MOST_CURVES])
     left = len(records) - _MOST_CURVES
     more = f"<p class=soft>{left} more videos are in the table.</p>" if left > 0 else ""
     return f"<div class=grid2>{shown}</div>{more}"
@@ -101,9 +105,10 @@ def _curve_plots(evaluation: Mapping[str, Any]) -> str:
         loudest = max(curves["loudness"]) or 1
         lines = [line("mouth", curves["mouth"]), line("loudness", curves["loudness"], loudest)]
         plots.append(plot(f"{name}: mouth opening and loudness", lines, "of the greatest"))
-    jumps = [index / fps for index in evaluation["events"]["jumps"]]
-    change = [line("change", curves["change"])]
-    plots.append(plot(f"{name}: change from frame to frame", change, "grey levels", jumps))
+    if "change" in curves:
+        jumps = [index / fps for index in evaluation["events"].get("jumps", ())]
+        change = [line("change", curves["change"])]
+        plots.append(plot(f"{name}: change from frame to frame", change, "grey levels", jumps))
     return "".join(plots)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lipcast.config.models import VIDEO_FPS
 from lipcast.config.text_file import read_text
 from lipcast.env import logger
 from lipcast.errors import InputError, OutputError
@@ -89,19 +90,20 @@ def figures(record: Mapping[str, Any]) -> dict[str, float | None]:
     peak_vram (allocator, largest card), nvml (sampled, largest card), in bytes; energy_j per process;
     predicted, in bytes, and predicted_block_s.
     """
-    document = record["document"]
-    row, conditions = document["rows"][0], document["conditions"]
-    samples, predicted = record.get("samples", {}), document.get("predicted", {})
-    gpus = conditions.get("gpus") or []
+    document = record.get("document", {})
+    row: Mapping[str, Any] = next(iter(document.get("rows", ())), {})
+    conditions, predicted = document.get("conditions", {}), document.get("predicted", {})
+    samples, gpus = record.get("samples", {}), conditions.get("gpus") or []
+    block_s = row.get("block_s")
     return {
-        "frames_per_s": row["frames_per_s"],
-        "first_frame_s": row["first_frame_s"],
-        "block_s": row["block_s"],
-        "cpu_s": row.get("cpu_s"),
-        **row["parts"],
-        "real_time": row["block_s"] / BLOCK_S,
-        "peak_rss": conditions["peak_rss_bytes"],
-        "peak_vram": max((gpu["peak_reserved_bytes"] for gpu in gpus), default=None),
+        **{name: row.get(name) for name in ("frames_per_s", "first_frame_s", "block_s", "cpu_s")},
+        **row.get("parts", {}),
+        "real_time": None if block_s is None else block_s / BLOCK_S,
+        "peak_rss": conditions.get("peak_rss_bytes"),
+        "peak_vram": max(
+            (gpu["peak_reserved_bytes"] for gpu in gpus if "peak_reserved_bytes" in gpu),
+            default=None,
+        ),
         "nvml": max(samples.get("gpu_peak_bytes", ()), default=None),
         "energy_j": samples.get("energy_j"),
         "predicted": predicted.get("bytes"),
@@ -124,10 +126,40 @@ def _read(path: Path) -> list[dict[str, Any]]:
             _log.warning("%s:%d: a torn line is left out", path, number)
             continue
         if isinstance(record, dict) and "kind" in record:
-            records.append(record)
+            records.append(_completed(record))
     if text and not records:
         raise InputError(f"expected a file of results, got {path} without a single one")
     return records
+
+
+def _completed(record: dict[str, Any]) -> dict[str, Any]:
+    """Fill in what shortened and older records lack, so that every reader finds the same keys."""
+    if record["kind"] == "bench":
+        lacking: dict[str, Any] = {
+            "cell": {},
+            "status": "failed",
+            "reason": "no status",
+            "samples": {},
+        }
+        return lacking | record
+    if record["kind"] != "quality":
+        return record
+    names = (str(record[name]) for name in ("portrait", "voice") if name in record)
+    values = record.get("values", {})
+    short = {
+        "video": ", ".join(names) or "a video",
+        "fps": float(VIDEO_FPS),
+        "metrics": [_short_metric(name, value) for name, value in values.items()],
+        "curves": {},
+        "events": {},
+    }
+    return {"cell": {}} | record | {"evaluation": short | record.get("evaluation", {})}
+
+
+def _short_metric(name: str, value: float) -> dict[str, Any]:
+    """Return a metric of which only "group: name" and the value were kept."""
+    group, _, inner = name.rpartition(": ")
+    return {"group": group, "name": inner, "value": value, "unit": "", "reason": "", "note": ""}
 
 
 def append_result(path: Path, record: Mapping[str, Any]) -> None:

@@ -192,7 +192,7 @@ def _padded(values: Sequence[float]) -> tuple[float, float]:
 def bar_plot(bars: Sequence[Bar], *, title: str, x_label: str) -> str:
     """A lying bar each, from 0, under its name; whiskers from least to greatest, the value behind."""
     row, left = 42, 6
-    scale = (_WIDTH - left - 70) / max(*(bar.most for bar in bars), 1e-9)
+    scale = (_WIDTH - left - 70) / max([1e-9, *(bar.most for bar in bars)])
     parts = []
     for i, bar in enumerate(bars):
         y = 18 + i * row

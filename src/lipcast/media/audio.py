@@ -3,7 +3,8 @@
 Input: anything FFmpeg reads (a video's sound too), or pushed samples.
 Output: `AudioChunk`s: the same stretch of time at the muxer's rate and as 16 kHz mono.
 A file is decoded twice, to be counted, checked and measured, and to be read: memory is flat.
-Channels are averaged for speech (FFmpeg's own downmix of stereo is 3 dB too loud).
+Channels are averaged for speech (FFmpeg's own downmix of stereo is 3 dB too loud). Two things of a file are
+mended, and said: channels that cancel in the mean, and noise without a voice, which would move the mouth.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipcast.config.models import SAMPLE_RATE, VIDEO_FPS
+from lipcast.env import logger
 from lipcast.errors import CancelledError, InputError, UsageError
 from lipcast.media.decode import (
     EXPECTED_SOUND,
-    FileSource,
     SoundDecoder,
     source_name,
     to_float,
@@ -36,7 +37,14 @@ from lipcast.media.resample import (
     mux_rate,
     resampled_length,
 )
+from lipcast.media.sound_parts import FileSource
+from lipcast.media.voice_scan import VoiceScan
 
+_LOG = logger("media.audio")
+_CANCELLED = 0.25
+"""The mean of the channels is this much quieter (6 dB) than that of unrelated ones: they cancel."""
+_MUTE = 1e3
+"""What noise without a voice is divided by: to the encoder it is digital silence then."""
 _CHUNK_FRAMES = VIDEO_FPS
 """The most video frames in a chunk: one second."""
 
@@ -76,16 +84,40 @@ class AudioSource(Protocol):
 class AudioFile:
     """A sound file that was scanned, to be read once. Made by `open_audio`."""
 
-    def __init__(self, source: FileSource) -> None:
-        """Scan the whole file. Raises InputError where it cannot be used."""
+    def __init__(self, source: FileSource, *, clean: bool = True) -> None:
+        """Scan the whole file. Raises InputError where it cannot be used.
+
+        `clean`: hear the loudest channel where the channels cancel, and nothing where there is noise without
+        a voice. Without it the arithmetic is the published one: the mean of the channels, at any level.
+        """
         self._source = source
         scan = _scan(source)
+        self._channel: int | None = None
+        name = source_name(source)
+        if clean and scan.cancels:
+            self._channel = int(np.argmax(scan.channel_powers))
+            scan = _scan(source, channel=self._channel)
+            _LOG.warning(
+                "%s: its channels cancel each other; the lips follow channel %d, the loudest",
+                name,
+                self._channel + 1,
+            )
         self.sample_rate = mux_rate(scan.rate)
         self.num_channels = min(2, scan.num_channels)
         self.num_samples = resampled_length(scan.num_samples, scan.rate, self.sample_rate)
         self.num_speech_samples = resampled_length(scan.num_samples, scan.rate, SAMPLE_RATE)
         self.duration_s = scan.num_samples / scan.rate
         self.speech_mean, self.speech_std = scan.speech_mean, scan.speech_std
+        if scan.speech_std == 0:
+            _LOG.warning("%s: is silent; the mouth stays closed", name)
+        elif scan.is_noise and clean:
+            self.speech_std *= _MUTE
+            _LOG.warning(
+                "%s: steady noise (%.0f dB) and no voice in it; the mouth stays closed "
+                "(--no_clean_audio lets the noise move it)",
+                name,
+                20 * math.log10(scan.speech_std),
+            )
         self._chunks = self._read_chunks()
 
     def ready(self) -> bool:
@@ -101,7 +133,7 @@ class AudioFile:
 
     def _read_chunks(self) -> Iterator[AudioChunk]:
         num_read = 0
-        for chunk in _chunks(SoundDecoder(self._source)):
+        for chunk in _chunks(SoundDecoder(self._source), self._channel):
             num_read += len(chunk.samples)
             yield chunk
         if num_read != self.num_samples:
@@ -111,13 +143,13 @@ class AudioFile:
             )
 
 
-def open_audio(source: FileSource) -> AudioFile:
-    """Open a sound file by path or by content, and scan it.
+def open_audio(source: FileSource, *, clean: bool = True) -> AudioFile:
+    """Open a sound file by path or by content, and scan it; `clean` as in `AudioFile`.
 
     Raises InputError: not there, no sound in it, no samples, NaN or infinity, undecodable.
     A file that is cut short or damaged is used as far as it decodes, with a logged warning.
     """
-    return AudioFile(source)
+    return AudioFile(source, clean=clean)
 
 
 class PcmSource:
@@ -208,44 +240,95 @@ class _Scan:
     num_samples: int
     speech_mean: float
     speech_std: float
+    channel_powers: NDArray[np.float64]
+    """Mean square of each channel."""
+    mean_power: float
+    """Mean square of the mean of the channels."""
+    is_noise: bool
+
+    @property
+    def cancels(self) -> bool:
+        """Whether the mean is far quieter than that of unrelated channels."""
+        unrelated = float(self.channel_powers.sum()) / self.num_channels**2
+        return self.mean_power < _CANCELLED * unrelated
 
 
-def _scan(source: FileSource) -> _Scan:
-    """Decode everything once, at the cost of the 16 kHz signal alone. Sums are in float64."""
-    decoder = SoundDecoder(source)
+def _scan(source: FileSource, *, channel: int | None = None) -> _Scan:
+    """Decode everything once, at the cost of the 16 kHz signal alone. Sums are in float64.
+
+    `channel`: hear this one in place of the mean.
+    """
+    decoder, voice = SoundDecoder(source), VoiceScan()
+    powers = _Powers()
     total = squares = 0.0
     num_speech = 0
-    for speech in _speech_blocks(decoder):
+    for speech in _speech_blocks(decoder, powers, channel):
         exact = speech.astype(np.float64)
         total += float(exact.sum())
         squares += float(exact @ exact)
         num_speech += len(exact)
+        voice.push(speech)
     if num_speech == 0:
         raise InputError(
             f"{EXPECTED_SOUND}, got {source_name(source)} without any samples; record it again"
         )
-    decoder.warn_of_losses()
+    if channel is None:
+        decoder.warn_of_losses()
     mean = total / num_speech
     deviation = math.sqrt(max(0.0, squares / num_speech - mean**2))
-    return _Scan(decoder.rate, decoder.num_channels, decoder.num_samples, mean, deviation)
+    return _Scan(
+        rate=decoder.rate,
+        num_channels=decoder.num_channels,
+        num_samples=decoder.num_samples,
+        speech_mean=mean,
+        speech_std=deviation,
+        channel_powers=powers.channels / decoder.num_samples,
+        mean_power=powers.mean / decoder.num_samples,
+        is_noise=voice.is_noise(),
+    )
 
 
-def _speech_blocks(decoder: SoundDecoder) -> Iterator[Samples]:
-    """The mean of the channels at 16 kHz, [m] blocks."""
+class _Powers:
+    """Sums of squares of the channels and of their mean."""
+
+    def __init__(self) -> None:
+        self.channels: NDArray[np.float64] = np.zeros(1)
+        self.mean = 0.0
+
+    def add(self, block: Samples, mean: Samples) -> None:
+        """Add [channels, n] and [1, n]; of one channel the two are the same."""
+        self.mean += float(np.square(mean).sum(dtype=np.float64))
+        if len(block) > 1:
+            self.channels = self.channels + np.square(block).sum(axis=1, dtype=np.float64)
+        else:
+            self.channels[0] = self.mean
+
+
+def _speech_blocks(
+    decoder: SoundDecoder, powers: _Powers, channel: int | None
+) -> Iterator[Samples]:
+    """Yield what is heard of each block at 16 kHz, [m]."""
     resampler: Resampler | None = None
     for block in decoder.blocks():
         resampler = resampler or Resampler(decoder.rate, SAMPLE_RATE, 1)
-        yield resampler.push(mean_of_channels(block))[0]
+        heard = _heard(block, channel)
+        powers.add(block, heard)
+        yield resampler.push(heard)[0]
     if resampler is not None:
         yield resampler.finish()[0]
 
 
-def _chunks(decoder: SoundDecoder) -> Iterator[AudioChunk]:
+def _heard(block: Samples, channel: int | None) -> Samples:
+    """Return [1, n] of [channels, n]: one channel, or the mean of all."""
+    return mean_of_channels(block) if channel is None else block[channel : channel + 1]
+
+
+def _chunks(decoder: SoundDecoder, channel: int | None) -> Iterator[AudioChunk]:
     """Decode into chunks of one second, the last shorter."""
     tracks: TwoTracks | None = None
     for block in decoder.blocks():
         tracks = tracks or TwoTracks(decoder.rate, min(2, decoder.num_channels))
-        tracks.push(decoder.to_stereo(block), mean_of_channels(block))
+        tracks.push(decoder.to_stereo(block), _heard(block, channel))
         while tracks.num_frames >= _CHUNK_FRAMES and (chunk := tracks.take(_CHUNK_FRAMES)):
             yield chunk
     if tracks is not None:

@@ -23,9 +23,10 @@ from lipcast.config.text_file import read_text
 from lipcast.errors import InputError, OutputError
 from lipcast.media.audio import open_audio
 from lipcast.media.decode import SoundDecoder, open_container
-from lipcast.media.mp4 import check_target, container_of, explained, metadata_of
+from lipcast.media.mp4 import metadata_of
 from lipcast.media.resample import Fifo, Samples
 from lipcast.media.sound_track import SoundTrack
+from lipcast.media.target import check_target, container_of, explained, scratch_path
 
 _EXPECTED = "expected a video file"
 _MAX_CHANNELS = 2
@@ -74,12 +75,12 @@ def concat(paths: Sequence[Path], output: Path, *, sound: Path | None = None) ->
     check_target(output)
     parts = tuple(look_at(path) for path in paths)
     check_alike(parts)
-    temporary = output.with_name(f".{output.name}.part{output.suffix}")
+    temporary = scratch_path(output.resolve(), f".part{output.suffix}")
     try:
         with _Output(temporary, parts, _own_sound(parts) if sound is None else _voice(sound)) as to:
             to.copy()
         check_timestamps(temporary, sum(part.num_frames for part in parts))
-        temporary.replace(output)
+        temporary.replace(output.resolve())
     except OSError as error:
         raise explained(output, error) from error
     finally:
@@ -116,10 +117,12 @@ def look_at(path: Path) -> Part:
             raise InputError(f"{_EXPECTED}, got {path} without pictures; leave it out")
         stream = container.streams.video[0]
         context = stream.codec_context
+        if context is None or not stream.average_rate:
+            raise InputError(f"{_EXPECTED}, got {path} without pictures that can be decoded")
         picture = (context.name, context.width, context.height, bytes(context.extradata or b""))
         sound = None
-        if container.streams.audio:
-            voice = container.streams.audio[0].codec_context
+        voice = container.streams.audio and container.streams.audio[0].codec_context
+        if voice:
             sound = voice.sample_rate, min(_MAX_CHANNELS, voice.channels)
         num_frames = sum(packet.size > 0 for packet in container.demux(stream))
         return Part(path, num_frames, Fraction(stream.average_rate), picture, sound)

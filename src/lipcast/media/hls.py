@@ -12,7 +12,8 @@ from pathlib import Path
 
 from lipcast.errors import OutputError
 from lipcast.media.decode import open_container
-from lipcast.media.mp4 import copy_streams, explained
+from lipcast.media.mp4 import copy_streams
+from lipcast.media.target import explained, scratch_path
 
 PLAYLIST = "index.m3u8"
 _PIECE_S = 4
@@ -42,7 +43,7 @@ def write_hls(video: Path) -> Path:
 
     check_hls_target(video)
     folder = hls_playlist(video).parent
-    making, earlier = (folder.with_name(f".{folder.name}.{name}") for name in ("part", "earlier"))
+    making, earlier = scratch_path(folder, ".part"), scratch_path(folder, ".earlier")
     _restore(folder, earlier)
     _clear(making, earlier)
     try:

@@ -1,16 +1,14 @@
 """Portraits: read any picture, fit it to the size of the video; and contact sheets.
 
 Input: a path, the bytes of a file, a PIL image or an array. Output: an RGB picture.
-Turned upright by its EXIF tag; the first frame of an animation; transparent parts on white
-(a cut-out's soft edge is drawn for paper); 16-bit and float grey are scaled, not clipped.
+Colours become sRGB by the file's profile; turned upright by its EXIF tag; the first frame of an animation;
+transparent parts on white (a cut-out's soft edge is drawn for paper); 16-bit and float grey are scaled.
 Every way in which a picture can be unusable raises InputError with one sentence.
 """
 
 from __future__ import annotations
 
-import io
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lipcast.config.generate_options import Crop
 from lipcast.errors import InputError, OutputError
+from lipcast.media.face_crop import crop_to_face
+from lipcast.media.picture_file import MAX_PIXELS, check_size, open_picture, prepared
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,18 +27,15 @@ if TYPE_CHECKING:
 ImageSource = str | os.PathLike[str] | bytes | NDArray[Any] | Any
 """A path, the content of an image file, an array, or a `PIL.Image.Image`."""
 
-MIN_SIDE = 16
-MAX_PIXELS = 178_956_970
-"""Pillow's own border of a decompression bomb: twice 2^30 / 4 / 3 pixels."""
-MAX_ASPECT = 16
-_EXPECTED = "expected a picture (png, jpeg, webp, avif, bmp, tiff or gif)"
-_ADVICE = "save it again as png or jpeg"
-
 
 def load_portrait(
-    source: ImageSource, *, max_pixels: int = MAX_PIXELS, formats: Sequence[str] | None = None
+    source: ImageSource,
+    *,
+    crop: Crop = "center",
+    max_pixels: int = MAX_PIXELS,
+    formats: Sequence[str] | None = None,
 ) -> Image:
-    """The picture as upright 8-bit RGB.
+    """Return the picture as upright 8-bit sRGB.
 
     `max_pixels` bounds what is decoded of a file; `formats`: Pillow's names of those that may be read.
 
@@ -45,22 +43,15 @@ def load_portrait(
     Raises InputError: not there, empty, truncated, not a picture, below 16 pixels, above
     179 megapixels, or longer than 16 times its width.
     """
-    from PIL import ImageOps
-
     if isinstance(source, np.ndarray):
         image, name = _image_of_array(source), "the array"
     elif isinstance(source, bytes | bytearray | str | os.PathLike):
-        image, name = _open_image(source, max_pixels, formats)
+        image, name = open_picture(source, max_pixels=max_pixels, formats=formats)
     else:
-        image, name = source, "the picture"
-    _check_size(image.width, image.height, name)
-    try:
-        upright = ImageOps.exif_transpose(image)
-    except Exception as error:  # a malformed EXIF block must not cost the picture
-        raise InputError(
-            f"{_EXPECTED}, got {name}, whose EXIF data are broken ({error})"
-        ) from error
-    return _to_rgb(upright)
+        image, name = prepared(source, "the picture"), "the picture"
+    check_size(image.width, image.height, name)
+    portrait = _to_rgb(image)
+    return crop_to_face(portrait, name) if crop == "face" else portrait
 
 
 def fit_portrait(image: Image, height: int, width: int) -> NDArray[np.uint8]:
@@ -108,80 +99,6 @@ def _crop_offset(size: int, wanted: int) -> int:
     if wanted > size:
         return -((wanted - size) // 2)
     return round((size - wanted) / 2)
-
-
-def _open_image(
-    source: str | os.PathLike[str] | bytes | bytearray,
-    max_pixels: int,
-    formats: Sequence[str] | None,
-) -> tuple[Image, str]:
-    """Decode a file's content; returns the picture and what to call it in a message."""
-    from PIL import Image as PILImage
-    from PIL import UnidentifiedImageError
-
-    content, name = _read_source(source)
-    try:
-        with warnings.catch_warnings():
-            # Large photos are fine up to MAX_PIXELS, where Pillow raises by itself.
-            warnings.simplefilter("ignore")
-            image = PILImage.open(
-                io.BytesIO(content), formats=None if formats is None else tuple(formats)
-            )
-            _check_size(image.width, image.height, name)
-            if image.width * image.height > max_pixels:
-                raise PILImage.DecompressionBombError(f"{image.width}x{image.height}")
-            image.load()
-    except PILImage.DecompressionBombError as error:
-        raise InputError(
-            f"expected a picture of at most {max_pixels // 10**6} megapixels, got {name}, which "
-            "claims to be larger; make it smaller"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise InputError(f"{_EXPECTED}, got {name}, which is not one; {_ADVICE}") from error
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # Pillow's decoders raise at least seven types on broken files
-        raise InputError(
-            f"{_EXPECTED}, got {name}, which is broken ({error}); {_ADVICE}"
-        ) from error
-    return image, name
-
-
-def _read_source(source: str | os.PathLike[str] | bytes | bytearray) -> tuple[bytes, str]:
-    if isinstance(source, bytes | bytearray):
-        content, name = bytes(source), f"{len(source)} bytes"
-    else:
-        path = Path(source)
-        content, name = _read_file(path), str(path)
-    if not content:
-        raise InputError(f"{_EXPECTED}, got {name}: it is empty; {_ADVICE}")
-    return content, name
-
-
-def _read_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{_EXPECTED}, got {path}, which does not exist; check the path"
-        ) from error
-    except IsADirectoryError as error:
-        raise InputError(f"{_EXPECTED}, got {path}, a folder; name a file in it") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{_EXPECTED}, got {path}, which cannot be read ({error})") from error
-
-
-def _check_size(width: int, height: int, name: str) -> None:
-    if min(width, height) < MIN_SIDE:
-        raise InputError(
-            f"expected a picture of at least {MIN_SIDE}x{MIN_SIDE} pixels, got {name} with "
-            f"{width}x{height}; use a larger one"
-        )
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise InputError(
-            f"expected a picture at most {MAX_ASPECT} times as long as wide, got {name} with "
-            f"{width}x{height}; crop it"
-        )
 
 
 def _image_of_array(array: NDArray[Any]) -> Image:

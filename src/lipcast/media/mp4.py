@@ -1,65 +1,19 @@
-"""Files around a muxer: may the target be written, what is left after a failure, a plain copy.
+"""Video files after the muxer: what is left after a failure, and a plain copy.
 
-Input: paths. Output: sentences for OutputError; an MP4 without a broken end; an MP4 with its
-index in front. Nothing here encodes or decodes.
+Input: paths. Output: an MP4 without a broken end; its number of pictures; an MP4 with its index in front.
+Nothing here encodes or decodes.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from lipcast.env import logger
-from lipcast.errors import OutputError
-
-CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
-"""What a suffix means to the muxer."""
+from lipcast.media.target import container_of, scratch_path
 
 _LOG = logger("media.mp4")
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-def container_of(path: Path) -> str:
-    """The muxer's name for a path that `check_target` let pass."""
-    return CONTAINERS[path.suffix.lower()]
-
-
-def check_target(path: Path) -> None:
-    """Raise OutputError where writing would fail at once. Leaves the disk as it was."""
-    if path.suffix.lower() not in CONTAINERS:
-        got = f'"{path.suffix}"' if path.suffix else "no suffix"
-        raise OutputError(
-            f"{path}: expected a name that ends in {', '.join(CONTAINERS)}, got {got}; rename it"
-        )
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: expected an existing folder, got {path.parent}; create it")
-    try:
-        target = path.resolve()  # a link that leads nowhere yet must stay
-        existed = target.exists()
-        target.open("ab").close()
-        if not existed:
-            target.unlink()
-    except OSError as error:
-        raise explained(path, error) from error
-
-
-def explained(path: Path, error: Exception) -> OutputError:
-    """The error of writing `path` as one sentence; for a full disk with what is free."""
-    code: int = getattr(error, "errno", None) or 0
-    reason = os.strerror(code) if code in errno.errorcode else str(error)
-    if code not in _FULL:
-        return OutputError(
-            f"{path}: expected to write the video there, got: {reason}; "
-            "check the folder and its rights"
-        )
-    free_mib = shutil.disk_usage(path.parent).free / 2**20
-    return OutputError(
-        f"{path}: expected room for the video, got: {reason} ({free_mib:.1f} MiB free in "
-        f"{path.parent}); make room or write elsewhere. What was finished is kept and plays"
-    )
 
 
 def keep_complete(path: Path) -> None:
@@ -74,6 +28,17 @@ def keep_complete(path: Path) -> None:
         path.unlink()
     elif end < size:
         os.truncate(path, end)
+
+
+def num_pictures(path: Path) -> int:
+    """Count the pictures in a video file without decoding one; 0 where there is no such file."""
+    import av
+
+    try:
+        with av.open(f"file:{path}", metadata_errors="replace") as container:
+            return sum(packet.size > 0 for packet in container.demux(video=0))
+    except (OSError, ValueError, IndexError, av.FFmpegError):
+        return 0
 
 
 def _complete_end(path: Path, size: int) -> int:
@@ -92,20 +57,20 @@ def _complete_end(path: Path, size: int) -> int:
     return end
 
 
-def make_plain(path: Path, num_pictures: int) -> None:
+def make_plain(path: Path, expected: int) -> None:
     """Turn a complete fragmented MP4 into a plain one with its index in front.
 
     The fragmented file plays, but states no number of pictures, a sound one AAC frame too long,
     and to some players no length at all. Nothing is encoded: 1.7 s and 25 MB for an hour.
-    Where this fails (it needs the file's size once more), or does not find all `num_pictures`,
+    Where this fails (it needs the file's size once more), or does not find all `expected` pictures,
     the fragmented file stays.
     """
     import av
 
     target = path.resolve()
-    plain = target.with_name(f".{target.name}.part")
+    plain = scratch_path(target, ".part")
     try:
-        if _copy_packets(target, plain, container_of(path)) >= num_pictures:
+        if _copy_packets(target, plain, container_of(path)) >= expected:
             plain.replace(target)
     except (OSError, av.FFmpegError) as error:
         _LOG.warning("%s: complete, but left in fragments (%s)", path, error)
@@ -133,11 +98,11 @@ def metadata_of(container: Any) -> dict[str, str]:
 
 def copy_streams(source: Any, target: Any) -> int:
     """Copy every packet of an open container into another; returns the number of pictures."""
-    num_pictures = 0
+    copied = 0
     streams = [target.add_stream_from_template(stream) for stream in source.streams]
     for packet in source.demux():
         if packet.size:
-            num_pictures += packet.stream.type == "video"
+            copied += packet.stream.type == "video"
             packet.stream = streams[packet.stream.index]
             target.mux(packet)
-    return num_pictures
+    return copied

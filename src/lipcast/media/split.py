@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from lipcast.config.models import VIDEO_FPS
 from lipcast.errors import UsageError
 from lipcast.media.audio import AudioFile, open_audio
-from lipcast.media.decode import FileSource
-from lipcast.media.mp4 import explained
 from lipcast.media.resample import Samples
+from lipcast.media.sound_parts import FileSource
+from lipcast.media.target import explained
 
 BLOCK_FRAMES = 12
 """Video frames of a block."""

@@ -37,9 +37,10 @@ from lipcast.media.h264 import (
     set_up,
 )
 from lipcast.media.marking import SYNTHETIC_MEDIA
-from lipcast.media.mp4 import check_target, container_of, explained, keep_complete, make_plain
+from lipcast.media.mp4 import keep_complete, make_plain
 from lipcast.media.resample import Fifo, Samples
 from lipcast.media.sound_track import SoundTrack
+from lipcast.media.target import check_target, container_of, explained
 
 Frames = NDArray[np.uint8]
 
@@ -279,12 +280,41 @@ def read_video(path: str | os.PathLike[str]) -> DecodedVideo:
 
 
 def timing(path: str | os.PathLike[str]) -> tuple[float, float, bool]:
-    """When the first picture is shown (s), pictures per second, and whether there is sound."""
+    """Return when the first picture is shown (s), pictures per second, and whether there is sound.
+
+    Logs a warning for a file whose pictures are not evenly spaced. Raises InputError where none decodes.
+    """
+    import av
+
     with _open_video(path) as container:
         stream = container.streams.video[0]
-        first = next(container.decode(stream))
-        start_s = float(first.pts * first.time_base)
-        return start_s, float(stream.average_rate), bool(container.streams.audio)
+        try:
+            first = next(container.decode(stream), None)
+        except av.FFmpegError:
+            first = None
+        if first is None:
+            raise InputError(f"expected a video, got {os.fspath(path)} without any picture")
+        start_s = float(first.pts * first.time_base) if first.pts is not None else 0.0
+        rate = stream.average_rate or stream.guessed_rate or stream.base_rate or VIDEO_FPS
+        has_sound = bool(container.streams.audio)
+    _warn_of_uneven(path, float(rate))
+    return start_s, float(rate), has_sound
+
+
+def _warn_of_uneven(path: str | os.PathLike[str], fps: float) -> None:
+    with _open_video(path) as container:
+        stream = container.streams.video[0]
+        times = [float(p.pts * p.time_base) for p in container.demux(stream) if p.pts is not None]
+    gaps = np.diff(np.sort(times))
+    if len(gaps) and gaps.max() > 1.5 * np.median(gaps) + 0.002:
+        _LOG.warning(
+            "%s: its pictures are unevenly spaced (gaps of %.0f to %.0f ms); they count as %.4g a second, "
+            "and what is said of time is less exact",
+            path,
+            1000 * gaps.min(),
+            1000 * gaps.max(),
+            fps,
+        )
 
 
 def _shifted(audio: Samples, num_samples: int) -> Samples:
@@ -295,7 +325,7 @@ def _shifted(audio: Samples, num_samples: int) -> Samples:
 
 
 def iter_frames(path: str | os.PathLike[str]) -> Iterator[Frames]:
-    """The frames [H, W, 3] of a video, RGB, one at a time. A damaged end is the end."""
+    """Yield the frames [H, W, 3] of a video, RGB, upright, one at a time. A damaged end is the end."""
     import av
     from av.video.reformatter import VideoReformatter
 
@@ -311,9 +341,20 @@ def iter_frames(path: str | os.PathLike[str]) -> Iterator[Frames]:
                     dst_color_range=FULL_RANGE,
                     interpolation=SWS_FLAGS,
                 )
-                yield rgb.to_ndarray()
+                yield _upright(rgb.to_ndarray(), picture)
         except av.FFmpegError as error:
             _LOG.warning("%s: ends with an error (%s); the frames before it are used", path, error)
+
+
+def _upright(frame: Frames, picture: Any) -> Frames:
+    """Turn and mirror a frame as its display matrix says: a phone's sensor does not turn with it."""
+    matrix = picture.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return frame
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5]
+    if abs(b) > abs(a):
+        frame, a, d = frame.swapaxes(0, 1), c, b
+    return np.ascontiguousarray(frame[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
 def _matrix_of(picture: Any) -> int:
