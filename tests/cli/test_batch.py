@@ -149,6 +149,10 @@ ROW = "a.png,b.wav,o.mp4,2\n"
         ("image,audio,output,fp8\na.png,b.wav,o.mp4,maybe", "row 2: Invalid value for '--fp8'"),
         ('{"image": "a.png"}\n{"image": ', "line 2: is not JSON"),
         ('["a.png"]', "item 1: expected an object"),
+        (
+            HEAD + "https://example.org/a.png,b.wav,o.mp4,2",
+            "row 2: --image: https://example.org/a.png",
+        ),
         ('[{"image": "a\\u0000.png"}]', "item 1: 'image': 'a\\x00.png' contains characters"),
         ('[{"output": "\\ud800.mp4"}]', "item 1: 'output': "),
         ('[{"model": "%s"}]' % ("x" * 300), "item 1: --image is missing"),

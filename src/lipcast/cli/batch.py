@@ -23,6 +23,7 @@ from lipcast.cli.request import GenerateRequest, read_request
 from lipcast.cli.types import FILE, FOLDER, SECONDS
 from lipcast.config.tables import Row, read_table, spelled
 from lipcast.errors import InputError, LipcastError, UsageError
+from lipcast.media.content import is_address
 from lipcast.media.target import numbered
 
 _UNWRITABLE = re.compile(r"[\0\ud800-\udfff]")
@@ -108,7 +109,9 @@ def _text(option: Option, column: str, value: Any, folder: Path) -> str:
         return whole[1]
     if option.type in {click.FLOAT, SECONDS}:
         return _DECIMAL_COMMA.sub(r"\1.\2\3", text)
-    is_path = option.type.name in {FILE.name, FOLDER.name} and not text.startswith("~")
+    if text.startswith("~") or is_address(text):
+        return text
+    is_path = option.type.name in {FILE.name, FOLDER.name}
     if not is_path and not (option.name in {"model", "lora"} and _is_there(folder, text)):
         return text
     return f"{folder / text}{'/' if text.endswith('/') else ''}"  # a slash means a folder

@@ -7,7 +7,7 @@ file.
 
 from __future__ import annotations
 
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -22,7 +22,6 @@ from lipcast.cli.request import DEFAULT_MODEL, GenerateRequest, read_request
 from lipcast.cli.result import document, length, summary, unfinished
 from lipcast.config.models import VIDEO_FPS
 from lipcast.env import launched
-from lipcast.errors import LipcastError
 from lipcast.media.mp4 import num_pictures
 from lipcast.media.target import claimed
 
@@ -187,7 +186,7 @@ def _record(session: Session, output: Path, meter: Meter, bar: ProgressBar) -> N
     finally:
         # An interrupt while the first block is written leaves a part of it in the file.
         if not meter.frames_done and _stamp(output) != before:
-            meter.frames_done = _num_frames(output)
+            meter.frames_done = num_pictures(output)
     meter.stop()
 
 
@@ -198,14 +197,6 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _num_frames(path: Path) -> int:
-    from lipcast.media.concat import look_at
-
-    with suppress(LipcastError):
-        return look_at(path).num_frames
-    return 0
 
 
 def _document(
