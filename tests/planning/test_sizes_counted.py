@@ -121,7 +121,8 @@ def lane(model: dit_module.DiT, geometry: Geometry) -> dit_module.Lane:
 
 @pytest.mark.parametrize(("num_lanes", "infer_frames"), [(1, 48), (1, 24), (3, 48)])
 def test_a_tick(monkeypatch: pytest.MonkeyPatch, num_lanes: int, infer_frames: int) -> None:
-    monkeypatch.setattr(dit_module, "attend", attend)
+    for module in ("dit", "kernels.plain"):
+        monkeypatch.setattr(f"lipcast.models.{module}.attend", attend)
     monkeypatch.setattr("lipcast.models.audio.attend_batch", lambda q, *_: torch.empty_like(q))
     geometry = Geometry.of(CONFIG, VAE, height=HEIGHT, width=WIDTH, infer_frames=infer_frames)
     model = dit_module.DiT(CONFIG).to(torch.bfloat16)
