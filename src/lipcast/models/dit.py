@@ -270,20 +270,22 @@ class TransformerBlock(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = rows_6G1D
         own, cross, ffn, kernels = self.self_attn, self.cross_attn, self.ffn, self.kernels
 
+        # What a step is done with is let go before the next takes memory.
         first = Modulation(shift1, scale1, self.eps)
-        normed = kernels.normalise(x_GSD, first, self._rows_for(own.q, own.k, own.v))
-        attended_GSD = self._attend_self(normed, self_attend)
-
+        own_rows = self._rows_for(own.q, own.k, own.v)
+        branch_GSD = self._attend_self(kernels.normalise(x_GSD, first, own_rows), self_attend)
         third = Affine(self.norm3.weight, self.norm3.bias, self.eps)
         x_GSD, normed = kernels.add_normalise(
-            x_GSD, attended_GSD, gate1, third, self._rows_for(cross.q)
+            x_GSD, branch_GSD, gate1, third, self._rows_for(cross.q)
         )
-        attended_GSD = self._attend_text(normed, text)
-
+        del branch_GSD
+        branch_GSD = self._attend_text(normed, text)
+        del normed
         second = Modulation(shift2, scale2, self.eps)
         x_GSD, normed = kernels.add_normalise(
-            x_GSD, attended_GSD, None, second, self._rows_for(ffn[0])
+            x_GSD, branch_GSD, None, second, self._rows_for(ffn[0])
         )
+        del branch_GSD
         hidden = kernels.gelu(ffn[0](normed), self._rows_for(ffn[2]))
         return kernels.add(x_GSD, ffn[2](hidden), gate2)
 
