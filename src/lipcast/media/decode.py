@@ -79,7 +79,7 @@ def _what_it_is(source: FileSource | ByteRanges) -> str:
     kind = kind_of(head)
     if not kind or "sound" in kind or "video" in kind:
         return f"which {f'begins as {kind} and' if kind else 'is not one or'} is broken; {_ADVICE}"
-    return f"which looks like {kind}; {_ADVICE}"
+    return f"which is not one: it looks like {kind}; {_ADVICE}"
 
 
 class SoundDecoder:

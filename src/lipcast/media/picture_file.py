@@ -159,8 +159,8 @@ def _what_it_is(kind: str) -> str:
     if "picture" in kind:
         return f"which begins as {kind} and is broken, or of a rare kind; {_ADVICE}"
     if "video" in kind:
-        return f"which looks like {kind}; take a picture of it and give that"
-    return f"which looks like {kind}; {_ADVICE}"
+        return f"which is not one: it looks like {kind}; take a picture of it and give that"
+    return f"which is not one: it looks like {kind}; {_ADVICE}"
 
 
 def _opened_heic(content: bytes, name: str) -> Image:
