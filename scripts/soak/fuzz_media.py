@@ -25,6 +25,8 @@ from typing import Any
 
 import av
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from lipcast.errors import LipcastError
@@ -213,6 +215,33 @@ def fuzz(
     return outcomes
 
 
+def readers(folder: Path) -> dict[str, tuple[Callable[[Path], Any], list[bytes], str, float]]:
+    """Each reader with its seeds, the name of its files and its share of the inputs."""
+    return {
+        "pictures": (load_portrait, pictures(), "x.png", 0.45),
+        "sounds": (hear, sounds(folder), "x.wav", 0.45),
+        "videos": (watch, videos(folder), "x.mp4", 0.10),
+    }
+
+
+def targets() -> dict[str, Callable[[], None]]:
+    """Return a test of each reader, as fuzz_parsers.py runs them."""
+    av.logging.set_level(None)
+    folder = tempfile.TemporaryDirectory(prefix="lipcast-fuzz-")  # removed with the tests
+
+    def test(read: Callable[[Path], Any], seeds: list[bytes], file: str) -> Callable[[], None]:
+        @given(st.integers(0, 2**63))
+        def damaged_file(number: int) -> None:
+            path, rng = Path(folder.name) / file, random.Random(number)
+            path.write_bytes(damaged(rng.choice(seeds), seeds, rng))
+            read(path)
+
+        return damaged_file
+
+    found = readers(Path(folder.name)).items()
+    return {f"media: {kind}": test(read, seeds, file) for kind, (read, seeds, file, _) in found}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--inputs", type=int, default=20_000)
@@ -223,12 +252,7 @@ def main() -> int:
     rng, began_s, failed = random.Random(flags.seed), time.perf_counter(), 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        readers: dict[str, tuple[Callable[[Path], Any], list[bytes], str, float]] = {
-            "pictures": (load_portrait, pictures(), "x.png", 0.45),
-            "sounds": (hear, sounds(folder), "x.wav", 0.45),
-            "videos": (watch, videos(folder), "x.mp4", 0.10),
-        }
-        for kind, (read, seeds, file, share) in readers.items():
+        for kind, (read, seeds, file, share) in readers(folder).items():
             outcomes = fuzz(kind, read, seeds, folder / file, round(share * flags.inputs), rng)
             failed += outcomes["FAILED"]
             print(f"{kind}: {outcomes.total()} inputs, {dict(outcomes)}", flush=True)

@@ -39,7 +39,7 @@ from lipcast.errors import LipcastError
 
 MODULES = ("fuzz_tables", "fuzz_weights", "fuzz_media")
 Test = Callable[[], None]
-_ROUND = 5_000
+_ROUND = 200
 _MOST_FINDS = 3
 
 
@@ -81,6 +81,12 @@ def main() -> int:
 
 def all_targets() -> dict[str, Test]:
     """Return the tests of all modules that are there, by the parser's name."""
+    # Before the import: a test keeps the settings of the moment when it is made.
+    settings.register_profile(
+        "fuzz", max_examples=_ROUND, deadline=None, database=None, print_blob=False,
+        suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink),
+    )  # fmt: skip
+    settings.load_profile("fuzz")
     sys.path.insert(0, str(Path(__file__).parent))
     found: dict[str, Test] = {}
     for name in MODULES:
@@ -105,9 +111,9 @@ def fuzz(test: Test, *, num_inputs: int, start: int) -> Count:
 
     handle.hypothesis.inner_test = counted
     rounds = 0
-    while (left := num_inputs - count.read - count.refused) > 0 and count.finds < _MOST_FINDS:
+    while count.read + count.refused < num_inputs and count.finds < _MOST_FINDS:
         before = count.read + count.refused
-        _round(seed(start + rounds)(handle), min(left, _ROUND), count)
+        _round(seed(start + rounds)(handle), count)
         rounds += 1
         if count.read + count.refused == before:  # every input there is was tried
             break
@@ -115,14 +121,8 @@ def fuzz(test: Test, *, num_inputs: int, start: int) -> Count:
     return count
 
 
-def _round(test: Test, num_inputs: int, count: Count) -> None:
+def _round(test: Test, count: Count) -> None:
     """Run a test once; print and count what it finds."""
-    # A profile, since a test takes `settings` only once.
-    settings.register_profile(
-        "fuzz", max_examples=num_inputs, deadline=None, database=None, print_blob=False,
-        suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink),
-    )  # fmt: skip
-    settings.load_profile("fuzz")
     try:
         test()
     except Exception:
