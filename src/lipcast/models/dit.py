@@ -293,9 +293,11 @@ class TransformerBlock(nn.Module):
         return RowFormat.of(*linears, dtype=self.dtype)
 
     def _attend_self(self, normed: Rows, self_attend: SelfAttend) -> Tensor:
-        own = self.self_attn
-        q_GSNd, k_GSNd, v_GSNd = (own.heads(linear(normed)) for linear in (own.q, own.k, own.v))
-        return self._output(own, self_attend(q_GSNd, k_GSNd, v_GSNd, own.norms))
+        own, late = self.self_attn, self.kernels.norms_when_rotating
+        q_GSNd = own.heads(own.q(normed) if late else own.norm_q(own.q(normed)))
+        k_GSNd = own.heads(own.k(normed) if late else own.norm_k(own.k(normed)))
+        norms = own.norms if late else None
+        return self._output(own, self_attend(q_GSNd, k_GSNd, own.heads(own.v(normed)), norms))
 
     def _attend_text(self, normed: Rows, text: Sequence[KeyValue]) -> Tensor:
         cross = self.cross_attn

@@ -34,6 +34,7 @@ class FusedKernels(Kernels):
     """The operations in Triton. `in_place` None: attend in place where that is expected to be faster."""
 
     name: KernelName = "triton"
+    norms_when_rotating = True
 
     def __init__(self, capability: Capability | None, *, in_place: bool | None = None) -> None:
         self._capability, self._in_place = capability, in_place

@@ -93,6 +93,8 @@ class Kernels:
     """The operations, one pass over memory per operator of PyTorch."""
 
     name: KernelName = "plain"
+    norms_when_rotating = False
+    """Whether queries and keys are normed where they are rotated; else right after their product."""
 
     def add(self, x_GSD: Tensor, branch_GSD: Tensor, gate_G1D: Tensor | None = None) -> Tensor:
         """Return x plus a branch, times its gate."""
