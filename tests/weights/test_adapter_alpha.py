@@ -113,6 +113,7 @@ def test_patterns_of_ranks_follow_the_factors(
         ({"alpha_pattern": {"(": 1}}, "is no regular expression"),
         ({"alpha_pattern": {"q": "x"}}, "expected a number for alpha_pattern q"),
         ({"alpha_pattern": [1]}, "expected alpha_pattern as an object"),
+        ({"lora_alpha": 6.8e38}, "times its strength; correct its alpha"),
         ([], "expected a JSON object, got list"),
         ("{", r"adapter_config\.json: .*cannot be read"),
         ("[" * 100_000, r"adapter_config\.json: .*cannot be read"),

@@ -26,6 +26,8 @@ from lipcast.weights.lora_scaling import Scaling, is_published, read_scaling
 from lipcast.weights.names import NameTable, dit_table
 from lipcast.weights.source import QWEIGHT, TensorInfo, TensorSource, summarise_names
 
+_MAX_SCALE = 1e4
+"""Above this an alpha is a mistake: trainers stay below 100."""
 _VARIANT_LAYER = "patch_embedding"
 """The layer whose input differs between the models of this family."""
 
@@ -152,7 +154,13 @@ class _Adapter:
         stored = None
         if "alpha" in found and asked is None:
             stored = _read_alpha(self.source, found["alpha"].name)
-        return scaling.scale(found["A"].layer, rank, asked=asked, stored=stored)
+        scale = scaling.scale(found["A"].layer, rank, asked=asked, stored=stored)
+        if not abs(scale * self.weight) <= _MAX_SCALE:
+            raise CheckpointError(
+                f"{self.source.path}: would be merged at {scale * self.weight:g} times its strength; "
+                "correct its alpha, or give another with the adapter (path:1.0:alpha=N)"
+            )
+        return scale
 
     def apply(self, name: str, value: Tensor) -> None:
         """Change `value`, the float32 base tensor `name`, in place."""
