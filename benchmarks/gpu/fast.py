@@ -19,6 +19,7 @@ from gpu.videos import make_video
 from lipcast.config.models import DiTConfig
 from lipcast.config.precision import StoredPrecision
 from lipcast.lab.gpu_work import StepCase, count_step
+from lipcast.models.dit import use_kernels
 from lipcast.models.kernels.fused import FusedKernels
 from lipcast.models.kernels.plain import Kernels
 from lipcast.models.quant_formats import FP8
@@ -130,7 +131,7 @@ def plain_and_fused(settings: Settings, report: Report) -> None:
     found = {}
     for name, chosen in kinds.items():
         with report.attempt(f"{name}: the video is made"):
-            model.bundle.dit.use_kernels(chosen)
+            use_kernels(model.bundle.dit, chosen)
             with timed_steps(settings) as times, without_decoding(model):
                 make_video(model, 6, prompt=checkpoint.prompt, size="704*384", infer_frames=48)
             lanes = max(times.lanes)

@@ -27,7 +27,7 @@ from lipcast.env import cache_dir, logger
 from lipcast.errors import UsageError
 from lipcast.memory.device import prepare_allocator, with_index
 from lipcast.memory.manager import MemoryManager
-from lipcast.models.dit import DiT
+from lipcast.models.dit import DiT, use_kernels
 from lipcast.models.kernels.choice import choose_kernels
 from lipcast.models.kernels.plain import Kernels
 from lipcast.models.vae_cpu import best_kernels, prepare_for_cpu, processor_flags
@@ -106,7 +106,7 @@ def load_networks(
         speech_device=speech_device,
     )
     if "dit" in networks:
-        bundle.dit.use_kernels(_kernels(settings, bundle.dit.config))
+        use_kernels(bundle.dit, _kernels(settings, bundle.dit.config))
     if "vae" in networks:
         _prepare_decoder(bundle, settings)
     return bundle, manager

@@ -28,7 +28,7 @@ from lipcast.memory.arena import Arena, DeviceMaker
 from lipcast.memory.copier import CudaCopier
 from lipcast.memory.device_context import DeviceContext
 from lipcast.memory.session_memory import SessionMemory, SessionPlan
-from lipcast.models.dit import DiT
+from lipcast.models.dit import DiT, use_kernels
 from lipcast.models.kernels.fused import FusedKernels
 from lipcast.models.kernels.plain import Kernels
 from lipcast.models.vae import VideoVAE
@@ -127,7 +127,7 @@ def steady_executor(
     spec = replace(spec, max_lanes=case.num_lanes)
     dit = fake_dit(config, case.precision, fp8_matmul=case.fp8_matmul)
     resident = SessionPlan.resident(config.num_layers)
-    dit.use_kernels(fake_kernels(case))
+    use_kernels(dit, fake_kernels(case))
     plan = replace(resident, kv_precision=case.kv_precision)
     memory = SessionMemory(dit, session_shape(spec), fake_device_context(), plan)
     context = torch.empty(120, config.text_dim, device=DEVICE)

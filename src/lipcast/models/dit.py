@@ -93,14 +93,7 @@ class DiT(nn.Module):
         self.head = Head(config)
         self.casual_audio_encoder = CausalAudioEncoder(config)
         self.audio_injector = AudioInjector(config)
-        self.use_kernels(Kernels())
-
-    def use_kernels(self, kernels: Kernels) -> None:
-        """Compute whatever is no matrix product with these operations."""
-        self.kernels = kernels
-        self.audio_injector.kernels = kernels
-        for block in self.layers:
-            block.kernels = kernels
+        self.kernels = Kernels()
 
     @property
     def layers(self) -> list[TransformerBlock]:
@@ -230,6 +223,13 @@ class DiT(nn.Module):
         frames, height, width = like_CFHW.shape[1:]
         grid = patches_FSP.view(frames, height // ph, width // pw, ph, pw, self.config.out_dim)
         return grid.permute(5, 0, 1, 3, 2, 4).reshape(self.config.out_dim, frames, height, width)
+
+
+def use_kernels(model: DiT, kernels: Kernels) -> None:
+    """Let a model compute whatever is no matrix product with these operations."""
+    model.kernels = model.audio_injector.kernels = kernels
+    for block in model.layers:
+        block.kernels = kernels
 
 
 class TransformerBlock(nn.Module):
