@@ -85,6 +85,13 @@ def test_without_a_token_a_foreign_host_name_is_refused(server):
     assert answer.status_code == 403 and "--token" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "headers", [{"host": "[::1"}, {"host": "localhost", "origin": "http://[x"}]
+)
+def test_addresses_that_are_none_are_refused(server, headers):
+    assert server.client.get("/api/info", headers=headers).status_code == 403
+
+
 def test_a_token_is_made_up_off_loopback():
     assert ServeSettings(host="127.0.0.2").with_token().token is None
     assert len(ServeSettings(host="0.0.0.0").with_token().token or "") > 20

@@ -11,7 +11,7 @@ import json
 import secrets
 from collections.abc import Mapping
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -56,7 +56,7 @@ class Gate:
             given_token(headers, scope).encode(), token.encode()
         ):
             return 401, "a token is needed: open the address that the server printed at its start"
-        host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+        host = _split(f"//{headers.get('host', '')}").hostname or ""
         if token is None and host not in _LOCAL_NAMES:
             return (
                 403,
@@ -71,8 +71,16 @@ class Gate:
         return None
 
     def _knows(self, origin: str, headers: Headers) -> bool:
-        is_own = urlsplit(origin).netloc.lower() == headers.get("host", "").lower() != ""
+        is_own = _split(origin).netloc.lower() == headers.get("host", "").lower() != ""
         return is_own or origin in self._settings.allowed_origins
+
+
+def _split(address: str) -> SplitResult:
+    """Return the parts of an address; empty ones where it is none, such as "//[::1"."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
 def given_token(headers: Headers, scope: Scope) -> str:
