@@ -80,7 +80,7 @@ def test_an_output_that_cannot_be_written(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", read_only)
         assert run_jobs(store, renderer, log=quiet) == 1
-    assert "check the folder and its rights" in store.job(name).error
+    assert "check the folder and its permissions" in store.job(name).error
     assert not renderer.made and not any(folder.iterdir())  # found out before anything was made
     gone = submit(tmp_path / "gone" / "a.mp4", 2.0)
     assert run_jobs(store, renderer, log=quiet) == 1

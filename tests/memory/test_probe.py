@@ -16,6 +16,8 @@ from lipcast.engine import planner_inputs
 from lipcast.engine.loading import read_precision
 from lipcast.errors import UsageError
 from lipcast.memory import probe
+from lipcast.models.kernels.choice import ChosenKernels
+from lipcast.models.kernels.plain import Kernels
 from lipcast.planning import costs, items, sizes
 from lipcast.planning.inputs import supposed_spec
 from lipcast.planning.planner import make_plan
@@ -40,6 +42,8 @@ def card(monkeypatch: pytest.MonkeyPatch, name: str, support: Fp8Support) -> lis
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (31 << 30, 32 << 30))
     monkeypatch.setattr(probe, "link_bytes_per_s", lambda _: 50e9)
     monkeypatch.setattr(probe, "fp8_support", trial)
+    plain = ChosenKernels(Kernels(), "no card to try")
+    monkeypatch.setattr(planner_inputs, "choose_kernels", lambda *_: plain)
     return asked
 
 

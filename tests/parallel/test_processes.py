@@ -26,6 +26,11 @@ def command(portrait: Path, features: Path, output: Path, *flags: str) -> list[s
     return [str(Path(sys.executable).with_name("lipcast")), "generate", *files, *_COMMAND, *flags]
 
 
+def heed_hangups() -> None:
+    """Undo what a process inherits from `nohup`: that SIGHUP is ignored."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
     ("number", "exit_code"),
     [
@@ -44,7 +49,7 @@ def test_nothing_is_left_of_an_interrupted_command(
     temporary.mkdir()
     with subprocess.Popen(
         line, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "TMPDIR": str(temporary)},
+        env={**os.environ, "TMPDIR": str(temporary)}, preexec_fn=heed_hangups,
     ) as process:  # fmt: skip
         while not output.exists() or output.stat().st_size < 20_000:
             assert process.poll() is None, "it ended before it wrote a frame"
