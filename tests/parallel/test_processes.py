@@ -26,9 +26,12 @@ def command(portrait: Path, features: Path, output: Path, *flags: str) -> list[s
     return [str(Path(sys.executable).with_name("lipcast")), "generate", *files, *_COMMAND, *flags]
 
 
-def heed_hangups() -> None:
-    """Undo what a process inherits from `nohup`: that SIGHUP is ignored."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+HEED_HANGUPS = (
+    sys.executable, "-c",
+    "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+    "os.execv(sys.argv[1], sys.argv[1:])",
+)  # fmt: skip
+"""Undoes what a process inherits from `nohup`, that SIGHUP is ignored, and becomes the command behind it."""
 
 
 @pytest.mark.parametrize(
@@ -48,8 +51,8 @@ def test_nothing_is_left_of_an_interrupted_command(
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     with subprocess.Popen(
-        line, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "TMPDIR": str(temporary)}, preexec_fn=heed_hangups,
+        [*HEED_HANGUPS, *line], stderr=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "TMPDIR": str(temporary)},
     ) as process:  # fmt: skip
         while not output.exists() or output.stat().st_size < 20_000:
             assert process.poll() is None, "it ended before it wrote a frame"
