@@ -50,7 +50,8 @@ def test_a_bounded_memory_is_what_is_measured(monkeypatch, capsys):
     out, _ = capsys.readouterr()
     rows = json.loads(out.splitlines()[-1])["rows"]
     assert [row["schedule"] for row in rows] == ["sequential"]
-    assert (asked["vram"], asked["offload_model"]) == ("300MB", True)
+    memory = asked["memory_options"]
+    assert (memory.vram, memory.offload_model) == ("300MB", True)
 
 
 def test_the_place_where_memory_ran_out_is_said(tiny, monkeypatch):
