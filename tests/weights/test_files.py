@@ -177,6 +177,17 @@ def test_pth_with_code_in_it_is_refused(tmp_path: Path) -> None:
         open_tensors(path)
 
 
+def test_pth_whose_end_names_several_disks_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save({"a": torch.ones(2)}, path)
+    data = bytearray(path.read_bytes())
+    locator = data.rindex(b"PK\x06\x07")
+    data[locator + 16 : locator + 20] = (2).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="damaged or cut short"):
+        open_tensors(path)
+
+
 def test_pth_that_is_no_state_dict_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.pth"
     torch.save({"epoch": 3, "model": {}}, path)

@@ -39,11 +39,11 @@ class PthSource(TensorSource):
 
 
 def _map_tensors(path: Path) -> dict[str, Tensor]:
-    # Files older than PyTorch 1.6 are plain pickles, which cannot be mapped.
-    mapped = zipfile.is_zipfile(path)
     try:
+        # Files older than PyTorch 1.6 are plain pickles, which cannot be mapped.
+        mapped = zipfile.is_zipfile(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # the unpickler raises whatever broken bytes lead it to
+    except Exception as error:  # zipfile and the unpickler raise whatever broken bytes lead them to
         raise CheckpointError(
             f"{path}: expected a PyTorch weight file, but it cannot be read "
             f"({_first_line(error)}); it is damaged or cut short, download it again"
