@@ -10,13 +10,14 @@ Legend: T tokens, D model width, N heads, d head size, W positions of a ring, S 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lipcast.models.kernels.register import Operator, register_operators
 from lipcast.models.quant_formats import FP8
 
 _SCHEMAS = {
@@ -281,7 +282,7 @@ def _fake_add_normalise(
     return torch.empty_like(x), *_new_rows(x, dtype, fp8)
 
 
-_OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+_OPERATORS: dict[str, Operator] = {
     "add": (add, lambda x, *_: torch.empty_like(x)),
     "normalise": (normalise, lambda x, *norm: _new_rows(x, *norm[-2:])),
     "add_normalise": (add_normalise, _fake_add_normalise),
@@ -291,15 +292,5 @@ _OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "join_keys_values": (join_keys_values, _joined),
     "attend_segments": (attend_segments, lambda q, *_: torch.empty_like(q)),
 }
-"""Name -> (what launches the kernel, what gives shapes and dtypes)."""
 
-
-def _register() -> None:
-    for name, (launch, shapes) in _OPERATORS.items():
-        operator = f"lipcast::{name}"
-        torch.library.define(operator, _SCHEMAS[name])
-        torch.library.impl(operator, "CompositeExplicitAutograd")(launch)
-        torch.library.register_fake(operator)(shapes)
-
-
-_register()
+register_operators(_OPERATORS, _SCHEMAS)

@@ -10,7 +10,6 @@ Layout: activations x_THWC (T frames, H height, W width, C channels).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lipcast.models.kernels.register import Operator, register_operators
 from lipcast.models.vae_kernels import ConvKernels, ConvStep, newest_frames
 
 NORM_SILU = "norm_silu"
@@ -213,16 +213,8 @@ def _code() -> Any:
     return vae_triton
 
 
-def _register() -> None:
-    launches: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-        NORM_SILU: (norm_silu, _norm_silu_shapes),
-        CONVOLVE: (causal_conv3d, _fake_conv),
-    }
-    for name, (launch, shapes) in launches.items():
-        operator = f"lipcast::{name}"
-        torch.library.define(operator, _SCHEMAS[name])
-        torch.library.impl(operator, "CompositeExplicitAutograd")(launch)
-        torch.library.register_fake(operator)(shapes)
-
-
-_register()
+_OPERATORS: dict[str, Operator] = {
+    NORM_SILU: (norm_silu, _norm_silu_shapes),
+    CONVOLVE: (causal_conv3d, _fake_conv),
+}
+register_operators(_OPERATORS, _SCHEMAS)
