@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import triton_interpreter
+from compiling import SHARED_BYTES, compiled
 
 import lipcast
 from lipcast.config.models import DiTConfig
@@ -126,30 +124,15 @@ def test_frames_of_the_embedded_model(
     assert decibels(*frames) > least_db
 
 
-def run_compiler(capability: int) -> list[dict[str, Any]]:
-    """Compile in a process of its own, in which kernels are not interpreted."""
-    code = (
-        "import dataclasses, json; from lipcast.lab.kernel_compile import compile_kernels;"
-        f"print(json.dumps([dataclasses.asdict(k) for k in compile_kernels(capabilities=({capability},))]))"
-    )
-    made = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)},
-    )  # fmt: skip
-    found: list[dict[str, Any]] = json.loads(made.stdout)
-    return found
-
-
-SHARED_BYTES = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
-"""Shared memory that a block of threads can have."""
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # attention takes the compiler most of it
 @pytest.mark.parametrize("capability", SHARED_BYTES)
 def test_kernels_compile_for_every_gpu(capability: int) -> None:
     """Within registers: what passes over memory spills nothing, attention a few numbers per thread."""
-    kernels = run_compiler(capability)
+    kernels = compiled(
+        "from lipcast.lab.kernel_compile import compile_kernels",
+        f"compile_kernels(capabilities=({capability},))",
+    )
     assert len(kernels) == 5 + 3 * 3
     for kernel in kernels:
         attends = kernel["label"].startswith("attention")

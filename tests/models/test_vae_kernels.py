@@ -6,14 +6,12 @@ after every step, so that they are compared with float32 of the same 16-bit numb
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
 import triton_interpreter  # before the kernels
+from compiling import SHARED_BYTES, compiled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_vae_channels_last import random_latent, random_vae
@@ -30,8 +28,6 @@ from lipcast.models.vae_channels_last import ChannelsLastVAE, to_channels_last
 from lipcast.models.vae_kernels import ConvKernels, ConvStep
 
 assert triton_interpreter
-SHARED_BYTES = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
-"""Shared memory that a block of threads can have."""
 SMALL_TILE = Tile(2, 8, 16, 16, 16)
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2.0**-8}
 """Relative to the largest number: sums in another order; one rounding to bfloat16."""
@@ -197,27 +193,15 @@ def test_a_batch_goes_on_from_primed_caches(model: VideoVAE, batched: ChannelsLa
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
 
 
-def compiled(capability: int) -> list[dict[str, Any]]:
-    """Compile in a process of its own, in which kernels are not interpreted."""
-    code = (
-        "import dataclasses, json; from lipcast.config.models import VAEConfig;"
-        "from lipcast.lab.conv_compile import compile_convolutions as compile;"
-        f"print(json.dumps([dataclasses.asdict(k) for k in compile(VAEConfig(), {capability})]))"
-    )
-    made = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)},
-    )  # fmt: skip
-    found: list[dict[str, Any]] = json.loads(made.stdout)
-    return found
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("capability", SHARED_BYTES)
 def test_convolutions_compile_for_every_gpu(capability: int) -> None:
     """Nearly nothing is spilled (4 bytes on sm_100), and shared memory suffices on every card."""
-    kernels = compiled(capability)
+    kernels = compiled(
+        "from lipcast.config.models import VAEConfig; from lipcast.lab import conv_compile",
+        f"conv_compile.compile_convolutions(VAEConfig(), {capability})",
+    )
     assert len(kernels) == 17
     for kernel in kernels:
         assert kernel["registers"] <= 255 and kernel["spilled_bytes"] <= 4, kernel

@@ -11,9 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lipcast.weights.bundle import open_transformer
+from lipcast.weights.checkpoint import find_checkpoint
+from lipcast.weights.files import open_tensors
 from lipcast.weights.load import without_memory
-from lipcast.weights.source import TensorInfo
+from lipcast.weights.source import TensorInfo, TensorSource
 from synthetic import SMALL, write_synthetic
+
+from .packs import TEXT, VAE, Tensors
 
 TINY = Path(__file__).parents[2] / "src" / "lipcast" / "assets" / "tiny"
 
@@ -98,3 +103,23 @@ def official_infos() -> dict[str, list[TensorInfo]]:
         sizes = tuple(int(size) for size in shape.split("x"))
         infos.setdefault(component, []).append(TensorInfo(name, sizes, torch.bfloat16))
     return infos
+
+
+@pytest.fixture(scope="module")
+def dit(original: Path) -> Tensors:
+    return dict(open_tensors(original / "diffusion_pytorch_model.safetensors.index.json"))
+
+
+@pytest.fixture(scope="module")
+def text(original: Path) -> Tensors:
+    return dict(open_tensors(original / TEXT))
+
+
+@pytest.fixture(scope="module")
+def vae(original: Path) -> Tensors:
+    return dict(open_tensors(original / VAE))
+
+
+@pytest.fixture(scope="module")
+def base(original: Path) -> TensorSource:
+    return open_transformer(find_checkpoint(original))

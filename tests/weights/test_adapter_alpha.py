@@ -11,8 +11,6 @@ import pytest
 import torch
 
 from lipcast.errors import CheckpointError
-from lipcast.weights.bundle import open_transformer
-from lipcast.weights.checkpoint import find_checkpoint
 from lipcast.weights.source import TensorSource
 
 from .trainers import (
@@ -25,12 +23,6 @@ from .trainers import (
     merged,
     write,
 )
-
-
-@pytest.fixture(scope="module")
-def base(original: Path) -> TensorSource:
-    return open_transformer(find_checkpoint(original))
-
 
 HOW_ALPHA_IS_SAID: dict[str, tuple[dict[str, str] | None, dict[str, Any] | None, float]] = {
     "nobody": (None, None, 1.0),

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from lipcast.config.precision import StoredPrecision
 from lipcast.errors import CheckpointError
 from lipcast.weights.adapters import adapters_of
-from lipcast.weights.bundle import open_transformer
 from lipcast.weights.checkpoint import checkpoint_dir, find_checkpoint
 from lipcast.weights.lora import LoraSpec
 from lipcast.weights.quant import quantise_weight
@@ -35,11 +34,6 @@ from .trainers import (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("adapters")
-
-
-@pytest.fixture(scope="module")
-def base(original: Path) -> TensorSource:
-    return open_transformer(find_checkpoint(original))
 
 
 @pytest.mark.parametrize("name", SPELLINGS)

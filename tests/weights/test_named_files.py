@@ -12,35 +12,17 @@ import torch
 from lipcast.errors import CheckpointError
 from lipcast.weights.bundle import load_bundle, load_text_encoder
 from lipcast.weights.checkpoint import find_checkpoint
-from lipcast.weights.files import open_tensors
 from lipcast.weights.networks import open_dit
 from synthetic import SMALL
 
 from .packs import (
     FP8,
-    TEXT,
     VAE,
     Tensors,
     note,
     without,
     write,
 )
-
-
-@pytest.fixture(scope="module")
-def dit(original: Path) -> Tensors:
-    return dict(open_tensors(original / "diffusion_pytorch_model.safetensors.index.json"))
-
-
-@pytest.fixture(scope="module")
-def text(original: Path) -> Tensors:
-    return dict(open_tensors(original / TEXT))
-
-
-@pytest.fixture(scope="module")
-def vae(original: Path) -> Tensors:
-    return dict(open_tensors(original / VAE))
-
 
 OTHER_WAN: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
     "t2v": ({"patch_embedding.weight": (5120, 16, 1)}, r"text-to-video \(T2V, 14B\)"),

@@ -44,21 +44,6 @@ from .packs import (
 )
 
 
-@pytest.fixture(scope="module")
-def dit(original: Path) -> Tensors:
-    return dict(open_tensors(original / "diffusion_pytorch_model.safetensors.index.json"))
-
-
-@pytest.fixture(scope="module")
-def text(original: Path) -> Tensors:
-    return dict(open_tensors(original / TEXT))
-
-
-@pytest.fixture(scope="module")
-def vae(original: Path) -> Tensors:
-    return dict(open_tensors(original / VAE))
-
-
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("kind", PACKS)
 def test_a_repacked_transformer_is_read_under_its_public_name(
