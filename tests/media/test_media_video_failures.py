@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -278,3 +279,32 @@ def test_a_folder_without_the_right_to_write(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written"):
         open_writer(path)
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_within_a_picture_is_heard_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """Every picture that the encoder has given out is in the file, and decodes."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    mux, calls = _Muxer._mux_pictures, [0]
+
+    def signalled(self: _Muxer, packets: list[Any]) -> None:
+        calls[0] += 1
+        if calls[0] == 70:
+            signal.raise_signal(number)
+        mux(self, packets)
+
+    monkeypatch.setattr(_Muxer, "_mux_pictures", signalled)
+    before, path = signal.signal(number, interrupt), tmp_path / "a.mp4"
+    try:
+        with pytest.raises(KeyboardInterrupt), open_writer(path) as writer:
+            for first in range(0, 120, BLOCK):
+                writer.write(numbered(BLOCK, first=first), np.zeros((BLOCK * 640, 1), np.float32))
+        assert signal.getsignal(number) is interrupt
+    finally:
+        signal.signal(number, before)
+    assert mp4.num_pictures(path) == len(list(iter_frames(path))) == 70

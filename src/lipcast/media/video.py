@@ -41,6 +41,7 @@ from lipcast.media.mp4 import keep_complete, make_plain
 from lipcast.media.resample import Fifo, Samples
 from lipcast.media.sound_track import SoundTrack
 from lipcast.media.target import check_target, container_of, explained
+from lipcast.media.uninterrupted import uninterrupted
 
 Frames = NDArray[np.uint8]
 
@@ -137,9 +138,10 @@ class VideoWriter:
         self.close()
 
     def _encode_frame(self, frame: Frames) -> None:
-        # Counted first: if Ctrl-C comes in between, a number is left out and none is used twice.
+        # Counted first: if it fails, a number is left out and none is used twice.
         self.num_frames += 1
-        self._muxer().encode_frame(frame, self.num_frames - 1)
+        with uninterrupted():
+            self._muxer().encode_frame(frame, self.num_frames - 1)
 
     def _missing_samples(self, num_frames: int) -> int:
         """How much sound so many pictures still lack."""
@@ -149,9 +151,10 @@ class VideoWriter:
         """Encode of what waits at most so many samples."""
         num_samples = min(self._waiting.length, most_samples)
         if num_samples > 0:  # an interrupted block leaves the sound ahead of the pictures
-            self._num_samples += num_samples
-            samples = self._waiting.pop(num_samples)
-            self._muxer().sound.encode(samples, self._num_samples - num_samples)
+            with uninterrupted():
+                self._num_samples += num_samples
+                samples = self._waiting.pop(num_samples)
+                self._muxer().sound.encode(samples, self._num_samples - num_samples)
 
     def _muxer(self) -> _Muxer:
         if self._mux is None:
