@@ -159,6 +159,27 @@ def test_what_failed_is_named(page, running, tmp_path):
     until(page, "document.getElementById('state').textContent.includes('microphone was refused')")
 
 
+def test_nothing_can_be_used_before_the_server_has_answered(browser, running):
+    waiting: list[Any] = []
+
+    def hold(route: Any) -> None:
+        waiting.append(route)
+
+    opened = browser.new_page()
+    opened.route("**/api/info", hold)
+    opened.goto(running.server.url)
+    for _ in range(100):
+        if waiting:
+            break
+        opened.wait_for_timeout(100)
+    for name in ("#example", "#microphone", "#portrait-file", "#speak-file"):
+        assert opened.locator(name).is_disabled()
+    waiting[0].continue_()
+    for name in ("#example", "#microphone", "#portrait-file"):
+        until(opened, f"!document.querySelector('{name}').disabled")
+    opened.close()
+
+
 def test_the_page_by_keyboard_and_on_a_phone(page):
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0

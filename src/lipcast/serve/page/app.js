@@ -391,7 +391,7 @@ function show() {
   $("interrupt").disabled = $("record").disabled = $("stop").disabled = $("apply").disabled = !open;
   $("example").hidden = open;
   $("microphone").textContent = microphone ? "Stop the microphone" : "Start the microphone";
-  $("speak-file").disabled = !soundFile;
+  $("speak-file").disabled = !soundFile || !info?.ready;
   $("record").setAttribute("aria-pressed", String(Boolean(session.recorded)));
   $("record").textContent = session.recorded ? "Save" : "Record";
   $("again").hidden = !localStorage.getItem(SAVED) || open;
@@ -458,6 +458,7 @@ function addPortrait(name, picture, label) {
 }
 
 const upload = (file) => guarded(async () => {
+  if (!info) throw new Error("The server has not answered yet. Choose the picture again when it is ready.");
   if (file.size > info.limits.upload_bytes) {
     throw new Error(`${file.name} has ${(file.size / 2 ** 20).toFixed(1)} MiB; at most ${info.limits.upload_bytes / 2 ** 20} MiB are taken.`);
   }
@@ -569,6 +570,7 @@ async function findServer() {
   }
   $("server").textContent = info.ready ? `ready, version ${info.version}` : "loading the model";
   $("server").dataset.kind = info.ready ? "good" : "wait";
+  $("portrait-file").disabled = false;
   for (const id of ["example", "microphone"]) $(id).disabled = !info.ready;
   if (info.ready) say("Press “Hear the example”, or speak to the portrait.", "good");
   else { say("The server is loading its model; this takes a moment."); setTimeout(findServer, 1000); }
