@@ -270,7 +270,7 @@ def _encode_all(X, OUT, NUM: tl.constexpr):  # type: ignore[name-defined]
 @triton.jit  # type: ignore[untyped-decorator]
 def _decode_all(X, OUT, NUM: tl.constexpr):  # type: ignore[name-defined]
     index = tl.arange(0, NUM)
-    tl.store(OUT + index, triton_code._decode_e4m3(tl.load(X + index)))
+    tl.store(OUT + index, triton_code.decode_e4m3(tl.load(X + index)))
 
 
 def test_every_e4m3_number_is_decoded() -> None:

@@ -225,11 +225,11 @@ class DiT(nn.Module):
         return grid.permute(5, 0, 1, 3, 2, 4).reshape(self.config.out_dim, frames, height, width)
 
 
-def apply_kernels(model: DiT, kernels: Kernels) -> None:
-    """Compute everything in `model` that is no matrix product with these operations."""
-    model.kernels = model.audio_injector.kernels = kernels
-    for block in model.layers:
-        block.kernels = kernels
+def apply_kernels(model: nn.Module, kernels: Kernels) -> None:
+    """Compute everything in `model` that is no matrix product of PyTorch with these operations."""
+    for part in model.modules():
+        if isinstance(getattr(part, "kernels", None), Kernels):
+            part.__dict__["kernels"] = kernels
 
 
 class TransformerBlock(nn.Module):

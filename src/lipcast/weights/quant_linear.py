@@ -12,17 +12,17 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lipcast.errors import CheckpointError
+from lipcast.models.kernels.plain import Kernels
 from lipcast.models.quant_formats import Rows
 from lipcast.weights.fp8 import Fp8Products, LayerSize, fp8_support
-from lipcast.weights.schemes import Scheme, scheme_of
+from lipcast.weights.schemes import Scheme, scheme_of, stored_weight
 from lipcast.weights.source import QWEIGHT, TensorSource
 
 
 class QuantLinear(nn.Module):
-    """y = x Wᵀ + b, W stored by `scheme` and dequantised for the product.
+    """y = x Wᵀ + b, W stored by `scheme`; how it is read for the product is `kernels`' matter.
 
     With `fp8_products` it multiplies 8-bit floats directly, where the shape has a kernel;
     activations are then quantised per token. `dtype` is that of `weight`.
@@ -34,6 +34,7 @@ class QuantLinear(nn.Module):
         self.scheme, self.dtype = scheme, dtype
         self.bias = linear.bias
         self.fp8_products: Fp8Products | None = None
+        self.kernels = Kernels()
         shapes = scheme.part_shapes(self.out_features, self.in_features)
         self._part_names = tuple(shapes)
         for name, (shape, part_dtype) in shapes.items():
@@ -51,16 +52,13 @@ class QuantLinear(nn.Module):
             setattr(self, name, part)
 
     def forward(self, x: Rows) -> Tensor:
-        bias = self.bias
-        parts = self._parts()
+        weight = stored_weight(self._parts())
         if self.fp8_products is not None:
-            product = self.fp8_products.linear(x, parts[QWEIGHT], parts["scale"], bias)
+            product = self.fp8_products.linear(x, weight.numbers, weight.scale, self.bias)
             if product is not None:
                 return product
-        if not isinstance(x, Tensor):
-            x = x.restore()
-        weight = self.scheme.dequantise(parts, x.dtype)
-        return functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+        x = x if isinstance(x, Tensor) else x.restore()
+        return self.kernels.linear(x, weight, self.bias)
 
     @property
     def weight(self) -> Tensor:

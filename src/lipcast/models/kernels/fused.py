@@ -20,14 +20,15 @@ from torch.nn import functional
 from lipcast.config.gpu_options import KernelName
 from lipcast.models.attention import Capability, KeyValue, prefers_cudnn
 from lipcast.models.kernels import operators as _operators
+from lipcast.models.kernels import stored_linear as _products
 from lipcast.models.kernels.plain import Affine, Kernels, Modulation, Remembered, RowFormat
 from lipcast.models.kv_codec import KVCodec, PlainCodec
 from lipcast.models.layers import QueryKeyNorms, RMSNorm
-from lipcast.models.quant_formats import QuantisedRows, Rows
+from lipcast.models.quant_formats import QuantisedRows, Rows, StoredWeight
 from lipcast.models.rope import RotaryTable
 
 _ops = torch.ops.lipcast
-assert _operators
+assert _operators and _products
 
 
 class FusedKernels(Kernels):
@@ -64,6 +65,14 @@ class FusedKernels(Kernels):
             form.fp8,
         )
         return total, _rows(rows, form)
+
+    def linear(self, x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
+        if not _products.has_whole_groups(weight):
+            return super().linear(x, weight, bias)
+        product: Tensor = _ops.stored_linear(
+            x.contiguous(), weight.numbers, weight.scale, weight.minimum, bias
+        )
+        return product
 
     def gelu(self, x: Tensor, form: RowFormat) -> Rows:
         if not form.fp8:

@@ -170,7 +170,7 @@ def attend_segments(
     """Return the attention of q [T, N, d] to the filled positions of a ring and to a sink, read in place."""
     out = torch.empty_like(q)
     tokens, heads, head_dim = q.shape
-    native, block = _has_fp8_instructions(q.device), attention_block(len(keys))
+    native, block = has_fp8_instructions(q.device), attention_block(len(keys))
     _code().attend_segments[(-(-tokens // block["BLOCK_Q"]), heads)](
         q, *_planes(keys, native=native), *_planes(values, native=native),
         ref_keys, motion_keys, sink_values, out,
@@ -221,7 +221,8 @@ def _triton_dtype(dtype: torch.dtype) -> Any:
 
 
 @cache
-def _has_fp8_instructions(device: torch.device) -> bool:
+def has_fp8_instructions(device: torch.device) -> bool:
+    """Return whether a GPU converts 8-bit floats by itself."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FP8_INSTRUCTIONS
 
 

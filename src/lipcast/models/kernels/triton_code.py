@@ -35,14 +35,12 @@ def _encode_e4m3(x):
 
 
 @triton.jit
-def _decode_e4m3(code):
+def decode_e4m3(code):
     """The byte of an e4m3 to float32."""
-    code = code.to(tl.int32)
-    magnitude = code & 0x7F
-    normal = ((magnitude << 20) + (120 << 23)).to(tl.float32, bitcast=True)
-    value = tl.where(magnitude < 8, magnitude.to(tl.float32) * 0.001953125, normal)
-    value = tl.where(magnitude == 0x7F, float("nan"), value)
-    return tl.where(code > 0x7F, -value, value)
+    # The same bits as a float16 are 2**-8 of the number, subnormals included.
+    half = ((code & 0x7F).to(tl.int16) << 7) | ((code & 0x80).to(tl.int16) << 8)
+    value = half.to(tl.float16, bitcast=True).to(tl.float32) * 256.0
+    return tl.where((code & 0x7F) == 0x7F, float("nan"), value)
 
 
 @triton.jit
@@ -228,7 +226,7 @@ def _load_kv(
         scale = tl.load(SCALES + kept, mask=valid, other=0.0).to(tl.float32)
         if PLANES == 2:
             if NUMBERS.dtype.element_ty == tl.uint8:
-                numbers = _decode_e4m3(numbers) * scale
+                numbers = decode_e4m3(numbers) * scale
             else:
                 numbers = numbers.to(tl.float32) * scale
         else:
