@@ -186,7 +186,7 @@ def _rests_on() -> str:
     at = Geometry.of(config, VAEConfig(), height=704, width=384, infer_frames=48)
     figures = {}
     for name in get_args(KernelName):
-        counts = kernel_counts("fp8", "bf16", num_lanes=1, dequantised=False, kernels=name)
+        counts = kernel_counts("fp8", "bf16", num_lanes=1, reading="as stored", kernels=name)
         launches = round(costs.launches(counts, config, num_lanes=1), -1)
         figures[name] = launches, costs.lane_traffic_bytes(counts, config, at) / 1e9
     return RESTS_ON.format(**figures)

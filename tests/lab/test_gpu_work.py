@@ -23,7 +23,7 @@ from lipcast.lab.gpu_work import (
     default_spec,
 )
 from lipcast.planning import costs
-from lipcast.planning.kernel_counts import kernel_counts
+from lipcast.planning.kernel_counts import WeightReading, kernel_counts
 
 FULL = DiTConfig()
 BUDGETS = {
@@ -72,6 +72,13 @@ PLANNED = [case for case in BUDGETS if case.in_place is None]
 """The planner takes ring and sink for joined, as they are on Hopper."""
 
 
+def reading_of(case: StepCase) -> WeightReading:
+    """How a case multiplies its weights."""
+    if case.precision == "bf16" or (case.precision == "fp8" and case.fp8_matmul):
+        return "as stored"
+    return "in registers" if case.kernels == "triton" else "dequantised"
+
+
 @cache
 def counted(case: StepCase) -> Work:
     """One tick of the true model."""
@@ -98,7 +105,7 @@ def test_the_planner_knows_what_a_step_asks_for(case: StepCase) -> None:
         case.kv_precision or "bf16",
         num_lanes=case.num_lanes,
         kernels=case.kernels,
-        dequantised=case.precision in {"int8", "int4"},
+        reading=reading_of(case),
     )
     weights = costs.lane_gemm_flops(FULL, geometry) / costs.lane_tokens(geometry) / 2
     traffic = case.num_lanes * costs.lane_traffic_bytes(counts, FULL, geometry)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
+from typing import Literal
 
 from lipcast.config.gpu_options import KernelName
 from lipcast.config.precision import KVPrecision, Precision
@@ -57,6 +58,10 @@ class CountTable:
     several_lanes: KernelCounts
     """Lanes are joined for what they share."""
 
+
+WeightReading = Literal["as stored", "in registers", "dequantised"]
+"""How stored weights are multiplied: as they are, restored tile by tile in the product, or expanded to two
+bytes before it."""
 
 TABLES: Mapping[KernelName, CountTable] = MappingProxyType(
     {
@@ -105,15 +110,15 @@ def kernel_counts(
     kv_precision: KVPrecision,
     *,
     num_lanes: int,
-    dequantised: bool,
+    reading: WeightReading,
     kernels: KernelName,
 ) -> KernelCounts:
-    """Return the counts of a tick; `dequantised`: weights are expanded before use."""
+    """Return the counts of a tick, `reading` being how the weights are multiplied."""
     table = TABLES[kernels]
     counts = table.single if precision == "fp32" else table.half
-    if dequantised:
+    if reading == "dequantised":
         counts += DEQUANTISED[precision]
-    elif precision == "fp8":
+    elif precision == "fp8" and reading == "as stored":
         counts += table.fp8_products
     counts += table.rings.get(kv_precision, KernelCounts())
     return counts + table.several_lanes if num_lanes > 1 else counts
