@@ -238,6 +238,25 @@ def test_rotation_ring_and_attention(
             assert_near(one.float(), other.float(), STEP[BF16] if one.dtype == BF16 else STEP[FP8])
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "int4"])
+def test_queries_keys_and_values_of_one_product(precision: str) -> None:
+    """Rows with a stride, as one product leaves them, give the bits of contiguous ones."""
+    heads, tokens = (3, 32), 2
+    joined = drawn(3 * tokens, 3 * math.prod(heads), seed=0, dtype=BF16)
+    strided = [part.unflatten(-1, heads) for part in joined.chunk(3, -1)]
+    norms, table = QueryKeyNorms(rms(96, 1), rms(96, 2)), Rotary(heads[1]).video(0, 3, 1, tokens)
+    found = []
+    for qkv in (strided, [part.contiguous() for part in strided]):
+        codec = kv_codec(precision, num_heads=3, head_dim=32)  # type: ignore[arg-type]
+        ring = KVRing.allocate(RingLayout(codec, 3, tokens), num_layers=1, device=CPU)
+        remembered = Remembered(ring, placed_sink(tokens, 2, heads, BF16), 0, 3)
+        rotated = FUSED.rotate_and_write(*qkv, norms, table, remembered)
+        planes = ring.filled(0, 3)
+        found.append([rotated, *planes.keys, *planes.values])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+
+
 @settings(max_examples=5)
 @given(
     precision=st.sampled_from(["bf16", "fp8", "int4"]),

@@ -30,7 +30,7 @@ _POINTERS = {
     "X": "fp32", "SUM": "fp32", "GATE": "fp32", "SCALES": "fp32", "COS": "fp32", "SIN": "fp32",
     "eps": "fp32", "to_log2": "fp32",
 }  # fmt: skip
-_DIVISIBLE = {"dim", "outputs", "numbers_stride", "tokens_per_frame"}
+_DIVISIBLE = {"dim", "outputs", "numbers_stride", "row_stride", "tokens_per_frame"}
 """Sizes that are multiples of 16."""
 _READ_AS_FP8: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"attend_segments": ("K_NUMBERS", "V_NUMBERS"), "stored_linear": ("NUMBERS",)}

@@ -80,8 +80,8 @@ TABLES: Mapping[KernelName, CountTable] = MappingProxyType(
         # Ring and sink are joined, as on Hopper; where attention reads them in place, the bytes per key
         # are none.
         "triton": CountTable(
-            half=KernelCounts(56.1, 4.0, 8.0, 20.0, 0.0, 16, 4, 6),
-            single=KernelCounts(84.1, 8.0, 16.0, 28.0, 0.0, 16, 4, 6),
+            half=KernelCounts(56.1, 4.0, 8.0, 20.0, 0.0, 14, 4, 6),
+            single=KernelCounts(84.1, 8.0, 16.0, 28.0, 0.0, 14, 4, 6),
             fp8_products=KernelCounts(3.0, -1.0, 0.0, 2.0, 0.0, 2, 0, 1),
             rings=MappingProxyType(
                 {

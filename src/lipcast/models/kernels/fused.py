@@ -36,6 +36,7 @@ class FusedKernels(Kernels):
 
     name: KernelName = "triton"
     norms_when_rotating = True
+    joins_products = True
 
     def __init__(self, capability: Capability | None, *, in_place: bool | None = None) -> None:
         self._capability, self._in_place = capability, in_place
@@ -95,13 +96,13 @@ class FusedKernels(Kernels):
         rotary: RotaryTable,
         into: Remembered,
     ) -> Tensor:
-        q_TNd, k_TNd, v_TNd = (x.contiguous() for x in (q_TNd, k_TNd, v_TNd))
+        q_TNd, k_TNd, v_TNd = _rows_alike(q_TNd, k_TNd, v_TNd)
         weights: tuple[Tensor | None, Tensor | None, float] = (None, None, 0.0)
         if norms is not None:
             weights = norms.queries.weight, norms.keys.weight, norms.queries.eps
         frames = into.ring.num_frames(k_TNd)
         per_frame = k_TNd.shape[0] // frames
-        out_TNd = torch.empty_like(q_TNd)
+        out_TNd = q_TNd.new_empty(q_TNd.shape)
         for run, planes in into.ring.writable(into.layer, into.next_frame - frames, frames):
             some = slice(run.start * per_frame, run.stop * per_frame)
             new = (x[some] for x in (q_TNd, k_TNd, v_TNd))
@@ -124,6 +125,15 @@ class FusedKernels(Kernels):
         if self._in_place is not None:
             return self._in_place
         return isinstance(codec, PlainCodec) and not prefers_cudnn(self._capability)
+
+
+def _rows_alike(*each_TNd: Tensor) -> tuple[Tensor, ...]:
+    """Return tensors whose rows are contiguous, with one stride from row to row."""
+    first = each_TNd[0]
+    contiguous = first.stride()[1:] == (first.shape[2], 1)
+    if contiguous and all(x.stride() == first.stride() for x in each_TNd):
+        return each_TNd
+    return tuple(x.contiguous() for x in each_TNd)
 
 
 def _affine(norm: Affine | Modulation) -> tuple[Tensor, Tensor, bool, float]:

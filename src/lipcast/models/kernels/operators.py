@@ -130,11 +130,15 @@ def rotate_and_write(
     keys: Sequence[Tensor],
     values: Sequence[Tensor],
 ) -> None:
-    """Norm and rotate q and k [T, N, d]; write q to `q_out`, k and v to planes of a ring [W, S, ...]."""
+    """Norm and rotate q and k [T, N, d]; write q to `q_out`, k and v to planes of a ring [W, S, ...].
+
+    Rows of q, k and v are contiguous, with one stride from row to row.
+    """
     tokens, heads, head_dim = q.shape
     _code().rotate_and_write[(tokens, 3)](
         q, k, v, _or(weight_q, q), _or(weight_k, q), cos, sin, q_out, *_planes(keys), *_planes(values),
-        keys[-1].shape[1], *_strides(keys), heads * head_dim, eps, HEAD=head_dim, GROUPS=_groups(keys),
+        keys[-1].shape[1], *_strides(keys), q.stride(0), heads * head_dim, eps,
+        HEAD=head_dim, GROUPS=_groups(keys),
         PLANES=len(keys), NORMS=weight_q is not None, **_row_block(heads * head_dim),
     )  # fmt: skip
 

@@ -96,6 +96,9 @@ class Kernels:
     norms_when_rotating = False
     """Whether queries and keys are normed where they are rotated; else right after their product."""
 
+    joins_products = False
+    """Whether queries, keys and values are one product where their weights lie side by side."""
+
     def add(self, x_GSD: Tensor, branch_GSD: Tensor, gate_G1D: Tensor | None = None) -> Tensor:
         """Return x plus a branch, times its gate."""
         return x_GSD + (branch_GSD if gate_G1D is None else gate_G1D * branch_GSD)

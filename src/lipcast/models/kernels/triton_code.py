@@ -120,12 +120,13 @@ def rms_norm(X, WEIGHT, OUT, dim, eps, BLOCK: tl.constexpr):
 
 @triton.jit
 def _rotated(
-    X, WEIGHT, COS, SIN, token, dim, eps, BLOCK: tl.constexpr, HEAD: tl.constexpr, NORMS: tl.constexpr
+    X, WEIGHT, COS, SIN, token, row_stride, dim, eps, BLOCK: tl.constexpr, HEAD: tl.constexpr,
+    NORMS: tl.constexpr,
 ):  # fmt: skip
     """One token's heads, normed over all of them, each pair of channels turned by its angle."""
     channel = tl.arange(0, BLOCK)
     valid = channel < dim
-    loaded = tl.load(X + token * dim + channel, mask=valid, other=0.0)
+    loaded = tl.load(X + token * row_stride + channel, mask=valid, other=0.0)
     x = loaded.to(tl.float32)
     if NORMS:
         x = _rms_normed(x, WEIGHT, dim, eps, channel, valid).to(loaded.dtype).to(tl.float32)
@@ -182,7 +183,7 @@ def _store_kv(
 def rotate_and_write(
     Q, K, V, WEIGHT_Q, WEIGHT_K, COS, SIN, Q_OUT,
     K_NUMBERS, K_SCALES, K_MINIMA, V_NUMBERS, V_SCALES, V_MINIMA,
-    tokens_per_frame, numbers_stride, scales_stride, dim, eps,
+    tokens_per_frame, numbers_stride, scales_stride, row_stride, dim, eps,
     BLOCK: tl.constexpr, HEAD: tl.constexpr, GROUPS: tl.constexpr, PLANES: tl.constexpr,
     NORMS: tl.constexpr,
 ):  # fmt: skip
@@ -193,16 +194,16 @@ def rotate_and_write(
     channel = tl.arange(0, BLOCK)
     valid = channel < dim
     if which == 0:
-        y = _rotated(Q, WEIGHT_Q, COS, SIN, token, dim, eps, BLOCK, HEAD, NORMS)
+        y = _rotated(Q, WEIGHT_Q, COS, SIN, token, row_stride, dim, eps, BLOCK, HEAD, NORMS)
         tl.store(Q_OUT + token * dim + channel, y.to(Q_OUT.dtype.element_ty), mask=valid)
     elif which == 1:
-        y = _rotated(K, WEIGHT_K, COS, SIN, token, dim, eps, BLOCK, HEAD, NORMS)
+        y = _rotated(K, WEIGHT_K, COS, SIN, token, row_stride, dim, eps, BLOCK, HEAD, NORMS)
         _store_kv(
             y, K_NUMBERS, K_SCALES, K_MINIMA, frame, row, numbers_stride, scales_stride, dim,
             BLOCK, HEAD, GROUPS, PLANES,
         )  # fmt: skip
     else:
-        y = tl.load(V + token * dim + channel, mask=valid, other=0.0).to(tl.float32)
+        y = tl.load(V + token * row_stride + channel, mask=valid, other=0.0).to(tl.float32)
         _store_kv(
             y, V_NUMBERS, V_SCALES, V_MINIMA, frame, row, numbers_stride, scales_stride, dim,
             BLOCK, HEAD, GROUPS, PLANES,
