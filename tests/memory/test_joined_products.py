@@ -91,7 +91,13 @@ def test_layers_of_several_kinds_are_multiplied_apart() -> None:
     first, second = (QuantLinear(nn.Linear(64, 32), SCHEMES[p], dtype=torch.bfloat16) for p in ("int8", "fp8"))  # fmt: skip
     plain, bare = nn.Linear(64, 32), nn.Linear(64, 32, bias=False)
     x = torch.zeros(3, 64)
-    for layers in ((first, second), (first, plain), (plain, first), (bare, plain), (nn.Identity(),)):
+    for layers in (
+        (first, second),
+        (first, plain),
+        (plain, first),
+        (bare, plain),
+        (nn.Identity(),),
+    ):
         assert joined_product(layers, x) is None
     assert joined_product((plain, plain), quantise_rows(x)) is None
 

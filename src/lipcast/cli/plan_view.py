@@ -156,7 +156,9 @@ def _memory(plan: Plan) -> Table:
 
 def _link(plan: Plan) -> Table:
     table = _table("Over the link per block, GB", "part", "to the GPU", "to the host")
-    sides = [{p.name: p.num_bytes for p in parts} for parts in (plan.to_gpu_parts, plan.to_host_parts)]
+    sides = [
+        {p.name: p.num_bytes for p in parts} for parts in (plan.to_gpu_parts, plan.to_host_parts)
+    ]
     for name in dict.fromkeys(chain.from_iterable(sides)):
         table.add_row(name, *(_gb(side[name]) if name in side else "" for side in sides))
     table.add_section()

@@ -19,7 +19,7 @@ from typing import Any
 
 from lipcast.config.models import DiTConfig
 from lipcast.models.kernels import stored_linear
-from lipcast.models.kernels.operators import attention_block, row_block
+from lipcast.models.kernels.operators import attention_block, attention_kernel, row_block
 
 CAPABILITIES = (80, 89, 90, 100, 120)
 """Ampere, Ada, Hopper, and both Blackwells."""
@@ -104,7 +104,8 @@ def _cases(config: DiTConfig) -> Iterator[KernelCase]:
         block = attention_block(planes)
         sizes = {key: block[key] for key in ("BLOCK_Q", "BLOCK_K")}
         constants = {**ring, **sizes, "PRECISION": "tf32"}
-        yield _case(f"attention, {name} ring", "attend_segments", constants, types, block)
+        function = attention_kernel(head, ring["GROUPS"], planes)
+        yield _case(f"attention, {name} ring", function, constants, types, block)
     yield from _product_cases()
 
 
@@ -137,9 +138,10 @@ def _case(
     types: Mapping[str, str],
     block: Mapping[str, int],
 ) -> KernelCase:
-    sizes = {} if function == "attend_segments" else {"BLOCK": block["BLOCK"]}
+    sizes = {name: block[name] for name in ("BLOCK",) if name in block}
     options = {"enable_fp_fusion": True} | {n: block[n] for n in _OPTIONS if n in block}
-    return KernelCase(label, function, {**constants, **sizes}, types, options)
+    module = "attention_triton" if function.startswith("attend") else "triton_code"
+    return KernelCase(label, function, {**constants, **sizes}, types, options, module)
 
 
 def compiled(case: KernelCase, capability: int) -> CompiledKernel:

@@ -90,6 +90,11 @@ def weight_reading(hardware: Hardware, precision: Precision) -> WeightReading:
     return "in registers" if hardware.kernels == "triton" else "dequantised"
 
 
+def attends_in_place(hardware: Hardware) -> bool:
+    """Return whether attention reads ring and sink where they lie; else they are joined first."""
+    return hardware.kernels == "triton" and not hardware.prefers_cudnn
+
+
 def needs_dequantising(hardware: Hardware, precision: Precision) -> bool:
     """Whether a layer's weights are expanded to bf16 before use."""
     return weight_reading(hardware, precision) == "dequantised"
@@ -111,6 +116,7 @@ def tick_seconds(
         kv_precision,
         num_lanes=num_lanes,
         kernels=hardware.kernels,
+        in_place=attends_in_place(hardware),
         reading=weight_reading(hardware, precision),
     )
     arithmetic = arithmetic_seconds(

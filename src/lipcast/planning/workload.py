@@ -273,11 +273,17 @@ class Workload:
 
     @property
     def _tick_bytes(self) -> int:
-        precision = self.config.precision
+        precision, hardware = self.config.precision, self.request.hardware
         work = sizes.tick_bytes(
-            self.dit, self.geometry, precision, num_lanes=self.num_lanes, split=self.split
+            self.dit,
+            self.geometry,
+            precision,
+            num_lanes=self.num_lanes,
+            split=self.split,
+            kernels=hardware.kernels,
+            in_place=costs.attends_in_place(hardware),
         )
-        if costs.needs_dequantising(self.request.hardware, precision):
+        if costs.needs_dequantising(hardware, precision):
             work += sizes.widest_linear_bytes(self.dit, precision)
         return work
 

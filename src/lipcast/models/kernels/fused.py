@@ -4,9 +4,9 @@ The same methods as `plain.Kernels`. Sums and norms are float32 and results are 
 twin rounds; what differs is the order of sums, so that numbers before rounding agree to some units of
 float32, and rounded ones are the same or neighbours.
 
-Keys and values are attended where they lie, or are first laid side by side by one kernel: cuDNN's
-attention on Hopper and data-centre Blackwell is faster than Triton's by more than that pass takes, and
-decoding 4-bit integers again for every block of queries takes longer than decoding them once.
+Keys and values are attended where they lie, in whatever precision the ring stores them; or are first laid
+side by side by one kernel, for cuDNN, whose attention on Hopper and data-centre Blackwell is faster than
+Triton's by more than that pass takes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from lipcast.models.attention import Capability, KeyValue, prefers_cudnn
 from lipcast.models.kernels import operators as _operators
 from lipcast.models.kernels import stored_linear as _products
 from lipcast.models.kernels.plain import Affine, Kernels, Modulation, Remembered, RowFormat
-from lipcast.models.kv_codec import KVCodec, PlainCodec
 from lipcast.models.layers import QueryKeyNorms, RMSNorm
 from lipcast.models.quant_formats import QuantisedRows, Rows, StoredWeight
 from lipcast.models.rope import RotaryTable
@@ -111,7 +110,7 @@ class FusedKernels(Kernels):
         return out_TNd
 
     def attend(self, q_TNd: Tensor, remembered: Remembered) -> Tensor:
-        if not self.attends_in_place(remembered.ring.codec):
+        if not self.attends_in_place:
             return super().attend(q_TNd, remembered)
         attended: Tensor = _ops.attend_segments(q_TNd, *_segments(remembered))
         return attended
@@ -120,11 +119,12 @@ class FusedKernels(Kernels):
         k_TNd, v_TNd = _ops.join_keys_values(*_segments(remembered), like_TNd.dtype)
         return k_TNd, v_TNd
 
-    def attends_in_place(self, codec: KVCodec) -> bool:
-        """Return whether attention reads a ring stored so where it lies."""
+    @property
+    def attends_in_place(self) -> bool:
+        """Whether attention reads ring and sink where they lie."""
         if self._in_place is not None:
             return self._in_place
-        return isinstance(codec, PlainCodec) and not prefers_cudnn(self._capability)
+        return not prefers_cudnn(self._capability)
 
 
 def _rows_alike(*each_TNd: Tensor) -> tuple[Tensor, ...]:

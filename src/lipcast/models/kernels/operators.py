@@ -40,6 +40,8 @@ _LOG2_E = 1.4426950408889634
 _MAX_WARPS = 16
 _VALUES_PER_WARP = 512
 _FP8_INSTRUCTIONS = (8, 9)
+_LEAST_SIDE = 16
+"""Tensor cores multiply no narrower matrices."""
 
 
 def add(x: Tensor, branch: Tensor, gate: Tensor | None) -> Tensor:
@@ -175,7 +177,8 @@ def attend_segments(
     out = torch.empty_like(q)
     tokens, heads, head_dim = q.shape
     native, block = has_fp8_instructions(q.device), attention_block(len(keys))
-    _code().attend_segments[(-(-tokens // block["BLOCK_Q"]), heads)](
+    kernel = getattr(_attention(), attention_kernel(head_dim, _groups(keys), len(keys)))
+    kernel[(-(-tokens // block["BLOCK_Q"]), heads)](
         q, *_planes(keys, native=native), *_planes(values, native=native),
         ref_keys, motion_keys, sink_values, out,
         tokens, keys[-1].shape[0] * keys[-1].shape[1], ref_keys.shape[0], motion_keys.shape[0],
@@ -215,6 +218,19 @@ def _code() -> Any:
     from lipcast.models.kernels import triton_code
 
     return triton_code
+
+
+@cache
+def _attention() -> Any:
+    from lipcast.models.kernels import attention_triton
+
+    return attention_triton
+
+
+def attention_kernel(head_dim: int, groups: int, num_planes: int) -> str:
+    """Return the function that attends to a ring stored so."""
+    halves_fit = head_dim // 2 >= _LEAST_SIDE and groups <= 2
+    return "attend_packed" if num_planes == 3 and halves_fit else "attend_segments"
 
 
 @cache

@@ -14,7 +14,6 @@ import triton
 import triton.language as tl
 
 _LEAST_SCALE = tl.constexpr(1e-12)
-_LOG2_E = tl.constexpr(1.4426950408889634)
 _ROUNDS_TO_INTEGER = tl.constexpr(12582912.0)
 """1.5 * 2**23: a small float32 added to it loses its fraction, rounded half to even."""
 
@@ -211,7 +210,7 @@ def rotate_and_write(
 
 
 @triton.jit
-def _load_kv(
+def load_kv(
     NUMBERS, SCALES, MINIMA, frame, row, head, channel, valid, numbers_stride, scales_stride,
     dim, HEAD: tl.constexpr, GROUPS: tl.constexpr, PLANES: tl.constexpr,
 ):  # fmt: skip
@@ -253,12 +252,12 @@ def join_keys_values(
     sink = token - num_ring
     if token < num_ring:
         if which == 0:
-            y = _load_kv(
+            y = load_kv(
                 K_NUMBERS, K_SCALES, K_MINIMA, frame, row, head, place, valid, numbers_stride,
                 scales_stride, dim, HEAD, GROUPS, PLANES,
             ).to(tl.float32)  # fmt: skip
         else:
-            y = _load_kv(
+            y = load_kv(
                 V_NUMBERS, V_SCALES, V_MINIMA, frame, row, head, place, valid, numbers_stride,
                 scales_stride, dim, HEAD, GROUPS, PLANES,
             ).to(tl.float32)  # fmt: skip
@@ -273,69 +272,3 @@ def join_keys_values(
         tl.store(K_OUT + token * dim + channel, y.to(K_OUT.dtype.element_ty), mask=valid)
     else:
         tl.store(V_OUT + token * dim + channel, y.to(V_OUT.dtype.element_ty), mask=valid)
-
-
-@triton.jit
-def _softmax_step(q, k, v, peak, total, sums, known, to_log2, PRECISION: tl.constexpr):
-    """Take some more keys into the running softmax of a block of queries."""
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * to_log2
-    scores = tl.where(known[None, :], scores, float("-inf"))
-    higher = tl.maximum(peak, tl.max(scores, 1))
-    shares = tl.exp2(scores - higher[:, None])
-    shrink = tl.exp2(peak - higher)
-    total = total * shrink + tl.sum(shares, 1)
-    added = tl.dot(shares.to(v.dtype), v, input_precision=PRECISION)
-    return higher, total, sums * shrink[:, None] + added
-
-
-@triton.jit
-def _sink_tile(FIRST, start, count, offset, dim, BLOCK_K: tl.constexpr):
-    """Numbers of one head of the sink's tokens from `start` on, and which of them there are."""
-    token = start + tl.arange(0, BLOCK_K)
-    known = token < count
-    tile = tl.load(FIRST + token[:, None] * dim + offset[None, :], mask=known[:, None], other=0.0)
-    return tile, known
-
-
-@triton.jit
-def attend_segments(
-    Q, K_NUMBERS, K_SCALES, K_MINIMA, V_NUMBERS, V_SCALES, V_MINIMA, REF_KEYS, MOTION_KEYS, VALUES,
-    OUT, num_queries, num_ring, num_ref, num_motion, tokens_per_frame, numbers_stride,
-    scales_stride, dim, to_log2,
-    HEAD: tl.constexpr, GROUPS: tl.constexpr, PLANES: tl.constexpr, BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Attention of a block of queries of one head to ring, reference and motion where they lie."""
-    query = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    head = tl.program_id(1)
-    channel = tl.arange(0, HEAD)
-    offset = head * HEAD + channel
-    inside = (query < num_queries)[:, None]
-    q = tl.load(Q + query[:, None] * dim + offset[None, :], mask=inside, other=0.0)
-    peak = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_Q,), tl.float32)
-    sums = tl.zeros((BLOCK_Q, HEAD), tl.float32)
-    for start in range(0, num_ring, BLOCK_K):
-        token = start + tl.arange(0, BLOCK_K)
-        known = token < num_ring
-        frame = (token // tokens_per_frame)[:, None].to(tl.int64)
-        row = (token % tokens_per_frame)[:, None]
-        k = _load_kv(
-            K_NUMBERS, K_SCALES, K_MINIMA, frame, row, head, channel[None, :], known[:, None],
-            numbers_stride, scales_stride, dim, HEAD, GROUPS, PLANES,
-        ).to(q.dtype)  # fmt: skip
-        v = _load_kv(
-            V_NUMBERS, V_SCALES, V_MINIMA, frame, row, head, channel[None, :], known[:, None],
-            numbers_stride, scales_stride, dim, HEAD, GROUPS, PLANES,
-        ).to(q.dtype)  # fmt: skip
-        peak, total, sums = _softmax_step(q, k, v, peak, total, sums, known, to_log2, PRECISION)
-    for start in range(0, num_ref, BLOCK_K):
-        k, known = _sink_tile(REF_KEYS, start, num_ref, offset, dim, BLOCK_K)
-        v, known = _sink_tile(VALUES, start, num_ref, offset, dim, BLOCK_K)
-        peak, total, sums = _softmax_step(q, k, v, peak, total, sums, known, to_log2, PRECISION)
-    for start in range(0, num_motion, BLOCK_K):
-        k, known = _sink_tile(MOTION_KEYS, start, num_motion, offset, dim, BLOCK_K)
-        v, known = _sink_tile(VALUES + num_ref * dim, start, num_motion, offset, dim, BLOCK_K)
-        peak, total, sums = _softmax_step(q, k, v, peak, total, sums, known, to_log2, PRECISION)
-    out = (sums / total[:, None]).to(OUT.dtype.element_ty)
-    tl.store(OUT + query[:, None] * dim + offset[None, :], out, mask=inside)
