@@ -11,6 +11,7 @@ from torch.nn import functional
 
 import lipcast
 from gpu.checkpoints import FULL, SMALL, RandomCheckpoint, random_checkpoint, room_for_bytes
+from gpu.products import products
 from gpu.report import Report, Settings
 from gpu.runner import Part
 from gpu.steps import StepTimes, memory_of, paced_video, profiled, timed_steps, without_decoding
@@ -261,6 +262,7 @@ PARTS = (
     Part("ceilings", ceilings, 60),
     Part("fp8", partial(steps, "fp8"), 150),
     Part("kernels", kernels, 70),
+    Part("products", products, 60),
     Part("plain", plain_and_fused, 80),
     Part("decoder", decoder, 60),
     Part("end", end_to_end, 70),

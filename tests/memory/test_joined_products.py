@@ -88,7 +88,8 @@ def test_weights_that_lie_apart_are_multiplied_apart(precision: StoredPrecision)
 
 
 def test_layers_of_several_kinds_are_multiplied_apart() -> None:
-    first, second = (QuantLinear(nn.Linear(64, 32), SCHEMES[p], dtype=torch.bfloat16) for p in ("int8", "fp8"))  # fmt: skip
+    linear, dtype = nn.Linear(64, 32), torch.bfloat16
+    first, second = (QuantLinear(linear, SCHEMES[p], dtype=dtype) for p in PRECISIONS[1:3])
     plain, bare = nn.Linear(64, 32), nn.Linear(64, 32, bias=False)
     x = torch.zeros(3, 64)
     for layers in (

@@ -163,8 +163,10 @@ def test_weights_are_dequantised_once_a_tick() -> None:
     assert extra[0] == pytest.approx(7 * weights / ampere.memory_bytes_per_s, rel=0.01)
 
 
-@pytest.mark.parametrize("card", ["rtx3090", "rtx5090", "h100"])
-def test_fused_kernels_restore_weights_in_registers(card: str) -> None:
+@pytest.mark.parametrize(
+    ("card", "efficiency"), [("rtx3090", 0.95), ("rtx5090", 0.95), ("h100", 0.8)]
+)
+def test_fused_kernels_restore_weights_in_registers(card: str, efficiency: float) -> None:
     """No pass over the weights, and a product that is slower; who multiplies fp8 as it is goes on so."""
     hardware, at = gpu(card), geometry()
     for precision in ("int4", "int8", "fp8"):
@@ -173,7 +175,7 @@ def test_fused_kernels_restore_weights_in_registers(card: str) -> None:
         assert reading == ("as stored" if is_native else "in registers")
         assert not costs.needs_dequantising(hardware, precision)
         rate = costs.gemm_flops_per_s(hardware, precision)
-        slower = costs.STORED_PRODUCT_EFFICIENCY * hardware.bf16_flops
+        slower = efficiency * hardware.bf16_flops
         assert rate == (hardware.fp8_flops if is_native else slower)
         if not is_native:
             products = costs.lane_gemm_flops(FULL, at)

@@ -95,9 +95,9 @@ class AttentionProjections(nn.Module):
         return self.heads(self.norm_k(self.k(x))), self.heads(self.v(x))
 
     def queries_keys_values(self, x: Rows, *, joined: bool) -> tuple[Tensor, ...]:
-        """[..., D] -> queries, keys and values [..., D], before any norm; `joined`: by one product if possible.
+        """[..., D] -> queries, keys and values [..., D], before any norm.
 
-        They are then parts of one tensor, with a stride from row to row.
+        `joined`: by one product if possible; they are then parts of one tensor, with a stride of rows.
         """
         linears = (self.q, self.k, self.v)
         together = joined_product(linears, x) if joined else None

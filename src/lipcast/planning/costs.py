@@ -24,9 +24,10 @@ from lipcast.planning.tensors import decoder_stages
 HOST_S_PER_LAUNCH: Mapping[KernelName, float] = MappingProxyType({"plain": 1e-5, "triton": 2.5e-5})
 """What the host needs to launch a kernel; assumed. Half of the launches are Triton's where it is used,
 which go through Python."""
-STORED_PRODUCT_EFFICIENCY = 0.8
-"""Rate of products that restore int4, int8 or fp8 weights in registers, over that of products of bf16;
-assumed, not measured. `benchmarks/gpu_check.py fast` measures it."""
+STORED_PRODUCT_EFFICIENCY, DATA_CENTRE_EFFICIENCY = 0.95, 0.8
+"""Rate of products that restore int4, int8 or fp8 weights in registers, over that of products of bf16; on
+Hopper and data-centre Blackwell, whose tensor cores are harder to feed. Assumed, not measured:
+`benchmarks/gpu_check.py fast` measures it."""
 WRITE_BACK_COST = 0.3
 """A byte to the host slows the copies towards the GPU by this part of a byte (both directions at
 once, measured)."""
@@ -78,7 +79,9 @@ def gemm_flops_per_s(hardware: Hardware, precision: Precision) -> float:
     if precision == "fp8" and hardware.has_fp8:
         return hardware.fp8_flops
     if weight_reading(hardware, precision) == "in registers":
-        return STORED_PRODUCT_EFFICIENCY * hardware.bf16_flops
+        is_data_centre = hardware.prefers_cudnn
+        efficiency = DATA_CENTRE_EFFICIENCY if is_data_centre else STORED_PRODUCT_EFFICIENCY
+        return efficiency * hardware.bf16_flops
     return hardware.bf16_flops / (2 if precision == "fp32" else 1)
 
 

@@ -153,7 +153,7 @@ class Workload:
         return (self.num_layers - resident) * self.rings_layer_bytes
 
     def read_rings_bytes(self, resident: int) -> int:
-        """Return what a block brings to the GPU of the ring layers in host memory: all but what it overwrites."""
+        """Return what a block brings to the GPU of the pinned ring layers: all but what it overwrites."""
         kept = max(0, self.geometry.window - self.geometry.latents_per_block)
         return self.pinned_rings_bytes(resident) * kept // self.geometry.window
 
