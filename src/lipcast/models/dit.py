@@ -3,7 +3,7 @@
 Its forward takes lanes: blocks of noisy latents, each at its own denoising step, each with its own KV
 ring. Linear layers run over the tokens of all lanes together, attention runs lane by lane. What does
 not depend on the noise is computed beforehand: text keys once per prompt, time rows once per step,
-audio once per block, the sink once per anchor. Parameter names are those of the checkpoint.
+audio once per block, the sink once per reference. Parameter names are those of the checkpoint.
 
 Legend: C latent channels, F latent frames of a lane, G latent frames of all lanes, H W latent size,
 S tokens per latent frame, T tokens, D model width, N heads, d head size.
