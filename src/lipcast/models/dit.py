@@ -137,7 +137,7 @@ class DiT(nn.Module):
         overall_AFD, local_AFKD = self.casual_audio_encoder(features_ALCV)
         prepared = []
         for index, layer in enumerate(self.config.audio_inject_layers):
-            self.ensure_resident("voice", layer)
+            self.ensure_resident("audio", layer)
             prepared.append(self.audio_injector.prepare(index, overall_AFD, local_AFKD))
         return AudioConditioning(tuple(prepared), mask_AFS)
 

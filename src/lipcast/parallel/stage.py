@@ -100,7 +100,7 @@ class StageVideo:
         for block in starting:
             self._start(block)
         if sharded is not None and not starting:
-            sharded.join_collectives("voice")
+            sharded.join_collectives("audio")
         if not own:
             if sharded is not None:
                 sharded.join_collectives("tick")
