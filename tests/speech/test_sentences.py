@@ -10,8 +10,8 @@ from lipcast.speech.sentences import MAX_CHARACTERS, SentenceSplitter, sentences
 
 # Text that has what sentences end with, and what only looks like it.
 WORDS = st.sampled_from(
-    ["Dr.", "a", "Word", "e.g.", "3.5", "end.", "what?", "no!", "...", "。", "？", "中文", "\n", " ", "  ", '"',
-     ")", "J.", "12.", "A" * 90, "\u2028", "😀", "U.S."]
+    ["Dr.", "a", "Word", "e.g.", "3.5", "end.", "what?", "no!", "...", "。", "？", "中文", "\n", " ", "  ",
+     '"', ")", "J.", "12.", "A" * 90, "\u2028", "😀", "U.S."]
 )  # fmt: skip
 TEXTS = st.one_of(
     st.lists(WORDS, max_size=40).map(" ".join), st.lists(WORDS, max_size=40).map("".join), st.text()

@@ -8,6 +8,7 @@ import shutil
 import socket
 import threading
 import wave
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def test_an_answer_that_breaks_off_or_does_not_come() -> None:
         engine = SpeechServer(
             Service("--tts", fake.url, key="LIPCAST_TTS_KEY", read_s=0.2), voice=None, model=""
         )
-        with pytest.raises(SpeechError, match="nothing came for 0.2 s"):
+        with pytest.raises(SpeechError, match=r"nothing came for 0\.2 s"):
             spoken(engine)
 
 
@@ -152,7 +153,7 @@ def test_a_wav_file_is_read_while_it_comes(
         data[40:44] = (0x7FFFF000).to_bytes(4, "little")
     reader, found = SoundReader(), []
     bounds = [0, *sorted(cuts), len(data)]
-    for begin, end in zip(bounds, bounds[1:], strict=False):
+    for begin, end in pairwise(bounds):
         found.append(reader.push(bytes(data[begin:end])))
     assert reader.finish() is None
     assert np.array_equal(joined([sound for sound in found if sound]), samples)
