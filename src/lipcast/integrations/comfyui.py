@@ -118,7 +118,12 @@ class Talk(io.ComfyNode):
                 io.Audio.Input("audio", tooltip="The voice."),
                 io.String.Input("prompt", multiline=True, default="", tooltip=TIPS["prompt"]),
                 io.Int.Input(
-                    "seed", default=420, min=0, max=MAX_SEED, control_after_generate=True, tooltip=TIPS["seed"]
+                    "seed",
+                    default=420,
+                    min=0,
+                    max=MAX_SEED,
+                    control_after_generate=True,
+                    tooltip=TIPS["seed"],
                 ),
                 io.String.Input("size", default="", tooltip=TIPS["size"]),
                 io.Int.Input(
