@@ -22,7 +22,7 @@ from lipcast.jobs.store import Store
 from lipcast.jobs.tasks import SegmentTask
 
 Submit = Callable[..., str]
-WORKER = Path(__file__).with_name("cheap_worker.py")
+WORKER = Path(__file__).parents[1] / "cheap_worker.py"
 FULL_DISK = """
 import resource, runpy, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)

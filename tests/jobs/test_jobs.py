@@ -28,7 +28,7 @@ from lipcast.jobs.tasks import SegmentTask
 from lipcast.media.video import read_video
 
 KILLS = 12
-WORKER = Path(__file__).with_name("cheap_worker.py")
+WORKER = Path(__file__).parents[1] / "cheap_worker.py"
 Submit = Callable[..., str]
 
 
