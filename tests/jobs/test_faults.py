@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cheap_worker import CheapRenderer
 
+from cheap_worker import CheapRenderer
 from lipcast.errors import OutputError, UsageError
 from lipcast.jobs.runner import run_jobs
 from lipcast.jobs.store import Store

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cheap_worker import CheapRenderer
 
 import lipcast
+from cheap_worker import CheapRenderer
 from lipcast.cli.main import main
 from lipcast.errors import CancelledError, LipcastError, OutputError, UsageError
 from lipcast.jobs.local import LocalRenderer

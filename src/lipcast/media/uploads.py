@@ -78,4 +78,6 @@ def _check_format(path: Path) -> None:
         with av.open(f"file:{path}", options=options, metadata_errors="replace"):
             return
     except (OSError, ValueError, av.FFmpegError) as error:
-        raise InputError(f"{EXPECTED_SOUND}, got one that is none of these, or is broken") from error
+        raise InputError(
+            f"{EXPECTED_SOUND}, got one that is none of these, or is broken"
+        ) from error

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 import lipcast
 from lipcast.serve.connection import Connection
 from lipcast.serve.hub import Hub
-from lipcast.serve.problems import add_problems, problem, responses
+from lipcast.serve.problems import add_problems, problem
 from lipcast.serve.security import COOKIE, HEADERS, Gate
 from lipcast.serve.settings import MAX_PROMPT
 from lipcast.serve.video_api import add_videos

@@ -27,7 +27,7 @@ _POLL_MS = 1000
 _STATUS = {WAITING: "queued", RUNNING: "in_progress", FINISHED: "completed", FAILED: "failed"}
 _MAX_LIMIT = 100
 _MADE_OF_VIDEO = {"thumbnail": write_thumbnail, "spritesheet": write_spritesheet}
-_EXAMPLE = {
+_EXAMPLE: dict[str, Any] = {
     "id": "video_0123456789abcdef01234567", "object": "video", "model": "tiny",
     "status": "completed", "progress": 100, "created_at": 1795867200, "completed_at": 1795867260,
     "expires_at": 1795953660, "prompt": "a calm man, friendly", "seconds": "4.2", "size": "256x256",
@@ -170,9 +170,9 @@ def _add_reading(app: FastAPI, queue: VideoQueue) -> None:
                 raise _unknown()
             jobs = jobs[places[0] + 1 :]
         data = [_video(queue, job) for job in jobs[:limit]]
-        ids = [video.id for video in data] or [None]
+        first, last = (data[0].id, data[-1].id) if data else (None, None)
         has_more = len(jobs) > len(data)
-        return VideoList(data=data, first_id=ids[0], last_id=ids[-1], has_more=has_more)
+        return VideoList(data=data, first_id=first, last_id=last, has_more=has_more)
 
     @app.get(f"{VIDEOS_PATH}/{{video_id}}", responses=responses(404, 422, 507), tags=["videos"])
     def get_video(video_id: _Id, response: Response) -> Video:

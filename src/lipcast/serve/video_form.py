@@ -113,9 +113,7 @@ def _seconds(text: str | None) -> float | None:
     return seconds
 
 
-def _content(
-    fields: Mapping[str, UploadFile | str], names: tuple[str, ...], what: str
-) -> BinaryIO:
+def _content(fields: Mapping[str, UploadFile | str], names: tuple[str, ...], what: str) -> BinaryIO:
     given = [name for name in names if name in fields]
     if len(given) != 1:
         how = "is missing" if not given else f"and {given[1]} were both given"

@@ -174,7 +174,7 @@ class VideoQueue:
             return 1.0
         lease = self._lease
         here = self._num_frames if lease is not None and lease.job.id == job.id else 0
-        in_segment = min(1.0, here / VIDEO_FPS / job.request["segment_s"])
+        in_segment = min(1.0, here / VIDEO_FPS / float(job.request["segment_s"]))
         return min(0.99, (num_segments_done + in_segment) / (job.num_segments or 1))
 
     def ended_s(self, job: Job) -> float | None:
