@@ -1,4 +1,4 @@
-"""A server with the embedded model whose videos have short segments: PATH_OF_WORKSPACE; prints its address."""
+"""A server with the embedded model and short segments; takes a workspace, prints its address."""
 
 from __future__ import annotations
 

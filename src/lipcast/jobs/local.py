@@ -39,8 +39,8 @@ class LocalRenderer:
     ) -> None:
         """Call `on_block` with the number of frames of every block that was written.
 
-        ram_bytes: host memory that plans keep to, for jobs without --ram. model: makes all jobs, and is closed
-        by its owner; None: each job's model is loaded.
+        ram_bytes: host memory that plans keep to, for jobs without --ram. model: makes all jobs, and is
+        closed by its owner; None: each job's model is loaded.
         """
         self._ram_bytes = ram_bytes
         self._on_block = on_block or (lambda _: None)

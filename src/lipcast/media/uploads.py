@@ -1,7 +1,7 @@
 """Sounds that strangers send: read within bounds, and never followed to other files.
 
-Input: a file that was uploaded. Output: its length, or a copy of its beginning. Playlists and other lists of files
-are refused: FFmpeg would open what they name.
+Input: a file that was uploaded. Output: its length, or a copy of its beginning. Playlists and other lists of
+files are refused: FFmpeg would open what they name.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from lipcast.media.resample import Samples
 from lipcast.media.target import explained
 
 FORMATS = (
-    "aac", "ac3", "aiff", "amr", "asf", "avi", "caf", "eac3", "flac", "flv", "matroska", "mov", "mp3", "mpegts",
-    "ogg", "w64", "wav",
+    "aac", "ac3", "aiff", "amr", "asf", "avi", "caf", "eac3", "flac", "flv", "matroska", "mov", "mp3",
+    "mpegts", "ogg", "w64", "wav",
 )  # fmt: skip
 """Containers that may be uploaded, by FFmpeg's names: those that hold their sound themselves."""
 _FULL_SCALE = 32_767

@@ -1,7 +1,7 @@
 """`/v1/videos`: videos as jobs, in the shape of OpenAI's videos API as open servers keep it.
 
-Input: a queue of videos. Output: routes to create, get, list, download and delete. What differs from OpenAI: the
-voice, and that the length follows from it.
+Input: a queue of videos. Output: routes to create, get, list, download and delete. What differs from OpenAI:
+the voice, and that the length follows from it.
 """
 
 from __future__ import annotations

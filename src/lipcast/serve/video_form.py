@@ -1,7 +1,7 @@
 """The fields of a request for a video, checked: texts, a portrait, a voice.
 
-Input: a multipart form; a file may also come as a data URL, as it is or in JSON ({"audio_url": URL}). Output: a
-`VideoForm`. Addresses are never fetched.
+Input: a multipart form; a file may also come as a data URL, as it is or in JSON ({"audio_url": URL}). Output:
+a `VideoForm`. Addresses are never fetched.
 """
 
 from __future__ import annotations

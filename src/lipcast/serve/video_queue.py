@@ -1,9 +1,9 @@
 """Videos that are made for clients: jobs of a workspace, made one after the other with the server's model.
 
-Input: checked forms. Output: jobs, and their files. A job's folder holds its inputs and its video. One thread makes
-them in segments; killed at any moment, the next server goes on with the first segment that is missing. Live
-sessions come first: while somebody is spoken to, blocks of a video are made slowly, and a video whose session does
-not fit beside the live ones waits.
+Input: checked forms. Output: jobs, and their files. A job's folder holds its inputs and its video. One thread
+makes them in segments; killed at any moment, the next server goes on with the first segment that is missing.
+Live sessions come first: while somebody is spoken to, blocks of a video are made slowly, and a video whose
+session does not fit beside the live ones waits.
 """
 
 from __future__ import annotations
