@@ -246,7 +246,8 @@ def test_a_key_gives_the_same_video_again(server: Server, make: Make) -> None:
             make(server, extra_headers=headers, **changed)
     assert len(client(server).videos.list().data) == 2
     client(server).videos.delete(first.id)
-    server.wait(lambda: make(server, extra_headers=headers).id == first.id)
+    server.wait(lambda: not server.hub.videos.store.folder(first.id).exists())
+    assert make(server, extra_headers=headers).id == first.id
 
 
 def test_the_next_server_goes_on(at: Any, make: Make, held: Any, tmp_path: Path) -> None:

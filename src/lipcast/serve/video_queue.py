@@ -162,11 +162,18 @@ class VideoQueue:
 
     def delete(self, name: str) -> None:
         """Remove a job and its files; one that is being made ends after the block in flight."""
+        with suppress(InputError):  # somebody else has deleted it
+            while not self._try_to_delete(name):
+                time.sleep(_GIVE_WAY_LOOK_S)  # it is being finished
+        log_event("video deleted", video=name)
+
+    def _try_to_delete(self, name: str) -> bool:
         with suppress(UsageError):  # it has ended
             self.store.cancel(name)
-        with suppress(UsageError):  # whoever makes it removes it
+        with suppress(UsageError):
             self.store.remove(name)
-        log_event("video deleted", video=name)
+            return True
+        return self.store.job(name).state == CANCELLED  # whoever makes it removes it
 
     def progress(self, job: Job, num_segments_done: int) -> float:
         """Return the share that is done, 0 to 1."""
