@@ -105,10 +105,12 @@ def test_automatic_names_that_are_taken_get_a_number(
     told = json.JSONDecoder().raw_decode(capsys.readouterr().out)[0]
     assert Path(told["output"]).name == names[0]
     assert main(["job", "submit", "--workspace", "ws", "--batch", _batch(files)]) == 0
+    one = ("--image", "me.png", "--audio", "hello.wav", "--save_dir", "jobs")
+    assert main(["job", "submit", "--workspace", "ws", *one]) == 0
     capsys.readouterr()
     assert main(["job", "list", "--workspace", "ws", "--json"]) == 0
     jobs = json.loads(capsys.readouterr().out)["jobs"]
-    names = [f"20260102_030405{number}.mp4" for number in ("", "_2", "_3")]
+    names = [f"20260102_030405{number}.mp4" for number in ("", "_2", "_3", "_4")]
     assert sorted(Path(job["output"]).name for job in jobs) == names
 
 
