@@ -44,6 +44,7 @@ from lipcast.media.audio import AudioFile, PcmSource, open_audio
 from lipcast.media.image import ImageSource, fit_portrait, load_portrait
 from lipcast.media.video import VideoWriter
 from lipcast.parallel.distributed_model import DistributedModel
+from lipcast.speech.spoken import speak
 from lipcast.weights.bundle import ModelBundle, NetworkName
 from lipcast.weights.checkpoint import checkpoint_dir
 from lipcast.weights.lora import LoraSpec
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AVFrame", "FrameBlock", "GenerateOptions", "GpuOptions", "Lipcast", "LiveLimits", "LiveSession",
-    "MemoryOptions", "PushSession", "Video", "load", "make_options", "open_writer", "save_blocks",
+    "MemoryOptions", "PushSession", "Video", "load", "make_options", "open_writer", "save_blocks", "speak",
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@
     │   └── AdmissionError  it would fit, but other sessions of the model hold the memory
     ├── OutputError         the result cannot be written (no space, no right, lost mount)
     ├── RankError           one of several processes that make a video has failed or is gone
+    ├── SpeechError         no speech synthesis, or a speech engine or a server that fails
     ├── BusyError           the server has no room for another session now
     │   └── NotReadyError   the server is still loading its model
     └── CancelledError      the session was cancelled or closed while somebody waited for it
@@ -69,6 +70,12 @@ class RankError(LipcastError):
     """One of the processes that make a video together has failed or is gone."""
 
     exit_code = 7
+
+
+class SpeechError(LipcastError):
+    """Text cannot be spoken, sound not understood or a question not answered."""
+
+    exit_code = 8
 
 
 class BusyError(LipcastError):

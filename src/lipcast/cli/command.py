@@ -26,6 +26,7 @@ class Section(StrEnum):
     """The sections of a help page, in order."""
 
     MAIN = "Main options"
+    SPEECH = "Speech"
     FILES = "Input and output"
     VIDEO = "Video"
     COMPUTE = "Computation"

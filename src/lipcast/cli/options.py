@@ -50,6 +50,10 @@ MAIN = (
     Option("image", "Portrait: any picture that Pillow reads.", type=FILE),
     Option("audio", "Voice: any audio, or video with sound, that FFmpeg reads.", type=FILE),
     Option(
+        "text", "Words to speak, in place of --audio; see --tts.",
+        type=TEXT, metavar="TEXT",
+    ),
+    Option(
         "prompt", "Text that describes the picture and how the person behaves.",
         type=TEXT, metavar="TEXT",
     ),
@@ -67,6 +71,23 @@ MAIN = (
         "vram",
         'GPU memory to use, such as "12GB" or "11.5GiB". What does not fit is streamed from host memory.',
         metavar="BYTES", show_default="what is free",
+    ),
+)  # fmt: skip
+
+SPEECH = (
+    Option(
+        "tts",
+        "Speech synthesis: hibari (English, lipcast[tts]), espeak (the program espeak-ng), or the URL of a "
+        "server with OpenAI's /v1/audio/speech, whose key is in LIPCAST_TTS_KEY.",
+        section=Section.SPEECH, metavar="auto|hibari|espeak|URL", show_default="auto: the first found",
+    ),
+    Option(
+        "tts_voice", "Voice of the speech synthesis, as it calls it.",
+        section=Section.SPEECH, metavar="NAME", show_default="heart, en or alloy",
+    ),
+    Option(
+        "tts_model", "Model of the server that speaks.",
+        section=Section.SPEECH, metavar="NAME", show_default="tts-1",
     ),
 )  # fmt: skip
 
@@ -224,7 +245,7 @@ GPUS = (
 )  # fmt: skip
 
 OPTIONS: tuple[Option, ...] = (
-    *MAIN, *FILES, *VIDEO, *COMPUTE, *MEMORY, *GPUS, *CONSOLE,
+    *MAIN, *SPEECH, *FILES, *VIDEO, *COMPUTE, *MEMORY, *GPUS, *CONSOLE,
     *(flag.option() for flag in COMPAT_FLAGS),
 )  # fmt: skip
 
