@@ -23,6 +23,7 @@ from lipcast.lab.matrix import PRESETS, matrix_of, read_matrix
 from lipcast.lab.results import by_cell, read_results
 from lipcast.lab.sampler import Nvml, Sampler
 from lipcast.lab.sweep import Sweep, run_sweep
+from programs import started
 
 DOCUMENT = {
     "conditions": {"peak_rss_bytes": 100, "gpus": []},
@@ -147,13 +148,13 @@ def test_a_sweep_that_is_ended_ends_its_cell(tmp_path, number):
     note, results = tmp_path / "pid", tmp_path / "results.jsonl"
     cell = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     program = (
-        "import signal, sys\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup sets to be ignored\n"
+        "import sys\n"
         "from pathlib import Path\nfrom lipcast.cli.signals import interrupt_on_termination\n"
         "from lipcast.lab.sweep import Sweep, run_sweep\ninterrupt_on_termination()\n"
         f"sweep = Sweep(lambda _: [sys.executable, '-c', {cell!r}], lambda _: '', lambda _: '')\n"
         f"list(run_sweep(sweep, [{{'a': 1}}], Path({str(results)!r})))"
     )
-    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) as sweep:
+    with started([sys.executable, "-c", program], stderr=subprocess.PIPE) as sweep:
         while sweep.poll() is None and not (note.exists() and note.read_text()):
             time.sleep(0.02)
         sweep.send_signal(number)

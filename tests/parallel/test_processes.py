@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from lipcast.parallel.rank_group import spawn
+from programs import started
 
 _COMMAND = ("--device", "cpu", "--size", "64*64", "--infer_frames", "24", "--json")
 
@@ -24,14 +25,6 @@ _COMMAND = ("--device", "cpu", "--size", "64*64", "--infer_frames", "24", "--jso
 def command(portrait: Path, features: Path, output: Path, *flags: str) -> list[str]:
     files = ["--image", str(portrait), "--audio", str(features), "-o", str(output)]
     return [str(Path(sys.executable).with_name("lipcast")), "generate", *files, *_COMMAND, *flags]
-
-
-HEED_HANGUPS = (
-    sys.executable, "-c",
-    "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
-    "os.execv(sys.argv[1], sys.argv[1:])",
-)  # fmt: skip
-"""Undoes what a process inherits from `nohup`, that SIGHUP is ignored, and becomes the command behind it."""
 
 
 @pytest.mark.parametrize(
@@ -50,8 +43,8 @@ def test_nothing_is_left_of_an_interrupted_command(
     line = command(portrait, sound(60.0), output, "--gpus", "2")
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    with subprocess.Popen(
-        [*HEED_HANGUPS, *line], stderr=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+    with started(
+        line, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "TMPDIR": str(temporary)},
     ) as process:  # fmt: skip
         while not output.exists() or output.stat().st_size < 20_000:

@@ -20,6 +20,7 @@ import pytest
 import websockets
 from running import Running
 
+from programs import started
 from sounds import write_wav
 
 ROOT = Path(__file__).parents[2]
@@ -162,7 +163,7 @@ def test_the_command_ends_with_sigterm():
     run = "import sys; from lipcast.cli.main import run; sys.argv[0] = 'lipcast'; run()"
     options = ["serve", "--port", "0", "--size", "64*64", "--sample_steps", "1"]
     words = [sys.executable, "-c", run, *options]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+    with started(words, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         url = re.findall(r"http://\S+", process.stderr.readline())[0]
         lines = iter(process.stderr.readline, "")
