@@ -18,6 +18,7 @@ from lipcast.config.generate_options import GenerateOptions
 from lipcast.serve.app import make_app
 from lipcast.serve.hub import Hub
 from lipcast.serve.settings import ServeSettings
+from lipcast.speech.services import SpeechServices
 
 BASE, SOCKETS = "http://127.0.0.1:8000", "ws://127.0.0.1:8000"
 
@@ -25,10 +26,19 @@ BASE, SOCKETS = "http://127.0.0.1:8000", "ws://127.0.0.1:8000"
 class Server:
     """A client of a server with a model that computes nothing."""
 
-    def __init__(self, model: FakeModel | None = None, **changes: Any) -> None:
+    def __init__(
+        self,
+        model: FakeModel | None = None,
+        *,
+        speech: SpeechServices | None = None,
+        **changes: Any,
+    ) -> None:
         self.model = model or FakeModel()
         self.hub = Hub(
-            lambda: self.model, ServeSettings(**changes), options=GenerateOptions(size="64*64")
+            lambda: self.model,
+            ServeSettings(**changes),
+            options=GenerateOptions(size="64*64"),
+            speech=speech,
         )
         self.client = TestClient(make_app(self.hub), base_url=BASE)
 
