@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fake_speech import loud
 from lipcast.media.decode import read_sound
 from lipcast.speech.services import find_services
 from lipcast.speech.sound import to_int16
@@ -16,10 +17,6 @@ from lipcast.speech.voice_activity import (
     find_detector,
 )
 from sounds import EXAMPLES
-
-
-def loud(chunk: np.ndarray) -> float:
-    return float(np.abs(chunk).max() > 0.05)
 
 
 def sound(*parts: tuple[float, bool], rate: int = 16_000, channels: int = 1) -> np.ndarray:
