@@ -11,7 +11,8 @@
     ├── RankError           one of several processes that make a video has failed or is gone
     ├── SpeechError         no speech synthesis, or a speech engine or a server that fails
     ├── BusyError           the server has no room for another session now
-    │   └── NotReadyError   the server is still loading its model
+    │   ├── NotReadyError   the server is still loading its model
+    │   └── QueueFullError  as many videos wait as the server keeps
     └── CancelledError      the session was cancelled or closed while somebody waited for it
         └── SessionFailedError  the session was ended by an earlier error, and gives no more frames
 
@@ -84,6 +85,10 @@ class BusyError(LipcastError):
 
 class NotReadyError(BusyError):
     """The server is still loading its model."""
+
+
+class QueueFullError(BusyError):
+    """As many videos wait as the server keeps."""
 
 
 class CancelledError(LipcastError):
