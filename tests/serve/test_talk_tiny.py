@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import numpy as np
+import pytest
 
 import lipcast
 from fake_speech import FakeTTS
@@ -14,6 +15,7 @@ from lipcast.speech.services import SpeechServices
 from sounds import EXAMPLES
 
 
+@pytest.mark.slow
 def test_a_text_becomes_pictures_with_its_sound(tiny: lipcast.Lipcast) -> None:
     live = tiny.live(
         image=EXAMPLES / "portrait_0.png",
