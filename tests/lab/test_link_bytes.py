@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -33,8 +34,8 @@ from lipcast.planning.plan import WHOLE, Budget, PlanConfig, PlanRequest, total
 from lipcast.planning.workload import Workload
 from lipcast.weights.load import load_into, without_memory
 
-CONFIG = replace(DiTConfig(), num_layers=2, audio_inject_layers=(0,))
-"""True widths; all layers are alike, so that the list of 40 is right if that of 2 is."""
+CONFIG = replace(DiTConfig(), num_layers=4, audio_inject_layers=(0,))
+"""True widths, and more layers than slots; all are alike, so that the list of 40 is right if that of 4 is."""
 
 
 class CountingCopier(CudaCopier):
@@ -76,16 +77,21 @@ def link_bytes(
     reference = fake_reference(spec, CONFIG)
     run = LaneExecutor(dit, spec, reference, text, memory=memory)
     *warming, block = _ticks(spec.order.num_steps, spec.max_lanes)
-    for ticks in (*warming, block):
-        copier.to_device = copier.to_host = 0
-        for tick in ticks:
-            for unit in tick:
-                if unit.step == 0:
-                    run.start(unit.block, fake_features(CONFIG))
-            run.run(tick)
+    for tick in chain.from_iterable(warming):
+        _run(run, tick)
+    copier.to_device = copier.to_host = 0
+    for tick in block:
+        _run(run, tick)
     counted = copier.to_device, copier.to_host
     run.release()
     return counted
+
+
+def _run(executor: LaneExecutor, tick: tuple[Unit, ...]) -> None:
+    for unit in tick:
+        if unit.step == 0:
+            executor.start(unit.block, fake_features(CONFIG))
+    executor.run(tick)
 
 
 def _ticks(num_steps: int, num_lanes: int) -> list[list[tuple[Unit, ...]]]:
@@ -99,13 +105,10 @@ def _ticks(num_steps: int, num_lanes: int) -> list[list[tuple[Unit, ...]]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "kv", "schedule", "infer_frames"),
-    [
-        ("int4", "fp8", "wavefront", 48),
-        pytest.param("fp8", "int4", "wavefront", 24, marks=pytest.mark.slow),
-        pytest.param("fp8", "int4", "sequential", 32, marks=pytest.mark.slow),
-    ],
+    [("int4", "fp8", "wavefront", 48), ("fp8", "int4", "sequential", 32)],
 )
 def test_the_plan_lists_what_crosses(
     precision: Precision, kv: KVPrecision, schedule: ScheduleName, infer_frames: int

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any
 
 from numpy.typing import NDArray
 
+from lipcast.config.closing import Closing
 from lipcast.engine.frames import FrameBlock
 from lipcast.engine.live_timeline import PushSource
 from lipcast.engine.session import Session
 
 
-class PushSession:
+class PushSession(Closing):
     """A session whose sound is pushed while it runs."""
 
     def __init__(self, session: Session, source: PushSource) -> None:
@@ -25,7 +26,7 @@ class PushSession:
         self._source.push(samples)
 
     def finish(self) -> None:
-        """No more sound: what is left is padded to whole blocks and made."""
+        """Declare the sound finished: pad what is left to whole blocks and make them."""
         self._source.finish()
 
     def ready(self) -> Iterator[FrameBlock]:
@@ -42,7 +43,7 @@ class PushSession:
         return self._session
 
     def __iter__(self) -> Iterator[FrameBlock]:
-        """Every block; waits for `push` from another thread, ends after `finish`."""
+        """Yield every block; wait for `push` from another thread, end after `finish`."""
         return iter(self._session)
 
     def cancel(self) -> None:
@@ -57,9 +58,3 @@ class PushSession:
 
     def report(self) -> dict[str, Any]:
         return self._session.report()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()

@@ -74,7 +74,7 @@ def joined_product(linears: Sequence[nn.Module], x: Rows) -> Tensor | None:
 
 
 class AttentionProjections(nn.Module):
-    """What every attention of the model has: q, k, v, o, and RMS norms over the full width."""
+    """Projections of an attention (q, k, v, o), and RMS norms over the full width."""
 
     def __init__(self, dim: int, num_heads: int, eps: float) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class AttentionProjections(nn.Module):
         return QueryKeyNorms(self.norm_q, self.norm_k)
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[..., D] -> keys and values [..., N, d]; the norm comes before the split into heads."""
+        """Project [..., D] to keys and values [..., N, d]; the norm comes before the split into heads."""
         return self.heads(self.norm_k(self.k(x))), self.heads(self.v(x))
 
     def queries_keys_values(self, x: Rows, *, joined: bool) -> tuple[Tensor, ...]:
@@ -104,7 +104,7 @@ class AttentionProjections(nn.Module):
         return tuple(linear(x) for linear in linears) if together is None else together.chunk(3, -1)
 
     def heads(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., N, d]."""
+        """Reshape [..., D] to [..., N, d]."""
         split: Tensor = x.unflatten(-1, (self.num_heads, -1))
         return split
 

@@ -1,7 +1,7 @@
 """The sink: keys and values of the condition tokens, attended by every block.
 
-Prefilled once per anchor. Only the reference moves in time, so its keys are kept unrotated and are placed for
-each block; the motion's keys are rotated already. Where a layer lives is the business of its storage.
+Prefilled once per reference. Only the reference moves in time, so its keys are kept unrotated and are placed
+for each block; the motion's keys are rotated already. Where a layer lives is the business of its storage.
 
 Legend: L layers, S reference tokens, M motion tokens, T tokens (S + M), N heads, d head size.
 """
@@ -29,7 +29,7 @@ class SinkPlanes:
 
 @dataclass(frozen=True, slots=True)
 class SinkLayout:
-    """How one layer of a sink lies in one buffer of bytes."""
+    """Layout of one layer of a sink in one buffer of bytes."""
 
     num_ref: int
     num_motion: int
@@ -68,13 +68,13 @@ class SinkLayout:
 
 
 class SinkStorage(Protocol):
-    """Where the layers of a sink live."""
+    """Storage of the layers of a sink."""
 
     def planes(self, layer: int) -> SinkPlanes:
         """Return the layer, ready to be read and written; valid until another layer is asked for."""
 
     def mark_dirty(self, layer: int) -> None:
-        """The layer asked for last was filled: who streams, writes it back."""
+        """Mark the layer asked for last as filled; a streaming storage writes it back."""
 
 
 class ResidentSink:
@@ -89,11 +89,11 @@ class ResidentSink:
         return self._planes[layer]
 
     def mark_dirty(self, layer: int) -> None:
-        """Nothing to do: the layer is where it belongs."""
+        """Do nothing: the layer is where it belongs."""
 
 
 class Sink:
-    """Keys and values of the condition tokens of one anchor."""
+    """Keys and values of the condition tokens of one reference."""
 
     def __init__(self, layout: SinkLayout, storage: SinkStorage, *, num_layers: int) -> None:
         self.layout, self.num_layers = layout, num_layers

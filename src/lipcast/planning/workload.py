@@ -78,14 +78,14 @@ class Workload:
         return self._total("tick")
 
     @cached_property
-    def voices_total(self) -> tuple[int, ...]:
+    def audio_total(self) -> tuple[int, ...]:
         """Bytes that every block needs once, for its audio."""
-        return self._total("voice")
+        return self._total("audio")
 
     @cached_property
     def layers_total(self) -> tuple[int, ...]:
         """Bytes of both; a layer on the GPU has both there."""
-        return tuple(t + v for t, v in zip(self.ticks_total, self.voices_total, strict=True))
+        return tuple(t + a for t, a in zip(self.ticks_total, self.audio_total, strict=True))
 
     @cached_property
     def prompt_bytes(self) -> int:
@@ -99,7 +99,7 @@ class Workload:
     @cached_property
     def widest_layer_bytes(self) -> int:
         """The largest buffer that passes through a slot."""
-        uses: tuple[WeightUse, ...] = ("tick", "voice")
+        uses: tuple[WeightUse, ...] = ("tick", "audio")
         return max(max(sizes.layer_bytes(self.dit, self.config.precision, use)) for use in uses)
 
     @cached_property
@@ -223,8 +223,8 @@ class Workload:
         """Return the bytes per block of the layers' weights from `first` on, in residency order."""
         if self.share.shards > 1:
             return 0
-        ticks, voices = self.ticks_total, self.voices_total
-        return self.ticks_per_block * (ticks[-1] - ticks[first]) + voices[-1] - voices[first]
+        ticks, audio = self.ticks_total, self.audio_total
+        return self.ticks_per_block * (ticks[-1] - ticks[first]) + audio[-1] - audio[first]
 
     def to_gpu_parts(self, resident: int, rings: int) -> tuple[MemoryItem, ...]:
         """Return what crosses the link to the GPU for every block."""

@@ -25,11 +25,13 @@ from lipcast.serve.logs import log_event
 from lipcast.serve.metrics import Metrics
 from lipcast.serve.portraits import Portraits
 from lipcast.serve.settings import ServeSettings
+from lipcast.serve.talk import Talk
+from lipcast.serve.video_queue import VideoQueue, made_with
+from lipcast.speech.services import SpeechServices
 
 SAMPLE_RATE = 48_000
-RETRY_S = 5
-"""What a client is told to wait before it asks again."""
 _LOOK_S = 1.0
+_SPEAKING = {LiveState.LISTENING, LiveState.SPEAKING, LiveState.DRAINING}
 _WARM_TICKS = 2
 
 
@@ -48,6 +50,7 @@ class Hosted:
     """A session of this server."""
 
     live: LiveSession
+    talk: Talk
     label: str
     """For logs; says nothing that would let anybody in."""
     key: str = field(default_factory=lambda: secrets.token_urlsafe(18))
@@ -70,15 +73,23 @@ class Hub:
         settings: ServeSettings,
         *,
         options: GenerateOptions | None = None,
+        speech: SpeechServices | None = None,
         device_bytes: Callable[[Model], int] = lambda _: 0,
+        videos: VideoQueue | None = None,
     ) -> None:
-        """`options` hold for every session; a request may choose the seed."""
+        """`options` hold for every session; a request may choose the seed. `speech` speaks and answers.
+
+        `videos`: those that are made with the same model; None: with the embedded one.
+        """
+        self.speech = speech or SpeechServices()
         self.settings, self.portraits = settings, Portraits(max_pixels=settings.max_pixels)
         self.metrics = Metrics(lambda: 0 if self._model is None else device_bytes(self._model))
         self.failure: Exception | None = None
         """Why the model could not be loaded."""
         self.on_failure: Callable[[], None] = lambda: None
         self._load, self._options = load, options or GenerateOptions()
+        self.videos = videos or VideoQueue(settings, options=self._options, made_with=made_with())
+        self.videos.is_speaking = self._is_speaking
         self._model: Model | None = None
         self._sessions: dict[str, Hosted] = {}
         self._opening = 0
@@ -109,6 +120,8 @@ class Hub:
             with suppress(asyncio.CancelledError):
                 await task
         await asyncio.gather(*(self.close(hosted, "shutdown") for hosted in self.sessions()))
+        await self.speech.close()
+        await asyncio.to_thread(self.videos.stop)
         if self._model is not None:
             await asyncio.to_thread(self._model.close)
 
@@ -136,11 +149,14 @@ class Hub:
             )
         except AdmissionError as error:
             self.metrics.refused.inc()
+            self.videos.make_room()
             raise BusyError(f"{error}; try again later") from error
         finally:
             self._opening -= 1
         live.pause()
-        hosted = Hosted(live, f"s{next(self._numbers)}")
+        label = f"s{next(self._numbers)}"
+        talk = Talk(live, self.speech, metrics=self.metrics, label=label)
+        hosted = Hosted(live, talk, label)
         self._sessions[hosted.key] = hosted
         self.metrics.opened.inc()
         log_event("session opened", session=hosted.label, portrait=portrait)
@@ -173,19 +189,27 @@ class Hub:
         self._count(hosted)
         if hosted.leave is not None:
             hosted.leave(reason)
+        await hosted.talk.close()
         await asyncio.to_thread(hosted.live.close)
         log_event("session closed", session=hosted.label, reason=reason)
+
+    def _is_speaking(self) -> bool:
+        seen = [hosted.seen for hosted in self.sessions() if hosted.detached is None]
+        return any(stats is not None and stats.state in _SPEAKING for stats in seen)
 
     async def _make_ready(self) -> None:
         """Load the model and make a block with it, so that the first session does not pay for it."""
         began = time.monotonic()
         try:
+            if self.speech.tts is not None:
+                await self.speech.tts.prepare()
             self._model = await asyncio.to_thread(self._loaded)
         except Exception as error:
             self.failure = error
             log_event("the model cannot be loaded", level=logging.ERROR, error=str(error))
             self.on_failure()
             return
+        self.videos.start(self._model)
         log_event("ready", seconds=round(time.monotonic() - began, 1))
 
     def _loaded(self) -> Model:
