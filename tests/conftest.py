@@ -66,7 +66,7 @@ def tiny(loaded: lipcast.Lipcast) -> lipcast.Lipcast:
 
 @pytest.fixture(scope="session")
 def quick(loaded: lipcast.Lipcast) -> lipcast.Lipcast:
-    """The embedded model with a decoder of random weights, for tests that compare pictures only with each other.
+    """The embedded model with a decoder of random weights, for tests that compare pictures with each other.
 
     The embedded decoder takes 85 % of the time of a small video, this one 20 %.
     """
