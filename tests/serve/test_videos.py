@@ -19,8 +19,10 @@ import pytest
 from in_process import BASE, Drawing, Server
 from PIL import Image
 
+from certificates import write_certificate
 from lipcast.errors import AdmissionError, OutputError
 from lipcast.jobs.store import Store
+from lipcast.media.signing import SigningKey, read_manifest
 from sounds import EXAMPLES
 
 PORTRAIT = EXAMPLES / "portrait_0.png"
@@ -169,6 +171,15 @@ def test_files_and_data_urls_make_the_same_video(server: Server, sound: Any) -> 
     server.wait(lambda: all(status(server, name) == "completed" for name in names))
     made = {server.client.get(f"/v1/videos/{name}/content").content for name in names}
     assert len(made) == 1 and len(set(names)) == len(ways)
+
+
+def test_videos_are_signed(at: Any, make: Make, tmp_path: Path) -> None:
+    signing = SigningKey(*write_certificate(tmp_path / "c"))
+    with Server(signing=signing, **at) as server:
+        name = make(server).id
+        server.wait(lambda: status(server, name) == "completed")
+        (tmp_path / "got.mp4").write_bytes(client(server).videos.download_content(name).read())
+    assert read_manifest(tmp_path / "got.mp4")["validation_state"] == "Valid"
 
 
 def test_seconds_cut_the_voice(server: Server, make: Make) -> None:
