@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lipcast.config.generate_options import OPTION_NAMES, GenerateOptions
+from lipcast.config.generate_options import EARLIER_NAMES, OPTION_NAMES, GenerateOptions
 from lipcast.config.gpu_options import GPU_OPTION_NAMES, GpuOptions
 from lipcast.config.keywords import GenerateKeywords, MachineKeywords
 from lipcast.config.memory_options import MEMORY_OPTION_NAMES, MemoryOptions
@@ -359,6 +359,7 @@ class Lipcast:
 
 def make_options(keywords: Mapping[str, Any]) -> GenerateOptions:
     """Return checked options from keyword arguments; raises UsageError for an unknown name."""
+    keywords = {EARLIER_NAMES.get(name, name): value for name, value in keywords.items()}
     _check_names(keywords, OPTION_NAMES)
     return GenerateOptions(**keywords)
 

@@ -15,7 +15,7 @@ import click
 from lipcast.cli.command import Option, Section, switch, toggle, value_options
 from lipcast.cli.compat_flags import COMPAT_FLAGS
 from lipcast.cli.types import FILE, FOLDER, OUTPUT, SECONDS, TEXT
-from lipcast.config.generate_options import ANCHOR_ENCODINGS, CROPS, SCHEDULES
+from lipcast.config.generate_options import CROPS, REFERENCE_ENCODINGS, SCHEDULES
 from lipcast.config.gpu_options import KERNEL_CHOICES
 from lipcast.config.precision import KV_PRECISIONS, PRECISIONS
 
@@ -144,11 +144,11 @@ VIDEO = (
         section=Section.VIDEO, default="on",
     ),
     Option(
-        "anchor", "Encoding of the reference picture.",
-        section=Section.VIDEO, type=click.Choice(ANCHOR_ENCODINGS), show_default="video",
+        "reference_encoding", "Encoding of the reference picture.",
+        section=Section.VIDEO, type=click.Choice(REFERENCE_ENCODINGS), show_default="video",
     ),
     toggle(
-        "swap_anchor", "After the first clip, use the first generated frame instead of the portrait.",
+        "swap_reference", "After the first clip, use the first generated frame instead of the portrait.",
         section=Section.VIDEO, default="on",
     ),
     Option(
