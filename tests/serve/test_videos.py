@@ -342,6 +342,18 @@ def test_videos_are_kept_for_a_time(at: Any, make: Make) -> None:
         assert client(server).videos.list().data == []
 
 
+@pytest.mark.parametrize(
+    "name", ["..%2f..%2fetc%2fpasswd", "%2e%2e", "video_x%00", "incoming-left"]
+)
+def test_names_are_no_paths(server: Server, name: str) -> None:
+    (server.hub.videos.store.workspace / "incoming-left").mkdir()
+    (server.hub.videos.store.workspace / "incoming-left" / "video.mp4").write_bytes(b"x")
+    for method, tail in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
+        answer = server.client.request(method, f"/v1/videos/{name}{tail}")
+        assert answer.status_code == 404 and answer.json()["error"]["message"]
+    assert (server.hub.videos.store.workspace / "incoming-left" / "video.mp4").exists()
+
+
 def _large_picture(side: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.zeros((side, side), np.uint8)).save(buffer, "PNG")
