@@ -42,6 +42,20 @@ _OPTIONS = (
         section=Section.ACCESS, metavar="ORIGIN", multiple=True,
     ),
     Option(
+        "ice_server", "STUN server for WebRTC, as stun:HOST:PORT; none is asked unless it is given.",
+        section=Section.ACCESS, metavar="URL", multiple=True,
+    ),
+    Option(
+        "turn_url", "TURN server that relays WebRTC, as turn:HOST:PORT, turn:HOST:PORT?transport=tcp or "
+        "turns:HOST:PORT.",
+        section=Section.ACCESS, metavar="URL",
+    ),
+    Option("turn_user", "User at the TURN server.", section=Section.ACCESS, metavar="TEXT"),
+    Option(
+        "turn_password", "Password of that user, which clients are told; requests need a token then.",
+        section=Section.ACCESS, metavar="TEXT",
+    ),
+    Option(
         "max_sessions", "Sessions at a time.",
         section=Section.LIMITS, type=COUNT, metavar="N", show_default="4",
     ),
@@ -116,6 +130,7 @@ def _settings(flags: Mapping[str, Any]) -> ServeSettings:
         ServeSettings,
         flags,
         allowed_origins=tuple(flags.get("allow_origin", ())),
+        ice_servers=tuple(flags.get("ice_server", ())),
         marked=flags.get("mark", True),
     )
     return given.with_token()

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from mimetypes import guess_type
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import FastAPI, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
@@ -21,11 +21,24 @@ from starlette.exceptions import HTTPException
 import lipcast
 from lipcast.errors import BusyError, InputError, LipcastError, MemoryBudgetError, UsageError
 from lipcast.serve.connection import MAX_PROMPT, Connection
-from lipcast.serve.hub import RETRY_S, Hub
+from lipcast.serve.hub import RETRY_S, Hosted, Hub
 from lipcast.serve.security import COOKIE, HEADERS, Gate
 
+if TYPE_CHECKING:
+    from lipcast.serve.rtc_connection import RtcPeers
+
 _NO_SESSION = 4404
+_MAX_SDP = 2**16
 _STATUS = {BusyError: 503, InputError: 400, UsageError: 400, MemoryBudgetError: 507}
+
+
+class Offer(BaseModel):
+    """An offer of WebRTC; what browsers call an RTCSessionDescription."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["offer"]
+    sdp: str = Field(max_length=_MAX_SDP)
 
 
 class SessionRequest(BaseModel):
@@ -41,11 +54,15 @@ class SessionRequest(BaseModel):
 def make_app(hub: Hub) -> FastAPI:
     """Return the application; the hub is started and stopped with it."""
 
+    peers = _peers(hub)
+
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await hub.start()
         yield
         await hub.stop()
+        if peers is not None:
+            await peers.stop()
 
     app = FastAPI(
         title="Lipcast",
@@ -59,7 +76,19 @@ def make_app(hub: Hub) -> FastAPI:
     _add_page(app, hub)
     _add_health(app, hub)
     _add_sessions(app, hub)
+    _add_webrtc(app, hub, peers)
     return app
+
+
+def _peers(hub: Hub) -> RtcPeers | None:
+    """Return what answers the offers of WebRTC; None where its package is not installed."""
+    try:
+        from lipcast.serve.rtc_connection import RtcPeers
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != "aiortc":
+            raise
+        return None
+    return RtcPeers(hub)
 
 
 def _problem(status: int, message: str) -> JSONResponse:
@@ -143,6 +172,7 @@ def _add_health(app: FastAPI, hub: Hub) -> None:
             "examples": hub.portraits.example_names,
             "voice": "voice.m4a",
             "text_to_speech": False,
+            "webrtc": app.state.has_webrtc,
             "limits": {
                 "sessions": settings.max_sessions,
                 "upload_bytes": settings.max_upload_bytes,
@@ -183,3 +213,29 @@ def _add_sessions(app: FastAPI, hub: Hub) -> None:
             await socket.close(_NO_SESSION, "no such session; it may have ended")
             return
         await Connection(hub, hosted, socket).run()
+
+
+def _add_webrtc(app: FastAPI, hub: Hub, peers: RtcPeers | None) -> None:
+    app.state.has_webrtc = peers is not None
+
+    def found(key: str) -> tuple[RtcPeers, Hosted]:
+        hosted = hub.find(key)
+        if hosted is None:
+            raise HTTPException(404, "no such session; it may have ended")
+        if peers is None:
+            raise HTTPException(
+                404, "this server has no WebRTC: pip install 'lipcast[webrtc]' where it runs"
+            )
+        return peers, hosted
+
+    @app.get("/api/sessions/{key}/webrtc")
+    async def servers(key: str) -> dict[str, Any]:
+        """Return the STUN and TURN servers that a session's client may use."""
+        answering, _ = found(key)
+        return {"ice_servers": answering.ice_servers}
+
+    @app.post("/api/sessions/{key}/webrtc")
+    async def answer(key: str, offer: Offer) -> dict[str, str]:
+        """Answer an offer; the connection that comes of it gets the session."""
+        answering, hosted = found(key)
+        return {"type": "answer", "sdp": await answering.answer(hosted, offer.sdp)}
