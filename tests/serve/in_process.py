@@ -27,6 +27,7 @@ class Server:
 
     def __init__(self, model: FakeModel | None = None, **changes: Any) -> None:
         self.model = model or FakeModel()
+        changes.setdefault("prepare", False)
         self.hub = Hub(
             lambda: self.model, ServeSettings(**changes), options=GenerateOptions(size="64*64")
         )

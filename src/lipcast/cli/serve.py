@@ -80,6 +80,10 @@ _OPTIONS = (
         section=Section.LIMITS, type=SECONDS, show_default="20s",
     ),
     toggle(
+        "prepare", "Keep a session ready for the portrait chosen last, so that it begins at once.",
+        section=Section.LIMITS, default="on",
+    ),
+    toggle(
         "mark", "Note in the metadata of every stream that it is synthetic.",
         section=Section.VIDEO, default="on",
     ),

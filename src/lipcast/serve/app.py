@@ -23,6 +23,7 @@ from lipcast.errors import BusyError, InputError, LipcastError, MemoryBudgetErro
 from lipcast.serve.connection import MAX_PROMPT, Connection
 from lipcast.serve.hub import RETRY_S, Hosted, Hub
 from lipcast.serve.security import COOKIE, HEADERS, Gate
+from lipcast.serve.spare import Wanted
 
 if TYPE_CHECKING:
     from lipcast.serve.rtc_connection import RtcPeers
@@ -196,6 +197,11 @@ def _add_sessions(app: FastAPI, hub: Hub) -> None:
         """Open a session. It waits for its WebSocket for the grace time."""
         hosted = await hub.open(portrait=wanted.portrait, prompt=wanted.prompt, seed=wanted.seed)
         return {"session": hosted.key, "label": hosted.label, "grace_s": hub.settings.grace_s}
+
+    @app.post("/api/prepare", status_code=202)
+    async def prepare(wanted: SessionRequest) -> dict[str, bool]:
+        """Open such a session ahead, so that it begins at once; not while others are open."""
+        return {"preparing": hub.prepare(Wanted(wanted.portrait, wanted.prompt, wanted.seed))}
 
     @app.delete("/api/sessions/{key}", status_code=204)
     async def close_session(key: str) -> None:

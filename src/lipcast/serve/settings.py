@@ -39,6 +39,8 @@ class ServeSettings:
     """How long a client may read nothing before it is disconnected."""
     marked: bool = True
     """Whether streams say that they are synthetic."""
+    prepare: bool = True
+    """Whether a session is opened ahead for the portrait that was chosen last."""
     ice_servers: tuple[str, ...] = ()
     """STUN servers for WebRTC, such as "stun:stun.example.org:3478"."""
     turn_url: str | None = None

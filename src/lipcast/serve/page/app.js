@@ -465,7 +465,15 @@ function choose(name, picture) {
     button.setAttribute("aria-checked", String(chosen));
     button.tabIndex = chosen ? 0 : -1;
   }
+  prepare();
   if (session.isOpen) say("The new portrait is used by the next session: end this one first.");
+}
+
+// Have the session opened that is probably started next; without it, it only begins later.
+function prepare() {
+  if (!info?.ready || session.key) return;
+  const body = JSON.stringify(settings());
+  fetch("api/prepare", { method: "POST", headers: { "content-type": "application/json" }, body }).catch(() => {});
 }
 
 function addPortrait(name, picture, label) {
@@ -604,6 +612,7 @@ async function findServer() {
 }
 
 $("example").addEventListener("click", speakExample);
+for (const id of ["prompt", "seed"]) $(id).addEventListener("change", prepare);
 $("interrupt").addEventListener("click", stopSpeaking);
 $("stop").addEventListener("click", () => session.end());
 $("microphone").addEventListener("click", toggleMicrophone);
