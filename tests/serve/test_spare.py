@@ -71,3 +71,11 @@ def test_it_can_be_switched_off():
         assert server.model.sessions[0].closed and not is_ready(server)
         assert prepare(server).json() == {"preparing": False}
         assert len(after(server, server.open)) == 1
+
+
+def test_it_gives_way_to_a_video_that_finds_no_memory():
+    with Server(prepare=True) as server:
+        server.hub.videos.on_refused()
+        server.wait(lambda: server.model.sessions[0].closed)
+        assert not is_ready(server)
+        assert len(after(server, server.open)) == 1

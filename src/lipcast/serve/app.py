@@ -1,6 +1,6 @@
 """The routes of the server: the page, portraits, sessions, their WebSockets, health and metrics.
 
-Input: a hub. Output: an ASGI application. Errors are JSON with a sentence: {"error": {"code", "message"}}.
+Input: a hub. Output: an ASGI application. Errors are JSON with a sentence, as `problems` says.
 """
 
 from __future__ import annotations
@@ -10,36 +10,24 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from mimetypes import guess_type
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from fastapi import FastAPI, Request, WebSocket
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 import lipcast
-from lipcast.errors import BusyError, InputError, LipcastError, MemoryBudgetError, UsageError
-from lipcast.serve.connection import MAX_PROMPT, Connection
-from lipcast.serve.hub import RETRY_S, Hosted, Hub
+from lipcast.serve.connection import Connection
+from lipcast.serve.hub import Hub
+from lipcast.serve.problems import add_problems, problem
+from lipcast.serve.rtc_api import add_webrtc, make_peers
 from lipcast.serve.security import COOKIE, HEADERS, Gate
+from lipcast.serve.settings import MAX_PROMPT
 from lipcast.serve.spare import Wanted
-
-if TYPE_CHECKING:
-    from lipcast.serve.rtc_connection import RtcPeers
+from lipcast.serve.video_api import add_videos
 
 _NO_SESSION = 4404
-_MAX_SDP = 2**16
-_STATUS = {BusyError: 503, InputError: 400, UsageError: 400, MemoryBudgetError: 507}
-
-
-class Offer(BaseModel):
-    """An offer of WebRTC; what browsers call an RTCSessionDescription."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    type: Literal["offer"]
-    sdp: str = Field(max_length=_MAX_SDP)
 
 
 class SessionRequest(BaseModel):
@@ -55,7 +43,7 @@ class SessionRequest(BaseModel):
 def make_app(hub: Hub) -> FastAPI:
     """Return the application; the hub is started and stopped with it."""
 
-    peers = _peers(hub)
+    peers = make_peers(hub)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -73,45 +61,13 @@ def make_app(hub: Hub) -> FastAPI:
         redoc_url=None,
     )
     app.add_middleware(Gate, settings=hub.settings)
-    _add_errors(app)
+    add_problems(app)
     _add_page(app, hub)
     _add_health(app, hub)
     _add_sessions(app, hub)
-    _add_webrtc(app, hub, peers)
+    add_webrtc(app, hub, peers)
+    add_videos(app, hub.videos)
     return app
-
-
-def _peers(hub: Hub) -> RtcPeers | None:
-    """Return what answers the offers of WebRTC; None where its package is not installed."""
-    try:
-        from lipcast.serve.rtc_connection import RtcPeers
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] != "aiortc":
-            raise
-        return None
-    return RtcPeers(hub)
-
-
-def _problem(status: int, message: str) -> JSONResponse:
-    headers = {"Retry-After": str(RETRY_S)} if status == 503 else None
-    return JSONResponse({"error": {"code": status, "message": message}}, status, headers)
-
-
-def _add_errors(app: FastAPI) -> None:
-    @app.exception_handler(LipcastError)
-    async def explain(_request: Request, error: LipcastError) -> JSONResponse:
-        status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500)
-        return _problem(status, str(error))
-
-    @app.exception_handler(HTTPException)
-    async def explain_http(_request: Request, error: HTTPException) -> JSONResponse:
-        return _problem(error.status_code, str(error.detail))
-
-    @app.exception_handler(RequestValidationError)
-    async def explain_body(_request: Request, error: RequestValidationError) -> JSONResponse:
-        found = error.errors()[0]
-        where = ".".join(str(part) for part in found["loc"])
-        return _problem(422, f"{where}: {found['msg']}")
 
 
 def _add_page(app: FastAPI, hub: Hub) -> None:
@@ -155,7 +111,7 @@ def _add_health(app: FastAPI, hub: Hub) -> None:
         """Return whether sessions can be opened."""
         if hub.is_ready:
             return JSONResponse({"status": "ready"})
-        return _problem(503, "the model is still being loaded")
+        return problem(503, "the model is still being loaded")
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -219,29 +175,3 @@ def _add_sessions(app: FastAPI, hub: Hub) -> None:
             await socket.close(_NO_SESSION, "no such session; it may have ended")
             return
         await Connection(hub, hosted, socket).run()
-
-
-def _add_webrtc(app: FastAPI, hub: Hub, peers: RtcPeers | None) -> None:
-    app.state.has_webrtc = peers is not None
-
-    def found(key: str) -> tuple[RtcPeers, Hosted]:
-        hosted = hub.find(key)
-        if hosted is None:
-            raise HTTPException(404, "no such session; it may have ended")
-        if peers is None:
-            raise HTTPException(
-                404, "this server has no WebRTC: pip install 'lipcast[webrtc]' where it runs"
-            )
-        return peers, hosted
-
-    @app.get("/api/sessions/{key}/webrtc")
-    async def servers(key: str) -> dict[str, Any]:
-        """Return the STUN and TURN servers that a session's client may use."""
-        answering, _ = found(key)
-        return {"ice_servers": answering.ice_servers}
-
-    @app.post("/api/sessions/{key}/webrtc")
-    async def answer(key: str, offer: Offer) -> dict[str, str]:
-        """Answer an offer; the connection that comes of it gets the session."""
-        answering, hosted = found(key)
-        return {"type": "answer", "sdp": await answering.answer(hosted, offer.sdp)}

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 from lipcast.config.generate_options import GenerateOptions
@@ -26,11 +27,11 @@ from lipcast.serve.metrics import Metrics
 from lipcast.serve.portraits import Portraits
 from lipcast.serve.settings import ServeSettings
 from lipcast.serve.spare import Spare, Wanted, wait_for_pictures
+from lipcast.serve.video_queue import VideoQueue, made_with
 
 SAMPLE_RATE = 48_000
-RETRY_S = 5
-"""What a client is told to wait before it asks again."""
 _LOOK_S = 1.0
+_SPEAKING = {LiveState.LISTENING, LiveState.SPEAKING, LiveState.DRAINING}
 
 
 class Model(Protocol):
@@ -72,14 +73,20 @@ class Hub:
         *,
         options: GenerateOptions | None = None,
         device_bytes: Callable[[Model], int] = lambda _: 0,
+        videos: VideoQueue | None = None,
     ) -> None:
-        """`options` hold for every session; a request may choose the seed."""
+        """`options` hold for every session; a request may choose the seed.
+
+        `videos`: those that are made with the same model; None: with the embedded one.
+        """
         self.settings, self.portraits = settings, Portraits(max_pixels=settings.max_pixels)
         self.metrics = Metrics(lambda: 0 if self._model is None else device_bytes(self._model))
         self.failure: Exception | None = None
         """Why the model could not be loaded."""
         self.on_failure: Callable[[], None] = lambda: None
         self._load, self._options = load, options or GenerateOptions()
+        self.videos = videos or VideoQueue(settings, options=self._options, made_with=made_with())
+        self.videos.is_speaking = self._is_speaking
         self._model: Model | None = None
         self._spare = Spare(self._prepared)
         self._sessions: dict[str, Hosted] = {}
@@ -99,6 +106,9 @@ class Hub:
 
     async def start(self) -> None:
         """Begin to load the model, and to look after the sessions."""
+        self.videos.on_refused = partial(
+            asyncio.get_running_loop().call_soon_threadsafe, self._spare.drop
+        )
         self._tasks = [
             asyncio.create_task(self._make_ready()),
             asyncio.create_task(self._look_after()),
@@ -111,6 +121,7 @@ class Hub:
             with suppress(asyncio.CancelledError):
                 await task
         await asyncio.gather(*(self.close(hosted, "shutdown") for hosted in self.sessions()))
+        await asyncio.to_thread(self.videos.stop)
         await self._spare.stop()
         if self._model is not None:
             await asyncio.to_thread(self._model.close)
@@ -132,6 +143,7 @@ class Hub:
             live = await self._spare.take(wanted) or await self._open(wanted)
         except AdmissionError as error:
             self.metrics.refused.inc()
+            self.videos.make_room()
             raise BusyError(f"{error}; try again later") from error
         finally:
             self._opening -= 1
@@ -207,6 +219,10 @@ class Hub:
             with suppress(LipcastError):  # the portrait may have been forgotten
                 self.prepare(hosted.wanted)
 
+    def _is_speaking(self) -> bool:
+        seen = [hosted.seen for hosted in self.sessions() if hosted.detached is None]
+        return any(stats is not None and stats.state in _SPEAKING for stats in seen)
+
     async def _make_ready(self) -> None:
         """Load the model and make a block with it, so that the first session does not pay for it."""
         began = time.monotonic()
@@ -223,6 +239,7 @@ class Hub:
         else:
             await asyncio.to_thread(live.close)
         self._model = model
+        self.videos.start(model)
         log_event("ready", seconds=round(time.monotonic() - began, 1))
 
     def _loaded(self, wanted: Wanted) -> tuple[Model, LiveSession]:

@@ -50,6 +50,12 @@ class Spare:
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
 
+    def drop(self) -> None:
+        """Close the session that is kept: others need its memory."""
+        self._wanted = None
+        if self._kept is not None and (self._worker is None or self._worker.done()):
+            self._worker = asyncio.create_task(self._close_kept())
+
     async def take(self, wanted: Wanted) -> LiveSession | None:
         """Return the session for `wanted`, or None; another one is closed, so that its memory is free."""
         if self._wanted == wanted:
@@ -72,6 +78,9 @@ class Spare:
         """Close everything."""
         self._wanted = None
         await self.settle()
+        await self._close_kept()
+
+    async def _close_kept(self) -> None:
         if self._kept is not None:
             kept, self._kept = self._kept, None
             await asyncio.to_thread(kept[1].close)
