@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Protocol
 
 from lipcast.config.generate_options import GenerateOptions
@@ -106,9 +105,12 @@ class Hub:
 
     async def start(self) -> None:
         """Begin to load the model, and to look after the sessions."""
-        self.videos.on_refused = partial(
-            asyncio.get_running_loop().call_soon_threadsafe, self._spare.drop
-        )
+        loop = asyncio.get_running_loop()
+
+        def give_way() -> None:
+            loop.call_soon_threadsafe(self._spare.drop)
+
+        self.videos.on_refused = give_way
         self._tasks = [
             asyncio.create_task(self._make_ready()),
             asyncio.create_task(self._look_after()),

@@ -47,14 +47,12 @@ class Spare:
     def want(self, wanted: Wanted) -> None:
         """Open a session for `wanted`; a later call replaces an earlier one."""
         self._wanted = wanted
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._work())
+        self._begin()
 
     def drop(self) -> None:
         """Close the session that is kept: others need its memory."""
         self._wanted = None
-        if self._kept is not None and (self._worker is None or self._worker.done()):
-            self._worker = asyncio.create_task(self._close_kept())
+        self._begin()
 
     async def take(self, wanted: Wanted) -> LiveSession | None:
         """Return the session for `wanted`, or None; another one is closed, so that its memory is free."""
@@ -80,28 +78,28 @@ class Spare:
         await self.settle()
         await self._close_kept()
 
+    def _begin(self) -> None:
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+
     async def _close_kept(self) -> None:
         if self._kept is not None:
             kept, self._kept = self._kept, None
             await asyncio.to_thread(kept[1].close)
 
     async def _work(self) -> None:
-        while (wanted := self._wanted) is not None:
-            kept, self._kept = self._kept, None
-            if kept is not None and kept[0] == wanted and not kept[1].has_ended:
-                self._kept = kept
+        """Close what is kept for others, and open what is wanted."""
+        while True:
+            wanted = self._wanted
+            if self._kept is not None and (self._kept[0] != wanted or self._kept[1].has_ended):
+                await self._close_kept()
+                continue
+            if wanted is None or self._kept is not None:
                 return
-            if kept is not None:
-                await asyncio.to_thread(kept[1].close)
             try:
-                live = await asyncio.to_thread(self._open, wanted)
-            except LipcastError:
-                self._wanted = None  # whoever asks for the session is told why
-                return
-            if self._wanted == wanted:
-                self._kept = wanted, live
-                return
-            await asyncio.to_thread(live.close)
+                self._kept = wanted, await asyncio.to_thread(self._open, wanted)
+            except LipcastError:  # whoever asks for the session is told why
+                self._wanted = None if self._wanted == wanted else self._wanted
 
 
 def wait_for_pictures(live: LiveSession) -> None:
