@@ -11,7 +11,6 @@ import time
 from collections import deque
 from typing import Any
 
-import numpy as np
 from aiortc import (
     RTCConfiguration,
     RTCDataChannel,
@@ -21,14 +20,13 @@ from aiortc import (
 )
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 from aiortc.rtcrtpsender import RTCRtpSender
-from av import AudioFrame
-from numpy.typing import NDArray
 from starlette.websockets import WebSocketDisconnect
 
 from lipcast.config.models import VIDEO_FPS
 from lipcast.engine.live_types import AVFrame
 from lipcast.errors import CancelledError, InputError, OutputError
 from lipcast.media.h264 import check_encoder
+from lipcast.media.rtc_frames import mono_of
 from lipcast.serve.connection import Connection
 from lipcast.serve.hub import SAMPLE_RATE, Hosted, Hub
 from lipcast.serve.logs import log_event
@@ -174,9 +172,8 @@ class RtcConnection(Connection):
         gate = VoiceGate()
         try:
             while True:
-                frame = await track.recv()
-                assert isinstance(frame, AudioFrame)
-                pieces, ends = gate.take(_mono(frame))
+                frame: Any = await track.recv()
+                pieces, ends = gate.take(mono_of(frame))
                 for piece in pieces:
                     self._hosted.active = time.monotonic()
                     self._live.push_audio(piece, sample_rate=frame.sample_rate)
@@ -331,9 +328,3 @@ async def _negotiate(peer: RTCPeerConnection, offer: str) -> None:
         video.setCodecPreferences([codec for codec in known if codec.mimeType != "video/H264"])
     await peer.setRemoteDescription(RTCSessionDescription(offer, "offer"))
     await peer.setLocalDescription(await peer.createAnswer())
-
-
-def _mono(frame: AudioFrame) -> NDArray[np.int16]:
-    samples: NDArray[np.int16] = frame.to_ndarray().reshape(-1, len(frame.layout.channels))
-    mono: NDArray[np.int16] = samples.mean(axis=1).astype(np.int16)
-    return mono

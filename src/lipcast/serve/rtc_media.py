@@ -10,20 +10,19 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
-from av import AudioFrame, VideoFrame
-from av.frame import Frame
 from numpy.typing import NDArray
 
 from lipcast.config.models import VIDEO_FPS
 from lipcast.engine.live_types import AVFrame
+from lipcast.media.rtc_frames import picture_frame, sound_frame
 
 PIECE_S = 0.5 / VIDEO_FPS
 """Length of a packet of sound, of which a slot has two."""
 _MOST_WAITING = {"video": 3, "audio": 10}
-_CLOCK = 90_000
 
 
 class FrameTrack(MediaStreamTrack):
@@ -33,7 +32,7 @@ class FrameTrack(MediaStreamTrack):
         super().__init__()
         self.kind = kind
         self.num_dropped = 0
-        self._frames: deque[Frame] = deque()
+        self._frames: deque[Any] = deque()
         self._has_frame = asyncio.Event()
 
     @property
@@ -41,7 +40,7 @@ class FrameTrack(MediaStreamTrack):
         """Frames that were not encoded so far."""
         return len(self._frames)
 
-    def put(self, frame: Frame) -> None:
+    def put(self, frame: Any) -> None:
         """Append a frame."""
         if len(self._frames) >= _MOST_WAITING[self.kind]:
             self._frames.popleft()
@@ -53,7 +52,7 @@ class FrameTrack(MediaStreamTrack):
         """Drop what waits."""
         self._frames.clear()
 
-    async def recv(self) -> Frame:
+    async def recv(self) -> Any:
         """Wait for the next frame."""
         while not self._frames:
             self._has_frame.clear()
@@ -85,10 +84,7 @@ class Tracks:
         """Begin a slot with a frame, or with silence."""
         self._sound = None if frame is None else _as_int16(frame.sound)
         if frame is not None:
-            picture = VideoFrame.from_ndarray(np.ascontiguousarray(frame.picture), format="rgb24")
-            picture.pts = self.num_slots * _CLOCK // VIDEO_FPS
-            picture.time_base = Fraction(1, _CLOCK)
-            self.video.put(picture)
+            self.video.put(picture_frame(frame.picture, Fraction(self.num_slots, VIDEO_FPS)))
 
     def put_piece(self) -> None:
         """Hand on 20 ms of sound of the slot."""
@@ -98,12 +94,12 @@ class Tracks:
             sound = np.zeros((2 * length, 1), np.int16)
         first = 0 if self.between_slots else length
         piece = sound[first : first + length]
-        layout = "mono" if piece.shape[1] == 1 else "stereo"
-        frame = AudioFrame.from_ndarray(piece.reshape(1, -1), format="s16", layout=layout)
-        frame.sample_rate, frame.pts = self._sample_rate, self._num_pieces * length
-        frame.time_base = Fraction(1, self._sample_rate)
+        self.audio.put(
+            sound_frame(
+                piece, sample_rate=self._sample_rate, first_sample=self._num_pieces * length
+            )
+        )
         self._num_pieces += 1
-        self.audio.put(frame)
 
     def cut(self) -> None:
         """Drop what waits; the rest of the slot is silent."""
