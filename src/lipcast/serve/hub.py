@@ -26,7 +26,9 @@ from lipcast.serve.metrics import Metrics
 from lipcast.serve.portraits import Portraits
 from lipcast.serve.settings import ServeSettings
 from lipcast.serve.spare import Spare, Wanted, wait_for_pictures
+from lipcast.serve.talk import Talk
 from lipcast.serve.video_queue import VideoQueue, made_with
+from lipcast.speech.services import SpeechServices
 
 SAMPLE_RATE = 48_000
 _LOOK_S = 1.0
@@ -49,6 +51,7 @@ class Hosted:
 
     live: LiveSession
     wanted: Wanted
+    talk: Talk
     label: str
     """For logs; says nothing that would let anybody in."""
     key: str = field(default_factory=lambda: secrets.token_urlsafe(18))
@@ -71,13 +74,15 @@ class Hub:
         settings: ServeSettings,
         *,
         options: GenerateOptions | None = None,
+        speech: SpeechServices | None = None,
         device_bytes: Callable[[Model], int] = lambda _: 0,
         videos: VideoQueue | None = None,
     ) -> None:
-        """`options` hold for every session; a request may choose the seed.
+        """`options` hold for every session; a request may choose the seed. `speech` speaks and answers.
 
         `videos`: those that are made with the same model; None: with the embedded one.
         """
+        self.speech = speech or SpeechServices()
         self.settings, self.portraits = settings, Portraits(max_pixels=settings.max_pixels)
         self.metrics = Metrics(lambda: 0 if self._model is None else device_bytes(self._model))
         self.failure: Exception | None = None
@@ -123,6 +128,7 @@ class Hub:
             with suppress(asyncio.CancelledError):
                 await task
         await asyncio.gather(*(self.close(hosted, "shutdown") for hosted in self.sessions()))
+        await self.speech.close()
         await asyncio.to_thread(self.videos.stop)
         await self._spare.stop()
         if self._model is not None:
@@ -150,7 +156,9 @@ class Hub:
         finally:
             self._opening -= 1
         live.pause()
-        hosted = Hosted(live, wanted, f"s{next(self._numbers)}")
+        label = f"s{next(self._numbers)}"
+        talk = Talk(live, self.speech, metrics=self.metrics, label=label)
+        hosted = Hosted(live, wanted, talk, label)
         self._sessions[hosted.key] = hosted
         self.metrics.opened.inc()
         log_event("session opened", session=hosted.label, portrait=portrait)
@@ -215,6 +223,7 @@ class Hub:
         self._count(hosted)
         if hosted.leave is not None:
             hosted.leave(reason)
+        await hosted.talk.close()
         await asyncio.to_thread(hosted.live.close)
         log_event("session closed", session=hosted.label, reason=reason)
         if reason != "shutdown":
@@ -230,6 +239,8 @@ class Hub:
         began = time.monotonic()
         wanted = Wanted(self.portraits.example_names[0])
         try:
+            if self.speech.tts is not None:
+                await self.speech.tts.prepare()
             model, live = await asyncio.to_thread(self._loaded, wanted)
         except Exception as error:
             self.failure = error
