@@ -17,6 +17,7 @@ class Running:
 
     def __init__(self, *, speech: SpeechServices | None = None, **changes: Any) -> None:
         self.model = FakeModel(side=256)
+        changes.setdefault("prepare", False)
         self.hub = Hub(lambda: self.model, ServeSettings(port=0, **changes), speech=speech)
         self.server = RunningServer(self.hub)
         self.thread = threading.Thread(target=self.server.run)
