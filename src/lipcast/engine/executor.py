@@ -20,6 +20,7 @@ from lipcast.config.video_spec import VideoSpec
 from lipcast.engine.conditioning import ReferenceLatents
 from lipcast.engine.sampler import NoiseSource, euler_step
 from lipcast.engine.snapshot import SessionSnapshot
+from lipcast.engine.tick_graphs import TickGraphs
 from lipcast.memory.device_context import DeviceContext
 from lipcast.memory.session_memory import SessionMemory, SessionPlan, SessionShape
 from lipcast.models.attention import KeyValue
@@ -84,9 +85,11 @@ class LaneExecutor:
         snapshot: SessionSnapshot | None = None,
         steps: range | None = None,
         on_replayed: Callable[[], None] | None = None,
+        graphs: TickGraphs | None = None,
     ) -> None:
         """`memory` holds rings and sink; by default all of it is on the device of the model.
         `steps`: those computed here, by default all. `on_replayed` is called after every replayed block.
+        `graphs` replays ticks while all memory is on the device.
 
         With a `snapshot` the first block to start is `snapshot.next_block`; `memory` then has the shape of
         `session_shape(spec, snapshot)`.
@@ -99,6 +102,8 @@ class LaneExecutor:
         self._times = [model.encode_time(t) for t in spec.flow.timesteps]
         self._steps = steps or range(spec.order.num_steps)
         shape = session_shape(spec, snapshot, steps)
+        self._num_lanes = shape.num_lanes
+        self.graphs = graphs
         self.memory = memory or SessionMemory(model, shape, DeviceContext.of(model.device))
         self._next_ref_C1HW: Tensor | None = anchor.ref_C1HW
         """The reference that the sink is prefilled with before the next block starts."""
@@ -163,7 +168,12 @@ class LaneExecutor:
     @torch.inference_mode()
     def run(self, tick: Tick) -> list[tuple[int, Tensor]]:
         """Compute the units of a tick; see `Executor.run`."""
-        return self.finish(tick, self._model(self.lanes(tick)))
+        lanes = self.lanes(tick)
+        if self.graphs is None or not self.memory.plan.is_resident:
+            return self.finish(tick, self._model(lanes))
+        # A block in flight has tensors of its own, as it has memory for its rotated reference.
+        keys = [(unit.step, unit.block % self._num_lanes) for unit in tick]
+        return self.finish(tick, self.graphs.run(lanes, keys))
 
     @torch.inference_mode()
     def lanes(self, tick: Tick) -> list[Lane]:
@@ -192,6 +202,8 @@ class LaneExecutor:
 
     def apply_plan(self, plan: SessionPlan) -> None:
         """Move rings and sink to their new placements; blocks in flight continue."""
+        if self.graphs is not None:
+            self.graphs.drop()
         for state in self._in_flight.values():
             state.placed = None
         self.memory.apply_plan(plan)
@@ -199,6 +211,8 @@ class LaneExecutor:
     def release(self) -> None:
         """Free all memory. The executor must not be used afterwards."""
         self._in_flight.clear()
+        if self.graphs is not None:
+            self.graphs.drop()
         self.memory.release()
 
     def _lane(self, unit: Unit) -> Lane:

@@ -96,6 +96,8 @@ class PlanConfig:
     """Device buffers for streamed layers; 0 in a plan that streams none."""
     tiles: tuple[int, int]
     """Grid (rows, columns) of tiles that the decoder works in."""
+    graphs: bool = False
+    """Whether ticks are recorded as CUDA graphs, which needs everything on the GPU."""
 
 
 @dataclass(frozen=True, slots=True)
