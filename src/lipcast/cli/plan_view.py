@@ -118,7 +118,8 @@ def _placements(plan: Plan) -> Table:
     tiled = f"in {rows}x{columns} tiles" if rows * columns > 1 else "whole pictures"
     table = _table("What goes where", "part", "what")
     lanes = f"{plan.num_lanes} lane{'s' * (plan.num_lanes > 1)} a tick"
-    table.add_row("schedule", f"{config.schedule}, {lanes}")
+    recorded = ", recorded as CUDA graphs" * config.graphs
+    table.add_row("schedule", f"{config.schedule}, {lanes}{recorded}")
     slots = f", through {config.num_slots} slots" if config.num_slots else ""
     table.add_row("weights of layers", f"{config.precision}: {places(plan.layers)}{slots}")
     table.add_row("KV rings", f"{config.kv_precision}: layers {places(plan.ring_layers)}")

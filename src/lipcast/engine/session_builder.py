@@ -235,6 +235,8 @@ class SessionBuilder:
         """Move what the session holds to where a plan that keeps the picture wants it."""
         if self._executor is not None:
             self._executor.apply_plan(session_plan(plan))
+            if not plan.config.graphs:
+                self._executor.graphs = None
         self._retile(plan.config.tiles)
 
     def _retile(self, tiles: tuple[int, int]) -> None:

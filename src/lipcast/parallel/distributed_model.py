@@ -56,6 +56,7 @@ def plan_distributed(
         dtype=settings.dtype,
         hardware=_hardware(settings.device),
         kernels=settings.kernels,
+        graphs="off",  # ranks launch kernel by kernel
     )
     request = inputs.request(default_geometry(inputs.models), expected)
     constraints = layout_constraints(options, uses_all=exactly)
@@ -210,7 +211,7 @@ def _init_messages(
         InitRank(
             role.rank,
             plan.layout,
-            replace(settings, device=_device(settings.device, role.rank)),
+            replace(settings, device=_device(settings.device, role.rank), graphs="off"),
             num_steps,
             rendezvous,
             num_threads=max(1, cores // len(roles)),

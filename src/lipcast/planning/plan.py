@@ -47,6 +47,8 @@ class PlanConstraints:
     tiles: tuple[int, int] | None = None
     text_encoder: EncoderPlacement | None = None
     speech_encoder: EncoderPlacement | None = None
+    graphs: bool | None = None
+    """Whether ticks may be recorded; they are not where something is streamed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "ring_layers": list(plan.ring_layers),
         "sink": "pinned" if config.sink_streamed else "resident",
         "decoder_tiles": list(config.tiles),
+        "cuda_graphs": config.graphs,
         "text_encoder": plan.text_encoder,
         "speech_encoder": plan.speech_encoder,
         "vram": {
