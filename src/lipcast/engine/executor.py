@@ -28,6 +28,7 @@ from lipcast.models.audio import AudioConditioning
 from lipcast.models.dit import BlockConditions, DiT, Lane
 from lipcast.models.rope import RotaryTable, ref_frame
 from lipcast.models.sink import PlacedSink
+from lipcast.models.upload import upload
 
 
 class Executor(Protocol):
@@ -161,7 +162,7 @@ class LaneExecutor:
             latent_CFHW=self._noise_of(block) if latent_CFHW is None else latent_CFHW,
             first_frame=first,
             rotary=self._model.block_rotary(first, *self._latent_size),
-            audio=self._model.encode_audio(features_LCV[None].to(self._model.device)),
+            audio=self._model.encode_audio(upload(features_LCV[None], self._model.device)),
             text=self._text,
         )
 
@@ -277,7 +278,7 @@ class LaneExecutor:
     def _noise_of(self, block: int) -> Tensor:
         frames = self._spec.geometry.latents_per_block
         noise_CFHW = self._noise.frames(self._spec.first_frame(block), frames)
-        return noise_CFHW.to(self._model.device)
+        return upload(noise_CFHW, self._model.device)
 
     @property
     def _latent_size(self) -> tuple[int, int]:
