@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lipcast.config.generate_options import OPTION_NAMES, GenerateOptions
+from lipcast.config.generate_options import EARLIER_NAMES, OPTION_NAMES, GenerateOptions
 from lipcast.config.gpu_options import GPU_OPTION_NAMES, GpuOptions
 from lipcast.config.keywords import GenerateKeywords, MachineKeywords
 from lipcast.config.memory_options import MEMORY_OPTION_NAMES, MemoryOptions
@@ -44,6 +44,7 @@ from lipcast.media.audio import AudioFile, PcmSource, open_audio
 from lipcast.media.image import ImageSource, fit_portrait, load_portrait
 from lipcast.media.video import VideoWriter
 from lipcast.parallel.distributed_model import DistributedModel
+from lipcast.speech.spoken import speak
 from lipcast.weights.bundle import ModelBundle, NetworkName
 from lipcast.weights.checkpoint import checkpoint_dir
 from lipcast.weights.lora import LoraSpec
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AVFrame", "FrameBlock", "GenerateOptions", "GpuOptions", "Lipcast", "LiveLimits", "LiveSession",
-    "MemoryOptions", "PushSession", "Video", "load", "make_options", "open_writer", "save_blocks",
+    "MemoryOptions", "PushSession", "Video", "load", "make_options", "open_writer", "save_blocks", "speak",
 ]  # fmt: skip
 
 
@@ -360,6 +361,7 @@ class Lipcast:
 
 def make_options(keywords: Mapping[str, Any]) -> GenerateOptions:
     """Return checked options from keyword arguments; raises UsageError for an unknown name."""
+    keywords = {EARLIER_NAMES.get(name, name): value for name, value in keywords.items()}
     _check_names(keywords, OPTION_NAMES)
     return GenerateOptions(**keywords)
 

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cheap_worker import CheapRenderer
 
+from cheap_worker import CheapRenderer
 from lipcast.errors import OutputError, UsageError
 from lipcast.jobs.runner import run_jobs
 from lipcast.jobs.store import Store
 from lipcast.jobs.tasks import SegmentTask
 
 Submit = Callable[..., str]
-WORKER = Path(__file__).with_name("cheap_worker.py")
+WORKER = Path(__file__).parents[1] / "cheap_worker.py"
 FULL_DISK = """
 import resource, runpy, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cheap_worker import CheapRenderer
 
 import lipcast
+from cheap_worker import CheapRenderer
 from lipcast.cli.main import main
 from lipcast.errors import CancelledError, LipcastError, OutputError, UsageError
 from lipcast.jobs.local import LocalRenderer
@@ -28,7 +28,7 @@ from lipcast.jobs.tasks import SegmentTask
 from lipcast.media.video import read_video
 
 KILLS = 12
-WORKER = Path(__file__).with_name("cheap_worker.py")
+WORKER = Path(__file__).parents[1] / "cheap_worker.py"
 Submit = Callable[..., str]
 
 

@@ -21,6 +21,7 @@ from lipcast.cli.generate import generate
 from lipcast.cli.job_request import as_job
 from lipcast.cli.request import GenerateRequest, read_request
 from lipcast.cli.types import FILE, FOLDER, SECONDS
+from lipcast.config.generate_options import EARLIER_NAMES
 from lipcast.config.tables import Row, read_table, spelled
 from lipcast.errors import InputError, LipcastError, UsageError
 from lipcast.media.content import is_address
@@ -91,7 +92,8 @@ def _columns() -> dict[str, tuple[Option, bool]]:
         if isinstance(option, Option) and option.section != Section.CONSOLE:
             found |= {spelled(name): (option, False) for name in option.secondary_opts}
             found |= {spelled(name): (option, True) for name in (option.name, *option.opts)}
-    return found
+    earlier = {spelled(old): found[spelled(new)] for old, new in EARLIER_NAMES.items()}
+    return earlier | found
 
 
 def _text(option: Option, column: str, value: Any, folder: Path) -> str:

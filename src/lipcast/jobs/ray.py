@@ -123,9 +123,9 @@ class RayRenderer:
         self._began = _join(address)
         try:
             self.share = worker_share(ray.nodes(), num_gpus=num_gpus, memory_bytes=memory_bytes)
-            room = most_workers(ray.nodes(), num_gpus=num_gpus)
-            self.width = num_workers or room
-            self._check_room(room)
+            most = most_workers(ray.nodes(), num_gpus=num_gpus)
+            self.width = num_workers or most
+            self._check_share(most)
         except UsageError:
             self.close()
             raise
@@ -161,13 +161,13 @@ class RayRenderer:
         finally:
             self._idle.put(worker)
 
-    def _check_room(self, room: int) -> None:
+    def _check_share(self, most: int) -> None:
         """Raise UsageError for actors that fit no node, which would be waited for without end."""
         have, num = ray.cluster_resources(), self.width
         wanted = {"CPU": self.share.num_cpus * num, "memory": (self.share.memory_bytes or 0) * num}
-        if self.share.num_gpus and num > room:
+        if self.share.num_gpus and num > most:
             wanted["GPU"] = self.share.num_gpus * num
-            have["GPU"] = self.share.num_gpus * room
+            have["GPU"] = self.share.num_gpus * most
         for name, amount in wanted.items():
             if amount > have.get(name, 0):
                 raise UsageError(

@@ -156,7 +156,7 @@ class DistributedModel:
             )
         stages = stage_steps(num_steps, layout.stages)
         most = max(len(steps) for steps in stages)
-        order = replace(spec.order, stages=stages, drains_at_anchor=layout.sharded)
+        order = replace(spec.order, stages=stages, drains_at_swap=layout.sharded)
         return replace(spec, order=order, max_lanes=most if spec.max_lanes > 1 else 1)
 
     def _document(self, video: DistributedSession) -> dict[str, Any]:
