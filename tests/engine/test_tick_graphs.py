@@ -27,7 +27,8 @@ from lipcast.memory.graphs import GraphBackend, RunAgain
 from lipcast.memory.session_memory import SessionPlan
 from lipcast.models.dit import DiT
 from lipcast.planning.graphs import num_graphs
-from planned import manager_of, planned
+from lipcast.planning.hardware import CPU
+from planned import Faults, manager_of, planned
 from schedules import take_blocks
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "memory"))
@@ -88,7 +89,7 @@ VIDEOS: dict[str, dict[str, Any]] = {
     "sets of inputs in turn": {"schedule": "wavefront"},
     "sets and places": {"schedule": "wavefront", "infer_frames": 48, "sample_steps": 4},
     "reference at a fixed distance": {"cond_distance": 4},
-    "no new reference": {"swap_anchor": False},
+    "no new reference": {"swap_reference": False},
 }
 
 
@@ -241,3 +242,32 @@ def test_a_whole_video_is_the_same(
     assert torch.equal(*map(torch.cat, found))
     assert report["graphs"] == {"recorded": 1, "replayed": 2, "refusal": ""}
     assert made[0].num_recorded == made[0].num_released == 1
+
+
+def test_their_memory_goes_first_when_it_runs_out(
+    tiny: lipcast.Lipcast,
+    portrait: Path,
+    sound: Callable[[float], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Under a plan that has memory for them; nothing else moves, and the video goes on."""
+    made: list[RecordedGraphs] = []
+
+    def make(device: torch.device) -> RecordedGraphs:
+        made.append(RecordedGraphs(device))
+        return made[-1]
+
+    monkeypatch.setattr("planned.CPU_RATES", replace(CPU, has_cuda=True))
+    bundle, manager = (model := planned(tiny)).bundle, manager_of(model)
+    recording = lipcast.Lipcast(bundle, LocalBackend(bundle, manager, make_graphs=make))
+    options = {"size": "64*64", "infer_frames": 12, "sample_steps": 2, "prompt": "calm"}
+    with recording.stream(image=portrait, audio=sound(1.9), **options) as session:
+        assert isinstance(session.executor, LaneExecutor)
+        session.executor.run = Faults({2}).wrap(session.executor.run)  # type: ignore[method-assign]
+        assert len(list(session)) == 4
+        memory = session.report()["memory"]
+        assert session.executor.graphs is None
+    assert [taken["fallback"] for taken in memory["fallbacks"]["taken"]] == ["graphs_off"]
+    assert not memory["plan"]["cuda_graphs"] and set(memory["plan"]["layers"]) == {"resident"}
+    assert [backend.num_recorded for backend in made] == [1]
+    assert made[0].num_released == 1
