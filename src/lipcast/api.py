@@ -13,12 +13,13 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, Unpack, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lipcast.config.closing import Closing
 from lipcast.config.generate_options import EARLIER_NAMES, OPTION_NAMES, GenerateOptions
 from lipcast.config.gpu_options import GPU_OPTION_NAMES, GpuOptions
 from lipcast.config.keywords import GenerateKeywords, MachineKeywords
@@ -185,7 +186,7 @@ def open_writer(
     )
 
 
-class Lipcast:
+class Lipcast(Closing):
     """A loaded model. Its weights are shared by all its sessions and never change."""
 
     def __init__(self, bundle: ModelBundle, backend: Backend | None = None) -> None:
@@ -301,12 +302,6 @@ class Lipcast:
     def close(self) -> None:
         """End the processes of a model on several GPUs; nothing to do otherwise."""
         self.backend.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()
 
     def spec(self, options: GenerateOptions, *, height: int, width: int) -> VideoSpec:
         """Return every size and order of a video of a portrait of `height` x `width` pixels."""

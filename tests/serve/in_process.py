@@ -51,7 +51,7 @@ class Server:
         self.hub = Hub(lambda: self.model, settings, options=options, videos=videos)
         self.client = TestClient(make_app(self.hub), base_url=BASE)
 
-    def wait(self, condition: Any, seconds: float = 10) -> None:
+    def wait(self, condition: Any, seconds: float = 120) -> None:
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, "it did not come about"
@@ -85,7 +85,7 @@ class Stream:
         self.socket, self.messages, self.media = socket, [], []
         self.media_after_cut: list[bytes] = []
 
-    def until(self, wanted: Any, most: int = 400) -> dict[str, Any]:
+    def until(self, wanted: Any, most: int = 10_000) -> dict[str, Any]:
         """Receive until a message for which `wanted` holds."""
         for _ in range(most):
             event = self.socket.receive()

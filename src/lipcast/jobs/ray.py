@@ -16,10 +16,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import ray
 
+from lipcast.config.closing import Closing
 from lipcast.errors import LipcastError, UsageError
 from lipcast.jobs.tasks import JobEstimate, SegmentRenderer, SegmentTask
 
@@ -100,7 +101,7 @@ class RayWorker:
         return attempt, {"node": node, **self._renderer.render(request, attempt)}
 
 
-class RayRenderer:
+class RayRenderer(Closing):
     """A `SegmentRenderer` for as many threads as there are workers. A context manager."""
 
     def __init__(
@@ -182,12 +183,6 @@ class RayRenderer:
                 ray.kill(worker)
         if self._began:
             ray.shutdown()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()
 
 
 def _join(address: str | None) -> bool:
