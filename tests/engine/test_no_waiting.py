@@ -72,11 +72,7 @@ def no_waiting() -> Iterator[None]:
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(
-            case,
-            id=name,
-            marks=[pytest.mark.slow] * (case.kernels == "plain" or not case.fp8_matmul),
-        )
+        pytest.param(case, id=name, marks=[pytest.mark.slow] * (case != StepCase("fp8")))
         for name, case in CASES.items()
     ],
 )
@@ -89,6 +85,7 @@ def test_a_block_and_its_steps(case: StepCase) -> None:
         executor.run([type(tick[0])(block, 0)])
 
 
+@pytest.mark.slow
 def test_decoding_is_begun_and_timed() -> None:
     """Frames are waited for when they are collected; seconds are read of what has passed."""
     spec = default_spec(TWO_LAYERS)
