@@ -2,10 +2,10 @@
 
     .venv/bin/python scripts/soak/first_picture.py --sessions 5
 
-A server is started in this process; a client opens sessions as the page does (another portrait each time), speaks
-at once, and notes when the session is open, when the stream is described, when the first pictures come and when
-the first that speak do. CPU seconds are those of the whole process, client included. The last line is one JSON
-document with medians.
+A server is started in this process; a client opens sessions as the page does, and notes when the session is
+open, when the stream is described and when the first pictures come. The first session is the one that the
+server has opened ahead; the others have other portraits, which are not prepared, unless --same. CPU seconds
+are those of the whole process, client included. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import asyncio
 import json
 import os
 import platform
-import statistics
 import sys
 import threading
 import time
@@ -26,11 +25,11 @@ import torch
 import websockets
 
 sys.path.append(str(Path(__file__).parent))
-from live import beeps, make_hub
+from live import make_hub
 
 from lipcast.serve.run import RunningServer
 
-PHASES = ("session", "stream", "picture", "speech")
+PHASES = ("session", "stream", "picture")
 
 
 def mark(times: dict[str, tuple[float, float]], phase: str) -> None:
@@ -50,20 +49,10 @@ async def first_picture(url: str, portrait: str) -> dict[str, tuple[float, float
     mark(times, "session")
     address = f"{url.replace('http', 'ws', 1)}api/sessions/{json.load(answer)['session']}/stream"
     async with websockets.connect(address, max_size=None) as socket:
-        await socket.send(beeps(2.0))
-        await socket.send('{"type": "end"}')
-        num_binary, cut = 0, False
-        while "speech" not in times:
-            message = await socket.recv()
-            if isinstance(message, bytes):
-                num_binary += 1
-                mark(times, "stream" if num_binary == 1 else "picture")
-                if cut:
-                    mark(times, "speech")
-            elif json.loads(message)["type"] == "cut":
-                cut = True
-            elif json.loads(message).get("state") == "speaking" and num_binary > 1:
-                mark(times, "speech")
+        for phase in ("stream", "picture"):
+            while not isinstance(await socket.recv(), bytes):
+                continue
+            mark(times, phase)
         await socket.send('{"type": "close"}')
         async for _ in socket:
             continue
@@ -76,6 +65,7 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=5)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--size", default=None)
+    parser.add_argument("--same", action="store_true", help="the same portrait each time, prepared")
     args = parser.parse_args()
     hub = make_hub(args.model, args.size)
     server = RunningServer(hub)
@@ -87,7 +77,10 @@ def main() -> None:
             time.sleep(0.1)
         names = hub.portraits.example_names
         for number in range(args.sessions):
-            times = asyncio.run(first_picture(server.url, names[number % len(names)]))
+            while args.same and number and not hub.is_prepared:
+                time.sleep(0.1)
+            name = names[0 if args.same else number % len(names)]
+            times = asyncio.run(first_picture(server.url, name))
             found.append(times)
             began = times["start"]
             print("  ".join(f"{phase} {times[phase][0] - began[0]:.3f} s "
@@ -95,15 +88,12 @@ def main() -> None:
     finally:
         server.stop()
         thread.join()
-    medians = {
-        phase: [
-            round(statistics.median(each[phase][i] - each["start"][i] for each in found), 3)
-            for i in (0, 1)
-        ]
-        for phase in PHASES
-    }
+    figures = [
+        {phase: [round(each[phase][i] - each["start"][i], 3) for i in (0, 1)] for phase in PHASES}
+        for each in found
+    ]
     print(json.dumps({
-        "seconds_and_cpu_seconds": medians, "sessions": args.sessions, "model": args.model,
+        "seconds_and_cpu_seconds": figures, "model": args.model,
         "size": args.size, "cpus": os.cpu_count(), "machine": platform.machine(),
         "load": os.getloadavg()[0], "threads": torch.get_num_threads(), "torch": torch.__version__,
     }))  # fmt: skip

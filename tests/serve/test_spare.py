@@ -11,7 +11,7 @@ from fake_live import FakeModel, FakeSession
 
 
 def is_ready(server: Server) -> bool:
-    return server.hub._spare.is_ready
+    return server.hub.is_prepared
 
 
 def prepare(server: Server, **body: Any) -> Any:

@@ -104,6 +104,11 @@ class Hub:
         return self._model is not None
 
     @property
+    def is_prepared(self) -> bool:
+        """Whether a session is open ahead."""
+        return self._spare.is_ready
+
+    @property
     def num_sessions(self) -> int:
         """Sessions that are open or being opened."""
         return len(self._sessions) + self._opening
