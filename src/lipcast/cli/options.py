@@ -16,7 +16,7 @@ from lipcast.cli.command import Option, Section, switch, toggle, value_options
 from lipcast.cli.compat_flags import COMPAT_FLAGS
 from lipcast.cli.types import FILE, FOLDER, OUTPUT, SECONDS, TEXT
 from lipcast.config.generate_options import CROPS, REFERENCE_ENCODINGS, SCHEDULES
-from lipcast.config.gpu_options import KERNEL_CHOICES
+from lipcast.config.gpu_options import GRAPH_CHOICES, KERNEL_CHOICES
 from lipcast.config.precision import KV_PRECISIONS, PRECISIONS
 
 _Options = TypeVar("_Options")
@@ -45,6 +45,12 @@ CONSOLE = (
 )  # fmt: skip
 JSON_DEBUG = value_options(CONSOLE, "json", "debug")
 JSON_QUIET_DEBUG = value_options(CONSOLE, "json", "quiet", "debug")
+
+SIGN = Option(
+    "sign",
+    "Sign the video with Content Credentials (C2PA): certificate chain and key, both PEM (lipcast[c2pa]).",
+    section=Section.FILES, nargs=2, type=FILE, metavar="CERT KEY", show_default="not signed",
+)  # fmt: skip
 
 MAIN = (
     Option("image", "Portrait: any picture that Pillow reads.", type=FILE),
@@ -106,6 +112,7 @@ FILES = (
         "save_dir", "Folder for a video named after the time, the steps and the prompt; replaces --output.",
         section=Section.FILES, type=FOLDER,
     ),
+    SIGN,
     Option(
         "segment",
         "Length of the segments of a long video, such as 60s or 2min. After an interruption the same command "
@@ -182,6 +189,11 @@ COMPUTE = (
         "Norms, gates, rotations and quantisation: triton fuses them, plain uses PyTorch's own operators. "
         "auto: triton on every GPU where it works; see `lipcast doctor`.",
         section=Section.COMPUTE, type=click.Choice(KERNEL_CHOICES), show_default="auto",
+    ),
+    Option(
+        "cuda_graphs",
+        "Launch a whole pass of the transformer at once. auto: where one GPU holds everything.",
+        section=Section.COMPUTE, type=click.Choice(GRAPH_CHOICES), show_default="auto",
     ),
     Option(
         "schedule", "Blocks that are computed together. The video is the same.",

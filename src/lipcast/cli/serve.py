@@ -18,6 +18,7 @@ from lipcast.cli.options import MODEL, options_from, options_named
 from lipcast.cli.request import DEFAULT_MODEL, generate_options, gpu_options, precision
 from lipcast.cli.types import COUNT, FILE, FOLDER, SECONDS, TEXT
 from lipcast.config.memory_options import MemoryOptions
+from lipcast.media.signing import signing_key
 
 if TYPE_CHECKING:
     from lipcast.api import Lipcast
@@ -72,6 +73,20 @@ _OPTIONS = (
         section=Section.ACCESS, metavar="ORIGIN", multiple=True,
     ),
     Option(
+        "ice_server", "STUN server for WebRTC, as stun:HOST:PORT; none is asked unless it is given.",
+        section=Section.ACCESS, metavar="URL", multiple=True,
+    ),
+    Option(
+        "turn_url", "TURN server that relays WebRTC, as turn:HOST:PORT, turn:HOST:PORT?transport=tcp or "
+        "turns:HOST:PORT.",
+        section=Section.ACCESS, metavar="URL",
+    ),
+    Option("turn_user", "User at the TURN server.", section=Section.ACCESS, metavar="TEXT"),
+    Option(
+        "turn_password", "Password of that user, which clients are told; requests need a token then.",
+        section=Section.ACCESS, metavar="TEXT",
+    ),
+    Option(
         "max_sessions", "Sessions at a time.",
         section=Section.LIMITS, type=COUNT, metavar="N", show_default="4",
     ),
@@ -121,13 +136,17 @@ _OPTIONS = (
         section=Section.LIMITS, type=SECONDS, show_default="24h",
     ),
     toggle(
+        "prepare", "Keep a session ready for the portrait chosen last, so that it begins at once.",
+        section=Section.LIMITS, default="on",
+    ),
+    toggle(
         "mark", "Note in the metadata of every stream that it is synthetic.",
         section=Section.VIDEO, default="on",
     ),
     *options_named(
         "infer_frames", "sample_steps", "base_seed", "device", "precision", "fp8", "lora", "decoder",
         "vram", "ram", "offload_model", "offload_kv_cache", "kv_precision", "fallback", "allow_degrade",
-        "gpus", "quiet", "verbose", "debug",
+        "gpus", "sign", "quiet", "verbose", "debug",
     ),
 )  # fmt: skip
 
@@ -184,8 +203,12 @@ def _settings(flags: Mapping[str, Any]) -> ServeSettings:
         ServeSettings,
         flags,
         allowed_origins=tuple(flags.get("allow_origin", ())),
+        ice_servers=tuple(flags.get("ice_server", ())),
         marked=flags.get("mark", True),
+        signing=signing_key(flags.get("sign")),
     )
+    if given.signing is not None:
+        given.signing.check()
     return given.with_token()
 
 

@@ -97,6 +97,8 @@ class VideoQueue:
         self.settings, self.options = settings, options
         self.is_speaking: Callable[[], bool] = lambda: False
         """Whether a live session says something now."""
+        self.on_refused: Callable[[], None] = lambda: None
+        """Called, from the thread that makes videos, where a segment found no memory."""
         self.made_with, self._make_renderer = made_with, make_renderer
         self._submitting = threading.Lock()
         self._woken, self._stop = threading.Event(), threading.Event()
@@ -207,13 +209,14 @@ class VideoQueue:
             cut_sound(sent, voice, seconds=min(form.seconds, settings.max_video_s))
             sent.unlink()
         seconds = sound_length_s(voice, max_s=settings.max_video_s)
+        signed = {} if settings.signing is None else {"sign": settings.signing.as_job()}
         return {
             **self.made_with,
             "image": "portrait", "audio": "voice", "output": VIDEO,
             "sha256": {name: input_sha256(folder / name) for name in ("portrait", "voice")},
             "prompt": form.prompt, "prompt_is_file": False, "options": asdict(form.options),
             "segment_s": settings.segment_s, "keep_segments": False, "independent": False,
-            "anonymous": True, "webhook": None, "hls": False, "seconds": seconds,
+            "anonymous": True, "webhook": None, "hls": False, "seconds": seconds, **signed,
         }  # fmt: skip
 
     # The thread that makes them.
@@ -328,6 +331,7 @@ class _Yielding:
             try:
                 return self._renderer.render(request, task)
             except AdmissionError:
+                self._queue.on_refused()
                 self._queue.rest(_GIVE_WAY_S)
 
 
