@@ -73,6 +73,20 @@ _OPTIONS = (
         section=Section.ACCESS, metavar="ORIGIN", multiple=True,
     ),
     Option(
+        "ice_server", "STUN server for WebRTC, as stun:HOST:PORT; none is asked unless it is given.",
+        section=Section.ACCESS, metavar="URL", multiple=True,
+    ),
+    Option(
+        "turn_url", "TURN server that relays WebRTC, as turn:HOST:PORT, turn:HOST:PORT?transport=tcp or "
+        "turns:HOST:PORT.",
+        section=Section.ACCESS, metavar="URL",
+    ),
+    Option("turn_user", "User at the TURN server.", section=Section.ACCESS, metavar="TEXT"),
+    Option(
+        "turn_password", "Password of that user, which clients are told; requests need a token then.",
+        section=Section.ACCESS, metavar="TEXT",
+    ),
+    Option(
         "max_sessions", "Sessions at a time.",
         section=Section.LIMITS, type=COUNT, metavar="N", show_default="4",
     ),
@@ -120,6 +134,10 @@ _OPTIONS = (
     Option(
         "keep_videos_s", "A video is deleted so long after its end.",
         section=Section.LIMITS, type=SECONDS, show_default="24h",
+    ),
+    toggle(
+        "prepare", "Keep a session ready for the portrait chosen last, so that it begins at once.",
+        section=Section.LIMITS, default="on",
     ),
     toggle(
         "mark", "Note in the metadata of every stream that it is synthetic.",
@@ -185,6 +203,7 @@ def _settings(flags: Mapping[str, Any]) -> ServeSettings:
         ServeSettings,
         flags,
         allowed_origins=tuple(flags.get("allow_origin", ())),
+        ice_servers=tuple(flags.get("ice_server", ())),
         marked=flags.get("mark", True),
         signing=signing_key(flags.get("sign")),
     )
