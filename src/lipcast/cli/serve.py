@@ -246,8 +246,8 @@ def _load(flags: Mapping[str, Any]) -> Lipcast:
         loras=flags.get("lora", ()),
         decoder=None if decoder is None else Path(decoder),
         expected=generate_options(flags),
-        **asdict(options_from(MemoryOptions, flags)),
-        **asdict(gpu_options(flags)),
+        memory_options=options_from(MemoryOptions, flags),
+        gpu_options=gpu_options(flags),
     )
 
 
