@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lipcast.errors import UsageError
+from lipcast.media.signing import SigningKey
 
 MAX_PROMPT = 2000
 """Characters."""
@@ -50,6 +51,8 @@ class ServeSettings:
     """TURN server that relays WebRTC, such as "turn:turn.example.org:3478?transport=tcp"."""
     turn_user: str | None = None
     turn_password: str | None = field(default=None, repr=False)
+    signing: SigningKey | None = None
+    """Signs the videos; streams are not signed."""
     workspace: Path | None = None
     """Folder of the video jobs; None: in the user's cache."""
     max_videos: int = 20
