@@ -65,6 +65,21 @@ def test_a_compiler_that_fails_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> N
     assert choice.triton_obstacle(CPU) == "Triton computes something else here"
 
 
+def test_a_gpu_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planner asks, then the transformer, then the autoencoder; another GPU is another question."""
+    tried: list[torch.device] = []
+    monkeypatch.setattr(choice, "_obstacle", lambda device: str(tried.append(device) or "broken"))
+    choice._obstacle_of_gpu.cache_clear()
+    other = torch.device("cuda", 1)
+    try:
+        for device in (GPU, GPU, other, GPU):
+            assert choose_kernels("auto", device, DiTConfig()).reason == "broken"
+            assert choice.choose_conv_kernels("auto", device, torch.bfloat16) is None
+        assert tried == [GPU, other]
+    finally:
+        choice._obstacle_of_gpu.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("capability", "precision", "in_place"),
     [

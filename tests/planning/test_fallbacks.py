@@ -28,6 +28,7 @@ def test_the_default_order_keeps_the_picture() -> None:
     keeping = default_fallbacks(request)
     assert [str(fallback) for fallback in keeping] == [
         "online_decode",
+        "graphs_off",
         "kv_streamed",
         "weights_streamed",
         "kv_fp8",

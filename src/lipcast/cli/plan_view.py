@@ -19,6 +19,7 @@ from lipcast.config.units import GIB, format_bytes
 from lipcast.planning.fallbacks import Alternative, FallbackPlan
 from lipcast.planning.layouts import LayoutPlan, timeline
 from lipcast.planning.plan import MemoryItem, Plan, PlanRequest, total
+from lipcast.planning.start import start_time
 from lipcast.planning.table import places
 
 _WIDTH = 100
@@ -34,6 +35,7 @@ def plan_text(
         _placements(plan),
         _memory(plan),
         _seconds(plan),
+        _start(plan),
     ]
     if alternatives:
         pieces.append(_alternatives(plan, alternatives))
@@ -118,7 +120,8 @@ def _placements(plan: Plan) -> Table:
     tiled = f"in {rows}x{columns} tiles" if rows * columns > 1 else "whole pictures"
     table = _table("What goes where", "part", "what")
     lanes = f"{plan.num_lanes} lane{'s' * (plan.num_lanes > 1)} a tick"
-    table.add_row("schedule", f"{config.schedule}, {lanes}")
+    recorded = ", recorded as CUDA graphs" * config.graphs
+    table.add_row("schedule", f"{config.schedule}, {lanes}{recorded}")
     slots = f", through {config.num_slots} slots" if config.num_slots else ""
     table.add_row("weights of layers", f"{config.precision}: {places(plan.layers)}{slots}")
     table.add_row("KV rings", f"{config.kv_precision}: layers {places(plan.ring_layers)}")
@@ -163,6 +166,26 @@ def _seconds(plan: Plan) -> Table:
         table.add_row("hidden by overlap", f"-{time.hidden_s:.3f}")
     table.add_section()
     table.add_row(f"block (bottleneck: {time.bottleneck})", f"{time.block_s:.3f}")
+    return table
+
+
+def _start(plan: Plan) -> Table:
+    start = start_time(plan)
+    table = _table("From the start to the first pictures, s", "part", "s")
+    for name, value in (
+        ("Python, torch and CUDA", start.process_s),
+        ("reading the published weights", start.read_s),
+        ("to the GPU and quantised, while reading", start.quantise_s),
+        ("locking host memory", start.pin_s),
+        ("portrait and sink", start.prepare_s),
+        ("first block", start.first_block_s),
+    ):
+        if value:
+            table.add_row(name, f"{value:.1f}")
+    table.add_section()
+    table.add_row("first pictures", f"{start.total_s:.1f}")
+    converted = start_time(plan, converted=True).total_s
+    table.add_row("with a converted checkpoint", f"{converted:.1f}")
     return table
 
 

@@ -14,6 +14,8 @@ KernelName = Literal["plain", "triton"]
 """What computes whatever is no matrix product: operators of PyTorch, or fused kernels in Triton."""
 KernelChoice = KernelName | Literal["auto"]
 KERNEL_CHOICES: tuple[KernelChoice, ...] = ("auto", *get_args(KernelName))
+GraphChoice = Literal["auto", "off"]
+GRAPH_CHOICES: tuple[GraphChoice, ...] = get_args(GraphChoice)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class GpuOptions:
     GPU only decodes. `dit_fsdp`: each keeps a part of the weights, and layers are gathered when needed.
     `kernels`: "triton" passes over memory once where "plain" does up to ten times; "auto" is triton on
     every GPU where it works.
+    `cuda_graphs`: "auto" records ticks and launches them at once where one GPU holds everything; "off" never.
     """
 
     gpus: int | None = None
@@ -33,6 +36,7 @@ class GpuOptions:
     enable_vae_parallel: bool = False
     dit_fsdp: bool = False
     kernels: KernelChoice = "auto"
+    cuda_graphs: GraphChoice = "auto"
 
     def __post_init__(self) -> None:
         for name in ("gpus", "num_gpus_dit", "ulysses_size"):
@@ -42,6 +46,9 @@ class GpuOptions:
         if self.kernels not in KERNEL_CHOICES:
             known = ", ".join(KERNEL_CHOICES)
             raise UsageError(f"kernels: expected one of {known}, got {self.kernels!r}")
+        if self.cuda_graphs not in GRAPH_CHOICES:
+            known = ", ".join(GRAPH_CHOICES)
+            raise UsageError(f"cuda_graphs: expected one of {known}, got {self.cuda_graphs!r}")
 
     @property
     def num_gpus(self) -> int:

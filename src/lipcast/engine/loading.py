@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from lipcast.config.gpu_options import KernelChoice
+from lipcast.config.gpu_options import GraphChoice, KernelChoice
 from lipcast.config.memory_options import MemoryOptions
 from lipcast.config.models import DiTConfig
 from lipcast.config.precision import PRECISIONS, Precision
@@ -59,6 +59,7 @@ class LoadSettings:
     decoder: Path | None = None
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     kernels: KernelChoice = "auto"
+    graphs: GraphChoice = "auto"
 
     @property
     def is_planned(self) -> bool:
@@ -130,6 +131,7 @@ def _planned(settings: LoadSettings, share: WorkShare | None) -> tuple[MemoryMan
         dtype=dtype,
         share=share,
         kernels=settings.kernels,
+        graphs=settings.graphs,
     )
     manager = MemoryManager(open_device_context(device, inputs), inputs)
     return manager, manager.first_plan(default_geometry(inputs.models))

@@ -15,7 +15,7 @@ import torch
 
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.geometry import Geometry
-from lipcast.config.gpu_options import KernelChoice
+from lipcast.config.gpu_options import GraphChoice, KernelChoice
 from lipcast.config.memory_options import MemoryOptions
 from lipcast.config.models import Models
 from lipcast.config.precision import Precision
@@ -44,6 +44,7 @@ def measure_planner_inputs(
     share: WorkShare | None = None,
     hardware: Hardware | None = None,
     kernels: KernelChoice = "auto",
+    graphs: GraphChoice = "auto",
 ) -> PlannerInputs:
     """Return what the plans of a model on a device are made from.
 
@@ -70,7 +71,9 @@ def measure_planner_inputs(
         options.budget_bytes("vram", free_bytes),
         options.budget_bytes("ram", psutil.virtual_memory().available),
     )
-    return PlannerInputs(hardware, budget, options, models, precision, share or WorkShare())
+    return PlannerInputs(
+        hardware, budget, options, models, precision, share or WorkShare(), graphs=graphs
+    )
 
 
 def open_device_context(device: torch.device, inputs: PlannerInputs) -> DeviceContext:

@@ -307,6 +307,7 @@ _SHIMS: Mapping[Any, _Shim] = MappingProxyType(
         Tensor.copy_: _copy,
         Tensor.to: _to,
         Tensor.cuda: _cuda,
+        Tensor.pin_memory: lambda x, *_: x,
         torch.tensor: _tensor,
         Tensor.numpy: _numpy,
         functional.interpolate: _interpolate,

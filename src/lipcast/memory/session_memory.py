@@ -56,6 +56,11 @@ class SessionPlan:
     """None: the precision that the model computes in."""
     sink_streamed: bool = False
 
+    @property
+    def is_resident(self) -> bool:
+        """Whether nothing passes through slots."""
+        return not self.sink_streamed and set(self.ring_layers) == {"resident"}
+
     @classmethod
     def resident(cls, num_layers: int) -> SessionPlan:
         """Return the plan that keeps everything on the device."""

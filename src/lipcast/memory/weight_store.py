@@ -81,6 +81,12 @@ class WeightStore:
         """Buffer on the device for the prompt's weights, while a prompt is encoded."""
         self._root: FlatParams | None = None
         self._root_home: Tensor | None = None
+        self._num_moves = 0
+
+    @property
+    def version(self) -> int | None:
+        """A number that changes whenever weights move; None while some of them are streamed."""
+        return self._num_moves if self._pool is None and self.plan is not None else None
 
     # Loading
 
@@ -211,6 +217,7 @@ class WeightStore:
         """
         self._close_slots()
         self.plan = None
+        self._num_moves += 1
         order: tuple[Placement, ...] = ("disk", "pinned", "resident")
         for wanted in order:
             for key in self._packs:

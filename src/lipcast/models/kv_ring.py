@@ -177,6 +177,11 @@ class KVRing:
         """Return the number of tokens kept, `next_frame` being the first frame not written yet."""
         return self._num_filled(next_frame) * self._layout.tokens_per_frame
 
+    def span(self, first_frame: int, num_frames: int) -> tuple[int, int]:
+        """Return the position that new frames begin at, and how many frames are kept with them."""
+        position = self._runs(first_frame, num_frames)[0][1]
+        return position, self._num_filled(first_frame + num_frames)
+
     def read_into(self, layer: int, next_frame: int, k_TNd: Tensor, v_TNd: Tensor) -> None:
         """Put every token kept into k_TNd and v_TNd, of `num_tokens(next_frame)` tokens each."""
         filled = self.filled(layer, next_frame)

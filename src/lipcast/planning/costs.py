@@ -91,15 +91,13 @@ def tick_seconds(
     kv_precision: KVPrecision,
     num_lanes: int,
     split: float = 1,
+    graphs: bool = False,
 ) -> float:
-    """Return the seconds of one tick with everything at hand; `split` GPUs share tokens and heads."""
-    counts = kernel_counts(
-        precision,
-        kv_precision,
-        num_lanes=num_lanes,
-        kernels=hardware.kernels,
-        dequantised=needs_dequantising(hardware, precision),
-    )
+    """Return the seconds of one tick with everything at hand; `split` GPUs share tokens and heads.
+
+    With `graphs` the host launches a tick at once.
+    """
+    counts = tick_counts(hardware, precision, kv_precision, num_lanes=num_lanes)
     arithmetic = arithmetic_seconds(
         config, geometry, hardware, precision=precision, num_lanes=num_lanes
     )
@@ -107,8 +105,20 @@ def tick_seconds(
     traffic = num_lanes * lane_bytes / hardware.memory_bytes_per_s
     weights = counts.bytes_per_weight * _num_weights(config) / hardware.memory_bytes_per_s
     gpu_s = (arithmetic + traffic) / split + weights
-    return max(
-        gpu_s, HOST_S_PER_LAUNCH[hardware.kernels] * launches(counts, config, num_lanes=num_lanes)
+    launched = 1 if graphs else launches(counts, config, num_lanes=num_lanes)
+    return max(gpu_s, HOST_S_PER_LAUNCH[hardware.kernels] * launched)
+
+
+def tick_counts(
+    hardware: Hardware, precision: Precision, kv_precision: KVPrecision, *, num_lanes: int
+) -> KernelCounts:
+    """Return what a tick asks of this GPU."""
+    return kernel_counts(
+        precision,
+        kv_precision,
+        num_lanes=num_lanes,
+        kernels=hardware.kernels,
+        dequantised=needs_dequantising(hardware, precision),
     )
 
 

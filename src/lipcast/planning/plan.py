@@ -47,6 +47,8 @@ class PlanConstraints:
     tiles: tuple[int, int] | None = None
     text_encoder: EncoderPlacement | None = None
     speech_encoder: EncoderPlacement | None = None
+    graphs: bool | None = None
+    """Whether ticks may be recorded; they are not where something is streamed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,8 @@ class PlanConfig:
     """Device buffers for streamed layers; 0 in a plan that streams none."""
     tiles: tuple[int, int]
     """Grid (rows, columns) of tiles that the decoder works in."""
+    graphs: bool = False
+    """Whether ticks are recorded as CUDA graphs, which needs everything on the GPU."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from itertools import product
 from lipcast.config.generate_options import SCHEDULES
 from lipcast.config.precision import KVPrecision, Precision, plain_precision
 from lipcast.planning import costs
+from lipcast.planning.graphs import MAX_GRAPHS
 from lipcast.planning.plan import (
     WHOLE,
     BlockTime,
@@ -58,6 +59,7 @@ class Candidate:
             config.schedule != SCHEDULES[0],
             config.sink_streamed,
             self.work.num_tiles,
+            not config.graphs,
             -config.num_slots,
             -self.resident,
             -self.resident_rings,
@@ -76,9 +78,11 @@ def configs(request: PlanRequest) -> Iterator[PlanConfig]:
     schedules = (constraints.schedule,) if constraints.schedule else SCHEDULES
     sinks = (False, True) if constraints.stream_sink is None else (constraints.stream_sink,)
     grids = (constraints.tiles,) if constraints.tiles else tile_grids(request)
+    records = request.hardware.has_cuda and constraints.graphs is not False
+    recorded = (False, True) if records else (False,)
     for precision in precisions:
         rings = _kv_precisions(constraints, precision)
-        for combination in product(rings, schedules, sinks, _SLOTS, grids):
+        for combination in product(rings, schedules, sinks, _SLOTS, grids, recorded):
             yield PlanConfig(precision, *combination)
 
 
@@ -93,7 +97,8 @@ def _leanest(request: PlanRequest) -> Iterator[PlanConfig]:
     """Yield configs that can need least: fewest slots, and one lane where that is allowed."""
     schedule = request.constraints.schedule or SCHEDULES[0]
     for config in configs(request):
-        if config.num_slots == min(_SLOTS) and config.schedule == schedule:
+        is_lean = config.num_slots == min(_SLOTS) and not config.graphs
+        if is_lean and config.schedule == schedule:
             yield config
 
 
@@ -114,7 +119,8 @@ def tile_grids(request: PlanRequest) -> tuple[tuple[int, int], ...]:
 
 def fastest(request: PlanRequest, share: WorkShare) -> Candidate | None:
     """Return the best candidate under the budget; None where nothing fits."""
-    searches = [_Search(request, share, config) for config in configs(request)]
+    every = (_Search(request, share, config) for config in configs(request))
+    searches = [search for search in every if search.can_record or not search.records]
     best: Candidate | None = None
     for search in sorted(searches, key=lambda search: search.floor_s):
         if best is not None and search.floor_s > best.time.block_s:
@@ -151,7 +157,14 @@ class _Search:
 
     def __init__(self, request: PlanRequest, share: WorkShare, config: PlanConfig) -> None:
         self._work = Workload(request, share, config)
-        self._budget = request.budget
+        self._budget, self.records = request.budget, config.graphs
+
+    @property
+    def can_record(self) -> bool:
+        """Whether ticks may be recorded if all is on the GPU: on one GPU, and not too many."""
+        work = self._work
+        is_alone = work.share == WHOLE and not work.config.sink_streamed
+        return is_alone and work.num_graphs <= MAX_GRAPHS
 
     @property
     def floor_s(self) -> float:
@@ -162,8 +175,10 @@ class _Search:
         work = self._work
         for resident in self._residents():
             rings = self._fitting_rings(resident, self._budget)
-            pinned = None if rings is None else self._pinned(resident, rings)
-            if rings is not None and pinned is not None:
+            if rings is None or (self.records and rings < work.num_layers):
+                continue
+            pinned = self._pinned(resident, rings)
+            if pinned is not None:
                 time = self._times.block(resident, rings, pinned)
                 yield Candidate(work, resident, rings, pinned, time)
 
@@ -190,6 +205,10 @@ class _Search:
         if work.share.shards > 1:
             return range(work.num_layers, work.num_layers + 1)
         most = work.request.constraints.max_resident_layers
+        if self.records:  # everything or nothing
+            return range(
+                work.num_layers, work.num_layers + (most is None or most >= work.num_layers)
+            )
         return range((work.num_layers if most is None else min(work.num_layers, most)) + 1)
 
     def _residents_of_least(self) -> Iterator[int]:
@@ -296,7 +315,12 @@ class _Times:
         # A quantised ring changes the picture: that it is read 1 % faster is no reason to take it.
         alone = max(
             costs.tick_seconds(
-                *inputs, precision=precision, kv_precision=kv, num_lanes=lanes, split=split
+                *inputs,
+                precision=precision,
+                kv_precision=kv,
+                num_lanes=lanes,
+                split=split,
+                graphs=work.config.graphs,
             )
             for kv in {work.config.kv_precision, plain_precision(precision)}
         )

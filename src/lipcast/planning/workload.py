@@ -15,7 +15,7 @@ from lipcast.config.models import DiTConfig
 from lipcast.config.precision import PlainPrecision, Precision, plain_precision
 from lipcast.config.schedule import lanes_of
 from lipcast.config.tiles import tile_length
-from lipcast.planning import costs, items, sizes
+from lipcast.planning import costs, graphs, items, sizes
 from lipcast.planning.hardware import CONTEXT_BYTES, FRAGMENTATION_BYTES, WORKSPACE_BYTES, Hardware
 from lipcast.planning.plan import MemoryItem, PlanConfig, PlanRequest, WorkShare, total
 from lipcast.planning.tensors import WeightUse
@@ -220,6 +220,7 @@ class Workload:
             MemoryItem(items.SINK, self.sink_bytes),
             MemoryItem(items.CONDITIONS, text + self.num_lanes * audio),
             MemoryItem(items.ACTIVATIONS, self._tick_bytes),
+            MemoryItem(items.GRAPHS, self._graphs_bytes if self.config.graphs else 0),
         )
         decoder = decoder_parts(self.request, self.tile, self.plain) if self.share.decodes else ()
         speech = self.speech_parts if self._has_speech else ()
@@ -244,6 +245,24 @@ class Workload:
         if costs.needs_dequantising(self.request.hardware, precision):
             work += sizes.widest_linear_bytes(self.dit, precision)
         return work
+
+    @cached_property
+    def num_graphs(self) -> int:
+        """Different ticks of a running video."""
+        lanes, per_block = self.num_lanes, self.ticks_per_block
+        return graphs.num_graphs(self.geometry, num_lanes=lanes, ticks_per_block=per_block)
+
+    @property
+    def _graphs_bytes(self) -> int:
+        """Activations that all recordings share, their launches, and the inputs that stay in place."""
+        config, hardware = self.config, self.request.hardware
+        counts = costs.tick_counts(
+            hardware, config.precision, config.kv_precision, num_lanes=self.num_lanes
+        )
+        launches = costs.launches(counts, self.dit, num_lanes=self.num_lanes)
+        inputs = sizes.audio_conditioning_bytes(self.dit, config.precision)
+        recorded = int(self.num_graphs * launches * graphs.BYTES_PER_LAUNCH)
+        return self._tick_bytes + recorded + self.num_lanes * inputs + WORKSPACE_BYTES // 2
 
     @cached_property
     def fixed_bytes(self) -> int:

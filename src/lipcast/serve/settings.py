@@ -43,6 +43,8 @@ class ServeSettings:
     """How long a client may read nothing before it is disconnected."""
     marked: bool = True
     """Whether streams say that they are synthetic."""
+    signing: SigningKey | None = None
+    """Signs the videos; streams are not signed."""
     prepare: bool = True
     """Whether a session is opened ahead for the portrait that was chosen last."""
     ice_servers: tuple[str, ...] = ()
@@ -51,8 +53,6 @@ class ServeSettings:
     """TURN server that relays WebRTC, such as "turn:turn.example.org:3478?transport=tcp"."""
     turn_user: str | None = None
     turn_password: str | None = field(default=None, repr=False)
-    signing: SigningKey | None = None
-    """Signs the videos; streams are not signed."""
     workspace: Path | None = None
     """Folder of the video jobs; None: in the user's cache."""
     max_videos: int = 20

@@ -406,6 +406,7 @@ const session = new Session(player, new TrackPlayer($("video")));
 let info = null;
 let portrait = null;
 let soundFile = null;
+const uploads = new Map(); // files of the portraits that were chosen here
 
 function settings() {
   const found = { portrait, prompt: $("prompt").value.trim() };
@@ -503,6 +504,7 @@ const upload = (file) => guarded(async () => {
   say(`Sending ${file.name}.`);
   const answer = await (await request("api/portraits", { method: "POST", body: file })).json();
   const picture = URL.createObjectURL(file);
+  uploads.set(answer.portrait, file);
   addPortrait(answer.portrait, picture, file.name);
   choose(answer.portrait, picture);
   say(`${file.name} is ready: ${answer.width} × ${answer.height} pixels.`, "good");
@@ -510,6 +512,7 @@ const upload = (file) => guarded(async () => {
 
 function takeSound(file) {
   soundFile = file;
+  document.dispatchEvent(new Event("sound"));
   say(`${file.name} is ready to be spoken.`, "good");
   show();
 }
