@@ -70,7 +70,7 @@ memory included; without it and with `--gpu`, 64 GB are supposed.
 | --- | --- |
 | weights of each layer | on the GPU; streamed from pinned host memory; streamed from the mapped file |
 | precision of the weights | bf16, fp8 (computed in fp8 where the card can, \
-dequantised layer by layer elsewhere); int8 and int4 if asked |
+restored in registers elsewhere); int8 and int4 if asked |
 | KV rings | one per evaluated step, on the GPU or streamed layer by layer; bf16 or fp8, int4 if asked |
 | sink | on the GPU, or streamed with the layers |
 | schedule | sequential (one lane a tick), or wavefront (all steps of consecutive blocks in \
@@ -192,7 +192,7 @@ def _rests_on() -> str:
     at = Geometry.of(config, VAEConfig(), height=704, width=384, infer_frames=48)
     figures = {}
     for name in get_args(KernelName):
-        counts = kernel_counts("fp8", "bf16", num_lanes=1, dequantised=False, kernels=name)
+        counts = kernel_counts("fp8", "bf16", num_lanes=1, reading="as stored", kernels=name)
         launches = round(costs.launches(counts, config, num_lanes=1), -1)
         figures[name] = launches, costs.lane_traffic_bytes(counts, config, at) / 1e9
     return RESTS_ON.format(**figures)

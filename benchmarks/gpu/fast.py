@@ -13,6 +13,7 @@ from torch.nn import functional
 
 import lipcast
 from gpu.checkpoints import FULL, SMALL, RandomCheckpoint, random_checkpoint, room_for_bytes
+from gpu.products import products
 from gpu.report import Report, Settings
 from gpu.runner import Part
 from gpu.steps import (
@@ -357,6 +358,7 @@ PARTS = (
     Part("ceilings", ceilings, 60),
     Part("fp8", partial(steps, "fp8"), 150),
     Part("kernels", kernels, 70),
+    Part("products", products, 60),
     Part("plain", plain_and_fused, 80),
     Part("graphs", graphs, 120),
     Part("load", loading, 120),

@@ -18,7 +18,8 @@ from lipcast.models.kernels import choice
 from lipcast.models.kernels.choice import choose_kernels
 from lipcast.models.kernels.fused import FusedKernels
 from lipcast.models.kernels.operators import attention_block, row_block
-from lipcast.models.kv_codec import kv_codec
+from lipcast.planning import costs
+from lipcast.planning.hardware import CUDNN_MAJORS, expected_kernels, gpu
 from sounds import EXAMPLES
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
@@ -81,23 +82,20 @@ def test_a_gpu_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "precision", "in_place"),
-    [
-        ((9, 0), "bf16", False),
-        ((10, 0), "bf16", False),
-        ((8, 0), "bf16", True),
-        ((12, 0), "bf16", True),
-        ((8, 9), "fp8", False),
-        ((8, 9), "int4", False),
-    ],
+    ("capability", "in_place"),
+    [((9, 0), False), ((10, 0), False), ((8, 0), True), ((8, 9), True), ((12, 0), True)],
 )
-def test_attention_reads_in_place_where_that_is_faster(
-    capability: tuple[int, int], precision: str, in_place: bool
+def test_attention_reads_in_place_where_cudnn_is_no_faster(
+    capability: tuple[int, int], in_place: bool
 ) -> None:
-    codec = kv_codec(precision, num_heads=2, head_dim=64)  # type: ignore[arg-type]
-    assert FusedKernels(capability).attends_in_place(codec) is in_place
+    """Whatever the ring's precision; and the planner knows it."""
+    assert FusedKernels(capability).attends_in_place is in_place
     for forced in (True, False):
-        assert FusedKernels(capability, in_place=forced).attends_in_place(codec) is forced
+        assert FusedKernels(capability, in_place=forced).attends_in_place is forced
+    assert (capability[0] in CUDNN_MAJORS) is not in_place
+    card = {(9, 0): "h100", (10, 0): "b200", (8, 0): "a30", (8, 9): "rtx4090", (12, 0): "rtx5090"}
+    assert costs.attends_in_place(gpu(card[capability])) is in_place
+    assert not costs.attends_in_place(expected_kernels(gpu("rtx4090"), "plain"))
 
 
 @pytest.mark.parametrize("dim", [1, 16, 17, 5120, 13824])
@@ -148,10 +146,12 @@ def test_kernels_compile_for_every_gpu(capability: int) -> None:
         "from lipcast.lab.kernel_compile import compile_kernels",
         f"compile_kernels(capabilities=({capability},))",
     )
-    assert len(kernels) == 5 + 3 * 3
+    assert len(kernels) == 5 + 3 * 3 + 4
     for kernel in kernels:
         attends = kernel["label"].startswith("attention")
-        assert kernel["registers"] <= (255 if attends else 96), kernel
+        multiplies = kernel["label"].startswith("product")
+        limit = 255 if attends else 200 if multiplies else 96
+        assert kernel["registers"] <= limit, kernel
         assert kernel["spilled_bytes"] <= (128 if attends else 0), kernel
         assert kernel["shared_bytes"] <= SHARED_BYTES[capability], kernel
 

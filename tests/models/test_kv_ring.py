@@ -3,6 +3,8 @@ bytes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -148,8 +150,10 @@ class Recorder:
         self.buffers = torch.zeros(LAYERS, layout.num_bytes, dtype=torch.uint8)
         self.layout, self.num_bytes = layout, self.buffers.nbytes
         self.written: list[tuple[int, list[Positions]]] = []
+        self.announced: list[Mapping[str, Sequence[Positions]]] = []
 
-    def planes(self, layer: int) -> RingPlanes:
+    def planes(self, layer: int, **positions: Sequence[Positions]) -> RingPlanes:
+        self.announced.append(positions)
         return self.layout.view(self.buffers[layer])
 
     def mark_dirty(self, layer: int, positions: list[Positions]) -> None:
@@ -168,6 +172,10 @@ def test_a_storage_is_told_which_positions_changed() -> None:
         told = {i for first, count in storage.written[-1][1] for i in range(first, first + count)}
         assert {i for i in range(5) if changed[1, i]} == told and not changed[0].any()
     assert storage.written == [(1, [(0, 3)]), (1, [(3, 2), (0, 1)])]
+    assert storage.announced == [
+        {"overwritten": [(0, 3)], "overwritten_next": [(3, 2), (0, 1)]},
+        {"overwritten": [(3, 2), (0, 1)], "overwritten_next": [(1, 3)]},
+    ]
 
 
 def test_reading_decodes_the_filled_part_only() -> None:

@@ -9,6 +9,7 @@ import io
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console as RichConsole
@@ -34,6 +35,7 @@ def plan_text(
         _heading(plan),
         _placements(plan),
         _memory(plan),
+        *([_link(plan)] if plan.to_gpu_parts else []),
         _seconds(plan),
         _start(plan),
     ]
@@ -85,6 +87,10 @@ def _table(title: str, *columns: str) -> Table:
 
 def _gib(num_bytes: float) -> str:
     return f"{num_bytes / GIB:.2f}"
+
+
+def _gb(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.2f}"
 
 
 def _speed(block_s: float, frames_per_s: float, first_block_s: float) -> str:
@@ -148,6 +154,18 @@ def _memory(plan: Plan) -> Table:
     table.add_row("peak", _gib(plan.vram_bytes), _gib(plan.ram_bytes))
     budget = plan.request.budget
     table.add_row("budget", _gib(budget.vram_bytes), _gib(budget.ram_bytes))
+    return table
+
+
+def _link(plan: Plan) -> Table:
+    table = _table("Over the link per block, GB", "part", "to the GPU", "to the host")
+    sides = [
+        {p.name: p.num_bytes for p in parts} for parts in (plan.to_gpu_parts, plan.to_host_parts)
+    ]
+    for name in dict.fromkeys(chain.from_iterable(sides)):
+        table.add_row(name, *(_gb(side[name]) if name in side else "" for side in sides))
+    table.add_section()
+    table.add_row("together", *(_gb(sum(side.values())) for side in sides))
     return table
 
 

@@ -6,6 +6,7 @@ once per prompt), and one for everything outside the layers. Names are the check
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -93,7 +94,15 @@ def _pack(model: DiT, names: Iterable[str], dtype: torch.dtype) -> FlatParams:
         (name, tensors[name].shape, dtype if place.is_parameter else tensors[name].dtype)
         for name, place in places.items()
     )
-    return FlatParams(ParamsLayout.of(described), places)
+    return FlatParams(ParamsLayout.of(described, group=_multiplied_together), places)
+
+
+_QUERIES_KEYS_VALUES = re.compile(r"(\.self_attn)\.[qkv]\.")
+
+
+def _multiplied_together(name: str) -> str:
+    """Return what is equal for the parts of weights that one product can multiply with, side by side."""
+    return _QUERIES_KEYS_VALUES.sub(r"\1.qkv.", name)
 
 
 def _place(model: DiT, name: str) -> _Place:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lipcast.config.precision import KVPrecision
 from lipcast.memory.device_context import DeviceContext
-from lipcast.memory.layer_buffers import LayerBuffers
+from lipcast.memory.layer_buffers import ByteRange, LayerBuffers
 from lipcast.memory.slots import SlotPool
 from lipcast.models.dit import DiT
 from lipcast.models.kv_codec import KVCodec, PlainCodec, kv_codec
@@ -78,15 +78,26 @@ class _RingLayers:
     def num_bytes(self) -> int:
         return self._buffers.num_bytes
 
-    def planes(self, layer: int) -> RingPlanes:
-        planes: RingPlanes = self._buffers.planes(layer)
+    def planes(
+        self,
+        layer: int,
+        *,
+        overwritten: Sequence[Positions] = (),
+        overwritten_next: Sequence[Positions] = (),
+    ) -> RingPlanes:
+        planes: RingPlanes = self._buffers.planes(
+            layer,
+            overwritten=self._bytes_of(overwritten),
+            overwritten_next=self._bytes_of(overwritten_next),
+        )
         return planes
 
     def mark_dirty(self, layer: int, positions: Sequence[Positions]) -> None:
+        self._buffers.write_back(layer, self._bytes_of(positions))
+
+    def _bytes_of(self, positions: Sequence[Positions]) -> list[ByteRange]:
         size = self._layout.position_bytes
-        self._buffers.write_back(
-            layer, [(first * size, count * size) for first, count in positions]
-        )
+        return [(first * size, count * size) for first, count in positions]
 
 
 class _SinkLayers:

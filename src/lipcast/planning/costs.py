@@ -18,12 +18,16 @@ from lipcast.config.gpu_options import KernelName
 from lipcast.config.models import DiTConfig, VAEConfig
 from lipcast.config.precision import KVPrecision, Precision
 from lipcast.planning.hardware import Hardware
-from lipcast.planning.kernel_counts import KernelCounts, kernel_counts
+from lipcast.planning.kernel_counts import KernelCounts, WeightReading, kernel_counts
 from lipcast.planning.tensors import decoder_stages
 
 HOST_S_PER_LAUNCH: Mapping[KernelName, float] = MappingProxyType({"plain": 1e-5, "triton": 2.5e-5})
 """What the host needs to launch a kernel; assumed. Half of the launches are Triton's where it is used,
 which go through Python."""
+STORED_PRODUCT_EFFICIENCY, DATA_CENTRE_EFFICIENCY = 0.95, 0.8
+"""Rate of products that restore int4, int8 or fp8 weights in registers, over that of products of bf16; on
+Hopper and data-centre Blackwell, whose tensor cores are harder to feed. Assumed, not measured:
+`benchmarks/gpu_check.py fast` measures it."""
 WRITE_BACK_COST = 0.3
 """A byte to the host slows the copies towards the GPU by this part of a byte (both directions at
 once, measured)."""
@@ -74,12 +78,29 @@ def gemm_flops_per_s(hardware: Hardware, precision: Precision) -> float:
     """Return the rate of matrix products with weights stored so; weight-only formats compute in bf16."""
     if precision == "fp8" and hardware.has_fp8:
         return hardware.fp8_flops
+    if weight_reading(hardware, precision) == "in registers":
+        is_data_centre = hardware.prefers_cudnn
+        efficiency = DATA_CENTRE_EFFICIENCY if is_data_centre else STORED_PRODUCT_EFFICIENCY
+        return efficiency * hardware.bf16_flops
     return hardware.bf16_flops / (2 if precision == "fp32" else 1)
+
+
+def weight_reading(hardware: Hardware, precision: Precision) -> WeightReading:
+    """Return how weights stored so are multiplied."""
+    is_plain = precision in {"fp32", "bf16"}
+    if is_plain or (precision == "fp8" and hardware.has_fp8):
+        return "as stored"
+    return "in registers" if hardware.kernels == "triton" else "dequantised"
+
+
+def attends_in_place(hardware: Hardware) -> bool:
+    """Return whether attention reads ring and sink where they lie; else they are joined first."""
+    return hardware.kernels == "triton" and not hardware.prefers_cudnn
 
 
 def needs_dequantising(hardware: Hardware, precision: Precision) -> bool:
     """Return whether a layer's weights are expanded to bf16 before use."""
-    return precision in {"int8", "int4"} or (precision == "fp8" and not hardware.has_fp8)
+    return weight_reading(hardware, precision) == "dequantised"
 
 
 def tick_seconds(
@@ -118,7 +139,8 @@ def tick_counts(
         kv_precision,
         num_lanes=num_lanes,
         kernels=hardware.kernels,
-        dequantised=needs_dequantising(hardware, precision),
+        in_place=attends_in_place(hardware),
+        reading=weight_reading(hardware, precision),
     )
 
 

@@ -44,6 +44,8 @@ Capability = tuple[int, int]
 """CUDA compute capability."""
 FIRST_BF16: Capability = (8, 0)
 """From here on tensor cores multiply bf16; older cards compute in fp32."""
+CUDNN_MAJORS = (9, 10)
+"""Compute capabilities (Hopper, data-centre Blackwell) on which PyTorch prefers cuDNN's attention."""
 _NO_ROW_WISE_FP8: Capability = (12, 0)
 """Here cuBLAS multiplies fp8 only with one scale per tensor, which the engine does not use."""
 
@@ -74,6 +76,8 @@ class Hardware:
     """Whether the engine multiplies 8-bit floats here; else it dequantises fp8 weights before use."""
     kernels: KernelName = "triton"
     """What computes whatever is no matrix product."""
+    prefers_cudnn: bool = True
+    """Whether attention is cuDNN's, which wants the keys of ring and sink joined."""
 
     @property
     def has_fp8(self) -> bool:
@@ -118,6 +122,7 @@ class _Sheet:
             source="data sheet × efficiency",
             has_bf16=has_bf16,
             multiplies_fp8=capability[0] != _NO_ROW_WISE_FP8[0],
+            prefers_cudnn=capability[0] in CUDNN_MAJORS,
         )
 
 

@@ -9,8 +9,9 @@ model (`lipcast.lab.kernel_fit`); a test compares this table with a fresh count,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
+from typing import Literal
 
 from lipcast.config.gpu_options import KernelName
 from lipcast.config.precision import KVPrecision, Precision
@@ -58,6 +59,10 @@ class CountTable:
     """Lanes are joined for what they share."""
 
 
+WeightReading = Literal["as stored", "in registers", "dequantised"]
+"""How stored weights are multiplied: as they are, restored tile by tile in the product, or expanded to two
+bytes before it."""
+
 TABLES: Mapping[KernelName, CountTable] = MappingProxyType(
     {
         "plain": CountTable(
@@ -72,11 +77,10 @@ TABLES: Mapping[KernelName, CountTable] = MappingProxyType(
             ),
             several_lanes=KernelCounts(13.8, launches_per_layer=12, launches_per_injector=4),
         ),
-        # Ring and sink are joined, as on Hopper; where attention reads them in place, the bytes per key
-        # are none.
+        # Ring and sink are joined, as on Hopper.
         "triton": CountTable(
-            half=KernelCounts(56.1, 4.0, 8.0, 20.0, 0.0, 16, 4, 6),
-            single=KernelCounts(84.1, 8.0, 16.0, 28.0, 0.0, 16, 4, 6),
+            half=KernelCounts(56.1, 4.0, 8.0, 20.0, 0.0, 14, 4, 6),
+            single=KernelCounts(84.1, 8.0, 16.0, 28.0, 0.0, 14, 4, 6),
             fp8_products=KernelCounts(3.0, -1.0, 0.0, 2.0, 0.0, 2, 0, 1),
             rings=MappingProxyType(
                 {
@@ -105,15 +109,24 @@ def kernel_counts(
     kv_precision: KVPrecision,
     *,
     num_lanes: int,
-    dequantised: bool,
+    reading: WeightReading,
     kernels: KernelName,
+    in_place: bool = False,
 ) -> KernelCounts:
-    """Return the counts of a tick; `dequantised`: weights are expanded before use."""
+    """Return the counts of a tick, `reading` being how the weights are multiplied.
+
+    `in_place`: attention reads ring and sink where they lie; nothing is written per key.
+    """
     table = TABLES[kernels]
     counts = table.single if precision == "fp32" else table.half
-    if dequantised:
+    if reading == "dequantised":
         counts += DEQUANTISED[precision]
-    elif precision == "fp8":
+    elif precision == "fp8" and reading == "as stored":
         counts += table.fp8_products
     counts += table.rings.get(kv_precision, KernelCounts())
-    return counts + table.several_lanes if num_lanes > 1 else counts
+    if num_lanes > 1:
+        counts += table.several_lanes
+    if in_place:  # without the pass that joins
+        launches = counts.launches_per_lane_layer - 1
+        counts = replace(counts, bytes_per_key=0.0, launches_per_lane_layer=launches)
+    return counts

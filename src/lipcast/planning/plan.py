@@ -104,7 +104,7 @@ class PlanConfig:
 
 @dataclass(frozen=True, slots=True)
 class MemoryItem:
-    """Bytes of memory under a name of `planning.items`."""
+    """Bytes under a name of `planning.items`."""
 
     name: str
     num_bytes: int
@@ -162,6 +162,10 @@ class Plan:
     prepare_parts: tuple[MemoryItem, ...]
     """GPU memory while picture and prompt are encoded, before rings exist."""
     ram_parts: tuple[MemoryItem, ...]
+    to_gpu_parts: tuple[MemoryItem, ...]
+    """What crosses the link to the GPU for every block, in the steady state."""
+    to_host_parts: tuple[MemoryItem, ...]
+    """What crosses it to host memory, beside frames."""
     time: BlockTime
 
     @property

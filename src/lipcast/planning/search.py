@@ -25,6 +25,7 @@ from lipcast.planning.plan import (
     PlanConstraints,
     PlanRequest,
     WorkShare,
+    total,
 )
 from lipcast.planning.workload import Workload, tile_size
 
@@ -284,14 +285,11 @@ class _Times:
     def block(self, resident: int, rings: int, pinned: int) -> BlockTime:
         """Return the time of a block: `pinned` streamed layers come from host memory, the rest from disk."""
         work = self._work
-        to_gpu = self._fixed_to_gpu + self._crossing(resident)
-        disk = self._crossing(resident + pinned)
-        ring_bytes = work.pinned_rings_bytes(rings)
-        written = ring_bytes * work.geometry.latents_per_block / work.geometry.window
+        disk = work.crossing_bytes(resident + pinned)
         copy_s = costs.copy_seconds(
             self._hardware,
-            to_gpu_bytes=to_gpu + ring_bytes,
-            to_host_bytes=work.parked_bytes + written,
+            to_gpu_bytes=total(work.to_gpu_parts(resident, rings)),
+            to_host_bytes=total(work.to_host_parts(rings)),
         )
         disk_s = disk / self._hardware.disk_bytes_per_s
         longest = max(self.compute_s + self.decode_s, copy_s, disk_s, self._gather_s)
@@ -299,14 +297,6 @@ class _Times:
         return BlockTime(
             self.compute_s, self.decode_s, copy_s, disk_s, self._gather_s, round(longest, _DECIMALS)
         )
-
-    def _crossing(self, first: int) -> int:
-        """Return the bytes per block of the layers from `first` on, in residency order."""
-        work = self._work
-        if work.share.shards > 1:
-            return 0
-        ticks, audio = work.ticks_total, work.audio_total
-        return work.ticks_per_block * (ticks[-1] - ticks[first]) + audio[-1] - audio[first]
 
     def _tick_s(self) -> float:
         work = self._work
@@ -331,13 +321,6 @@ class _Times:
         geometry, (height, width) = work.request.geometry, work.tile
         factor = work.num_tiles * height * width / (geometry.latent_height * geometry.latent_width)
         return decode_block_seconds(work.request, area_factor=factor)
-
-    @cached_property
-    def _fixed_to_gpu(self) -> int:
-        work = self._work
-        sink = work.ticks_per_block * work.num_layers * work.sink_layer_bytes
-        shards = work.ticks_per_block * work.shard_bytes if work.shards_on_host else 0
-        return work.parked_bytes + shards + (sink if work.config.sink_streamed else 0)
 
     @cached_property
     def _gather_s(self) -> float:

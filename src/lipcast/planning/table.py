@@ -50,6 +50,10 @@ def plan_document(plan: Plan) -> dict[str, Any]:
             "peak_bytes": plan.vram_bytes,
         },
         "ram": {"parts": _parts(plan.ram_parts), "bytes": plan.ram_bytes},
+        "link_bytes_per_block": {
+            "to_gpu": _parts(plan.to_gpu_parts),
+            "to_host": _parts(plan.to_host_parts),
+        },
         "seconds_per_block": seconds(plan),
         "frames_per_s": round(plan.frames_per_s, 2),
         "first_block_s": round(plan.first_block_s, _DIGITS),
