@@ -249,11 +249,11 @@ def test_queries_keys_and_values_of_one_product(precision: str) -> None:
     strided = [part.unflatten(-1, heads) for part in joined.chunk(3, -1)]
     norms, table = QueryKeyNorms(rms(96, 1), rms(96, 2)), Rotary(heads[1]).video(0, 3, 1, tokens)
     found = []
-    for qkv in (strided, [part.contiguous() for part in strided]):
+    for q_TNd, k_TNd, v_TNd in (strided, [part.contiguous() for part in strided]):
         codec = kv_codec(precision, num_heads=3, head_dim=32)  # type: ignore[arg-type]
         ring = KVRing.allocate(RingLayout(codec, 3, tokens), num_layers=1, device=CPU)
         remembered = Remembered(ring, placed_sink(tokens, 2, heads, BF16), 0, 3)
-        rotated = FUSED.rotate_and_write(*qkv, norms, table, remembered)
+        rotated = FUSED.rotate_and_write(q_TNd, k_TNd, v_TNd, norms, table, remembered)
         planes = ring.filled(0, 3)
         found.append([rotated, *planes.keys, *planes.values])
     for one, other in zip(*found, strict=True):

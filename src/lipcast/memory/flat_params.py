@@ -19,7 +19,7 @@ from lipcast.planning.sizes import PACK_ALIGN
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor of a pack: its offset, and how its bytes are read."""
+    """One tensor of a group: its offset, and how its bytes are read."""
 
     name: str
     shape: tuple[int, ...]

@@ -1,7 +1,7 @@
-"""Tensors of a transformer, grouped into packs of those that are used together.
+"""Tensors of a transformer, grouped by layer and use.
 
-Input: a DiT built without memory. Outputs: one pack per layer and use (every tick, once per block, once per
-prompt), and one for everything outside the layers. Names are the checkpoint's.
+Input: a DiT built without memory. Outputs: one `FlatParams` per layer and use (every tick, once per block,
+once per prompt), and one for everything outside the layers. Names are the checkpoint's.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class FlatParams:
 
 
 def layer_params(model: DiT, dtype: torch.dtype) -> dict[ParamsKey, FlatParams]:
-    """Return the packs of all layers, by use and then by layer; parameters are stored in `dtype`."""
+    """Return the groups of all layers, by use and then by layer; parameters are stored in `dtype`."""
     groups: dict[ParamsKey, list[str]] = {}
     for name in _stored(model):
         layer = _layer_of(model, name)
@@ -69,7 +69,7 @@ def layer_params(model: DiT, dtype: torch.dtype) -> dict[ParamsKey, FlatParams]:
 
 
 def root_params(model: DiT, dtype: torch.dtype) -> FlatParams:
-    """Return the pack of everything outside the layers."""
+    """Return the group of everything outside the layers."""
     return _pack(model, [n for n in _stored(model) if _layer_of(model, n) is None], dtype)
 
 

@@ -169,7 +169,7 @@ def _add_sessions(app: FastAPI, hub: Hub) -> None:
         hosted = await hub.open(portrait=wanted.portrait, prompt=wanted.prompt, seed=wanted.seed)
         return {"session": hosted.key, "label": hosted.label, "grace_s": hub.settings.grace_s}
 
-    @app.post("/api/prepare", status_code=202)
+    @app.post("/api/prepare", status_code=202, responses=responses(400, 413, 422))
     async def prepare(wanted: SessionRequest) -> dict[str, bool]:
         """Open such a session ahead, so that it begins at once; not while others are open."""
         return {"preparing": hub.prepare(Wanted(wanted.portrait, wanted.prompt, wanted.seed))}

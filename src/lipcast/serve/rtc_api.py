@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from lipcast.serve.hub import Hosted, Hub
+from lipcast.serve.problems import responses
 
 if TYPE_CHECKING:
     from lipcast.serve.rtc_connection import RtcPeers
@@ -53,13 +54,13 @@ def add_webrtc(app: FastAPI, hub: Hub, peers: RtcPeers | None) -> None:
             )
         return peers, hosted
 
-    @app.get("/api/sessions/{key}/webrtc")
+    @app.get("/api/sessions/{key}/webrtc", responses=responses(404))
     async def servers(key: str) -> dict[str, Any]:
         """Return the STUN and TURN servers that a session's client may use."""
         answering, _ = found(key)
         return {"ice_servers": answering.ice_servers}
 
-    @app.post("/api/sessions/{key}/webrtc")
+    @app.post("/api/sessions/{key}/webrtc", responses=responses(400, 404, 413, 422))
     async def answer(key: str, offer: Offer) -> dict[str, str]:
         """Answer an offer; the connection that comes of it gets the session."""
         answering, hosted = found(key)
