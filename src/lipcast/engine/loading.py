@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from lipcast.config.gpu_options import KernelChoice
+from lipcast.config.gpu_options import AttentionChoice, KernelChoice
 from lipcast.config.memory_options import MemoryOptions
 from lipcast.config.models import DiTConfig
 from lipcast.config.precision import PRECISIONS, Precision
@@ -59,6 +59,7 @@ class LoadSettings:
     decoder: Path | None = None
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     kernels: KernelChoice = "auto"
+    attention: AttentionChoice = "auto"
 
     @property
     def is_planned(self) -> bool:
@@ -114,7 +115,13 @@ def load_networks(
 
 
 def _kernels(settings: LoadSettings, config: DiTConfig) -> Kernels:
-    chosen = choose_kernels(settings.kernels, settings.device, config)
+    chosen = choose_kernels(
+        settings.kernels,
+        settings.device,
+        config,
+        attention=settings.attention,
+        dtype=settings.dtype,
+    )
     _log.info("kernels: %s (%s)", chosen.kernels.name, chosen.reason)
     return chosen.kernels
 

@@ -78,10 +78,8 @@ class _RingLayers:
         return planes
 
     def mark_dirty(self, layer: int, positions: Sequence[Positions]) -> None:
-        size = self._layout.position_bytes
-        self._buffers.write_back(
-            layer, [(first * size, count * size) for first, count in positions]
-        )
+        ranges = (stretch for run in positions for stretch in self._layout.byte_ranges(run))
+        self._buffers.write_back(layer, ranges)
 
 
 class _SinkLayers:
