@@ -33,7 +33,7 @@ BUDGETS = {
     StepCase("fp8", "fp8"): (984, 67.5e9),
     StepCase("fp8", "int4"): (984, 64.5e9),
     StepCase("fp8", in_place=True): (944, 48.7e9),
-    StepCase("int4"): (2956, 262.7e9),
+    StepCase("int4"): (3036, 242.9e9),
     StepCase("fp8", "fp8", num_lanes=3): (1850, 229.2e9),
     StepCase("fp8", kernels="plain"): (5708, 406.6e9),
     StepCase("bf16", kernels="plain"): (3596, 271.9e9),

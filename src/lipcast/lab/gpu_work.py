@@ -151,7 +151,8 @@ def fake_kernels(case: StepCase) -> Kernels:
     """The operations between matrix products, for the fake device."""
     if case.kernels != "triton":
         return Kernels()
-    return FusedKernels(HOPPER, in_place=case.in_place, attention=SDPA, merges=case.merges)
+    attention = None if case.precision == "fp32" else SDPA
+    return FusedKernels(HOPPER, in_place=case.in_place, attention=attention, merges=case.merges)
 
 
 def _ticks_before(num_lanes: int) -> list[tuple[Unit, ...]]:

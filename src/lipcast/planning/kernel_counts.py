@@ -56,6 +56,8 @@ class CountTable:
     """Keys and values are encoded where they are written and decoded where they are read."""
     several_lanes: KernelCounts
     """Lanes are joined for what they share."""
+    by_parts: KernelCounts = KernelCounts()
+    """Ring and sink are not joined: cuDNN attends to each where it lies, and the parts are merged."""
 
 
 TABLES: Mapping[KernelName, CountTable] = MappingProxyType(
@@ -72,8 +74,8 @@ TABLES: Mapping[KernelName, CountTable] = MappingProxyType(
             ),
             several_lanes=KernelCounts(13.8, launches_per_layer=12, launches_per_injector=4),
         ),
-        # Ring and sink are joined, as on Hopper; where attention reads them in place, the bytes per key
-        # are none.
+        # As on Hopper: quantised rings are joined with the sink, those of two bytes attended by parts.
+        # Triton's own attention reads these in place, and merges nothing.
         "triton": CountTable(
             half=KernelCounts(56.1, 4.0, 8.0, 20.0, 0.0, 16, 4, 6),
             single=KernelCounts(84.1, 8.0, 16.0, 28.0, 0.0, 16, 4, 6),
@@ -85,6 +87,7 @@ TABLES: Mapping[KernelName, CountTable] = MappingProxyType(
                 }
             ),
             several_lanes=KernelCounts(13.8, launches_per_layer=12, launches_per_injector=4),
+            by_parts=KernelCounts(8.1, bytes_per_key=-8.0, launches_per_lane_layer=2),
         ),
     }
 )
@@ -116,4 +119,6 @@ def kernel_counts(
     elif precision == "fp8":
         counts += table.fp8_products
     counts += table.rings.get(kv_precision, KernelCounts())
+    if kv_precision == "bf16" and precision != "fp32":
+        counts += table.by_parts
     return counts + table.several_lanes if num_lanes > 1 else counts

@@ -120,7 +120,8 @@ class FusedKernels(Kernels):
         if self.attends_in_place(codec):
             attended: Tensor = _ops.attend_segments(q_TNd, *_segments(remembered))
             return attended
-        if self.attention is not None and self._merges and isinstance(codec, PlainCodec):
+        is_plain = isinstance(codec, PlainCodec) and codec.dtype == q_TNd.dtype
+        if self.attention is not None and self._merges and is_plain:
             return self._attend_parts(q_TNd, remembered)
         return super().attend(q_TNd, remembered)
 
