@@ -27,7 +27,7 @@ REQUESTS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "wavefront of 3 steps": ({}, {**SMALL, "schedule": "wavefront", "sample_steps": 3}),
     "streamed": ({"vram": "1GB", "offload_model": True, "offload_kv_cache": True}, {**SMALL}),
     "int8, fp8 KV cache": ({"vram": "1GB", "precision": "int8", "kv_precision": "fp8"}, {**SMALL}),
-    "2 processes": ({"gpus": 2}, {**SMALL, "swap_anchor": False}),
+    "2 processes": ({"gpus": 2}, {**SMALL, "swap_reference": False}),
 }
 
 

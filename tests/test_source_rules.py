@@ -208,6 +208,7 @@ BAD_IMPORTS = (
     ("lab/report.py", "import rich"),
     ("jobs/local.py", "import ray"),
     ("cli/serve.py", "def f():\n    import fastapi"),
+    ("serve/hub.py", "import httpx2"),
 )
 
 

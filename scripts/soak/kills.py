@@ -3,7 +3,7 @@
     .venv/bin/python scripts/soak/kills.py --kills 50
     .venv/bin/python scripts/soak/kills.py --kills 6 --model
 
-Segments are those of a stand-in (tests/jobs/cheap_worker.py), or of the embedded model (--model). A moment is
+Segments are those of a stand-in (tests/cheap_worker.py), or of the embedded model (--model). A moment is
 counted from when the worker has begun: so no kill is wasted on a start. Prints one JSON document.
 """
 
@@ -25,7 +25,7 @@ from seams import EXAMPLES, long_voice
 from lipcast.cli.main import main as lipcast
 from lipcast.jobs.store import Store
 
-STAND_IN = Path(__file__).parents[2] / "tests" / "jobs" / "cheap_worker.py"
+STAND_IN = Path(__file__).parents[2] / "tests" / "cheap_worker.py"
 SEGMENT_BLOCKS = 5
 
 

@@ -93,13 +93,13 @@ def measure(*, offload: bool) -> dict[str, Any]:
         model = DiT(CONFIG)
     memory_manager.load(model, RandomWeights(CONFIG), plan=plan, dtype=torch.bfloat16)
     side = spec.geometry.latent_height
-    anchor = ReferenceLatents(
+    reference = ReferenceLatents(
         torch.zeros(16, 1, side, side), torch.zeros(16, 19, side, side), torch.empty(0)
     )
     memory = SessionMemory(
         model, session_shape(spec), memory_manager.device_context, session_plan(plan)
     )
-    executor = LaneExecutor(model, spec, anchor, torch.zeros(9, CONFIG.text_dim), memory=memory)
+    executor = LaneExecutor(model, spec, reference, torch.zeros(9, CONFIG.text_dim), memory=memory)
     voice = torch.zeros(CONFIG.num_audio_layers, CONFIG.audio_dim, 12)
     for tick in islice(ticks(spec.order, max_lanes=1), BLOCKS * spec.order.num_steps):
         for unit in tick:

@@ -24,12 +24,13 @@ if TYPE_CHECKING:
         Video,
         load,
         save_blocks,
+        speak,
     )
 
 __version__ = "0.1.0"
 __all__ = [
     "AVFrame", "FrameBlock", "GenerateOptions", "GpuOptions", "Lipcast", "LiveLimits", "LiveSession",
-    "MemoryOptions", "PushSession", "Video", "__version__", "load", "save_blocks",
+    "MemoryOptions", "PushSession", "Video", "__version__", "load", "save_blocks", "speak",
 ]  # fmt: skip
 
 

@@ -13,13 +13,14 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, Unpack, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lipcast.config.generate_options import OPTION_NAMES, GenerateOptions
+from lipcast.config.closing import Closing
+from lipcast.config.generate_options import EARLIER_NAMES, OPTION_NAMES, GenerateOptions
 from lipcast.config.gpu_options import GPU_OPTION_NAMES, GpuOptions
 from lipcast.config.keywords import GenerateKeywords, MachineKeywords
 from lipcast.config.memory_options import MEMORY_OPTION_NAMES, MemoryOptions
@@ -44,6 +45,7 @@ from lipcast.media.audio import AudioFile, PcmSource, open_audio
 from lipcast.media.image import ImageSource, fit_portrait, load_portrait
 from lipcast.media.video import VideoWriter
 from lipcast.parallel.distributed_model import DistributedModel
+from lipcast.speech.spoken import speak
 from lipcast.weights.bundle import ModelBundle, NetworkName
 from lipcast.weights.checkpoint import checkpoint_dir
 from lipcast.weights.lora import LoraSpec
@@ -53,7 +55,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AVFrame", "FrameBlock", "GenerateOptions", "GpuOptions", "Lipcast", "LiveLimits", "LiveSession",
-    "MemoryOptions", "PushSession", "Video", "load", "make_options", "open_writer", "save_blocks",
+    "MemoryOptions", "PushSession", "Video", "load", "make_options", "open_writer", "save_blocks", "speak",
 ]  # fmt: skip
 
 
@@ -183,7 +185,7 @@ def open_writer(
     )
 
 
-class Lipcast:
+class Lipcast(Closing):
     """A loaded model. Its weights are shared by all its sessions and never change."""
 
     def __init__(self, bundle: ModelBundle, backend: Backend | None = None) -> None:
@@ -300,12 +302,6 @@ class Lipcast:
         """End the processes of a model on several GPUs; nothing to do otherwise."""
         self.backend.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()
-
     def spec(self, options: GenerateOptions, *, height: int, width: int) -> VideoSpec:
         """Return every size and order of a video of a portrait of `height` x `width` pixels."""
         adapted = self.backend.adapted(options)
@@ -359,6 +355,7 @@ class Lipcast:
 
 def make_options(keywords: Mapping[str, Any]) -> GenerateOptions:
     """Return checked options from keyword arguments; raises UsageError for an unknown name."""
+    keywords = {EARLIER_NAMES.get(name, name): value for name, value in keywords.items()}
     _check_names(keywords, OPTION_NAMES)
     return GenerateOptions(**keywords)
 

@@ -97,6 +97,11 @@ def allocator_is_configured() -> bool:
     return any(os.environ.get(name) for name in names)
 
 
+def service_key(name: str) -> str | None:
+    """Return the key of a server from the variable `name`; None where it is not set."""
+    return os.environ.get(name, "").strip() or None
+
+
 def child_environment(**changes: str) -> dict[str, str]:
     """The environment for a process that is started from here."""
     return {**os.environ, **changes}

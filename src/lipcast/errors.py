@@ -9,8 +9,10 @@
     │   └── AdmissionError  it would fit, but other sessions of the model hold the memory
     ├── OutputError         the result cannot be written (no space, no right, lost mount)
     ├── RankError           one of several processes that make a video has failed or is gone
+    ├── SpeechError         no speech synthesis, or a speech engine or a server that fails
     ├── BusyError           the server has no room for another session now
-    │   └── NotReadyError   the server is still loading its model
+    │   ├── NotReadyError   the server is still loading its model
+    │   └── QueueFullError  as many videos wait as the server keeps
     └── CancelledError      the session was cancelled or closed while somebody waited for it
         └── SessionFailedError  the session was ended by an earlier error, and gives no more frames
 
@@ -71,12 +73,22 @@ class RankError(LipcastError):
     exit_code = 7
 
 
+class SpeechError(LipcastError):
+    """Text cannot be spoken, sound not understood or a question not answered."""
+
+    exit_code = 8
+
+
 class BusyError(LipcastError):
     """The server has no room for another session now."""
 
 
 class NotReadyError(BusyError):
     """The server is still loading its model."""
+
+
+class QueueFullError(BusyError):
+    """As many videos wait as the server keeps."""
 
 
 class CancelledError(LipcastError):

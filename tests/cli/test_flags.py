@@ -7,16 +7,19 @@ from collections import Counter
 
 import click
 import pytest
-from parsing import parse
+from parsing import flags, parse
 
+from lipcast.api import make_options
+from lipcast.cli.batch import options_of
 from lipcast.cli.command import Option, Section
 from lipcast.cli.compat_flags import COMPAT_FLAGS, CompatFlag, accepted_flags
 from lipcast.cli.main import main
 from lipcast.cli.options import OPTIONS
 from lipcast.cli.request import precision
-from lipcast.config.generate_options import OPTION_NAMES
+from lipcast.config.generate_options import EARLIER_NAMES, OPTION_NAMES, GenerateOptions
 from lipcast.config.gpu_options import GPU_OPTION_NAMES
 from lipcast.config.memory_options import MEMORY_OPTION_NAMES
+from lipcast.config.tables import Row
 from lipcast.errors import NotBuiltError, UsageError
 
 # What the argument parsers of the public scripts know (command line, web page, batch).
@@ -74,7 +77,7 @@ PUBLIC = (
 ALL_NAMES = [word.lstrip("-") for option in OPTIONS for word in option.opts]
 DRIVEN = {"image", "audio", "prompt", "prompt_embedding", "output", "save_dir", "model", "lora",
           "device", "precision", "fp8", "decoder", "segment", "json", "quiet", "verbose", "debug",
-          "base_seed"}  # fmt: skip
+          "base_seed", "text", "tts", "tts_voice", "tts_model"}  # fmt: skip
 REFUSED = [flag for flag in COMPAT_FLAGS if flag.is_refused]
 
 
@@ -184,6 +187,15 @@ def test_fp8_is_a_precision_and_contradicts_another() -> None:
         UsageError, match=r"^--fp8: asks for precision fp8, and --precision for int4"
     ):
         precision(parse("--fp8", "--precision", "int4"))
+
+
+def test_earlier_names_of_options_stay_known_and_are_not_in_the_help() -> None:
+    given = parse("--anchor", "image", "--no-swap-anchor")
+    assert given == {"reference_encoding": "image", "swap_reference": False}
+    assert parse(*flags(anchor="image", swap_anchor="no")) == given
+    assert options_of(Row("row 1", {"Anchor": "image", "swap anchor": "no"})) == given
+    assert make_options({"anchor": "image", "swap_anchor": False}) == GenerateOptions(**given)
+    assert not set(EARLIER_NAMES) & set(ALL_NAMES)
 
 
 def test_the_public_script_with_an_adapter() -> None:

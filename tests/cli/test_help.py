@@ -33,7 +33,7 @@ def test_help_of_generate_starts_with_what_people_need(capsys: pytest.CaptureFix
     shown = shown_help(capsys, "generate")
     listed = shown.partition("Main options:")[2].splitlines()
     options = [line.split()[0].rstrip(",") for line in listed if line.startswith("  -")]
-    assert options[:6] == ["--image", "--audio", "--prompt", "-o", "--size", "--vram"]
+    assert options[:7] == ["--image", "--audio", "--text", "--prompt", "-o", "--size", "--vram"]
     headings = [line for line in shown.splitlines() if line.endswith(":") and line[0] != " "]
     assert headings[0] == "Main options:" and headings[-1] == "Examples:"
     assert "--pose_video " not in shown

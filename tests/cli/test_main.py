@@ -255,7 +255,6 @@ def test_wrong_commands_get_one_sentence(
 def test_signals_that_end_a_process_are_like_ctrl_c(files: Path, name: str) -> None:
     script = (
         "import os, signal, sys; sys.path.insert(0, sys.argv[1]); NAME = sys.argv[2]\n"
-        "signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup sets to be ignored\n"
         "import lipcast.api; from fake_model import FakeModel; from lipcast.cli import main\n"
         "class Signalled(FakeModel):\n"
         "    def stream(self, **asked):\n"

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from datetime import datetime as real_datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from lipcast.cli.main import main
 from lipcast.errors import OutputError
 from lipcast.media.target import claimed
 from lipcast.media.video import iter_frames
+from programs import started
 from sounds import write_wav
 
 
@@ -105,10 +108,12 @@ def test_automatic_names_that_are_taken_get_a_number(
     told = json.JSONDecoder().raw_decode(capsys.readouterr().out)[0]
     assert Path(told["output"]).name == names[0]
     assert main(["job", "submit", "--workspace", "ws", "--batch", _batch(files)]) == 0
+    one = ("--image", "me.png", "--audio", "hello.wav", "--save_dir", "jobs")
+    assert main(["job", "submit", "--workspace", "ws", *one]) == 0
     capsys.readouterr()
     assert main(["job", "list", "--workspace", "ws", "--json"]) == 0
     jobs = json.loads(capsys.readouterr().out)["jobs"]
-    names = [f"20260102_030405{number}.mp4" for number in ("", "_2", "_3")]
+    names = [f"20260102_030405{number}.mp4" for number in ("", "_2", "_3", "_4")]
     assert sorted(Path(job["output"]).name for job in jobs) == names
 
 
@@ -129,14 +134,13 @@ with claimed(Path(sys.argv[1]), automatic=sys.argv[2] == "automatic") as path:
 """
 
 
-def hold(path: Path, how: str = "") -> tuple[subprocess.Popen[str], str]:
-    """Another process that holds an output until its standard input is closed."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", _HOLD, str(path), how],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert child.stdout is not None
-    return child, child.stdout.readline().strip()
+@contextmanager
+def held(path: Path, how: str = "") -> Iterator[str]:
+    """The name of an output that another process holds until the block is left."""
+    command = [sys.executable, "-c", _HOLD, str(path), how]
+    with started(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        yield child.stdout.readline().strip()
+        child.communicate("")
 
 
 @pytest.mark.parametrize("verb", ["generate", "concat"])
@@ -144,28 +148,22 @@ def test_a_file_that_another_process_writes_is_refused(
     files: Path, verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert generate("-o", "a.mp4") == 0
-    child, name = hold(files / "out.mp4")
-    assert name == "out.mp4"
     command = ["concat", "a.mp4", "a.mp4", "-o", "out.mp4"]
     run = (lambda: main(command)) if verb == "concat" else (lambda: generate("-o", "out.mp4"))
-    try:
+    with held(files / "out.mp4") as name:
+        assert name == "out.mp4"
         assert run() == 6
         assert "out.mp4: another process is writing this file" in capsys.readouterr().err
-    finally:
-        child.communicate("")
     assert not (files / "out.mp4").exists()  # it was empty
     assert run() == 0
     assert num_frames(files / "out.mp4") > 0
 
 
 def test_two_processes_with_one_automatic_name_get_two_files(files: Path) -> None:
-    with ThreadPoolExecutor(4) as threads:
-        held = list(threads.map(lambda _: hold(files / "talk.mp4", "automatic"), range(4)))
-    for child, _ in held:
-        child.communicate("")
-    assert sorted(name for _, name in held) == [
-        "talk.mp4", "talk_2.mp4", "talk_3.mp4", "talk_4.mp4"
-    ]  # fmt: skip
+    holders = [held(files / "talk.mp4", "automatic") for _ in range(3)]
+    with ExitStack() as stack, ThreadPoolExecutor(3) as threads:
+        names = list(threads.map(stack.enter_context, holders))
+    assert sorted(names) == ["talk.mp4", "talk_2.mp4", "talk_3.mp4"]
 
 
 def test_a_claim_leaves_what_is_there(files: Path) -> None:

@@ -19,6 +19,7 @@ import lipcast
 from lipcast.api import Lipcast
 from lipcast.cli.main import main
 from lipcast.media.video import read_video
+from programs import started
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PORTRAIT = str(EXAMPLES / "portrait_0.png")
@@ -148,9 +149,7 @@ def test_ctrl_c_keeps_the_finished_frames(folder: Path) -> None:
     arguments += ["--size", "64*64", "--infer_frames", "12"]
     script = f"from lipcast.cli.main import run; import sys; sys.argv[1:] = {arguments!r}; run()"
     output = folder / "out.mp4"
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stderr=subprocess.PIPE, text=True
-    ) as process:
+    with started([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None and not (output.exists() and output.stat().st_size):
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)

@@ -14,20 +14,20 @@ from schedules import check, take_blocks
 
 @st.composite
 def orders(draw):
-    """Any number of steps, cut into stages anywhere, with or without a new anchor."""
+    """Any number of steps, cut into stages anywhere, with or without a new reference."""
     num_steps = draw(st.integers(1, 8))
     cuts = sorted(draw(st.sets(st.integers(1, num_steps))) | {0, num_steps})
     stages = tuple(tuple(range(*pair)) for pair in pairwise(cuts))
     return Order(
         num_steps,
-        anchor_block=draw(st.one_of(st.none(), st.integers(1, 6))),
+        swap_block=draw(st.one_of(st.none(), st.integers(1, 6))),
         stages=draw(st.sampled_from(((), stages))),
-        drains_at_anchor=draw(st.booleans()),
+        drains_at_swap=draw(st.booleans()),
     )
 
 
 one_stage = st.builds(
-    Order, num_steps=st.integers(1, 8), anchor_block=st.one_of(st.none(), st.integers(1, 6))
+    Order, num_steps=st.integers(1, 8), swap_block=st.one_of(st.none(), st.integers(1, 6))
 )
 
 
@@ -54,8 +54,8 @@ def test_wavefront_reads_each_weight_once_per_tick():
     assert got[3] == (Unit(0, 3), Unit(1, 2), Unit(2, 1), Unit(3, 0))
 
 
-def test_anchor_swap_waits_for_block_zero():
-    order = Order(num_steps=4, anchor_block=1)
+def test_reference_swap_waits_for_block_zero():
+    order = Order(num_steps=4, swap_block=1)
     first_of_reference = next(i for i, t in enumerate(ticks(order, max_lanes=4)) if Unit(1, 0) in t)
     assert first_of_reference == 4
 
@@ -97,12 +97,12 @@ def test_blocks_that_may_not_start_yet_hold_up_no_other(order, max_lanes, data):
     check(done, order, num_blocks)
 
 
-def test_pipeline_keeps_every_stage_busy_across_a_new_anchor():
-    """3 steps on 3 stages: the anchor block enters as soon as block 0 is clean, and nobody waits."""
-    order = Order(3, anchor_block=4, stages=((0,), (1,), (2,)))
+def test_pipeline_keeps_every_stage_busy_across_a_new_reference():
+    """3 steps on 3 stages: the swap block enters as soon as block 0 is clean, and nobody waits."""
+    order = Order(3, swap_block=4, stages=((0,), (1,), (2,)))
     got = list(islice(ticks(order, max_lanes=1), 20))
     assert all(len(tick) == 3 for tick in got[2:])
-    drained = Order(3, 4, order.stages, drains_at_anchor=True)
+    drained = Order(3, 4, order.stages, drains_at_swap=True)
     assert min(len(tick) for tick in list(islice(ticks(drained, max_lanes=1), 20))[2:]) < 3
 
 

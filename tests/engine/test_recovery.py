@@ -83,9 +83,9 @@ def test_without_recovery_the_error_ends_the_session(
 
 @given(st.integers(1, 4), st.integers(0, 9), st.booleans(), st.sampled_from((None, 2, 5)))
 def test_a_later_start_takes_what_lies_before_as_finished(
-    steps: int, first: int, wavefront: bool, anchor: int | None
+    steps: int, first: int, wavefront: bool, swap_block: int | None
 ) -> None:
-    order, lanes = Order(steps, anchor), steps if wavefront else 1
+    order, lanes = Order(steps, swap_block), steps if wavefront else 1
     endless = ticks(order, max_lanes=lanes, first_block=first)
     units = [unit for tick in islice(endless, 40) for unit in tick]
     expected = {(b, s) for b in range(first, first + 4) for s in range(steps)}

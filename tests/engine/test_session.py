@@ -31,7 +31,7 @@ def _collect(model, portrait, path, **options):
 
 @pytest.mark.parametrize("infer_frames", [12, 32])
 def test_wavefront_equals_sequential(tiny, portrait, sound, infer_frames):
-    """Same noise, same order inside a lane: the same video, across the anchor swap and ring wraps."""
+    """Same noise, same order inside a lane: the same video, across a new reference and ring wraps."""
     path = sound(3 * infer_frames / 25)
     runs = [
         _collect(tiny, portrait, path, infer_frames=infer_frames, schedule=name)
@@ -88,10 +88,10 @@ def test_seed_decides(tiny, portrait, sound):
     assert not np.array_equal(same[0], other)
 
 
-def test_anchor_swap_changes_what_follows_it(tiny, portrait, sound):
+def test_reference_swap_changes_what_follows_it(tiny, portrait, sound):
     path = sound(1.44)
     swapped, _, _ = _collect(tiny, portrait, path, infer_frames=12)
-    kept, _, _ = _collect(tiny, portrait, path, infer_frames=12, swap_anchor=False)
+    kept, _, _ = _collect(tiny, portrait, path, infer_frames=12, swap_reference=False)
     assert np.array_equal(swapped[:9], kept[:9])
     assert not np.array_equal(swapped[12:], kept[12:])
 

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cheap_worker import CheapRenderer
 
+from cheap_worker import CheapRenderer
 from lipcast.errors import OutputError, UsageError
 from lipcast.jobs.runner import run_jobs
 from lipcast.jobs.store import Store
 from lipcast.jobs.tasks import SegmentTask
+from programs import started
 
 Submit = Callable[..., str]
-WORKER = Path(__file__).with_name("cheap_worker.py")
+WORKER = Path(__file__).parents[1] / "cheap_worker.py"
 FULL_DISK = """
 import resource, runpy, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
@@ -92,7 +93,7 @@ def test_an_output_that_cannot_be_written(
     assert (folder / "a.mp4").read_bytes() == (tmp_path / "gone" / "a.mp4").read_bytes()
 
 
-@pytest.mark.parametrize(("held_s", "waits_s"), [(0.4, 30.0), (60.0, 0.2)])
+@pytest.mark.parametrize(("held_s", "waits_s"), [(0.4, 120.0), (60.0, 0.2)])
 def test_a_store_that_another_process_holds(
     store: Store, submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     held_s: float, waits_s: float,
@@ -100,7 +101,7 @@ def test_a_store_that_another_process_holds(
     monkeypatch.setattr("lipcast.jobs.store._BUSY_S", waits_s)
     name = submit(tmp_path / "a.mp4", 2.0)
     command = [sys.executable, "-c", HOLDS_THE_STORE, str(store.workspace / "jobs.sqlite")]
-    with subprocess.Popen([*command, str(held_s)], stdout=subprocess.PIPE) as other:
+    with started([*command, str(held_s)], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
         if held_s < waits_s:
             assert run_jobs(store, CheapRenderer(), log=quiet) == 0
@@ -114,14 +115,16 @@ def test_a_store_that_another_process_holds(
 
 def test_several_processes_at_one_job(store: Store, submit: Submit, tmp_path: Path) -> None:
     name = submit(tmp_path / "a.mp4", 4.0)
-    command = [sys.executable, str(WORKER), str(store.workspace), "0.1"]
-    workers = [subprocess.Popen(command) for _ in range(2)]
-    while not store.segments(name):
-        time.sleep(0.02)
-    assert store.lease(name) is None
-    with pytest.raises(UsageError, match="cancel it first"):
-        store.remove(name)
-    assert [worker.wait(60) for worker in workers] == [0, 0]
+    gate = tmp_path / "gate"
+    command = [sys.executable, str(WORKER), str(store.workspace), "0.01", str(gate)]
+    with started(command) as first, started(command) as second:
+        while not store.segments(name):
+            time.sleep(0.02)
+        assert store.lease(name) is None
+        with pytest.raises(UsageError, match="cancel it first"):
+            store.remove(name)
+        gate.touch()
+        assert [worker.wait(200) for worker in (first, second)] == [0, 0]
     job = store.job(name)
     assert (job.state, job.lease, len(store.segments(name))) == ("finished", 1, 5)
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cheap_worker import CheapRenderer
 from hypothesis import given
 from hypothesis import strategies as st
 
 import lipcast
+from cheap_worker import CheapRenderer
 from lipcast.cli.main import main
 from lipcast.jobs.independent import Edges, fade, pieces_of
 from lipcast.jobs.runner import run_jobs

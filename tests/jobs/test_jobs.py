@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cheap_worker import CheapRenderer
 
 import lipcast
+from cheap_worker import CheapRenderer
 from lipcast.cli.main import main
 from lipcast.errors import CancelledError, LipcastError, OutputError, UsageError
 from lipcast.jobs.local import LocalRenderer
@@ -26,9 +26,10 @@ from lipcast.jobs.runner import input_sha256, run_job, run_jobs
 from lipcast.jobs.store import Segment, Store
 from lipcast.jobs.tasks import SegmentTask
 from lipcast.media.video import read_video
+from programs import started
 
 KILLS = 12
-WORKER = Path(__file__).with_name("cheap_worker.py")
+WORKER = Path(__file__).parents[1] / "cheap_worker.py"
 Submit = Callable[..., str]
 
 
@@ -43,7 +44,7 @@ def quiet(_: str) -> None:
 
 def _is_killed_after(seconds: float, command: list[str]) -> bool:
     """Run a command; return whether it had to be killed because it took longer."""
-    with subprocess.Popen(command) as worker:
+    with started(command) as worker:
         try:
             worker.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -90,8 +91,8 @@ def test_killed_at_any_moment_the_video_is_the_same(
 def test_each_job_goes_to_one_worker(store: Store, submit: Submit, tmp_path: Path) -> None:
     names = [submit(tmp_path / f"{i}.mp4", 3.0) for i in range(6)]
     command = [sys.executable, str(WORKER), str(store.workspace), "0.01"]
-    workers = [subprocess.Popen(command) for _ in range(3)]
-    assert [worker.wait(60) for worker in workers] == [0, 0, 0]
+    with started(command) as first, started(command) as second, started(command) as third:
+        assert [worker.wait(200) for worker in (first, second, third)] == [0, 0, 0]
     assert [(store.job(n).state, store.job(n).lease) for n in names] == [("finished", 1)] * 6
 
 

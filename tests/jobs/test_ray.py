@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 import pytest
-from cheap_worker import CheapRenderer
 
+from cheap_worker import CheapRenderer
 from lipcast.cli.main import main
 from lipcast.errors import OutputError, UsageError
 from lipcast.jobs.runner import run_jobs

@@ -11,8 +11,8 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from cheap_worker import CheapRenderer
 
+from cheap_worker import CheapRenderer
 from lipcast.cli.main import main
 from lipcast.errors import UsageError
 from lipcast.jobs.progress import progress

@@ -141,7 +141,7 @@ def test_cancel_wakes_a_waiting_reader() -> None:
     source = PcmSource(16_000)
     thread, results = in_thread(source.read)
     source.cancel()
-    thread.join(10)
+    thread.join(120)
     assert isinstance(results[0], CancelledError)
 
 
@@ -150,9 +150,9 @@ def test_several_threads_push_and_nothing_is_lost() -> None:
     reader, results = in_thread(lambda: drain(source))
     pushers = [in_thread(lambda: [source.push(np.ones(441)) for _ in range(50)]) for _ in range(4)]
     for thread, _ in pushers:
-        thread.join(30)
+        thread.join(120)
     source.finish()
-    reader.join(30)
+    reader.join(120)
     chunks = results[0]
     assert isinstance(chunks, list)
     samples = np.concatenate([chunk.samples for chunk in chunks])

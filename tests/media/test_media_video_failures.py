@@ -19,6 +19,7 @@ from lipcast.errors import OutputError
 from lipcast.media import mp4
 from lipcast.media.sound_track import SoundTrack
 from lipcast.media.video import VideoWriter, _Muxer, iter_frames, read_video
+from programs import started
 
 BLOCK = 12
 
@@ -81,7 +82,7 @@ def check_beginning(path: Path, at_least: int, sound_lacks: int = 4) -> int:
 @pytest.mark.parametrize(("suffix", "seed"), [(".mp4", 0), (".mp4", 1), (".mp4", 2), (".mkv", 3)])
 def test_a_killed_writer_leaves_a_video_that_plays(suffix: str, seed: int, tmp_path: Path) -> None:
     path, rng = tmp_path / f"a{suffix}", random.Random(seed)
-    with subprocess.Popen(run(KILLED, path), stdout=subprocess.PIPE) as child:
+    with started(run(KILLED, path), stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         for _ in range(rng.randint(5, 40)):
             written = int(child.stdout.readline())

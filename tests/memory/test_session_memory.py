@@ -43,8 +43,10 @@ def executor(tiny: lipcast.Lipcast, spec: VideoSpec, memory: SessionMemory | Non
     def noise(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
-    anchor = ReferenceLatents(noise(16, 1, side, side), noise(16, 19, side, side), torch.empty(0))
-    return LaneExecutor(tiny.bundle.dit, spec, anchor, noise(7, config.text_dim), memory=memory)
+    reference = ReferenceLatents(
+        noise(16, 1, side, side), noise(16, 19, side, side), torch.empty(0)
+    )
+    return LaneExecutor(tiny.bundle.dit, spec, reference, noise(7, config.text_dim), memory=memory)
 
 
 def make_latents(

@@ -121,9 +121,9 @@ def test_bytes_are_the_planners(config: DiTConfig, precision: Precision) -> None
 
     def total(where: str) -> int:
         at = [i for i, layer in enumerate(layers) if layer == where]
-        return sum(sizes["tick"][i] + sizes["voice"][i] for i in at)
+        return sum(sizes["tick"][i] + sizes["audio"][i] for i in at)
 
-    widest = max(*sizes["tick"], *sizes["voice"])
+    widest = max(*sizes["tick"], *sizes["audio"])
     assert store._device.parts == {
         items.ROOT: root_bytes(config, precision),
         items.LAYERS: total("resident"), items.LAYER_SLOTS: 3 * widest,

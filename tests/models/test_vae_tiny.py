@@ -75,8 +75,10 @@ def test_the_state_does_not_grow(decoder):
 def test_behind_the_interfaces_of_the_big_decoder(decoder):
     """Frames of a session, and tiles."""
     still = latents(7)
-    anchor = ReferenceLatents(ref_C1HW=still[0, :, :1], motion_CFHW=still[0], still_CFHW=still[0])
-    frames = FrameDecoder(decoder, anchor).submit(latents(3)[0]).collect()
+    reference = ReferenceLatents(
+        ref_C1HW=still[0, :, :1], motion_CFHW=still[0], still_CFHW=still[0]
+    )
+    frames = FrameDecoder(decoder, reference).submit(latents(3)[0]).collect()
     assert frames.shape == (12, 32, 48, 3)
     wide = latents(3, 4, 40)
     tiles = TiledDecoder(decoder, (1, 2), park=True)

@@ -22,7 +22,7 @@ from sounds import EXAMPLES, syllables, write_wav
 
 FOUR_STEPS = {"fold_last_step": False}
 BLOCKS = 5
-"""More than a window of two, and a block after the new anchor has passed every stage."""
+"""More than a window of two, and a block after the new reference has passed every stage."""
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -26,7 +26,8 @@ LAYOUTS = (
     {"ulysses_size": 2},
     {"num_gpus_dit": 2, "ulysses_size": 1, "dit_fsdp": True},
 )
-ENDS_WITHIN_S = 10
+ENDS_WITHIN_S = 120
+"""A rank that waited for one that is gone would wait for ever."""
 
 
 def backend_of(model: lipcast.Lipcast) -> DistributedModel:
@@ -44,13 +45,13 @@ def num_playable(path: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    "seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 20))]
+    "seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 8))]
 )
 def test_a_rank_that_is_killed_or_terminated_ends_all(
     single: lipcast.Lipcast, decoder: Path, portrait: Path, sound: Any, tmp_path: Path, seed: int
 ) -> None:
     chance = random.Random(seed)
-    number = (signal.SIGKILL, signal.SIGTERM)[seed % 2]
+    number = (signal.SIGKILL, signal.SIGTERM)[(seed + seed // 4) % 2]
     gpus, output = LAYOUTS[seed % len(LAYOUTS)], tmp_path / "out.mp4"
     model = on_ranks(single, settings(decoder), **gpus)
     ranks, written = processes_of(model), 0

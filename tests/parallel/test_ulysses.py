@@ -19,7 +19,7 @@ HEAD_SIZE = 2
 def on_threads(size: int, num_heads: int, work: Callable[[TokenExchange], None]) -> None:
     """Run `work` once for each of `size` ranks; their exchanges go through a list."""
     box: list[Sequence[Tensor]] = [()] * size
-    barrier = Barrier(size, timeout=20)
+    barrier = Barrier(size, timeout=120)
 
     class OnThread(TokenExchange):
         def __init__(self, rank: int) -> None:

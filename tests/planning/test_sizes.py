@@ -136,10 +136,10 @@ def test_uses_divide_a_layer() -> None:
     assert {name.split(".", 2)[2].rpartition(".")[0] for name in found["prompt"]} == {
         "cross_attn.k", "cross_attn.v", "cross_attn.norm_k",
     }  # fmt: skip
-    assert {name.partition(".")[2].rpartition(".")[0] for name in found["voice"]} == {
+    assert {name.partition(".")[2].rpartition(".")[0] for name in found["audio"]} == {
         "injector.0.k", "injector.0.v", "injector.0.norm_k", "injector_adain_layers.0.linear",
     }  # fmt: skip
-    assert not dit_used_tensors(config, 1, "voice")
+    assert not dit_used_tensors(config, 1, "audio")
 
 
 @pytest.mark.parametrize(

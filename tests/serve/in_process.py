@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -13,26 +13,45 @@ import numpy as np
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from cheap_worker import CheapRenderer, Drawn
 from fake_live import FakeModel
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.serve.app import make_app
 from lipcast.serve.hub import Hub
 from lipcast.serve.settings import ServeSettings
+from lipcast.serve.video_queue import MakeRenderer, VideoQueue, made_with
 
 BASE, SOCKETS = "http://127.0.0.1:8000", "ws://127.0.0.1:8000"
+
+
+class Drawing(CheapRenderer):
+    """Makes videos that cost nothing; `on_block` hears of every block."""
+
+    def __init__(self, _model: Any, on_block: Callable[[int], None]) -> None:
+        super().__init__()
+        self._on_block = on_block
+
+    def _blocks(self, first: int, states: list[bytes]) -> Iterator[Drawn]:
+        for block in super()._blocks(first, states):
+            yield block
+            self._on_block(len(block.frames))
 
 
 class Server:
     """A client of a server with a model that computes nothing."""
 
-    def __init__(self, model: FakeModel | None = None, **changes: Any) -> None:
+    def __init__(
+        self, model: FakeModel | None = None, make_renderer: MakeRenderer = Drawing, **changes: Any
+    ) -> None:
         self.model = model or FakeModel()
-        self.hub = Hub(
-            lambda: self.model, ServeSettings(**changes), options=GenerateOptions(size="64*64")
+        settings, options = ServeSettings(**changes), GenerateOptions(size="64*64")
+        videos = VideoQueue(
+            settings, options=options, made_with=made_with(), make_renderer=make_renderer
         )
+        self.hub = Hub(lambda: self.model, settings, options=options, videos=videos)
         self.client = TestClient(make_app(self.hub), base_url=BASE)
 
-    def wait(self, condition: Any, seconds: float = 10) -> None:
+    def wait(self, condition: Any, seconds: float = 120) -> None:
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, "it did not come about"
@@ -66,7 +85,7 @@ class Stream:
         self.socket, self.messages, self.media = socket, [], []
         self.media_after_cut: list[bytes] = []
 
-    def until(self, wanted: Any, most: int = 400) -> dict[str, Any]:
+    def until(self, wanted: Any, most: int = 10_000) -> dict[str, Any]:
         """Receive until a message for which `wanted` holds."""
         for _ in range(most):
             event = self.socket.receive()

@@ -26,5 +26,5 @@ class Running:
 
     def __exit__(self, *_error: object) -> None:
         self.server.stop()
-        self.thread.join(20)
+        self.thread.join(120)
         assert not self.thread.is_alive()

@@ -6,6 +6,7 @@ Needs a Chromium of the system (`apt-get install chromium`); skipped where there
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,28 +20,39 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(900),  # above what all the waits of one test may take
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH"),
 ]
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--autoplay-policy=no-user-gesture-required",
     "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
 )  # fmt: skip
-SPEAKING = "document.getElementById('state').textContent.startsWith('Speaking')"
+WAIT_S = 120
+RECORDS = """
+window.said = [];
+window.muted = [];
+addEventListener("DOMContentLoaded", () => {
+    const state = document.getElementById("state"), video = document.getElementById("video");
+    new MutationObserver(() => said.push(state.textContent)).observe(state, {childList: true});
+    video.addEventListener("volumechange", () => muted.push(video.muted));
+});
+"""
+"""What the page said and when it was muted: some of it lasts shorter than a busy machine takes to ask."""
+SPEAKING = "said.some((text) => text.startsWith('Speaking'))"
 
 
 def until(page: Any, condition: str) -> None:
     """Wait until a condition holds; polled from outside, since the page allows no `eval`."""
-    for _ in range(200):
-        if page.evaluate(condition):
-            return
+    end = time.monotonic() + WAIT_S
+    while not page.evaluate(condition):
+        said = page.evaluate("document.getElementById('state').textContent")
+        assert time.monotonic() < end, f"{condition} did not come about; the page says: {said}"
         page.wait_for_timeout(100)
-    said = page.evaluate("document.getElementById('state').textContent")
-    raise AssertionError(f"{condition} did not come about; the page says: {said}")
 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
-    with Running(grace_s=5) as server:
+    with Running(grace_s=WAIT_S, max_sessions=20) as server:
         yield server
 
 
@@ -58,7 +70,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def page(browser: Any, running: Running) -> Iterator[Any]:
     errors: list[str] = []
     opened = browser.new_page(viewport={"width": 1200, "height": 900})
-    opened.set_default_timeout(20_000)
+    opened.set_default_timeout(WAIT_S * 1000)
+    opened.add_init_script(RECORDS)
     opened.on("pageerror", lambda error: errors.append(str(error)))
     own = running.server.url, "ws://127.0.0.1", "data:", "blob:"
     opened.on("request", lambda sent: None if sent.url.startswith(own) else errors.append(sent.url))
@@ -78,7 +91,7 @@ def test_one_click_shows_a_moving_picture_with_sound(page):
             const context = new AudioContext(), analyser = context.createAnalyser();
             context.createMediaElementSource(document.getElementById('video')).connect(analyser);
             const data = new Float32Array(2048);
-            for (let i = 0; i < 100; i++) {
+            for (const end = performance.now() + 60000; performance.now() < end; ) {
                 await new Promise((next) => setTimeout(next, 50));
                 analyser.getFloatTimeDomainData(data);
                 if (Math.max(...data) > 0.02) return true;
@@ -95,8 +108,8 @@ def test_interrupt_is_silent_at_once_and_goes_on(page, running):
     page.click("#example")
     until(page, SPEAKING)
     page.keyboard.press("Escape")
-    assert page.evaluate("document.getElementById('video').muted")
-    until(page, "!document.getElementById('video').muted")
+    until(page, "muted.length >= 2")
+    assert page.evaluate("muted") == [True, False]
     until(page, "document.getElementById('state').textContent.startsWith('Listening')")
     before = page.evaluate("document.getElementById('video').currentTime")
     until(page, f"document.getElementById('video').currentTime > {before} + 1")
@@ -114,7 +127,7 @@ def test_a_lost_connection_comes_back(page, running):
     page.click("#example")
     until(page, SPEAKING)
     page.evaluate("session.socket.close(3001)")
-    until(page, "document.getElementById('state').textContent.includes('Trying again in 1 s')")
+    until(page, "said.some((text) => text.includes('Trying again in 1 s'))")
     until(page, "session.isOpen")
     until(page, "document.getElementById('video').currentTime > 0.5")
 
@@ -127,7 +140,7 @@ def test_a_portrait_a_recording_and_the_last_settings(page, tmp_path):
     until(page, SPEAKING)
     page.click("#record")
     until(page, "document.getElementById('record').textContent === 'Save'")
-    page.wait_for_timeout(1500)
+    until(page, "session.recorded.parts.length > 3")
     with page.expect_download() as download:
         page.click("#record")
     kept = Path(tmp_path / "kept.mp4")
@@ -168,9 +181,7 @@ def test_nothing_can_be_used_before_the_server_has_answered(browser, running):
     opened = browser.new_page()
     opened.route("**/api/info", hold)
     opened.goto(running.server.url)
-    for _ in range(100):
-        if waiting:
-            break
+    while not waiting:
         opened.wait_for_timeout(100)
     for name in ("#example", "#microphone", "#portrait-file", "#speak-file"):
         assert opened.locator(name).is_disabled()

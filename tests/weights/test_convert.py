@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from lipcast.weights.manifest import read_manifest, verify
 from lipcast.weights.quant import quantised
 from lipcast.weights.quant_linear import QuantLinear
 from lipcast.weights.schemes import SCHEMES
+from programs import started
 from synthetic import SMALL, configs_of_size, write_synthetic
 
 from .conftest import TINY
@@ -268,11 +270,11 @@ def test_another_recipe_starts_anew(source: Path, whole: Path, tmp_path: Path) -
     assert hashes(tmp_path / "out") == hashes(whole)
 
 
-def run_worker(*arguments: object) -> subprocess.Popen[str]:
+def worker_of(*arguments: object) -> AbstractContextManager[subprocess.Popen[str]]:
     command = [sys.executable, str(WORKER), *map(str, arguments)]
     # Freed memory goes back at once, or the allocator's habits would be measured.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    return started(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 @pytest.mark.slow
@@ -284,12 +286,10 @@ def test_kill_at_random_moments_changes_nothing(tmp_path: Path) -> None:
     convert(ConvertRequest(source, whole, "int4", shard_bytes=2_000_000))
     chance = random.Random(0)
     for _ in range(4):
-        worker = run_worker(source, out, "int4", 2_000_000)
-        while worker.poll() is None and not any(tmp_path.glob("out.partial/*.safetensors*")):
-            time.sleep(0.005)
-        time.sleep(chance.uniform(0, 0.3))
-        worker.kill()
-        worker.communicate()
+        with worker_of(source, out, "int4", 2_000_000) as worker:
+            while worker.poll() is None and not any(tmp_path.glob("out.partial/*.safetensors*")):
+                time.sleep(0.005)
+            time.sleep(chance.uniform(0, 0.3))
     convert(ConvertRequest(source, out, "int4", shard_bytes=2_000_000))
     assert hashes(out) == hashes(whole)
 
@@ -304,8 +304,8 @@ def middling(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def growth_bytes(source: Path, out: Path | str) -> int:
     """How much the resident memory of a process grows that converts or loads in int4."""
-    worker = run_worker(source, out, "int4", 64_000_000)
-    output, _ = worker.communicate()
+    with worker_of(source, out, "int4", 64_000_000) as worker:
+        output, _ = worker.communicate()
     assert worker.returncode == 0
     return int(json.loads(output)["growth_bytes"])
 

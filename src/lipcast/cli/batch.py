@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -21,10 +20,10 @@ from lipcast.cli.generate import generate
 from lipcast.cli.job_request import as_job
 from lipcast.cli.request import GenerateRequest, read_request
 from lipcast.cli.types import FILE, FOLDER, SECONDS
+from lipcast.config.generate_options import EARLIER_NAMES
 from lipcast.config.tables import Row, read_table, spelled
 from lipcast.errors import InputError, LipcastError, UsageError
 from lipcast.media.content import is_address
-from lipcast.media.target import numbered
 
 _UNWRITABLE = re.compile(r"[\0\ud800-\udfff]")
 _WHOLE = re.compile(r"([+-]?\d+)[.,](?:0{1,2}|0{4,})")
@@ -34,18 +33,22 @@ _DECIMAL_COMMA = re.compile(r"(\d+),(\d{1,2}|\d{4,})(\D*)")
 
 def read_batch(
     path: Path, shared: Mapping[str, Any], how: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Return the jobs of a table. `shared`: options of all of them; `how`: fields that only jobs have."""
+) -> tuple[list[GenerateRequest], list[dict[str, Any]]]:
+    """Return the requests of a table, and the jobs made of them.
+
+    `shared`: options of all of them; `how`: fields that only jobs have.
+    """
     taken: dict[Path, str] = {}
-    jobs = []
+    requests, jobs = [], []
     for row in read_table(path):
         try:
             request = read_request({**shared, **options_of(row, path.parent)})
-            request = _with_own_output(request, taken, row.place)
+            _check_own_output(request, taken, row.place)
+            requests.append(request)
             jobs.append(as_job(request, **how))
         except LipcastError as error:
             raise type(error)(f"{row.place}: {error}") from error
-    return jobs
+    return requests, jobs
 
 
 def options_of(row: Row, folder: Path = Path()) -> dict[str, Any]:
@@ -91,7 +94,8 @@ def _columns() -> dict[str, tuple[Option, bool]]:
         if isinstance(option, Option) and option.section != Section.CONSOLE:
             found |= {spelled(name): (option, False) for name in option.secondary_opts}
             found |= {spelled(name): (option, True) for name in (option.name, *option.opts)}
-    return found
+    earlier = {spelled(old): found[spelled(new)] for old, new in EARLIER_NAMES.items()}
+    return earlier | found
 
 
 def _text(option: Option, column: str, value: Any, folder: Path) -> str:
@@ -125,14 +129,11 @@ def _is_there(folder: Path, text: str) -> bool:
         return False
 
 
-def _with_own_output(
-    request: GenerateRequest, taken: dict[Path, str], place: str
-) -> GenerateRequest:
-    """Return the request with an output that no row before it has; raises UsageError where it is named."""
-    wanted = output = request.output.resolve()
-    if "output" in request.randomised_fields:  # a name made from the time
-        output = next(name for name in numbered(wanted) if name not in taken and not name.exists())
+def _check_own_output(request: GenerateRequest, taken: dict[Path, str], place: str) -> None:
+    """Raise UsageError where another row names the same output; automatic names are told apart later."""
+    if "output" in request.randomised_fields:
+        return
+    output = request.output.resolve()
     if output in taken:
         raise UsageError(f"--output: {taken[output]} writes {output} too; give every row its own")
     taken[output] = place
-    return replace(request, output=output)

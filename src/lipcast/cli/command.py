@@ -17,6 +17,7 @@ from click.core import ParameterSource
 from click.types import OptionHelpExtra
 
 from lipcast.cli.console import Console
+from lipcast.config.generate_options import EARLIER_NAMES
 from lipcast.errors import CancelledError, UsageError
 
 _CONSOLE = ("json", "quiet", "verbose", "debug")
@@ -26,6 +27,7 @@ class Section(StrEnum):
     """The sections of a help page, in order."""
 
     MAIN = "Main options"
+    SPEECH = "Speech"
     FILES = "Input and output"
     VIDEO = "Video"
     COMPUTE = "Computation"
@@ -38,14 +40,15 @@ class Section(StrEnum):
     REFUSED = "Public Live Avatar flags that this version refuses"
 
 
-def _underscored(name: str) -> str:
-    """Return the spelling that `--infer-frames` and `--infer_frames` share."""
-    return name.replace("-", "_")
+def _normalised(name: str) -> str:
+    """Return the one name that `--infer-frames`, `--infer_frames` and an earlier name of it share."""
+    name = name.replace("-", "_")
+    return EARLIER_NAMES.get(name, name)
 
 
 _SETTINGS: Mapping[str, Any] = {
     "help_option_names": ["-h", "--help"],
-    "token_normalize_func": _underscored,
+    "token_normalize_func": _normalised,
     "max_content_width": 100,
 }
 
@@ -168,6 +171,7 @@ class Command(click.Command):
 
     def option(self, name: str) -> Option | None:
         """Return an option by its name; None where the command has no such option."""
+        name = EARLIER_NAMES.get(name, name)
         found = (p for p in self.params if isinstance(p, Option) and p.name == name)
         return next(found, None)
 

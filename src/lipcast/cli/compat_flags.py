@@ -70,7 +70,7 @@ def _refused(sentence: str, *, switches: str = "", valued: str = "") -> tuple[Co
 
 
 _PROMPT = "the prompt is used as it is written; write it in full and leave this out"
-_SPEECH = "speech synthesis is not in this version; give the spoken text as --audio"
+_SPEECH = "voices are not cloned here; give words to speak as --text, or a sound as --audio"
 _LISTS = (
     "lists of inputs are not read here; use --image and --audio, or `lipcast job submit --batch`"
 )

@@ -51,15 +51,16 @@ _NOTICES = {
         "    --precision int8 --lora style.safetensors:0.8",
         "lipcast generate --image me.png --audio hello.wav --ckpt_dir ckpt/Wan2.2-S2V-14B \\\n"
         "    --gpus 4",
+        'lipcast generate --image me.png --text "Hello there." -o out.mp4',
     ),
 )
 def generate(console: Console, **flags: Any) -> None:
     """Make a video of a portrait that speaks.
 
-    The portrait decides the aspect, the audio decides the length. The file can be watched while it is
-    written; Ctrl-C keeps what is finished. Audio over 10 min is made in segments of a minute: the file
-    appears at the end, the same command continues after an interruption, and `lipcast job watch` shows the
-    progress.
+    The portrait decides the aspect, the audio decides the length; words are spoken with --text. The file can
+    be watched while it is written; Ctrl-C keeps what is finished. Audio over 10 min is made in segments of a
+    minute: the file appears at the end, the same command continues after an interruption, and
+    `lipcast job watch` shows the progress.
 
     The flags of the public Live Avatar scripts work as they are, with underscores or dashes. A flag that this
     version cannot follow (--pose_video, --enable_tts and so on) is refused with the reason, never ignored.

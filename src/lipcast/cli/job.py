@@ -83,10 +83,12 @@ def submit(console: Console, **flags: Any) -> None:
         "webhook": check_url(flags["webhook"]) if "webhook" in flags else None,
     }
     if "batch" in flags:
-        requests = read_batch(flags["batch"], flags, how)
+        requests, jobs = read_batch(flags["batch"], flags, how)
     else:
-        requests = [as_job(read_request(flags), **how)]
-    names = _store(flags.get("workspace")).submit(requests)
+        requests = [read_request(flags)]
+        jobs = [as_job(requests[0], **how)]
+    automatic = {n for n, each in enumerate(requests) if "output" in each.randomised_fields}
+    names = _store(flags.get("workspace")).submit(jobs, automatic=automatic)
     console.result({"status": "submitted", "jobs": names}, "\n".join(names))
 
 

@@ -15,7 +15,7 @@ import click
 from lipcast.cli.command import Option, Section, switch, toggle, value_options
 from lipcast.cli.compat_flags import COMPAT_FLAGS
 from lipcast.cli.types import FILE, FOLDER, OUTPUT, SECONDS, TEXT
-from lipcast.config.generate_options import ANCHOR_ENCODINGS, CROPS, SCHEDULES
+from lipcast.config.generate_options import CROPS, REFERENCE_ENCODINGS, SCHEDULES
 from lipcast.config.gpu_options import ATTENTION_CHOICES, KERNEL_CHOICES
 from lipcast.config.precision import KV_PRECISIONS, PRECISIONS
 
@@ -50,6 +50,10 @@ MAIN = (
     Option("image", "Portrait: any picture that Pillow reads.", type=FILE),
     Option("audio", "Voice: any audio, or video with sound, that FFmpeg reads.", type=FILE),
     Option(
+        "text", "Words to speak, in place of --audio; see --tts.",
+        type=TEXT, metavar="TEXT",
+    ),
+    Option(
         "prompt", "Text that describes the picture and how the person behaves.",
         type=TEXT, metavar="TEXT",
     ),
@@ -67,6 +71,23 @@ MAIN = (
         "vram",
         'GPU memory to use, such as "12GB" or "11.5GiB". What does not fit is streamed from host memory.',
         metavar="BYTES", show_default="what is free",
+    ),
+)  # fmt: skip
+
+SPEECH = (
+    Option(
+        "tts",
+        "Speech synthesis: hibari (English, lipcast[tts]), espeak (the program espeak-ng), or the URL of a "
+        "server with OpenAI's /v1/audio/speech, whose key is in LIPCAST_TTS_KEY.",
+        section=Section.SPEECH, metavar="auto|hibari|espeak|URL", show_default="auto: the first found",
+    ),
+    Option(
+        "tts_voice", "Voice of the speech synthesis, as it calls it.",
+        section=Section.SPEECH, metavar="NAME", show_default="heart, en or alloy",
+    ),
+    Option(
+        "tts_model", "Model of the server that speaks.",
+        section=Section.SPEECH, metavar="NAME", show_default="tts-1",
     ),
 )  # fmt: skip
 
@@ -116,11 +137,11 @@ VIDEO = (
         section=Section.VIDEO, default="on",
     ),
     Option(
-        "anchor", "Encoding of the reference picture.",
-        section=Section.VIDEO, type=click.Choice(ANCHOR_ENCODINGS), show_default="video",
+        "reference_encoding", "Encoding of the reference picture.",
+        section=Section.VIDEO, type=click.Choice(REFERENCE_ENCODINGS), show_default="video",
     ),
     toggle(
-        "swap_anchor", "After the first clip, use the first generated frame instead of the portrait.",
+        "swap_reference", "After the first clip, use the first generated frame instead of the portrait.",
         section=Section.VIDEO, default="on",
     ),
     Option(
@@ -230,7 +251,7 @@ GPUS = (
 )  # fmt: skip
 
 OPTIONS: tuple[Option, ...] = (
-    *MAIN, *FILES, *VIDEO, *COMPUTE, *MEMORY, *GPUS, *CONSOLE,
+    *MAIN, *SPEECH, *FILES, *VIDEO, *COMPUTE, *MEMORY, *GPUS, *CONSOLE,
     *(flag.option() for flag in COMPAT_FLAGS),
 )  # fmt: skip
 

@@ -36,6 +36,8 @@ class GenerateRequest:
 
     image: Path
     audio: Path
+    """The voice; with `text`, the file of its speech."""
+    text: str | None
     prompt: str | Path
     """A text, or the file of its embedding."""
     output: Path
@@ -58,12 +60,13 @@ class GenerateRequest:
 def read_request(flags: Mapping[str, Any]) -> GenerateRequest:
     """Check the given options and their files; makes the folder of the output."""
     accepted, options, weights = accepted_flags(flags), generate_options(flags), precision(flags)
-    image, audio = _input_file(flags, "image", "a picture"), _input_file(flags, "audio", "an audio")
+    image, audio = _input_file(flags, "image", "a picture"), _audio_file(flags)
     output, is_automatic = _output_file(flags, options)
-    _check_output(output, (image, audio))
+    _check_output(output, (image,) if audio is None else (image, audio))
     return GenerateRequest(
         image=image,
-        audio=audio,
+        audio=_spoken_file(flags) if audio is None else audio,
+        text=flags.get("text"),
         prompt=_prompt(flags),
         output=output,
         model=flags.get("model", DEFAULT_MODEL),
@@ -124,9 +127,30 @@ def _prompt(flags: Mapping[str, Any]) -> str | Path:
     return _input_file(flags, "prompt_embedding", "a prompt embedding")
 
 
+def _audio_file(flags: Mapping[str, Any]) -> Path | None:
+    """Return the voice; None where a text is spoken in its place. Raises UsageError for both."""
+    if "text" not in flags:
+        return _input_file(flags, "audio", "an audio")
+    if "audio" in flags:
+        raise UsageError("--audio and --text were both given; leave one out")
+    return None
+
+
+def _spoken_file(flags: Mapping[str, Any]) -> Path:
+    """Return the speech of --text, made unless an earlier command has made it."""
+    from lipcast.speech.spoken import spoken_file
+    from lipcast.speech.synthesis import find_tts
+
+    engine = find_tts(
+        flags.get("tts", "auto"), voice=flags.get("tts_voice"), model=flags.get("tts_model", "")
+    )
+    return spoken_file(flags["text"], engine)
+
+
 def _input_file(flags: Mapping[str, Any], name: str, what: str) -> Path:
     if name not in flags:
-        raise UsageError(f"--{name} is missing; give {what} file with --{name} FILE")
+        instead = ", or words to speak with --text" if name == "audio" else ""
+        raise UsageError(f"--{name} is missing; give {what} file with --{name} FILE{instead}")
     path: Path = flags[name]
     try:
         if path.is_file():

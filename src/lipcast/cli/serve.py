@@ -16,7 +16,7 @@ from lipcast.cli.compat_flags import accepted_flags
 from lipcast.cli.console import Console
 from lipcast.cli.options import MODEL, options_from, options_named
 from lipcast.cli.request import DEFAULT_MODEL, generate_options, gpu_options, precision
-from lipcast.cli.types import COUNT, FILE, SECONDS
+from lipcast.cli.types import COUNT, FILE, FOLDER, SECONDS
 from lipcast.config.memory_options import MemoryOptions
 
 if TYPE_CHECKING:
@@ -65,6 +65,30 @@ _OPTIONS = (
         "grace_s", "A session waits so long for its client to come back.",
         section=Section.LIMITS, type=SECONDS, show_default="20s",
     ),
+    Option(
+        "workspace", "Folder of the videos that clients ask for, and of their jobs.",
+        section=Section.FILES, type=FOLDER, show_default="in the user's cache",
+    ),
+    Option(
+        "max_videos", "Videos that wait to be made.",
+        section=Section.LIMITS, type=COUNT, metavar="N", show_default="20",
+    ),
+    Option(
+        "max_video_s", "Length of a video.",
+        section=Section.LIMITS, type=SECONDS, show_default="10min",
+    ),
+    Option(
+        "max_video_pixels", "Height times width of a video.",
+        section=Section.LIMITS, type=COUNT, metavar="N", show_default="921600",
+    ),
+    Option(
+        "max_voice_bytes", "Bytes of the uploaded voice of a video.",
+        section=Section.LIMITS, type=COUNT, metavar="N", show_default="104857600",
+    ),
+    Option(
+        "keep_videos_s", "A video is deleted so long after its end.",
+        section=Section.LIMITS, type=SECONDS, show_default="24h",
+    ),
     toggle(
         "mark", "Note in the metadata of every stream that it is synthetic.",
         section=Section.VIDEO, default="on",
@@ -101,9 +125,13 @@ def serve(console: Console, **flags: Any) -> None:
     from lipcast.serve.hub import Hub
     from lipcast.serve.logs import write_logs
     from lipcast.serve.run import RunningServer
+    from lipcast.serve.video_queue import VideoQueue
 
     write_logs()
-    hub = Hub(lambda: _load(flags), settings, options=options, device_bytes=_device_bytes)
+    videos = VideoQueue(settings, options=options, made_with=_made_with(flags))
+    hub = Hub(
+        lambda: _load(flags), settings, options=options, device_bytes=_device_bytes, videos=videos
+    )
     server = RunningServer(hub)
     console.log(f"open {server.url} (Ctrl-C ends the server)")
     server.run()
@@ -119,6 +147,22 @@ def _settings(flags: Mapping[str, Any]) -> ServeSettings:
         marked=flags.get("mark", True),
     )
     return given.with_token()
+
+
+def _made_with(flags: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what the job of a video says of the model."""
+    from lipcast.serve.video_queue import made_with
+
+    decoder = flags.get("decoder")
+    return made_with(
+        model=str(flags.get("model", DEFAULT_MODEL)),
+        device=flags.get("device"),
+        precision=precision(flags),
+        loras=list(flags.get("lora", ())),
+        decoder=None if decoder is None else str(decoder),
+        memory=asdict(options_from(MemoryOptions, flags)),
+        gpus=asdict(gpu_options(flags)),
+    )
 
 
 def _load(flags: Mapping[str, Any]) -> Lipcast:

@@ -7,18 +7,20 @@ Wrong values raise UsageError with what was expected; nothing here touches a fil
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Literal
 
 from lipcast.config.models import VIDEO_FRAMES_PER_LATENT
 from lipcast.errors import UsageError
 
 ScheduleName = Literal["sequential", "wavefront"]
-AnchorEncoding = Literal["video", "image"]
+ReferenceEncoding = Literal["video", "image"]
 Crop = Literal["center", "face"]
 
 SCHEDULES: tuple[ScheduleName, ...] = ("sequential", "wavefront")
-ANCHOR_ENCODINGS: tuple[AnchorEncoding, ...] = ("video", "image")
+REFERENCE_ENCODINGS: tuple[ReferenceEncoding, ...] = ("video", "image")
 CROPS: tuple[Crop, ...] = ("center", "face")
 MAX_STEPS = 8
 MIN_INFER_FRAMES = 12
@@ -45,7 +47,8 @@ class GenerateOptions:
     `infer_frames` (video frames) sets the attention window and the noise clips: any multiple of 4 from 12.
     `num_clip` bounds the length in clips; the sound bounds it too.
     `fold_last_step` drops the last evaluation and steps the one before it straight to sigma 0.
-    `anchor` says how the reference latent is encoded; `swap_anchor` replaces it after the first clip.
+    `reference_encoding` says how the reference latent is encoded.
+    `swap_reference` replaces the reference latent with the first generated one after the first clip.
     `cond_distance` fixes the rotary distance of the reference in the sink; None draws it from (seed, block).
     `schedule` left open is the plan's choice where memory is planned, else sequential.
     `start_frame` is the latent frame the video starts at (for positions far into a long video).
@@ -61,8 +64,8 @@ class GenerateOptions:
     seed: int = 420
     schedule: ScheduleName | None = None
     fold_last_step: bool = True
-    anchor: AnchorEncoding = "video"
-    swap_anchor: bool = True
+    reference_encoding: ReferenceEncoding = "video"
+    swap_reference: bool = True
     cond_distance: int | None = None
     start_frame: int = 0
     clean_audio: bool = True
@@ -72,7 +75,7 @@ class GenerateOptions:
         if self.size is not None:
             parse_size(self.size)
         _check_choice("schedule", self.schedule or SCHEDULES[0], SCHEDULES)
-        _check_choice("anchor", self.anchor, ANCHOR_ENCODINGS)
+        _check_choice("reference_encoding", self.reference_encoding, REFERENCE_ENCODINGS)
         _check_choice("crop", self.crop, CROPS)
         _check_range("num_clip", self.num_clip, 1)
         _check_range("seed", self.seed, 0, MAX_SEED)
@@ -83,6 +86,14 @@ class GenerateOptions:
 
 
 OPTION_NAMES = tuple(field.name for field in fields(GenerateOptions))
+EARLIER_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "anchor": "reference_encoding",
+        "swap_anchor": "swap_reference",
+        "no_swap_anchor": "no_swap_reference",
+    }
+)
+"""Names that options had before: flags, job files and Python calls may still use them."""
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -104,6 +104,6 @@ class Geometry:
         return 2 * s + half + 4 * quarter
 
     @property
-    def anchor_block(self) -> int:
+    def swap_block(self) -> int:
         """The first block after the first clip, where the reference is replaced."""
         return -(-self.window // self.latents_per_block)

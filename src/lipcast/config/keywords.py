@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-from lipcast.config.generate_options import AnchorEncoding, Crop, ScheduleName
+from lipcast.config.generate_options import Crop, ReferenceEncoding, ScheduleName
 from lipcast.config.gpu_options import AttentionChoice, KernelChoice
 from lipcast.config.precision import KVPrecision
 
@@ -22,8 +22,8 @@ class GenerateKeywords(TypedDict, total=False):
     seed: int
     schedule: ScheduleName | None
     fold_last_step: bool
-    anchor: AnchorEncoding
-    swap_anchor: bool
+    reference_encoding: ReferenceEncoding
+    swap_reference: bool
     cond_distance: int | None
     start_frame: int
     clean_audio: bool

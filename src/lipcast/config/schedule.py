@@ -2,11 +2,11 @@
 
 Unit (b, s) needs (b, s-1), whose latents it continues, and (b-1, s), whose keys and values lie in
 the ring of step s. A stage is a device that owns consecutive steps, their rings and a sink; one device has
-all of them. The first unit of the anchor block on a stage needs the block before it finished there, so
+all of them. The first unit of the swap block on a stage needs the block before it finished there, so
 that one sink a stage is in memory, and block 0 finished, whose first latent becomes the new reference.
 Any list of ticks that respects this gives the same latents.
 
-Input: number of steps, the anchor block, the stages, the lanes a tick may carry on each. Output: ticks,
+Input: number of steps, the swap block, the stages, the lanes a tick may carry on each. Output: ticks,
 lazily and without end.
 """
 
@@ -32,13 +32,13 @@ Tick = tuple[Unit, ...]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """The dependencies of a run. `anchor_block` is None where the reference is never replaced."""
+    """The dependencies of a run. `swap_block` is None where the reference is never replaced."""
 
     num_steps: int
-    anchor_block: int | None = None
+    swap_block: int | None = None
     stages: tuple[tuple[int, ...], ...] = ()
     """The steps of each stage; none: one stage has all."""
-    drains_at_anchor: bool = False
+    drains_at_swap: bool = False
     """All stages replace the reference at the same time, with no block in flight."""
 
     @property
@@ -52,16 +52,16 @@ class Order:
             needed.append(Unit(unit.block, unit.step - 1))
         if unit.block > 0:
             needed.append(Unit(unit.block - 1, unit.step))
-        if self.anchor_block is not None and unit.block == self.anchor_block:
-            needed.extend(self._needs_of_anchor(unit))
+        if self.swap_block is not None and unit.block == self.swap_block:
+            needed.extend(self._needs_of_swap(unit))
         return needed
 
-    def _needs_of_anchor(self, unit: Unit) -> Iterator[Unit]:
+    def _needs_of_swap(self, unit: Unit) -> Iterator[Unit]:
         for steps in self.all_stages:
             if unit.step == steps[0]:
                 yield Unit(unit.block - 1, steps[-1])
         if unit.step == 0:
-            yield Unit(unit.block - 1 if self.drains_at_anchor else 0, self.num_steps - 1)
+            yield Unit(unit.block - 1 if self.drains_at_swap else 0, self.num_steps - 1)
 
 
 class Scheduler:

@@ -75,12 +75,12 @@ def video_spec(
         shift=dit.sample_shift,
         fold_last_step=options.fold_last_step,
     )
-    anchor_block = geometry.anchor_block if options.swap_anchor else None
+    swap_block = geometry.swap_block if options.swap_reference else None
     return VideoSpec(
         options=options,
         geometry=geometry,
         flow=flow,
-        order=Order(flow.num_steps, anchor_block),
+        order=Order(flow.num_steps, swap_block),
         max_lanes=lanes_of(options.schedule or "sequential", flow.num_steps),
         infer_frames=infer_frames,
         distance=_distance(options),
@@ -90,12 +90,12 @@ def video_spec(
 def respecified(spec: VideoSpec, geometry: Geometry, dit: DiTConfig, *, steps: int) -> VideoSpec:
     """Return the same video in another geometry and number of sampling steps, lanes as before."""
     flow = flow_schedule(steps, shift=dit.sample_shift, fold_last_step=spec.options.fold_last_step)
-    anchor_block = geometry.anchor_block if spec.options.swap_anchor else None
+    swap_block = geometry.swap_block if spec.options.swap_reference else None
     return replace(
         spec,
         geometry=geometry,
         flow=flow,
-        order=Order(flow.num_steps, anchor_block),
+        order=Order(flow.num_steps, swap_block),
         max_lanes=1 if spec.max_lanes == 1 else flow.num_steps,
         infer_frames=VIDEO_FRAMES_PER_LATENT * geometry.window,
     )

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lipcast.config.generate_options import AnchorEncoding
+from lipcast.config.generate_options import ReferenceEncoding
 from lipcast.config.models import DiTConfig
 from lipcast.models.vae import VideoVAE
 
@@ -32,7 +32,7 @@ def encode_reference(
     portrait_HWC: NDArray[np.uint8],
     *,
     config: DiTConfig,
-    encoding: AnchorEncoding,
+    encoding: ReferenceEncoding,
     device: torch.device,
 ) -> ReferenceLatents:
     """Encode the portrait held still for `config.motion_frames` video frames.

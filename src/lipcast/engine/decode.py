@@ -84,7 +84,7 @@ class FrameDecoder:
     def __init__(
         self,
         vae: StreamingDecoder,
-        anchor: ReferenceLatents,
+        reference: ReferenceLatents,
         *,
         resume_CFHW: Tensor | None = None,
         output_size: tuple[int, int] | None = None,
@@ -98,7 +98,7 @@ class FrameDecoder:
         self._vae = vae
         self._output_size = output_size
         self.state = vae.new_decoder_state()
-        history_CFHW = anchor.still_CFHW[:, :PRIMING_LATENTS]
+        history_CFHW = reference.still_CFHW[:, :PRIMING_LATENTS]
         if resume_CFHW is not None:
             history_CFHW = torch.cat((history_CFHW, resume_CFHW), dim=1)
         device = history_CFHW.device

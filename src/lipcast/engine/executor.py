@@ -77,7 +77,7 @@ class LaneExecutor:
         self,
         model: DiT,
         spec: VideoSpec,
-        anchor: ReferenceLatents,
+        reference: ReferenceLatents,
         context_TC: Tensor,
         *,
         memory: SessionMemory | None = None,
@@ -93,28 +93,28 @@ class LaneExecutor:
         """
         self._model = model
         self._spec = spec
-        self._motion_CFHW = anchor.motion_CFHW
+        self._motion_CFHW = reference.motion_CFHW
         self._noise = NoiseSource(spec.options.seed, spec.geometry)
         self._text: tuple[KeyValue, ...] = _encode_text(model, context_TC)
         self._times = [model.encode_time(t) for t in spec.flow.timesteps]
         self._steps = steps or range(spec.order.num_steps)
         shape = session_shape(spec, snapshot, steps)
         self.memory = memory or SessionMemory(model, shape, DeviceContext.of(model.device))
-        self._next_ref_C1HW: Tensor | None = anchor.ref_C1HW
+        self._next_ref_C1HW: Tensor | None = reference.ref_C1HW
         """The reference that the sink is prefilled with before the next block starts."""
         self._ref_C1HW: Tensor | None = None
         """The reference that the sink holds."""
         self._swap_ref_C1HW: Tensor | None = None
-        """The first clean latent, until the anchor block starts."""
+        """The first clean latent, until the swap block starts."""
         self._in_flight: dict[int, _InFlight] = {}
         self._on_replayed = on_replayed
         self._last_inputs: tuple[int, tuple[Tensor, ...]] = -1, ()
         """The newest finished block, and what each step took of it."""
         self._snapshot = snapshot
         """Blocks that refill the rings before the next block starts."""
-        anchor_block = spec.order.anchor_block
-        if snapshot is not None and anchor_block is not None:
-            if snapshot.next_block > anchor_block:
+        swap_block = spec.order.swap_block
+        if snapshot is not None and swap_block is not None:
+            if snapshot.next_block > swap_block:
                 self._next_ref_C1HW = snapshot.first_C1HW
             else:
                 self._swap_ref_C1HW = snapshot.first_C1HW
@@ -122,7 +122,7 @@ class LaneExecutor:
     @torch.inference_mode()
     def start(self, block: int, features_LCV: Tensor, latent_CFHW: Tensor | None = None) -> None:
         """Prepare a block for its first step here; `latent_CFHW` is the output of the previous stage."""
-        if block == self._spec.order.anchor_block:
+        if block == self._spec.order.swap_block:
             self.swap_reference()
         self.prepare()
         self._enter(block, features_LCV, latent_CFHW)
@@ -135,7 +135,7 @@ class LaneExecutor:
 
     def swap_reference(self) -> None:
         """Use the first clean latent as the reference from the next block on."""
-        assert not self._in_flight, "the schedule started the anchor block too early"
+        assert not self._in_flight, "the schedule started the swap block too early"
         if self._swap_ref_C1HW is not None:
             self._next_ref_C1HW, self._swap_ref_C1HW = self._swap_ref_C1HW, None
 
@@ -226,7 +226,7 @@ class LaneExecutor:
         state = self._in_flight.pop(block)
         self._last_inputs, latent_CFHW = (block, state.inputs), state.latent_CFHW
         is_clean = self._steps[-1] == self._spec.order.num_steps - 1
-        if block == 0 and is_clean and self._spec.order.anchor_block is not None:
+        if block == 0 and is_clean and self._spec.order.swap_block is not None:
             self._swap_ref_C1HW = latent_CFHW[:, :1]
         return latent_CFHW
 

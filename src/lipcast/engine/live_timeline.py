@@ -152,8 +152,8 @@ class LiveTimeline:
             last = self._utterances[-1] if self.has_open_utterance else None
             continues = last is not None and last.sample_rate == sample_rate
             utterance = last if continues and last else _Utterance(self._settings, sample_rate)
-            room = max(0, int((self._settings.max_pending_s - self.pending_s) * sample_rate))
-            accepted = min(len(samples), room)
+            most = max(0, int((self._settings.max_pending_s - self.pending_s) * sample_rate))
+            accepted = min(len(samples), most)
             utterance.push(samples[:accepted])
             self.dropped_s += (len(samples) - accepted) / sample_rate
             if accepted and not continues:

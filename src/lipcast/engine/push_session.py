@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any
 
 from numpy.typing import NDArray
 
+from lipcast.config.closing import Closing
 from lipcast.engine.frames import FrameBlock
 from lipcast.engine.live_timeline import PushSource
 from lipcast.engine.session import Session
 
 
-class PushSession:
+class PushSession(Closing):
     """A session whose sound is pushed while it runs."""
 
     def __init__(self, session: Session, source: PushSource) -> None:
@@ -57,9 +58,3 @@ class PushSession:
 
     def report(self) -> dict[str, Any]:
         return self._session.report()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()

@@ -17,13 +17,13 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
-from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lipcast.config.closing import Closing
 from lipcast.config.schedule import Scheduler, Tick, Unit
 from lipcast.config.video_spec import VideoSpec
 from lipcast.engine.decode import DecodeQueue, PendingFrames
@@ -86,7 +86,7 @@ class SessionState(Enum):
     CLOSED = "closed"
 
 
-class Session:
+class Session(Closing):
     """An iterator of frame blocks. `cancel` works from any thread; use as a context manager or `close`."""
 
     def __init__(self, parts: SessionParts, timeline: Timeline, *, device: torch.device) -> None:
@@ -196,17 +196,6 @@ class Session:
         if self.state is SessionState.OPEN:
             self.state, self._failure = SessionState.FAILED, first_line(error)
         self._drop()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def report(self) -> dict[str, Any]:
         """Return what was done so far: blocks, frames, seconds by part."""

@@ -184,7 +184,7 @@ class SessionBuilder:
             self._networks.vae,
             self._conditioning.fit(spec.geometry.height, spec.geometry.width),
             config=self._networks.dit.config,
-            encoding=spec.options.anchor,
+            encoding=spec.options.reference_encoding,
             device=self._networks.device,
         )
 

@@ -21,6 +21,7 @@ from lipcast.weights.source import TensorInfo
 from lipcast.weights.writer import write_safetensors
 
 FORMAT = "lipcast past 2"
+"""Job folders on disk hold this format: its name and its tensors' names stay as they were first written."""
 _LATENTS, _FEATURES, _FIRST, _INPUTS = "latents", "voices", "first", "inputs"
 _ALWAYS = {_LATENTS, _FEATURES, _FIRST}
 """Inputs exist for the newest blocks: all, or those since the video last changed its size or steps."""

@@ -31,14 +31,20 @@ class LocalRenderer:
     width = 1
 
     def __init__(
-        self, on_block: Callable[[int], None] | None = None, *, ram_bytes: int | None = None
+        self,
+        on_block: Callable[[int], None] | None = None,
+        *,
+        ram_bytes: int | None = None,
+        model: api.Lipcast | None = None,
     ) -> None:
         """Call `on_block` with the number of frames of every block that was written.
 
-        ram_bytes: host memory that plans keep to, for jobs without --ram.
+        ram_bytes: host memory that plans keep to, for jobs without --ram. model: makes all jobs, and is
+        closed by its owner; None: each job's model is loaded.
         """
         self._ram_bytes = ram_bytes
         self._on_block = on_block or (lambda _: None)
+        self._shared = model
         self._key: list[Any] = []
         self._model: api.Lipcast | None = None
 
@@ -91,6 +97,8 @@ class LocalRenderer:
         )
 
     def _load(self, request: Mapping[str, Any]) -> api.Lipcast:
+        if self._shared is not None:
+            return self._shared
         key = [request[name] for name in _MODEL_KEYS]
         if self._model is None or self._key != key:
             self.close()  # before the next one is loaded

@@ -16,10 +16,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import ray
 
+from lipcast.config.closing import Closing
 from lipcast.errors import LipcastError, UsageError
 from lipcast.jobs.tasks import JobEstimate, SegmentRenderer, SegmentTask
 
@@ -100,7 +101,7 @@ class RayWorker:
         return attempt, {"node": node, **self._renderer.render(request, attempt)}
 
 
-class RayRenderer:
+class RayRenderer(Closing):
     """A `SegmentRenderer` for as many threads as there are workers. A context manager."""
 
     def __init__(
@@ -123,9 +124,9 @@ class RayRenderer:
         self._began = _join(address)
         try:
             self.share = worker_share(ray.nodes(), num_gpus=num_gpus, memory_bytes=memory_bytes)
-            room = most_workers(ray.nodes(), num_gpus=num_gpus)
-            self.width = num_workers or room
-            self._check_room(room)
+            most = most_workers(ray.nodes(), num_gpus=num_gpus)
+            self.width = num_workers or most
+            self._check_share(most)
         except UsageError:
             self.close()
             raise
@@ -161,13 +162,13 @@ class RayRenderer:
         finally:
             self._idle.put(worker)
 
-    def _check_room(self, room: int) -> None:
+    def _check_share(self, most: int) -> None:
         """Raise UsageError for actors that fit no node, which would be waited for without end."""
         have, num = ray.cluster_resources(), self.width
         wanted = {"CPU": self.share.num_cpus * num, "memory": (self.share.memory_bytes or 0) * num}
-        if self.share.num_gpus and num > room:
+        if self.share.num_gpus and num > most:
             wanted["GPU"] = self.share.num_gpus * num
-            have["GPU"] = self.share.num_gpus * room
+            have["GPU"] = self.share.num_gpus * most
         for name, amount in wanted.items():
             if amount > have.get(name, 0):
                 raise UsageError(
@@ -182,12 +183,6 @@ class RayRenderer:
                 ray.kill(worker)
         if self._began:
             ray.shutdown()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()
 
 
 def _join(address: str | None) -> bool:

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 
 from lipcast.errors import CancelledError, InputError, OutputError, UsageError
 from lipcast.media.lock import try_lock
+from lipcast.media.target import numbered
 
 WAITING, RUNNING, FINISHED, FAILED, CANCELLED = STATES = (
     "waiting", "running", "finished", "failed", "cancelled",
@@ -112,14 +113,21 @@ class Store:
                 _migrate(base)
 
     def submit(
-        self, requests: Sequence[Mapping[str, Any]], *, names: Sequence[str] = ()
+        self,
+        requests: Sequence[Mapping[str, Any]],
+        *,
+        names: Sequence[str] = (),
+        automatic: Collection[int] = (),
     ) -> list[str]:
         """Add jobs, all or none; returns their names, which are random unless they are given.
 
-        A job whose given name is known already stays as it is.
+        A job whose given name is known already stays as it is. `automatic`: places in `requests` of those
+        whose output was named automatically; it gets a number where another job writes that file.
         """
         names = list(names) or [secrets.token_hex(4) for _ in requests]
         with self._writing() as base:
+            if automatic:
+                requests = _with_free_outputs(base, requests, automatic)
             for name, request in zip(names, requests, strict=True):
                 base.execute(
                     "INSERT OR IGNORE INTO jobs (id, state, request, submitted_s) VALUES (?, ?, ?, ?)",
@@ -301,6 +309,21 @@ def _migrate(base: sqlite3.Connection) -> None:
     for statement in (*(_FROM_VERSION_0 if "claim" in columns else ()), *_TABLES):
         base.execute(statement)
     base.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+
+
+def _with_free_outputs(
+    base: sqlite3.Connection, requests: Sequence[Mapping[str, Any]], automatic: Collection[int]
+) -> list[Mapping[str, Any]]:
+    """Return the requests, those at `automatic` with an output that no other job and no file has."""
+    taken = {json.loads(row[0])["output"] for row in base.execute("SELECT request FROM jobs")}
+    taken |= {each["output"] for place, each in enumerate(requests) if place not in automatic}
+    found = list(requests)
+    for place in sorted(automatic):
+        free = (p for p in numbered(Path(found[place]["output"])) if str(p) not in taken)
+        output = str(next(path for path in free if not path.exists()))
+        found[place] = {**found[place], "output": output}
+        taken.add(output)
+    return found
 
 
 def _job(row: tuple[Any, ...]) -> Job:

@@ -109,4 +109,5 @@ def video_path(folder: Path, number: int) -> Path:
 
 
 def snapshot_path(folder: Path, number: int) -> Path:
+    """Return the file of a segment's snapshot; "past" is its name in the job folders that users have."""
     return folder / f"past-{number:05d}.safetensors"

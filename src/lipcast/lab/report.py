@@ -99,14 +99,14 @@ def _asset(name: str) -> str:
 
 def _players(videos: Sequence[Path]) -> str:
     """Videos side by side with one slider."""
-    room = _MOST_BYTES
+    left_bytes = _MOST_BYTES
     shown = []
     for video in videos:
         size = video.stat().st_size
-        if size > room:
+        if size > left_bytes:
             shown.append(f"<div>{escape(video.name)}: left out, {size / 2**20:.0f} MiB</div>")
             continue
-        room -= size
+        left_bytes -= size
         source = _data(video.read_bytes(), "video/mp4")
         player = f'<video src="{source}" preload="auto" playsinline muted></video>'
         shown.append(f"<div>{player}<div class=soft>{escape(video.name)}</div></div>")

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lipcast.config.closing import Closing
 from lipcast.config.models import SAMPLE_RATE, VIDEO_FPS
 from lipcast.env import logger
 from lipcast.errors import InputError, OutputError
@@ -53,7 +53,7 @@ _KNOWN_MATRICES = {BT709, 4, _BT601, 6, 7, 9}
 _HD_HEIGHT = 720
 
 
-class VideoWriter:
+class VideoWriter(Closing):
     """A video file that grows. A context manager; `close` completes it, also after an error."""
 
     def __init__(
@@ -125,17 +125,6 @@ class VideoWriter:
             self._mux.finish()
         if container_of(self.path) != "matroska":
             make_plain(self.path, self._mux.num_pictures)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _encode_frame(self, frame: Frames) -> None:
         # Counted first: if it fails, a number is left out and none is used twice.

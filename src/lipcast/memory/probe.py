@@ -34,9 +34,7 @@ def describe_gpu(device: torch.device, layer_sizes: Iterable[LayerSize] = ()) ->
     when they are loaded: the planner counts with what the layers will do.
     """
     properties = torch.cuda.get_device_properties(device)
-    sizes = frozenset(size for size in layer_sizes if has_whole_tiles(size))
-    support = fp8_support(device, sizes)
-    multiplies = all(support.multiplies(size) for size in sizes or {SMALLEST_SIZE})
+    multiplies = multiplies_fp8(device, layer_sizes)
     link = link_bytes_per_s(device)
     found = known_gpu(properties.name, properties.total_memory)
     if found is None:
@@ -48,6 +46,13 @@ def describe_gpu(device: torch.device, layer_sizes: Iterable[LayerSize] = ()) ->
         peer_bytes_per_s=found.peer_bytes_per_s or link / 2,
         multiplies_fp8=multiplies,
     )
+
+
+def multiplies_fp8(device: torch.device, layer_sizes: Iterable[LayerSize]) -> bool:
+    """Return whether a device multiplies the fp8 weights of layers with these (inputs, outputs)."""
+    sizes = frozenset(size for size in layer_sizes if has_whole_tiles(size))
+    support = fp8_support(device, sizes)
+    return all(support.multiplies(size) for size in sizes or {SMALLEST_SIZE})
 
 
 def link_bytes_per_s(device: torch.device) -> float:

@@ -3,7 +3,7 @@
 Its forward takes lanes: blocks of noisy latents, each at its own denoising step, each with its own KV
 ring. Linear layers run over the tokens of all lanes together, attention runs lane by lane. What does
 not depend on the noise is computed beforehand: text keys once per prompt, time rows once per step,
-audio once per block, the sink once per anchor. Parameter names are those of the checkpoint.
+audio once per block, the sink once per reference. Parameter names are those of the checkpoint.
 
 Legend: C latent channels, F latent frames of a lane, G latent frames of all lanes, H W latent size,
 S tokens per latent frame, T tokens, D model width, N heads, d head size.
@@ -137,7 +137,7 @@ class DiT(nn.Module):
         overall_AFD, local_AFKD = self.casual_audio_encoder(features_ALCV)
         prepared = []
         for index, layer in enumerate(self.config.audio_inject_layers):
-            self.ensure_resident("voice", layer)
+            self.ensure_resident("audio", layer)
             prepared.append(self.audio_injector.prepare(index, overall_AFD, local_AFKD))
         return AudioConditioning(tuple(prepared), mask_AFS)
 

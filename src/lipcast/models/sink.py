@@ -1,7 +1,7 @@
 """The sink: keys and values of the condition tokens, attended by every block.
 
-Prefilled once per anchor. Only the reference moves in time, so its keys are kept unrotated and are placed for
-each block; the motion's keys are rotated already. Where a layer lives is the business of its storage.
+Prefilled once per reference. Only the reference moves in time, so its keys are kept unrotated and are placed
+for each block; the motion's keys are rotated already. Where a layer lives is the business of its storage.
 
 Legend: L layers, S reference tokens, M motion tokens, T tokens (S + M), N heads, d head size.
 """
@@ -93,7 +93,7 @@ class ResidentSink:
 
 
 class Sink:
-    """Keys and values of the condition tokens of one anchor."""
+    """Keys and values of the condition tokens of one reference."""
 
     def __init__(self, layout: SinkLayout, storage: SinkStorage, *, num_layers: int) -> None:
         self.layout, self.num_layers = layout, num_layers

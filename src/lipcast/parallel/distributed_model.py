@@ -22,6 +22,7 @@ from lipcast.engine.session_builder import Conditioning
 from lipcast.engine.snapshot import SessionSnapshot
 from lipcast.env import Launched, logger
 from lipcast.errors import CancelledError, RankError, UsageError
+from lipcast.parallel.fp8_trial import try_elsewhere
 from lipcast.parallel.messages import InitRank, RankStats
 from lipcast.parallel.pipeline import DistributedSession, PipelineExecutor, RemoteDecoder
 from lipcast.parallel.rank_group import FileRendezvous, RankGroup, StartRank, start_process
@@ -31,7 +32,7 @@ from lipcast.planning.hardware import CPU, Hardware, gpu_described
 from lipcast.planning.inputs import layout_constraints
 from lipcast.planning.layouts import LayoutPlan, plan_layouts, stage_steps, with_enough_steps
 from lipcast.planning.plan import PlanRequest
-from lipcast.planning.sizes import speech_bytes
+from lipcast.planning.sizes import linear_sizes, speech_bytes
 from lipcast.planning.table import layout_document
 
 _log = logger("parallel.distributed_model")
@@ -57,6 +58,9 @@ def plan_distributed(
         hardware=_hardware(settings.device),
         kernels=settings.kernels,
     )
+    if inputs.hardware.has_fp8 and inputs.precision in {None, "fp8"}:
+        multiplies = try_elsewhere(settings.device, linear_sizes(inputs.models.dit))
+        inputs = replace(inputs, hardware=replace(inputs.hardware, multiplies_fp8=multiplies))
     request = inputs.request(default_geometry(inputs.models), expected)
     constraints = layout_constraints(options, uses_all=exactly)
     found = with_enough_steps(request, options.num_gpus, constraints)
@@ -155,7 +159,7 @@ class DistributedModel:
             )
         stages = stage_steps(num_steps, layout.stages)
         most = max(len(steps) for steps in stages)
-        order = replace(spec.order, stages=stages, drains_at_anchor=layout.sharded)
+        order = replace(spec.order, stages=stages, drains_at_swap=layout.sharded)
         return replace(spec, order=order, max_lanes=most if spec.max_lanes > 1 else 1)
 
     def _document(self, video: DistributedSession) -> dict[str, Any]:
@@ -250,4 +254,5 @@ def _hardware(device: torch.device) -> Hardware:
     if device.type == "cpu":
         return CPU
     properties = torch.cuda.get_device_properties(device)
-    return gpu_described(properties.name, properties.total_memory)
+    capability = properties.major, properties.minor
+    return gpu_described(properties.name, properties.total_memory, capability)

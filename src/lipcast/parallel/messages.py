@@ -71,7 +71,7 @@ class AudioFeatures:
 
 @dataclass(frozen=True, slots=True)
 class FirstLatent:
-    """First clean latent of the video: the reference from the anchor block on."""
+    """First clean latent of the video: the reference from the swap block on."""
 
     latent_C1HW: Floats
 

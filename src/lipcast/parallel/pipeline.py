@@ -176,7 +176,7 @@ class PipelineExecutor:
     def __init__(self, video: DistributedSession, snapshot: SessionSnapshot | None) -> None:
         self._video = video
         self._expected: deque[int] = deque()
-        self._anchor_block = video.spec.order.anchor_block if snapshot is None else None
+        self._swap_block = video.spec.order.swap_block if snapshot is None else None
         """Block before which the stages are sent the first latent; with a snapshot they have it."""
 
     @property
@@ -185,8 +185,8 @@ class PipelineExecutor:
         return len(self._expected)
 
     def start(self, block: int, features_LCV: Tensor) -> None:
-        """Send every stage the features of a block and, before the anchor block, its new reference."""
-        if block == self._anchor_block:
+        """Send every stage the features of a block and, before the swap block, its new reference."""
+        if block == self._swap_block:
             self._video.send(FirstLatent(self._video.first_latent()), _has_steps)
         features = features_LCV.detach().float().cpu().numpy()
         self._video.send(AudioFeatures(block, features), _has_steps)

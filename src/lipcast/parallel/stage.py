@@ -100,7 +100,7 @@ class StageVideo:
         for block in starting:
             self._start(block)
         if sharded is not None and not starting:
-            sharded.join_collectives("voice")
+            sharded.join_collectives("audio")
         if not own:
             if sharded is not None:
                 sharded.join_collectives("tick")
@@ -168,8 +168,8 @@ class StageVideo:
 
     def _renew_together(self, tick: Tick) -> None:
         """With sharded weights, fill the sinks of all stages in the same tick."""
-        anchor = self._spec.order.anchor_block
-        if any(unit.block == anchor and unit.step == 0 for unit in tick):
+        swap_block = self._spec.order.swap_block
+        if any(unit.block == swap_block and unit.step == 0 for unit in tick):
             self._running.swap_reference()
             self._running.prepare()
 
@@ -212,7 +212,7 @@ class DecoderVideo:
             bundle.vae,
             asked.portrait_HWC,
             config=bundle.dit.config,
-            encoding=spec.options.anchor,
+            encoding=spec.options.reference_encoding,
             device=networks.device,
         )
         ref, motion = _array(reference.ref_C1HW), _array(reference.motion_CFHW)

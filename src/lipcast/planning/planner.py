@@ -71,18 +71,18 @@ def _exactly(num_bytes: int) -> str:
 
 def _finished(candidate: Candidate) -> Plan:
     work, constraints = candidate.work, candidate.work.request.constraints
-    room = work.request.budget.ram_bytes
+    ram_bytes = work.request.budget.ram_bytes
     streams = candidate.resident < work.num_layers
     speech = _speech_placement(candidate)
     ram_parts = _ram_parts(candidate, speech)
     prompt_weights = MemoryItem(items.PROMPT_WEIGHTS, work.prompt_bytes)
-    keeps_prompt = total((*ram_parts, prompt_weights)) <= room
+    keeps_prompt = total((*ram_parts, prompt_weights)) <= ram_bytes
     if keeps_prompt:
         ram_parts += (prompt_weights,)
     text = constraints.text_encoder
     if text is None:
         encoder = MemoryItem(items.TEXT_ENCODER, sizes.text_encoder_bytes(work.request.models.text))
-        text = "host" if total((*ram_parts, encoder)) <= room else "disk"
+        text = "host" if total((*ram_parts, encoder)) <= ram_bytes else "disk"
         ram_parts += (encoder,) if text == "host" else ()
     is_chosen = speech == "device" and constraints.speech_encoder is None
     on_device = work.speech_parts if is_chosen else ()

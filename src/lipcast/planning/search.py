@@ -286,8 +286,8 @@ class _Times:
         work = self._work
         if work.share.shards > 1:
             return 0
-        ticks, voices = work.ticks_total, work.voices_total
-        return work.ticks_per_block * (ticks[-1] - ticks[first]) + voices[-1] - voices[first]
+        ticks, audio = work.ticks_total, work.audio_total
+        return work.ticks_per_block * (ticks[-1] - ticks[first]) + audio[-1] - audio[first]
 
     def _tick_s(self) -> float:
         work = self._work

@@ -45,7 +45,7 @@ def dit_layer_tensors(config: DiTConfig, layer: int) -> Tensors:
     return found
 
 
-WeightUse = Literal["tick", "voice", "prompt"]
+WeightUse = Literal["tick", "audio", "prompt"]
 """How often weights of a layer are needed: every tick, once per block (its audio), once per prompt."""
 WEIGHT_USES: tuple[WeightUse, ...] = get_args(WeightUse)
 
@@ -63,7 +63,7 @@ def weight_use(name: str) -> WeightUse:
         return "prompt"
     is_injector = name.startswith("audio_injector.")
     if is_injector and (makes_keys or ".injector_adain_layers." in name):
-        return "voice"
+        return "audio"
     return "tick"
 
 

@@ -78,14 +78,14 @@ class Workload:
         return self._total("tick")
 
     @cached_property
-    def voices_total(self) -> tuple[int, ...]:
+    def audio_total(self) -> tuple[int, ...]:
         """Bytes that every block needs once, for its audio."""
-        return self._total("voice")
+        return self._total("audio")
 
     @cached_property
     def layers_total(self) -> tuple[int, ...]:
         """Bytes of both; a layer on the GPU has both there."""
-        return tuple(t + v for t, v in zip(self.ticks_total, self.voices_total, strict=True))
+        return tuple(t + a for t, a in zip(self.ticks_total, self.audio_total, strict=True))
 
     @cached_property
     def prompt_bytes(self) -> int:
@@ -99,7 +99,7 @@ class Workload:
     @cached_property
     def widest_layer_bytes(self) -> int:
         """The largest buffer that passes through a slot."""
-        uses: tuple[WeightUse, ...] = ("tick", "voice")
+        uses: tuple[WeightUse, ...] = ("tick", "audio")
         return max(max(sizes.layer_bytes(self.dit, self.config.precision, use)) for use in uses)
 
     @cached_property

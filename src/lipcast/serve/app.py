@@ -1,6 +1,6 @@
 """The routes of the server: the page, portraits, sessions, their WebSockets, health and metrics.
 
-Input: a hub. Output: an ASGI application. Errors are JSON with a sentence: {"error": {"code", "message"}}.
+Input: a hub. Output: an ASGI application. Errors are JSON with a sentence, as `problems` says.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from mimetypes import guess_type
 from typing import Any
 
 from fastapi import FastAPI, Request, WebSocket
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 import lipcast
-from lipcast.errors import BusyError, InputError, LipcastError, MemoryBudgetError, UsageError
-from lipcast.serve.connection import MAX_PROMPT, Connection
-from lipcast.serve.hub import RETRY_S, Hub
+from lipcast.serve.connection import Connection
+from lipcast.serve.hub import Hub
+from lipcast.serve.problems import add_problems, problem
 from lipcast.serve.security import COOKIE, HEADERS, Gate
+from lipcast.serve.settings import MAX_PROMPT
+from lipcast.serve.video_api import add_videos
 
 _NO_SESSION = 4404
-_STATUS = {BusyError: 503, InputError: 400, UsageError: 400, MemoryBudgetError: 507}
 
 
 class SessionRequest(BaseModel):
@@ -55,33 +55,12 @@ def make_app(hub: Hub) -> FastAPI:
         redoc_url=None,
     )
     app.add_middleware(Gate, settings=hub.settings)
-    _add_errors(app)
+    add_problems(app)
     _add_page(app, hub)
     _add_health(app, hub)
     _add_sessions(app, hub)
+    add_videos(app, hub.videos)
     return app
-
-
-def _problem(status: int, message: str) -> JSONResponse:
-    headers = {"Retry-After": str(RETRY_S)} if status == 503 else None
-    return JSONResponse({"error": {"code": status, "message": message}}, status, headers)
-
-
-def _add_errors(app: FastAPI) -> None:
-    @app.exception_handler(LipcastError)
-    async def explain(_request: Request, error: LipcastError) -> JSONResponse:
-        status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500)
-        return _problem(status, str(error))
-
-    @app.exception_handler(HTTPException)
-    async def explain_http(_request: Request, error: HTTPException) -> JSONResponse:
-        return _problem(error.status_code, str(error.detail))
-
-    @app.exception_handler(RequestValidationError)
-    async def explain_body(_request: Request, error: RequestValidationError) -> JSONResponse:
-        found = error.errors()[0]
-        where = ".".join(str(part) for part in found["loc"])
-        return _problem(422, f"{where}: {found['msg']}")
 
 
 def _add_page(app: FastAPI, hub: Hub) -> None:
@@ -125,7 +104,7 @@ def _add_health(app: FastAPI, hub: Hub) -> None:
         """Return whether sessions can be opened."""
         if hub.is_ready:
             return JSONResponse({"status": "ready"})
-        return _problem(503, "the model is still being loaded")
+        return problem(503, "the model is still being loaded")
 
     @app.get("/metrics")
     async def metrics() -> Response:

@@ -24,8 +24,8 @@ from lipcast.media.live_encoder import LiveEncoder
 from lipcast.serve.hub import Hosted, Hub
 from lipcast.serve.logs import log_event
 from lipcast.serve.pacer import LEAD_IDLE_S, LEAD_SPEECH_S, Pacer
+from lipcast.serve.settings import MAX_PROMPT
 
-MAX_PROMPT = 2000
 _MAX_ERRORS = 20
 _REPORT_S = 0.5
 _LOOK_S = 0.02

@@ -25,11 +25,11 @@ from lipcast.serve.logs import log_event
 from lipcast.serve.metrics import Metrics
 from lipcast.serve.portraits import Portraits
 from lipcast.serve.settings import ServeSettings
+from lipcast.serve.video_queue import VideoQueue, made_with
 
 SAMPLE_RATE = 48_000
-RETRY_S = 5
-"""What a client is told to wait before it asks again."""
 _LOOK_S = 1.0
+_SPEAKING = {LiveState.LISTENING, LiveState.SPEAKING, LiveState.DRAINING}
 _WARM_TICKS = 2
 
 
@@ -71,14 +71,20 @@ class Hub:
         *,
         options: GenerateOptions | None = None,
         device_bytes: Callable[[Model], int] = lambda _: 0,
+        videos: VideoQueue | None = None,
     ) -> None:
-        """`options` hold for every session; a request may choose the seed."""
+        """`options` hold for every session; a request may choose the seed.
+
+        `videos`: those that are made with the same model; None: with the embedded one.
+        """
         self.settings, self.portraits = settings, Portraits(max_pixels=settings.max_pixels)
         self.metrics = Metrics(lambda: 0 if self._model is None else device_bytes(self._model))
         self.failure: Exception | None = None
         """Why the model could not be loaded."""
         self.on_failure: Callable[[], None] = lambda: None
         self._load, self._options = load, options or GenerateOptions()
+        self.videos = videos or VideoQueue(settings, options=self._options, made_with=made_with())
+        self.videos.is_speaking = self._is_speaking
         self._model: Model | None = None
         self._sessions: dict[str, Hosted] = {}
         self._opening = 0
@@ -109,6 +115,7 @@ class Hub:
             with suppress(asyncio.CancelledError):
                 await task
         await asyncio.gather(*(self.close(hosted, "shutdown") for hosted in self.sessions()))
+        await asyncio.to_thread(self.videos.stop)
         if self._model is not None:
             await asyncio.to_thread(self._model.close)
 
@@ -136,6 +143,7 @@ class Hub:
             )
         except AdmissionError as error:
             self.metrics.refused.inc()
+            self.videos.make_room()
             raise BusyError(f"{error}; try again later") from error
         finally:
             self._opening -= 1
@@ -176,6 +184,10 @@ class Hub:
         await asyncio.to_thread(hosted.live.close)
         log_event("session closed", session=hosted.label, reason=reason)
 
+    def _is_speaking(self) -> bool:
+        seen = [hosted.seen for hosted in self.sessions() if hosted.detached is None]
+        return any(stats is not None and stats.state in _SPEAKING for stats in seen)
+
     async def _make_ready(self) -> None:
         """Load the model and make a block with it, so that the first session does not pay for it."""
         began = time.monotonic()
@@ -186,6 +198,7 @@ class Hub:
             log_event("the model cannot be loaded", level=logging.ERROR, error=str(error))
             self.on_failure()
             return
+        self.videos.start(self._model)
         log_event("ready", seconds=round(time.monotonic() - began, 1))
 
     def _loaded(self) -> Model:

@@ -93,6 +93,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        listener.listen()  # who comes early waits
     except OSError as error:
         raise UsageError(
             f"cannot listen at {host}:{port}: {error.strerror or error}; choose another --host or --port"

@@ -17,9 +17,11 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lipcast.serve.problems import problem_document
 from lipcast.serve.settings import ServeSettings
 
 COOKIE = "lipcast_token"
+VIDEOS_PATH = "/v1/videos"
 _LOCAL_NAMES = {"127.0.0.1", "localhost", "::1"}
 HEADERS: Mapping[str, str] = {
     "content-security-policy": (
@@ -45,6 +47,8 @@ class Gate:
         refusal = self._refusal(Headers(scope=scope), scope)
         if refusal is None:
             most = self._settings.max_upload_bytes
+            if scope["path"].rstrip("/") == VIDEOS_PATH:
+                most += self._settings.max_voice_bytes
             is_http = scope["type"] == "http"
             await self._app(scope, _bounded(receive, most) if is_http else receive, send)
         else:
@@ -115,7 +119,7 @@ def _bounded(receive: Receive, most_bytes: int) -> Receive:
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, sentence: str) -> None:
     """Answer with a status, also a WebSocket's handshake."""
-    body = json.dumps({"error": {"code": status, "message": sentence}}).encode()
+    body = json.dumps(problem_document(status, sentence)).encode()
     headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from lipcast.errors import UsageError
 
+MAX_PROMPT = 2000
+"""Characters."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServeSettings:
@@ -34,6 +37,20 @@ class ServeSettings:
     """How long a client may read nothing before it is disconnected."""
     marked: bool = True
     """Whether streams say that they are synthetic."""
+    workspace: Path | None = None
+    """Folder of the video jobs; None: in the user's cache."""
+    max_videos: int = 20
+    """Video jobs that wait."""
+    max_video_s: float = 600.0
+    """Length of the voice of a video."""
+    max_video_pixels: int = 1280 * 720
+    """Height times width of a video."""
+    max_voice_bytes: int = 100 * 2**20
+    """Bytes of an uploaded voice."""
+    keep_videos_s: float = 86_400.0
+    """A video is deleted so long after its end."""
+    segment_s: float = 20.0
+    """Length of the segments that videos are made in: what a crash costs at most."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65_535:
@@ -46,7 +63,8 @@ class ServeSettings:
         if self.token is not None and len(self.token) < 8:
             raise UsageError("token: expected at least 8 characters, which others cannot guess")
         for name in ("max_sessions", "max_upload_bytes", "max_pixels", "max_session_s", "idle_s",
-                     "grace_s", "stall_s"):  # fmt: skip
+                     "grace_s", "stall_s", "max_videos", "max_video_s", "max_video_pixels",
+                     "max_voice_bytes", "keep_videos_s", "segment_s"):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name}: expected more than 0, got {getattr(self, name)}")
 

@@ -100,11 +100,11 @@ def _ordinals(shards: Sequence[object]) -> range:
 def plan_shards(infos: Iterable[TensorInfo], shard_bytes: int) -> list[list[TensorInfo]]:
     """Cut a list of tensors into runs of at most `shard_bytes`; a larger tensor is alone."""
     shards: list[list[TensorInfo]] = [[]]
-    room = shard_bytes
+    left_bytes = shard_bytes
     for info in infos:
-        if info.num_bytes > room and shards[-1]:
+        if info.num_bytes > left_bytes and shards[-1]:
             shards.append([])
-            room = shard_bytes
+            left_bytes = shard_bytes
         shards[-1].append(info)
-        room -= info.num_bytes
+        left_bytes -= info.num_bytes
     return shards

@@ -29,12 +29,15 @@ class Drawn:
 
 
 class CheapRenderer:
-    """The state of a video is a number of blocks and a hash; a block's pictures are drawn from it."""
+    """The state of a video is a number of blocks and a hash; a block's pictures are drawn from it.
+
+    The fourth block is made once the file `gate` is there.
+    """
 
     width = 1
 
-    def __init__(self, block_s: float = 0.0) -> None:
-        self._block_s = block_s
+    def __init__(self, block_s: float = 0.0, *, gate: Path | None = None) -> None:
+        self._block_s, self._gate = block_s, gate
         self.made: list[int] = []
 
     def estimate(self, request: Mapping[str, Any]) -> JobEstimate:
@@ -69,9 +72,13 @@ class CheapRenderer:
             dots = np.frombuffer(state[:16], np.uint8).reshape(4, 4)
             frame = np.kron(dots, np.ones((SIDE // 4, SIDE // 4), np.uint8))
             time.sleep(self._block_s)
+            while self._gate is not None and len(self.made) == 3 and not self._gate.exists():
+                time.sleep(0.01)
             self.made.append(number)
             yield Drawn(np.repeat(np.repeat(frame[None, ..., None], 3, axis=3), 12, axis=0))
 
 
 if __name__ == "__main__":
-    sys.exit(run_jobs(Store(Path(sys.argv[1])), CheapRenderer(float(sys.argv[2]))))
+    workspace, block_s, *gates = sys.argv[1:]
+    renderer = CheapRenderer(float(block_s), gate=next(map(Path, gates), None))
+    sys.exit(run_jobs(Store(Path(workspace)), renderer))
