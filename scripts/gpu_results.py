@@ -25,7 +25,8 @@ from lipcast.planning.hardware import Hardware, gpu
 from lipcast.planning.inputs import PlannerInputs, supposed_spec
 from lipcast.planning.plan import Budget, Plan
 from lipcast.planning.planner import make_plan
-from lipcast.weights.configs import ADAPTER_MODEL, read_configs
+from lipcast.weights.checkpoint import ADAPTER_MODEL
+from lipcast.weights.configs import read_configs
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "gpu-results.md"
@@ -76,9 +77,10 @@ measures both on a card (part `ceilings`), and a choice by layer waits for that.
 ## Predicted
 
 By the planner (`lipcast plan --gpu CARD`), 704x384, 48 frames, three evaluations a block, 128 GiB of host
-memory: milliseconds of one step of one lane, and frames per second with decoding, with PyTorch's own operators
-(`--kernels plain`) and with [fused kernels](kernels.md). **Predictions from counts and data sheets, no
-measurements.** Where weights or rings do not fit they are streamed, and copies may take longer than the step.
+memory: milliseconds of one step of one lane, and frames per second with decoding, with PyTorch's own
+operators (`--kernels plain`) and with [fused kernels](kernels.md). **Predictions from counts and data
+sheets, no measurements.** Where weights or rings do not fit they are streamed, and copies may take longer than
+the step.
 
 """
 

@@ -150,14 +150,16 @@ def plain_and_fused(settings: Settings, report: Report) -> None:
         "triton, in place": FusedKernels(capability, in_place=True),
         "triton, by parts": FusedKernels(capability, in_place=False, attention=SDPA),
     }
-    for name, backend in BACKENDS.items():
+    for library, backend in BACKENDS.items():
         obstacle = backend.obstacle(
             settings.device, capability, dtype=torch.bfloat16, head_dim=DiTConfig().head_dim
         )
         if obstacle:
-            report.figure(f"attention by {name}", obstacle)
+            report.figure(f"attention by {library}", obstacle)
         else:
-            kinds[f"triton, {name}"] = FusedKernels(capability, in_place=False, attention=backend)
+            kinds[f"triton, {library}"] = FusedKernels(
+                capability, in_place=False, attention=backend
+            )
     found = {}
     for name, chosen in kinds.items():
         with report.attempt(f"{name}: the video is made"):

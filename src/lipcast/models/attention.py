@@ -80,9 +80,9 @@ def cudnn_attention(q_BNTd: Tensor, k_BNTd: Tensor, v_BNTd: Tensor) -> Tensor:
 
 def cudnn_part(q_BTNd: Tensor, k_BTNd: Tensor, v_BTNd: Tensor) -> Part:
     """Return the attention to some keys and its log-sum-exp [B, N, T], by cuDNN, else by PyTorch's flash."""
-    heads = [x.transpose(1, 2) for x in (q_BTNd, k_BTNd, v_BTNd)]
+    q_BNTd, k_BNTd, v_BNTd = heads = [x.transpose(1, 2) for x in (q_BTNd, k_BTNd, v_BTNd)]
     aten = torch.ops.aten
-    if torch._fused_sdp_choice(*heads) == _CUDNN_CHOICE:
+    if torch._fused_sdp_choice(q_BNTd, k_BNTd, v_BNTd) == _CUDNN_CHOICE:
         o_BNTd, lse = aten._scaled_dot_product_cudnn_attention(
             *heads, None, compute_log_sumexp=True
         )[:2]

@@ -80,7 +80,7 @@ def chosen_attention(
     Raises UsageError for one that is asked for and cannot run.
     """
     capability = _capability(device)
-    if choice in ("auto", "sdpa"):
+    if choice == "auto" or choice == "sdpa":  # noqa: PLR1714
         return SDPA if gives_log_sum_exp(capability, dtype, config.head_dim) else None
     if choice == "triton":
         obstacle = "" if is_fused else "it is one of the fused kernels, which are not used here"
