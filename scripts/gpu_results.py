@@ -79,8 +79,8 @@ measures both on a card (part `ceilings`), and a choice by layer waits for that.
 By the planner (`lipcast plan --gpu CARD`), 704x384, 48 frames, three evaluations a block, 128 GiB of host
 memory: milliseconds of one step of one lane, and frames per second with decoding, with PyTorch's own
 operators (`--kernels plain`) and with [fused kernels](kernels.md). **Predictions from counts and data
-sheets, no measurements.** Where weights or rings do not fit they are streamed, and copies may take longer than
-the step.
+sheets, no measurements.** Where weights or rings do not fit they are streamed, and copies may take longer
+than the step.
 
 """
 

@@ -209,6 +209,7 @@ BAD_IMPORTS = (
     ("jobs/local.py", "import ray"),
     ("cli/serve.py", "def f():\n    import fastapi"),
     ("serve/hub.py", "import httpx2"),
+    ("cli/serve.py", "import folder_paths"),
 )
 
 

@@ -172,7 +172,7 @@ def save_blocks(
 def open_writer(
     path: str | Path, block: FrameBlock, *, after: Path | None = None, marked: bool = True
 ) -> VideoWriter:
-    """A file for a video that begins with `block`; `after`: the file that it goes on from."""
+    """Return a file for a video that begins with `block`; `after`: the file that it goes on from."""
     _, height, width, _ = block.frames.shape
     return VideoWriter(
         path,

@@ -15,7 +15,7 @@ LOGGER_NAME = "lipcast"
 
 
 def logger(name: str) -> logging.Logger:
-    """The logger of one module, below "lipcast"."""
+    """Return the logger of one module, below "lipcast"."""
     return logging.getLogger(f"{LOGGER_NAME}.{name}")
 
 
@@ -80,7 +80,7 @@ class Launched:
 
 
 def launched() -> Launched | None:
-    """What the launcher says; None where there is none, or where this is its only process."""
+    """Return what the launcher says; None where there is none, or where this is its only process."""
     found = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR")}
     if None in found.values() or found["WORLD_SIZE"] == "1":
         return None
@@ -103,5 +103,5 @@ def service_key(name: str) -> str | None:
 
 
 def child_environment(**changes: str) -> dict[str, str]:
-    """The environment for a process that is started from here."""
+    """Return the environment for a process that is started from here."""
     return {**os.environ, **changes}

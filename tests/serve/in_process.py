@@ -20,6 +20,7 @@ from lipcast.serve.app import make_app
 from lipcast.serve.hub import Hub
 from lipcast.serve.settings import ServeSettings
 from lipcast.serve.video_queue import MakeRenderer, VideoQueue, made_with
+from lipcast.speech.services import SpeechServices
 
 BASE, SOCKETS = "http://127.0.0.1:8000", "ws://127.0.0.1:8000"
 
@@ -41,14 +42,19 @@ class Server:
     """A client of a server with a model that computes nothing."""
 
     def __init__(
-        self, model: FakeModel | None = None, make_renderer: MakeRenderer = Drawing, **changes: Any
+        self,
+        model: FakeModel | None = None,
+        make_renderer: MakeRenderer = Drawing,
+        *,
+        speech: SpeechServices | None = None,
+        **changes: Any,
     ) -> None:
         self.model = model or FakeModel()
         settings, options = ServeSettings(**changes), GenerateOptions(size="64*64")
         videos = VideoQueue(
             settings, options=options, made_with=made_with(), make_renderer=make_renderer
         )
-        self.hub = Hub(lambda: self.model, settings, options=options, videos=videos)
+        self.hub = Hub(lambda: self.model, settings, options=options, speech=speech, videos=videos)
         self.client = TestClient(make_app(self.hub), base_url=BASE)
 
     def wait(self, condition: Any, seconds: float = 120) -> None:

@@ -9,14 +9,15 @@ from fake_live import FakeModel
 from lipcast.serve.hub import Hub
 from lipcast.serve.run import RunningServer
 from lipcast.serve.settings import ServeSettings
+from lipcast.speech.services import SpeechServices
 
 
 class Running:
     """A server in a thread of this process."""
 
-    def __init__(self, **changes: Any) -> None:
+    def __init__(self, *, speech: SpeechServices | None = None, **changes: Any) -> None:
         self.model = FakeModel(side=256)
-        self.hub = Hub(lambda: self.model, ServeSettings(port=0, **changes))
+        self.hub = Hub(lambda: self.model, ServeSettings(port=0, **changes), speech=speech)
         self.server = RunningServer(self.hub)
         self.thread = threading.Thread(target=self.server.run)
 

@@ -62,9 +62,10 @@ def test_the_documented_client(running, tmp_path):
 def test_the_protocol_names_every_message():
     page = PROTOCOL.read_text("utf-8")
     source = (ROOT / "src/lipcast/serve/connection.py").read_text("utf-8")
-    sent = set(re.findall(r'type="(\w+)"', source))
+    talk = (ROOT / "src/lipcast/serve/talk.py").read_text("utf-8")
+    sent = {*re.findall(r'type="(\w+)"', source), *re.findall(r'"type": "(\w+)"', talk)}
     taken = set(re.findall(r'^            "(\w+)": ', source, re.M)) | {"close"}
-    assert len(sent) >= 6 and len(taken) >= 9
+    assert len(sent) >= 10 and len(taken) >= 14
     assert all(f"`{name}`" in page for name in sent | taken)
 
 

@@ -154,7 +154,7 @@ def _planned(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _table(rows: Sequence[BenchRow]) -> str:
-    """Seconds per block of 12 frames, median."""
+    """Return the seconds per block of 12 frames, median."""
     head = f"{'s per block':<12}{'speech':>8}{'DiT':>8}{'VAE':>8}{'file':>8}{'total':>8}{'fps':>8}"
     lines = [f"{head}{'x real time':>13}{'first frame':>13}"]
     for row in rows:

@@ -88,7 +88,7 @@ class Option(click.Option):
 
     @property
     def value_text(self) -> str:
-        """What the value is, as the help shows it."""
+        """Value of the option, as the help shows it."""
         return self.make_metavar(click.Context(click.Command(self.name)))
 
     @property

@@ -1,4 +1,4 @@
-"""What the command line prints: notes on standard error, one JSON document on standard output."""
+"""Output of the command line: notes on standard error, one JSON document on standard output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lipcast.env import LOGGER_NAME
 
 @dataclass
 class Console:
-    """How much one command prints. `warnings` collects what the JSON document repeats."""
+    """Output settings of one command. `warnings` collects what the JSON document repeats."""
 
     as_json: bool = False
     quiet: bool = False

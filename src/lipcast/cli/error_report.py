@@ -13,7 +13,7 @@ _INTERNAL_ERROR = 70
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What the user is told about an error."""
+    """Text that the user sees of an error."""
 
     kind: str
     sentence: str

@@ -111,7 +111,7 @@ def _made_with(text: str) -> dict[str, Any]:
 
 
 def table(found: Evaluation) -> str:
-    """Every metric in a line, grouped."""
+    """Return every metric in a line, grouped."""
     height, width = found.size
     lines = [
         f"{found.video}: {found.num_frames} frames of {width}x{height}, {found.fps:g} a second"

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _NOTICES = {
     DEFAULT_MODEL: "the included model `tiny` knows illustrated portraits only; a photo comes out as one"
 }
-"""What to know about a model before looking at its videos."""
+"""Notes about a model, said before its first video."""
 
 
 @command(

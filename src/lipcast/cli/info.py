@@ -24,7 +24,7 @@ from lipcast.weights.configs import read_configs
 
 _DEFAULT_SIDES = (704, 384)
 _PRECISIONS: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
-"""What the transformer computes in; weights and rings have the same."""
+"""Precision of the computation; weights and rings have the same."""
 
 
 @command(
@@ -49,7 +49,7 @@ def info(console: Console, **flags: Any) -> None:
 
 
 def describe(model: str, configs: Models, options: GenerateOptions) -> dict[str, Any]:
-    """Everything that `lipcast info` shows, as JSON values."""
+    """Return everything that `lipcast info` shows, as JSON values."""
     height, width = _sides(options.size)
     spec = video_spec(options, configs.dit, configs.vae, height=height, width=width)
     geometry = spec.geometry
@@ -78,7 +78,7 @@ def describe(model: str, configs: Models, options: GenerateOptions) -> dict[str,
 
 
 def _sides(size: str | None) -> tuple[int, int]:
-    """The sides of the size as height and width: the picture that `info` supposes."""
+    """Return the sides of the size as height and width: the picture that `info` supposes."""
     if size is None:
         return _DEFAULT_SIDES
     height, width = re.findall(r"\d+", size)
@@ -86,7 +86,7 @@ def _sides(size: str | None) -> tuple[int, int]:
 
 
 def _bytes(configs: Models, spec: VideoSpec, precision: Literal["fp32", "bf16"]) -> dict[str, int]:
-    """Bytes by part of one session that computes a block at a time."""
+    """Return the bytes by part of one session that computes a block at a time."""
     dit, vae, geometry = configs.dit, configs.vae, spec.geometry
     layers, area = dit.num_layers, (geometry.latent_height, geometry.latent_width)
     weights = tensors.num_parameters(tensors.dit_tensors(dit)) * sizes.plain_bytes(precision)
@@ -111,14 +111,14 @@ def _bytes(configs: Models, spec: VideoSpec, precision: Literal["fp32", "bf16"])
 
 
 def _sum(parts: Mapping[str, int]) -> int:
-    """What is held at once: one working memory at a time, and every ring counted once."""
+    """Return the bytes held at once: one working memory at a time, every ring counted once."""
     kept = {name: size for name, size in parts.items() if not name.startswith("working")}
     working = [size for name, size in parts.items() if name.startswith("working")]
     return sum(kept.values()) - parts["KV ring of one step"] + max(working)
 
 
 def _as_text(document: Mapping[str, Any]) -> str:
-    """The document as lines for a person."""
+    """Return the document as lines for a person."""
     networks, video, by_precision = document["networks"], document["video"], document["bytes"]
     lines = [f"model {document['model']}", "", "networks, in parameters"]
     lines += [f"  {name:<28}{count:>16,}" for name, count in networks.items()]

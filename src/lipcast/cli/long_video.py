@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 LONG_S = 600
 _LEAST_BYTES_PER_S = 300
-"""Of the sparsest codecs for speech (2.4 kbit/s): a smaller file need not be scanned."""
+"""Rate of the sparsest codecs for speech (2.4 kbit/s): a smaller file need not be scanned."""
 
 
 class MeteredRenderer:

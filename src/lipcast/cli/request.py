@@ -52,7 +52,7 @@ class GenerateRequest:
     segment_s: float | None
     """0: in one piece; None: depends on the length of the audio."""
     randomised_fields: frozenset[str]
-    """Of "seed" and "output", those that differ each time the same command runs."""
+    """Fields among "seed" and "output" that differ each time the same command runs."""
     accepted: Mapping[str, str]
     """Reasons by compatibility flag."""
 

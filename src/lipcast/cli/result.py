@@ -1,4 +1,4 @@
-"""What `lipcast generate` has made, as one JSON document and as sentences."""
+"""Result of `lipcast generate`, as one JSON document and as sentences."""
 
 from __future__ import annotations
 

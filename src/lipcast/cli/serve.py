@@ -16,13 +16,43 @@ from lipcast.cli.compat_flags import accepted_flags
 from lipcast.cli.console import Console
 from lipcast.cli.options import MODEL, options_from, options_named
 from lipcast.cli.request import DEFAULT_MODEL, generate_options, gpu_options, precision
-from lipcast.cli.types import COUNT, FILE, FOLDER, SECONDS
+from lipcast.cli.types import COUNT, FILE, FOLDER, SECONDS, TEXT
 from lipcast.config.memory_options import MemoryOptions
 
 if TYPE_CHECKING:
     from lipcast.api import Lipcast
     from lipcast.serve.settings import ServeSettings
 
+_SPEECH = (
+    Option(
+        "tts",
+        "Speech synthesis: hibari (English, lipcast[tts]), espeak (the program espeak-ng), off, or the URL "
+        "of a server with OpenAI's /v1/audio/speech, whose key is in LIPCAST_TTS_KEY.",
+        section=Section.SPEECH, metavar="auto|hibari|espeak|off|URL", show_default="auto: the first found",
+    ),
+    *options_named("tts_voice", "tts_model"),
+    Option(
+        "asr_url",
+        "Server with OpenAI's /v1/audio/transcriptions, which understands questions from the microphone; its "
+        "key is in LIPCAST_ASR_KEY.",
+        section=Section.SPEECH, metavar="URL",
+    ),
+    Option(
+        "asr_model", "Model of the server that understands speech.",
+        section=Section.SPEECH, metavar="NAME", show_default="whisper-1",
+    ),
+    Option(
+        "llm_url",
+        "Server with OpenAI's /v1/chat/completions, which answers questions; its key is in LIPCAST_LLM_KEY.",
+        section=Section.SPEECH, metavar="URL",
+    ),
+    Option("llm_model", "Model that answers.", section=Section.SPEECH, metavar="NAME"),
+    Option(
+        "system_prompt", "What the model that answers is told about itself.",
+        section=Section.SPEECH, type=TEXT, metavar="TEXT", show_default="answer briefly, to be read out",
+    ),
+)  # fmt: skip
+_SPEECH_NAMES = tuple(option.name for option in _SPEECH)
 _OPTIONS = (
     MODEL,
     Option("host", "Address to listen at.", metavar="HOST", show_default="127.0.0.1"),
@@ -65,6 +95,7 @@ _OPTIONS = (
         "grace_s", "A session waits so long for its client to come back.",
         section=Section.LIMITS, type=SECONDS, show_default="20s",
     ),
+    *_SPEECH,
     Option(
         "workspace", "Folder of the videos that clients ask for, and of their jobs.",
         section=Section.FILES, type=FOLDER, show_default="in the user's cache",
@@ -109,6 +140,8 @@ _OPTIONS = (
         "lipcast serve",
         'lipcast serve --model ckpt/Wan2.2-S2V-14B --size "704*384" --max_sessions 1',
         "lipcast serve --host 0.0.0.0 --tls_cert cert.pem --tls_key key.pem",
+        "lipcast serve --llm_url http://127.0.0.1:11434/v1 --llm_model llama3.2 \\\n"
+        "    --asr_url http://127.0.0.1:8001/v1",
     ),
 )
 def serve(console: Console, **flags: Any) -> None:
@@ -126,11 +159,18 @@ def serve(console: Console, **flags: Any) -> None:
     from lipcast.serve.logs import write_logs
     from lipcast.serve.run import RunningServer
     from lipcast.serve.video_queue import VideoQueue
+    from lipcast.speech.services import find_services
 
+    speech = find_services(**{name: flags[name] for name in _SPEECH_NAMES if name in flags})
     write_logs()
     videos = VideoQueue(settings, options=options, made_with=_made_with(flags))
     hub = Hub(
-        lambda: _load(flags), settings, options=options, device_bytes=_device_bytes, videos=videos
+        lambda: _load(flags),
+        settings,
+        options=options,
+        speech=speech,
+        device_bytes=_device_bytes,
+        videos=videos,
     )
     server = RunningServer(hub)
     console.log(f"open {server.url} (Ctrl-C ends the server)")

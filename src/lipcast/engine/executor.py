@@ -186,7 +186,7 @@ class LaneExecutor:
         return [(unit.block, self._finish(unit.block)) for unit in tick if unit.step == last]
 
     def inputs_of(self, block: int) -> tuple[Tensor, ...]:
-        """Timesteps that are computed here."""
+        """Return the inputs of the timesteps that are computed here."""
         finished, inputs = self._last_inputs
         return inputs if finished == block else ()
 

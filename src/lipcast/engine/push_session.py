@@ -26,7 +26,7 @@ class PushSession(Closing):
         self._source.push(samples)
 
     def finish(self) -> None:
-        """No more sound: what is left is padded to whole blocks and made."""
+        """Declare the sound finished: pad what is left to whole blocks and make them."""
         self._source.finish()
 
     def ready(self) -> Iterator[FrameBlock]:
@@ -43,7 +43,7 @@ class PushSession(Closing):
         return self._session
 
     def __iter__(self) -> Iterator[FrameBlock]:
-        """Every block; waits for `push` from another thread, ends after `finish`."""
+        """Yield every block; wait for `push` from another thread, end after `finish`."""
         return iter(self._session)
 
     def cancel(self) -> None:

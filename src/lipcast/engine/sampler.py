@@ -24,7 +24,7 @@ class NoiseSource:
         self._drawn: tuple[int, Tensor] | None = None
 
     def frames(self, first_frame: int, count: int) -> Tensor:
-        """[C, count, H, W] float32; a run across a clip border takes the rest from the next clip."""
+        """Return [C, count, H, W] float32; a run across a clip border takes the rest from the next clip."""
         parts, frame, end = [], first_frame, first_frame + count
         while frame < end:
             clip, offset = divmod(frame, self._window)
@@ -34,7 +34,7 @@ class NoiseSource:
         return torch.cat(parts, dim=1)
 
     def _clip(self, clip: int) -> Tensor:
-        """The draw of a whole clip, [C, window, H, W]; the last one is kept."""
+        """Return the draw of a whole clip, [C, window, H, W]; the last one is kept."""
         if self._drawn is None or self._drawn[0] != clip:
             generator = torch.Generator().manual_seed((self._seed + clip) % 2**64)
             shape = (self._channels, self._window, *self._size)
@@ -43,5 +43,5 @@ class NoiseSource:
 
 
 def euler_step(latent: Tensor, velocity: Tensor, flow: FlowSchedule, step: int) -> Tensor:
-    """x + (sigma of the next step - sigma of this one) * v, in float32."""
+    """Return x + (sigma of the next step - sigma of this one) * v, in float32."""
     return latent + (flow.sigmas[step + 1] - flow.sigmas[step]) * velocity.float()

@@ -43,7 +43,7 @@ class SessionSnapshot:
     """The first clean latent of the video."""
 
     def to(self, device: torch.device | str) -> SessionSnapshot:
-        """The same on a device."""
+        """Return the same snapshot on a device."""
         blocks = tuple(
             BlockSnapshot(
                 block.latent_CFHW.to(device),
@@ -90,7 +90,7 @@ class SnapshotRecorder:
         self._first_C1HW: Tensor | None = None
 
     def add(self, block: BlockSnapshot) -> None:
-        """The next block is finished."""
+        """Record the next finished block."""
         if self._first_C1HW is None:
             self._first_C1HW = block.latent_CFHW[:, :1].clone()
         self._blocks.append(block)

@@ -60,7 +60,7 @@ class AudioSource(Protocol):
         """Return whether `read` returns at once."""
 
     def read(self) -> Chunk | None:
-        """The next piece; None at the end. May wait for it."""
+        """Return the next piece; None at the end. May wait for it."""
 
 
 class Features(Protocol):
@@ -89,7 +89,7 @@ class Timeline(Protocol):
         """Blocks that the video needs; None while not known."""
 
     def features(self, block: int, *, wait: bool = True) -> Tensor | None:
-        """Features of a block; None where the sound ends before it or has not come yet."""
+        """Return the features of a block; None where the sound ends before it or has not come yet."""
 
     def take_samples(self, num_frames: int) -> Samples:
         """Return the samples of the next frames, [n, channels]."""
@@ -142,7 +142,7 @@ class AudioTimeline:
         return None if frames is None else -(-frames // self._video_frames_per_block)
 
     def features(self, block: int, *, wait: bool = True) -> Tensor | None:
-        """Features [layers, channels, frames per block] of a block.
+        """Return the features [layers, channels, frames per block] of a block.
 
         None where the sound ends before it, or, with `wait` off, where it has not come yet.
         Raises InputError if the whole source turns out to hold no sample.

@@ -56,7 +56,7 @@ FILE_WINDOW = Window(keep=40 * FEATURE_RATE, left=10 * FEATURE_RATE, right=10 * 
 
 
 def live_window(video_frames_per_block: int) -> Window:
-    """One block with 8 s of past and 0.24 s of future; a live session waits 0.27 s for it.
+    """Return a window of 8 s before a block and 0.24 s after it; a live session waits 0.27 s for it.
 
     Bound, as at FILE_WINDOW: 0.25 on utterances of up to 8 s (measured 0.19 to 0.22), 0.45 on
     minutes (0.34 to 0.41). The attention of the embedded model spans all it gets, most of which
@@ -164,12 +164,12 @@ class FeatureStream:
             self.state.pieces.append(torch.from_numpy(kept_N))
 
     def finish(self) -> None:
-        """No more pieces: silence fills the last block."""
+        """Declare the sound finished: silence fills the last block."""
         self.state.finished = True
 
     @torch.inference_mode()
     def take(self, block: int) -> Tensor | None:
-        """Features [G, D, F] of a block, float32 on the encoder's device; None: push more first.
+        """Return the features [G, D, F] of a block, float32 on the encoder's device; None: push more first.
 
         Blocks are taken in order, each once. Past the end the last feature is repeated.
         """
@@ -194,7 +194,7 @@ class FeatureStream:
         return features_GFD.transpose(1, 2).contiguous()
 
     def snapshot(self) -> StreamState:
-        """A copy of the state that later calls do not change, without unused memory behind it."""
+        """Return a copy of the state that later calls do not change, without unused memory behind it."""
         state = self.state
         return replace(
             state,
@@ -233,12 +233,12 @@ class FeatureStream:
         return Window(keep=self._padded_features(self._num_samples), left=0, right=0)
 
     def _padded_features(self, num_samples: int) -> int:
-        """Features of a sound that silence fills up to whole blocks."""
+        """Return the features of a sound that silence fills up to whole blocks."""
         block = self._video_frames_per_block * _SAMPLES_PER_FRAME
         return self._config.num_features(max(1, -(-num_samples // block)) * block)
 
     def _total_features(self) -> int | None:
-        """Features of the whole sound; None while its length is not known."""
+        """Return the features of the whole sound; None while its length is not known."""
         if self._num_samples is not None:
             return self._padded_features(self._num_samples)
         return self._padded_features(self.state.num_samples) if self.state.finished else None
@@ -279,7 +279,7 @@ class FeatureStream:
         return True
 
     def _run_layers(self, local_TD: Tensor, *, cut_left: bool, cut_right: bool) -> Tensor:
-        """The layers over a window, [T, D] to [G, T, D]; a mirror stands for what is cut off.
+        """Run the layers over a window, [T, D] to [G, T, D]; a mirror stands for what is cut off.
 
         The positional convolution takes an edge for the end of the sound, and attention carries
         that everywhere. As far as it reaches, mirrored features hide the edge: errors fall by half.
@@ -300,7 +300,7 @@ class FeatureStream:
             state.num_local += count
 
     def _read_normalised(self, num_features: int) -> Tensor:
-        """The samples of the next features, normalised, with silence after the end."""
+        """Return the samples of the next features, normalised, with silence after the end."""
         state, config = self.state, self._config
         count = (num_features - 1) * config.stride + config.receptive_field
         wave_N = torch.cat(state.pieces) if state.pieces else torch.zeros(0)

@@ -60,7 +60,7 @@ class TiledDecoder:
         return video_BCTHW
 
     def whole_state(self, state: DecoderState, latent_size: tuple[int, int]) -> DecoderState:
-        """The caches of all tiles side by side; where tiles overlap, the last one's."""
+        """Return the caches of all tiles side by side; where tiles overlap, the last one's."""
         height, width = latent_size
         found = DecoderState()
         for index, tile in enumerate(self._tiles_of(latent_size)):
@@ -94,7 +94,7 @@ class TiledDecoder:
         return [_Tile(row, column) for row, column in product(rows, columns)]
 
     def _fetch(self, state: DecoderState, index: int, device: torch.device) -> DecoderState:
-        """The state of one tile, on the device."""
+        """Return the state of one tile, on the device."""
         prefix = f"{index}/"
         return DecoderState(
             {
@@ -112,7 +112,7 @@ class TiledDecoder:
 
 
 def _parked(cache: Tensor) -> Tensor:
-    """A copy in host memory. Copies to and fro follow each other on one stream: nobody waits."""
+    """Return a copy in host memory. Copies to and fro follow each other on one stream: nobody waits."""
     # In the same order of axes: a copy in another one is no plain transfer.
     host = torch.empty_like(cache, device="cpu", pin_memory=cache.is_cuda)
     return host.copy_(cache, non_blocking=True)
@@ -148,7 +148,7 @@ def _spans(side: int, count: int) -> list[_Span]:
 
 
 def _ramp(starts: tuple[int, ...], length: int, index: int, factor: int) -> Tensor:
-    """Up over what a tile shares with the one before, down over what it shares with the next."""
+    """Return weights that rise over the overlap with the tile before and fall over that with the next."""
     x = torch.arange(length * factor) + 0.5
     ramp = torch.ones(length * factor)
     if index > 0:

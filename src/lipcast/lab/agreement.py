@@ -1,4 +1,4 @@
-"""Whether two runs of a sweep say the same, within the spreads that they print.
+"""Agreement of two runs of a sweep, within the spreads that they print.
 
 Input: the cells of both runs. Output: a row for every cell and figure that both have.
 """
@@ -30,7 +30,7 @@ class Row:
 
 
 def agree(first: Spread, second: Spread) -> bool | None:
-    """Whether the medians differ by no more than the greater of the two spreads (greatest - least).
+    """Return whether the medians differ by no more than the greater of the two spreads (greatest - least).
 
     By simulation with normal noise, two runs of three processes each that differ in nothing agree 94 times
     in 100; a change of 3 standard deviations still passes 25 times, one of 5 twice. None without a spread.
@@ -46,7 +46,7 @@ def compared(
     second: Sequence[CellResult],
     figures: Sequence[str] = FIGURES,
 ) -> Iterator[Row]:
-    """Cell by cell, in the order of the first run."""
+    """Yield the comparison of each cell, in the order of the first run."""
     others = {key_of(result.cell): result for result in second}
     for result in first:
         other = others.get(key_of(result.cell))

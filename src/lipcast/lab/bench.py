@@ -182,7 +182,7 @@ def _bench(
 
 
 def conditions(model: Lipcast) -> dict[str, Any]:
-    """What the figures hold for."""
+    """Return the conditions that the figures hold for."""
     bundle, backend = model.bundle, model.backend
     gpu = torch.cuda.get_device_name(bundle.device) if bundle.device.type == "cuda" else None
     return {
@@ -201,7 +201,7 @@ def conditions(model: Lipcast) -> dict[str, Any]:
 
 
 def _gpu(index: int) -> dict[str, Any]:
-    """A card, and the most that torch took of it, in bytes."""
+    """Return the card, and the most that torch took of it, in bytes."""
     return {
         "name": torch.cuda.get_device_name(index),
         "peak_allocated_bytes": torch.cuda.max_memory_allocated(index),
@@ -241,14 +241,14 @@ def _row(run: _Run, laps: list[dict[str, float]]) -> BenchRow:
 
 
 def _portrait() -> NDArray[np.uint8]:
-    """A smooth picture."""
+    """Return a smooth picture."""
     ramp = np.linspace(0, 255, _PORTRAIT_SIDE)
     planes = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], 128.0), axis=-1)
     return planes.astype(np.uint8)
 
 
 def _write_sound(path: Path, seconds: float) -> Path:
-    """A buzz that opens and closes, a block longer than asked: the first block is not a lap."""
+    """Write a buzz that opens and closes, a block longer than asked: the first block is not a lap."""
     t = np.arange(round((seconds + 12 / VIDEO_FPS) * SAMPLE_RATE)) / SAMPLE_RATE
     tone = np.sin(2 * np.pi * 140 * t) * np.clip(np.sin(2 * np.pi * 4 * t), 0, 1) * 0.3
     with wave.open(str(path), "wb") as file:
@@ -260,7 +260,7 @@ def _write_sound(path: Path, seconds: float) -> Path:
 
 
 def _cpu_name() -> str:
-    """The processor's name where the system says it."""
+    """Return the processor's name where the system says it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -16,7 +16,7 @@ from lipcast.lab.pictures import grey, psnr, ssim
 
 GROUP = "against the other"
 EQUAL_DB = 100.0
-"""What stands for the infinite PSNR of equal frames, dB."""
+"""Value that stands for the infinite PSNR of equal frames, dB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Comparison:
 
 
 def compare(video: Footage, other: Footage) -> Comparison:
-    """How near two runs are, over the frames that both have.
+    """Return how near two runs are, over the frames that both have.
 
     PSNR: peak signal to noise over RGB, dB, higher is nearer, 100 stands for equal; the mean over
     frames and the worst frame. SSIM: on grey at full size, -1..1, 1 is equal (Wang et al. 2004).

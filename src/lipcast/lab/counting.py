@@ -33,7 +33,7 @@ _WRITES_ONLY = frozenset({"copy_", "fill_", "zero_"})
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What was asked of the GPU."""
+    """Work that was asked of the GPU."""
 
     launches: int
     elementwise_bytes: float
@@ -84,7 +84,7 @@ class OperatorCount(TorchDispatchMode):
         )
 
     def rows(self) -> list[tuple[str, Kind, int, int]]:
-        """(operator, kind, launches, bytes), most bytes first."""
+        """Return (operator, kind, launches, bytes), most bytes first."""
         order = sorted(self.num_bytes, key=lambda key: -self.num_bytes[key])
         return [(*key, self.launches[key], self.num_bytes[key]) for key in order]
 
@@ -126,7 +126,7 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _split_arguments(func: Any, args: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """What one of our own operators reads, and what it writes without reading it."""
+    """Return what one of our own operators reads, and what it writes without reading it."""
     names = zip(func._schema.arguments, args, strict=True)
     given = [(argument.is_write, _tensors(value)) for argument, value in names]
     read, written = (
@@ -136,7 +136,7 @@ def _split_arguments(func: Any, args: Any) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _is_free(func: Any, name: str, read: list[Tensor], written: list[Tensor]) -> bool:
-    """Whether nothing is launched: memory without content, or another view of an input."""
+    """Return whether nothing is launched: memory without content, or another view of an input."""
     if func.namespace == "prim" or _ALLOCATION.match(name):
         return True
     if func._schema.is_mutable or not read:
@@ -158,7 +158,7 @@ def _kind(name: str, read: list[Tensor], written: list[Tensor]) -> Kind:
 
 
 def _touched_bytes(tensor: Tensor) -> int:
-    """Bytes of the distinct elements."""
+    """Return the bytes of the distinct elements."""
     sides = zip(tensor.shape, tensor.stride(), strict=True)
     return prod(side for side, stride in sides if stride) * tensor.element_size()
 
@@ -172,13 +172,13 @@ def _addmm_flop(read: list[Tensor], out: Tensor) -> int:
 
 
 def _attention_flop(read: list[Tensor], out: Tensor) -> int:
-    """q kᵀ and the product with v; q [..., T, d], k [..., S, d]."""
+    """Return the operations of q kᵀ and of the product with v; q [..., T, d], k [..., S, d]."""
     keys = read[1].shape[-2]
     return 2 * read[0].numel() * keys + 2 * out.numel() * keys
 
 
 def _segments_flop(read: list[Tensor], out: Tensor) -> int:
-    """q [T, N, d]; planes of keys and values, numbers last; keys of reference and motion; values."""
+    """Return the same for planes of a ring; q [T, N, d], planes of keys and values, keys of the sink."""
     num_planes = (len(read) - 4) // 2
     slots, tokens = read[num_planes].shape[:2]
     return 4 * out.numel() * (slots * tokens + read[-1].shape[0])

@@ -1,4 +1,4 @@
-"""What this machine has, looked at without computing a video.
+"""Checks of this machine that compute no video.
 
 Output: findings, each with a topic, a status, what was found and what to do about it. A `problem`
 means that `generate` would not run. torch is imported inside: a broken one is a finding too.
@@ -46,7 +46,7 @@ def examine(cards: Sequence[DriverCard]) -> Iterator[Finding]:
 
 
 def _guarded(topic: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """A look that fails is a finding: what it needs is broken."""
+    """Yield findings; a check that fails is a finding itself: what it needs is broken."""
     try:
         yield from look()
     except Exception as error:  # a library that is half installed may raise anything
@@ -87,7 +87,7 @@ def _torch(cards: Sequence[DriverCard]) -> Iterator[Finding]:
 
 
 def _driver(torch: Any, cards: Sequence[DriverCard]) -> Finding:
-    """What torch and the driver say of CUDA together."""
+    """Yield what torch and the driver say about CUDA together."""
     listed = cards[0].driver_version if cards else ""
     if torch.cuda.is_available():
         return Finding("CUDA", "ok", f"{torch.version.cuda}, driver {listed or 'unknown'}")
@@ -122,7 +122,7 @@ def _gpu(torch: Any, index: int) -> Iterator[Finding]:
 
 
 def _kernels(device: Any) -> Iterator[Finding]:
-    """Which kernels and which attention `auto` computes with on a GPU, and why."""
+    """Yield the kernels and the attention that `auto` computes with on a GPU, and why."""
     from lipcast.config.models import DiTConfig
     from lipcast.models.kernels.choice import attention_outlook, choose_kernels
 
@@ -139,7 +139,7 @@ def _kernels(device: Any) -> Iterator[Finding]:
 
 
 def _attention(torch: Any) -> Finding:
-    """The back ends of torch's attention that compute one head of the model's size here."""
+    """Yield the back ends of torch's attention that compute one head of the model's size here."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     on_gpu = torch.cuda.is_available()

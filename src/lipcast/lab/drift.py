@@ -1,4 +1,4 @@
-"""Whether the picture stays what it was: colours and likeness over time, and flicker.
+"""Drift of the picture: colours and likeness over time, and flicker.
 
 Input: a `Survey`, and the portrait where there is one, as thumbnail and mean colour.
 """
@@ -21,32 +21,32 @@ FLICKER = "flicker"
 
 @dataclass(frozen=True, slots=True)
 class Likeness:
-    """What a video is compared with."""
+    """Picture that a video is compared with."""
 
     thumb: Floats
     colour: Floats
 
 
 def portrait_likeness(portrait: ImageSource, *, size: tuple[int, int]) -> Likeness:
-    """The portrait, cut to `size` (height, width) as the engine cuts it. Raises InputError."""
+    """Return the portrait, cut to `size` (height, width) as the engine cuts it. Raises InputError."""
     pixels = fit_portrait(load_portrait(portrait), *size)
     colour = pixels.reshape(-1, 3).astype(np.float32).mean(axis=0)
     return Likeness(thumbnail(pixels, THUMB_SIDE), colour)
 
 
 def colour_curve(survey: Survey, colour: Floats) -> NDArray[np.float64]:
-    """Distance of each frame's mean colour from `colour`: Euclid in RGB, levels, [n]."""
+    """Return the distance of each frame's mean colour from `colour`: Euclid in RGB, levels, [n]."""
     distances: NDArray[np.float64] = np.linalg.norm(survey.colours - colour, axis=1)
     return distances.astype(np.float64)
 
 
 def likeness_curve(survey: Survey, thumb: Floats) -> NDArray[np.float64]:
-    """SSIM of each frame's thumbnail with `thumb`, [n]."""
+    """Return the SSIM of each frame's thumbnail with `thumb`, [n]."""
     return np.array([ssim(picture, thumb) for picture in survey.thumbs])
 
 
 def drift(survey: Survey, portrait: Likeness | None, *, fps: float) -> list[Metric]:
-    """How far colours and likeness move away from the first second and from the portrait.
+    """Measure how far colours and likeness move away from the first second and from the portrait.
 
     colour drift: distance between the mean colours of the last and the first second; Euclid in RGB,
     0..442 levels, lower is better. colour slope: least-squares slope of the distance to the first
@@ -92,7 +92,7 @@ def _against_portrait(survey: Survey, portrait: Likeness | None, second: int) ->
 
 
 def flicker(survey: Survey) -> list[Metric]:
-    """Whether brightness trembles from frame to frame.
+    """Measure whether brightness trembles from frame to frame.
 
     brightness flicker: root mean square of the second difference of the frame's mean grey, over
     sqrt(6) so that white noise of 1 level gives 1; levels, lower is better. pixel flicker: the same

@@ -39,7 +39,7 @@ BLOCK_FRAMES = 12
 
 @dataclass(frozen=True, slots=True)
 class EvaluationInput:
-    """What is to be evaluated, and with what beside it."""
+    """Video to evaluate, and the files to compare it with."""
 
     video: Path
     audio: Path | None = None
@@ -66,11 +66,11 @@ class Evaluation:
     events: dict[str, list[int]]
 
     def value(self, group: str, name: str) -> float | None:
-        """One metric's value; None where there is none."""
+        """Return one metric's value; None where there is none."""
         return next(m.value for m in self.metrics if (m.group, m.name) == (group, name))
 
     def document(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return the evaluation as plain data."""
         return {
             "video": self.video,
             "num_frames": self.num_frames,
@@ -143,7 +143,7 @@ def _identity(
 def _spoken(
     question: EvaluationInput, footage: Footage, face: FaceTrack, curves: dict[str, list[float]]
 ) -> list[Metric]:
-    """Lip sync of the mouth that is believed, by SyncNet, and by both ways of seeing a mouth.
+    """Measure lip sync: of the mouth that is believed, by SyncNet, and by both ways of seeing a mouth.
 
     Their curves are added to `curves`.
     """

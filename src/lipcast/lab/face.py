@@ -29,7 +29,7 @@ _MARGIN = 1.5
 """Side of the square that is looked at, in sides of the face found before."""
 _MIN_PRESENCE = 0.5
 _MIN_SHARE = 0.8
-"""Of the frames must show a face for curves to mean something."""
+"""Share of the frames that must show a face for curves to mean something."""
 _SCALES = (1.0, 0.7, 0.5, 0.35)
 INNER_LIPS = 13, 14
 """Upper and lower."""
@@ -89,7 +89,7 @@ def track(footage: Footage, model: Model) -> FaceTrack:
 
 
 def components(points: Points) -> dict[str, NDArray[np.float64]]:
-    """What a face does, [n] each, in distances between the outer corners of the eyes."""
+    """Return the movements of a face, [n] each, in distances between the outer corners of the eyes."""
     scale = _distance(points, *EYE_CORNERS)
     eyes = [_distance(points, upper, lower) for _, _, upper, lower in _EYES]
     brows = [_distance(points, brow, lid) for brow, lid in _BROWS]
@@ -102,7 +102,7 @@ def components(points: Points) -> dict[str, NDArray[np.float64]]:
 
 
 def expression(face: FaceTrack) -> list[Metric]:
-    """How much a face expresses: the standard deviation over time of its components.
+    """Measure how much a face expresses: the standard deviation over time of its components.
 
     Components: mouth opening, mouth width, eye opening, brow height, each in % of the distance between
     the outer corners of the eyes, so that size and distance do not matter; 0.., higher is livelier.
@@ -117,7 +117,7 @@ def expression(face: FaceTrack) -> list[Metric]:
 
 
 def load_model(path: Path) -> Model:
-    """The face mesh model in a .tflite file. Raises InputError and CheckpointError."""
+    """Load the face mesh model in a .tflite file. Raises InputError and CheckpointError."""
     interpreter = open_tflite(path, flag="face_model")
     source = interpreter.get_input_details()[0]
     sizes = {int(np.prod(out["shape"])): out["index"] for out in interpreter.get_output_details()}
@@ -140,7 +140,7 @@ def load_model(path: Path) -> Model:
 def _look(
     frame: Frame, square: tuple[float, float, float] | None, model: Model
 ) -> tuple[Points, float]:
-    """Points in pixels of the frame and the chance of a face, where it was or anywhere."""
+    """Return points in pixels of the frame and the chance of a face, where it was or anywhere."""
     if square is not None:
         points, chance = _at(frame, square, model)
         if chance >= _MIN_PRESENCE:
@@ -151,7 +151,7 @@ def _look(
 
 
 def _places(frame: Frame) -> list[tuple[float, float, float]]:
-    """Squares (centre x, centre y, side) of four sizes that overlap by half."""
+    """Yield squares (centre x, centre y, side) of four sizes that overlap by half."""
     height, width = frame.shape[:2]
     places = []
     for scale in _SCALES:
@@ -163,7 +163,7 @@ def _places(frame: Frame) -> list[tuple[float, float, float]]:
 
 
 def _at(frame: Frame, square: tuple[float, float, float], model: Model) -> tuple[Points, float]:
-    """What the model sees in a square of the frame."""
+    """Return what the model sees in a square of the frame."""
     x, y, side = square
     corner = np.array([x - side / 2, y - side / 2])
     points, chance = model(_cut(frame, corner, side))
@@ -171,14 +171,14 @@ def _at(frame: Frame, square: tuple[float, float, float], model: Model) -> tuple
 
 
 def _cut(frame: Frame, corner: NDArray[np.float64], side: float) -> Floats:
-    """The square at the model's size, bilinear, edges repeated, 0..1."""
+    """Return the square at the model's size, bilinear, edges repeated, 0..1."""
     steps = (np.arange(_SIDE) + 0.5) * (side / _SIDE) - 0.5
     seen = bilinear(frame, (corner[1] + steps)[:, None], (corner[0] + steps)[None])
     return seen / np.float32(255)
 
 
 def _around(points: Points) -> tuple[float, float, float]:
-    """The square to look at in the next frame."""
+    """Return the square to look at in the next frame."""
     low, high = points.min(axis=0), points.max(axis=0)
     x, y = (low + high) / 2
     return float(x), float(y), _MARGIN * float((high - low).max())

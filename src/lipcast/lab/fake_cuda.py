@@ -103,7 +103,7 @@ class FakeStream:
 
 
 def _cuda_functions(capability: tuple[int, int]) -> dict[str, Any]:
-    """What the engine calls of `torch.cuda`."""
+    """Return replacements for the functions of `torch.cuda` that the engine calls."""
     return {
         "Stream": FakeStream,
         "Event": FakeEvent,
@@ -200,7 +200,7 @@ def _basic_view(x: Tensor, index: Any) -> tuple[Tensor, list[Tensor | None]]:
 
 
 def _num_named(parts: tuple[Any, ...], *, before: Any) -> int:
-    """How many axes are named before a part."""
+    """Return the number of axes that are named before a part."""
     count = 0
     for part in parts:
         if part is before:
@@ -232,7 +232,7 @@ def _to(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _empty_as(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Memory for a copy of x in the same order of axes."""
+    """Return memory for a copy of x in the same order of axes."""
     order = sorted(range(x.dim()), key=x.stride, reverse=True)
     dense = torch.empty([x.shape[axis] for axis in order], dtype=dtype, device=device)
     return dense.permute([order.index(axis) for axis in range(x.dim())])
@@ -259,7 +259,7 @@ def _contiguous(x: Tensor, memory_format: Any = torch.contiguous_format) -> Tens
 
 
 def _numpy(x: Tensor, **_: Any) -> Any:
-    """Zeros of the tensor's shape: a fake tensor has no values."""
+    """Return zeros of the tensor's shape: a fake tensor has no values."""
     assert x.device.type == "cpu", "numpy() of a tensor that is not in host memory"
     return np.zeros(tuple(x.shape), np.dtype(str(x.dtype).removeprefix("torch.")))
 
@@ -271,7 +271,7 @@ def _iterate(x: Tensor) -> Iterator[Tensor]:
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, dropout_p: float = 0.0, **kwargs: Any
 ) -> Tensor:
-    """The fused kernel that PyTorch picks on Hopper; its output lies in memory as the query does."""
+    """Compute as the fused kernel that PyTorch picks on Hopper; the output is laid out as the query."""
     if not q.is_cuda or attn_mask is not None or dropout_p:
         return functional.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, **kwargs)
     scale, causal = kwargs.get("scale"), kwargs.get("is_causal", False)
@@ -290,7 +290,7 @@ def _attention(
 def _interpolate(
     x: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", **kwargs: Any
 ) -> Tensor:
-    """Nearest neighbours by a whole factor are one copy of an expanded view."""
+    """Copy one expanded view, as nearest neighbours by a whole factor do."""
     if not x.is_cuda or not mode.startswith("nearest") or scale_factor is None:
         return functional.interpolate(x, size, scale_factor, mode, **kwargs)
     scales = scale_factor if isinstance(scale_factor, tuple | list) else (scale_factor,) * 2

@@ -33,20 +33,20 @@ class Footage:
 
     @classmethod
     def of_file(cls, path: str | Path) -> Footage:
-        """Raises InputError where it is no video."""
+        """Read a video file. Raises InputError where it is no video."""
         _, fps, has_sound = timing(path)
         return cls(str(path), fps, lambda: iter_frames(path), has_sound)
 
     @classmethod
     def of_frames(cls, frames: Iterable[Frame], *, fps: float = VIDEO_FPS) -> Footage:
-        """Frames in memory."""
+        """Wrap frames in memory."""
         kept = list(frames)
         return cls("frames", fps, lambda: iter(kept))
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What one pass over a video leaves, n frames long."""
+    """Measurements of one pass over a video, n frames long."""
 
     thumbs: Floats
     """Grey [n, h, w] in 0..255, the short side about `THUMB_SIDE`."""

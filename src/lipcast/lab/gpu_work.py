@@ -1,4 +1,4 @@
-"""What one step, one block and one decode of the true model ask of a GPU, counted without a GPU.
+"""Work that one step, one block and one decode of the true model ask of a GPU, counted without one.
 
 Inputs: configs, a spec, the precisions of weights and rings. Output: `Work`. The real executor and the
 real decoder run on fake CUDA tensors. All layers are alike, so a step is counted on models of one and
@@ -148,7 +148,7 @@ def steady_executor(
 
 
 def fake_kernels(case: StepCase) -> Kernels:
-    """The operations between matrix products, for the fake device."""
+    """Return the operations between matrix products, for the fake device."""
     if case.kernels != "triton":
         return Kernels()
     attention = None if case.precision == "fp32" else SDPA
@@ -160,7 +160,7 @@ def _ticks_before(num_lanes: int) -> list[tuple[Unit, ...]]:
 
 
 def _wavefront(tick: int) -> tuple[Unit, ...]:
-    """The earliest block is the furthest."""
+    """Return the units of a wavefront; the earliest block is the furthest."""
     return tuple(Unit(STEADY_BLOCK + lane, tick - lane) for lane in range(tick + 1))
 
 
@@ -171,7 +171,7 @@ def _start_new(executor: LaneExecutor, tick: tuple[Unit, ...], config: DiTConfig
 
 
 def fake_dit(config: DiTConfig, precision: StoredPrecision, *, fp8_matmul: bool = True) -> DiT:
-    """The transformer with weights of a precision, on the fake device."""
+    """Return the transformer with weights of a precision, on the fake device."""
     dtype = PLAIN_DTYPES.get(precision, torch.bfloat16)
     with without_memory():
         dit = DiT(config)
@@ -185,7 +185,7 @@ def fake_dit(config: DiTConfig, precision: StoredPrecision, *, fp8_matmul: bool 
 
 
 def quantised_names(dit: DiT) -> list[str]:
-    """Names of the linear layers whose weights are stored quantised."""
+    """Return the names of the linear layers whose weights are stored quantised."""
     linears = (pair for pair in dit.named_modules() if isinstance(pair[1], nn.Linear))
     return [
         name
@@ -212,7 +212,7 @@ def put_on_device(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def fake_device_context() -> DeviceContext:
-    """The fake device, its host memory, and copies that are counted as copies."""
+    """Return the fake device, its host memory, and copies that are counted as copies."""
     host = Arena("host memory", DeviceMaker(torch.device("cpu")))
     return DeviceContext(
         DEVICE, Arena("fake device", DeviceMaker(DEVICE)), host, CudaCopier(DEVICE)
@@ -220,7 +220,7 @@ def fake_device_context() -> DeviceContext:
 
 
 def fake_reference(spec: VideoSpec, config: DiTConfig) -> ReferenceLatents:
-    """Reference and motion latents of a portrait."""
+    """Return reference and motion latents of a portrait."""
     geometry = spec.geometry
     num_latents = 1 + (config.motion_frames - 1) // 4
     still_CFHW = torch.empty(
@@ -231,7 +231,7 @@ def fake_reference(spec: VideoSpec, config: DiTConfig) -> ReferenceLatents:
 
 
 def fake_features(config: DiTConfig) -> Tensor:
-    """Speech features of one block, in host memory as the sound's timeline gives them."""
+    """Return speech features of one block, in host memory as the sound's timeline gives them."""
     return torch.empty(config.num_audio_layers, config.audio_dim, 12)
 
 

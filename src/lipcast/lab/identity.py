@@ -1,4 +1,4 @@
-"""Whether the face stays that of the portrait, by a face recognition network that the user supplies.
+"""Likeness of the face to the portrait's, by a face recognition network that the user supplies.
 
 Input: footage with the face in it, the portrait with the face in it, the network. Output: metrics and a
 curve. The network is a .tflite file: one square RGB face in, one vector out, as MobileFaceNet's
@@ -28,7 +28,7 @@ _TEMPLATE_SIDE = 112
 _TEMPLATE = np.array(
     [(38.29, 51.70), (73.53, 51.50), (56.03, 71.74), (41.55, 92.37), (70.73, 92.20)]
 )
-"""Where networks of this kind expect eyes, tip of the nose and corners of the mouth (x, y), as seen."""
+"""Positions of eyes, tip of the nose and corners of the mouth (x, y) that such networks expect, as seen."""
 _EYE_LEFT, _EYE_RIGHT = (33, 133), (263, 362)
 _NOSE, _MOUTH_LEFT, _MOUTH_RIGHT = 4, 61, 291
 _MIDDLE, _SCALE = 127.5, 128.0
@@ -44,14 +44,14 @@ class Recogniser:
     """From RGB [side, side, 3], scaled, to a vector."""
 
     def of(self, frame: Frame, points: NDArray[np.float64]) -> Curve:
-        """The unit vector of the face whose 468 landmarks are given."""
+        """Return the unit vector of the face whose 468 landmarks are given."""
         face = aligned(frame, points, self.side)
         vector = np.asarray(self.embed((face - _MIDDLE) / np.float32(_SCALE)), np.float64).ravel()
         return vector / max(float(np.linalg.norm(vector)), 1e-12)
 
 
 def load_recogniser(path: Path) -> Recogniser:
-    """The network in a .tflite file. Raises InputError and CheckpointError."""
+    """Load the network in a .tflite file. Raises InputError and CheckpointError."""
     interpreter = open_tflite(path, flag="identity")
     source, result = interpreter.get_input_details(), interpreter.get_output_details()
     shape = tuple(source[0]["shape"])
@@ -73,7 +73,7 @@ def load_recogniser(path: Path) -> Recogniser:
 def identity(
     footage: Footage, face: FaceTrack, portrait: tuple[Frame, FaceTrack] | None, network: Recogniser
 ) -> tuple[list[Metric], Curve | None]:
-    """How much the face resembles the portrait's, frame by frame, and the curve of it.
+    """Measure how much the face resembles the portrait's, frame by frame, and return the curve of it.
 
     similarity to the portrait: cosine of the two vectors, mean over the frames; -1..1, higher is better;
     what counts as one person depends on the network (0.4 to 0.6 and more with most). least similarity:
@@ -100,12 +100,12 @@ def identity(
 
 
 def unavailable_identity(reason: str) -> list[Metric]:
-    """All of them, with the reason."""
+    """Return all metrics of this module as unavailable, with the reason."""
     return [unavailable(GROUP, name, reason) for name in NAMES]
 
 
 def aligned(frame: Frame, points: NDArray[np.float64], side: int) -> Floats:
-    """The face turned, scaled and moved so that its features lie where the network expects them.
+    """Return the face turned, scaled and moved so that its features lie where the network expects them.
 
     The similarity nearest to the five points by least squares (Umeyama 1991). RGB [side, side, 3].
     """

@@ -41,12 +41,12 @@ class KernelCase:
     types: Mapping[str, str]
     options: Mapping[str, int]
     module: str = "triton_code"
-    """Where the function is, below `lipcast.models.kernels`."""
+    """Path of the function below `lipcast.models.kernels`."""
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledKernel:
-    """What a kernel takes on one architecture."""
+    """Registers and memory that a kernel takes on one architecture."""
 
     label: str
     capability: int
@@ -65,7 +65,7 @@ def compile_kernels(
 
 
 def _cases(config: DiTConfig) -> Iterator[KernelCase]:
-    """Every kernel in the forms that the published model uses."""
+    """Yield every kernel in the forms that the published model uses."""
     row, wide = row_block(config.dim), row_block(config.ffn_dim)
     norm = {"ADDS": True, "GATED": True, "NORMS": True, "MODULATES": True, "DTYPE": _bf16()}
     for fp8 in (False, True):
@@ -153,7 +153,7 @@ def _type(name: str, case: KernelCase, types: Mapping[str, str]) -> str:
 
 
 def _aligned(function: Any, signature: Mapping[str, str]) -> dict[tuple[int], list[list[object]]]:
-    """Pointers and row lengths are multiples of 16, as they are in the model."""
+    """Return the alignment of pointers and row lengths: multiples of 16, as in the model."""
     divisible = [["tt.divisibility", 16]]
     return {
         (index,): divisible
@@ -163,7 +163,7 @@ def _aligned(function: Any, signature: Mapping[str, str]) -> dict[tuple[int], li
 
 
 def _assembled(ptx: str, capability: int) -> tuple[int, int]:
-    """Registers per thread, and bytes spilled to memory."""
+    """Return the registers per thread, and the bytes spilled to memory."""
     from triton.backends.nvidia.compiler import get_ptxas
 
     name = f"sm_{capability}{'a' if capability >= _FIRST_WITH_OWN_FEATURES else ''}"

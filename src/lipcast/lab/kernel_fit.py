@@ -38,7 +38,7 @@ def fitted_counts(kernels: KernelName) -> Mapping[str, KernelCounts]:
 
 
 def _fitted(case: StepCase) -> KernelCounts:
-    """The counts of one lane."""
+    """Return the counts of one lane."""
     work = count_step(_CONFIG, case)
     dim, hidden, (tokens, keys) = _CONFIG.dim, _CONFIG.ffn_dim, _tokens()
     weights = 6 * dim * dim + 2 * dim * hidden
@@ -67,13 +67,13 @@ def _fitted(case: StepCase) -> KernelCounts:
 
 
 def _lane_launches(case: StepCase) -> int:
-    """Launches per layer that a third lane adds to two."""
+    """Return the launches per layer that a third lane adds to two."""
     two, three = (count_step(_CONFIG, replace(case, num_lanes=lanes)) for lanes in (2, 3))
     return three.per_layer.launches - two.per_layer.launches
 
 
 def _lanes(case: StepCase) -> KernelCounts:
-    """What several lanes add to each of them, and to the tick."""
+    """Return the cost that several lanes add to each of them, and to the tick."""
     tokens, _ = _tokens()
     one, three = (count_step(_CONFIG, replace(case, num_lanes=lanes)) for lanes in (1, 3))
     launches = three.per_layer.launches - one.per_layer.launches - 2 * _lane_launches(case)
@@ -94,7 +94,7 @@ def _less(counts: KernelCounts, base: KernelCounts) -> KernelCounts:
 
 
 def _tokens(size: str = "704*384", infer_frames: int = 48) -> tuple[int, int]:
-    """Tokens of a lane, and keys that they see in ring and sink."""
+    """Return the tokens of a lane, and keys that they see in ring and sink."""
     geometry = default_spec(_CONFIG, size=size, infer_frames=infer_frames).geometry
     keys = geometry.window * geometry.tokens_per_frame + geometry.sink_tokens
     return geometry.latents_per_block * geometry.tokens_per_frame, keys

@@ -44,7 +44,7 @@ class Matrix:
     """Blocks before them; the ring of a window of 48 frames is full after 4."""
 
     def cells(self) -> list[Cell]:
-        """In order."""
+        """Return the cells in order."""
         combinations = product(*self.axes.values())
         return [
             {**self.fixed, **dict(zip(self.axes, values, strict=True))} for values in combinations
@@ -79,7 +79,7 @@ def read_matrix(path: Path) -> Matrix:
 
 
 def matrix_of(content: Any) -> Matrix:
-    """A matrix from plain data; raises UsageError for what it does not know."""
+    """Return a matrix from plain data; raises UsageError for an unknown field."""
     known = {"axes", "fixed", *_COUNTS}
     if not isinstance(content, dict) or not isinstance(content.get("axes"), dict):
         raise UsageError("--matrix: expected a table [axes] of lists, got none; see docs/lab.md")

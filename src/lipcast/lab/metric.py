@@ -31,25 +31,25 @@ class Metric:
         assert self.value is None or math.isfinite(self.value), self.name
 
     def text(self) -> str:
-        """The value with its unit, or "n/a" with the reason."""
+        """Return the value with its unit, or "n/a" with the reason."""
         if self.value is None:
             return f"n/a: {self.reason}"
         return f"{self.value:.4g} {self.unit}".rstrip()
 
     def document(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return the metric as plain data."""
         return asdict(self)
 
 
 def unavailable(group: str, name: str, reason: str) -> Metric:
-    """A metric that could not be measured, and why."""
+    """Return a metric that could not be measured, and why."""
     return Metric(group, name, None, reason=reason)
 
 
 def measured(
     group: str, name: str, value: float, unit: str, better: Better, *, note: str = ""
 ) -> Metric:
-    """A metric; a value that is not finite becomes n/a with that as its reason."""
+    """Return a metric; a value that is not finite becomes n/a with that as its reason."""
     if math.isfinite(value):
         return Metric(group, name, float(value), unit, better, note=note)
     return unavailable(group, name, "the arithmetic has no answer: nothing in it varies")

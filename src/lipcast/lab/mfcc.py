@@ -23,11 +23,11 @@ _NUM_FILTERS = 26
 _EMPHASIS = 0.97
 _LIFTER = 22
 _LEAST = np.finfo(np.float64).eps
-"""What stands for an energy of nothing, so that it has a logarithm."""
+"""Value that stands for no energy, so that it has a logarithm."""
 
 
 def mfcc(sound: Curve) -> Curve:
-    """[columns, 13]; the last window is filled up with silence. Empty for an empty sound."""
+    """Return [columns, 13]; the last window is filled up with silence. Empty for an empty sound."""
     if not len(sound):
         return np.zeros((0, NUM_COEFFICIENTS))
     emphasised = np.append(sound[0], sound[1:] - _EMPHASIS * sound[:-1])
@@ -43,7 +43,7 @@ def mfcc(sound: Curve) -> Curve:
 
 
 def _filters() -> Curve:
-    """[filters, points / 2 + 1]: triangles between points that are even on the mel scale."""
+    """Return [filters, points / 2 + 1]: triangles between points that are even on the mel scale."""
     mels = np.linspace(0, 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700), _NUM_FILTERS + 2)
     hertz = 700 * (10 ** (mels / 2595) - 1)
     edges = np.floor((_POINTS + 1) * hertz / SAMPLE_RATE)
@@ -56,7 +56,7 @@ def _filters() -> Curve:
 
 
 def _cosines() -> Curve:
-    """[coefficients, filters]: the orthonormal cosine transform of type 2."""
+    """Return [coefficients, filters]: the orthonormal cosine transform of type 2."""
     order, band = np.arange(NUM_COEFFICIENTS)[:, None], np.arange(_NUM_FILTERS)
     scale = np.where(order == 0, np.sqrt(1 / _NUM_FILTERS), np.sqrt(2 / _NUM_FILTERS))
     return np.asarray(scale * np.cos(np.pi * order * (2 * band + 1) / (2 * _NUM_FILTERS)))

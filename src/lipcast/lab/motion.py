@@ -1,4 +1,4 @@
-"""How a video moves: speed and jerk of the head, frozen frames, jumps, and whether it dies down.
+"""Motion of a video: speed and jerk of the head, frozen frames, jumps, and whether it dies down.
 
 Input: a `Survey`. Nothing here knows what a face is.
 """
@@ -27,12 +27,12 @@ _DYNAMIC_SHARE = 0.05
 
 
 def frozen_frames(survey: Survey) -> NDArray[np.intp]:
-    """Indices of the frames that repeat the one before them."""
+    """Return the indices of the frames that repeat the one before them."""
     return np.nonzero(survey.changes < FROZEN_LEVELS)[0] + 1
 
 
 def jumps(survey: Survey) -> list[int]:
-    """Indices of the frames that do not follow from the one before: cuts, and glitches of a frame.
+    """Return the indices of the frames that do not follow from the one before: cuts, and glitches of a frame.
 
     Judged against the 90th percentile of the changes of the 12 frames on both sides.
     """
@@ -49,7 +49,7 @@ def jumps(survey: Survey) -> list[int]:
 
 
 def motion(survey: Survey, *, fps: float) -> list[Metric]:
-    """Whether the picture moves, evenly, and goes on doing so.
+    """Measure whether the picture moves, evenly, and goes on doing so.
 
     frozen frames: share of frames whose mean change is under 0.05 grey levels; 0..100 %, lower is
     better. longest freeze: seconds, lower is better. jumps: frames that change 6 times more than the
@@ -80,7 +80,7 @@ def _longest_run(indices: NDArray[np.intp]) -> int:
 
 
 def _head(survey: Survey, *, fps: float) -> list[Metric]:
-    """Speed and jerk of the whole picture's shift, which in a portrait is the head's.
+    """Measure speed and jerk of the whole picture's shift, which in a portrait is the head's.
 
     head speed: median length of the shift between frames; % of the short side per second; neither
     way is better. head jerk: root mean square of the third derivative of the position, % of the short
@@ -98,7 +98,7 @@ def _head(survey: Survey, *, fps: float) -> list[Metric]:
 
 
 def shifts_of(thumbs: Floats) -> NDArray[np.float64]:
-    """Down and right shift of each picture against the one before, pixels, [n - 1, 2].
+    """Return the shift of each picture down and right of the one before, pixels, [n - 1, 2].
 
     Blurred first: differences between neighbours see sharp edges too flat, and shifts then too long.
     """
@@ -117,7 +117,7 @@ def shifts_of(thumbs: Floats) -> NDArray[np.float64]:
 
 
 def _smooth(picture: Floats) -> Floats:
-    """Binomial blur over 9 pixels each way."""
+    """Blur by a binomial over 9 pixels each way."""
     for _ in range(4):
         for axis in (0, 1):
             one, other = np.roll(picture, 1, axis), np.roll(picture, -1, axis)
@@ -126,14 +126,14 @@ def _smooth(picture: Floats) -> Floats:
 
 
 def dynamic_degree(thumbs: Floats) -> float:
-    """Standard deviation over time, of the 5 % of the picture that vary most; grey levels."""
+    """Return the standard deviation over time, of the 5 % of the picture that vary most; grey levels."""
     spread = thumbs.std(axis=0).ravel()
     busiest = np.sort(spread)[-max(1, round(_DYNAMIC_SHARE * spread.size)) :]
     return float(busiest.mean())
 
 
 def _dynamics(survey: Survey, *, fps: float) -> list[Metric]:
-    """How much moves at all, and whether that dies down.
+    """Measure how much moves at all, and whether that dies down.
 
     dynamic degree: see the function; 0..127 grey levels, higher is livelier. dynamics kept: that of
     the last quarter over that of the first; 0.., 1 is best, well under 1 is the collapse into

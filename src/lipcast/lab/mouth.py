@@ -1,4 +1,4 @@
-"""How far the mouth of a drawn face is open, frame by frame, without knowing its colours.
+"""Opening of the mouth of a drawn face, frame by frame, without knowing its colours.
 
 Input: footage. Output: `MouthTrack`. The mouth is the blob in the lower middle of the picture that
 varies most over time; its opening is the first principal component of the blob's pixels, with the
@@ -19,7 +19,7 @@ from lipcast.lab.pictures import Floats, Frame
 _SEARCH_SIDE = 256
 """Frames are averaged down to about so many pixels on the short side."""
 _TOP, _BOTTOM, _LEFT, _RIGHT = 0.5, 0.85, 0.25, 0.75
-"""Where a mouth is looked for, as fractions of the picture."""
+"""Region in which a mouth is looked for, as fractions of the picture."""
 _BLUR = 0.04
 """Width of the blur before the variance is taken, of the short side: moving outlines vanish in it."""
 _EDGE = 0.4
@@ -61,7 +61,7 @@ class _Region:
 
 
 def mouth_of_drawing(footage: Footage) -> MouthTrack:
-    """The opening of the mouth of a drawn face.
+    """Return the opening of the mouth of a drawn face.
 
     Definition: see the module. Range 0..1 of the mouth's own 2nd to 98th percentile, no unit; neither
     way is better. Source: this project; on portraits of the embedded model it follows the track that
@@ -82,7 +82,7 @@ def mouth_of_drawing(footage: Footage) -> MouthTrack:
 
 
 def _find_mouth(footage: Footage) -> _Region | str:
-    """The mouth's pixels, or why none were found."""
+    """Return the mouth's pixels, or why none were found."""
     total: Floats | None = None
     squares: Floats | None = None
     num_frames, factor = 0, 1
@@ -103,7 +103,7 @@ def _find_mouth(footage: Footage) -> _Region | str:
 
 
 def _blob(spread: Floats) -> NDArray[np.bool_] | None:
-    """The connected region around the strongest variation in the search area."""
+    """Return the connected region around the strongest variation in the search area."""
     height, width = spread.shape
     rows, columns = np.mgrid[:height, :width]
     inside = (rows >= _TOP * height) & (rows < _BOTTOM * height)
@@ -118,7 +118,7 @@ def _blob(spread: Floats) -> NDArray[np.bool_] | None:
 
 
 def _grown(seed: tuple[np.intp, ...], allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Everything allowed that touches the seed through what is allowed."""
+    """Return everything allowed that touches the seed through what is allowed."""
     region = np.zeros_like(allowed)
     region[seed] = True
     size = 0
@@ -129,7 +129,7 @@ def _grown(seed: tuple[np.intp, ...], allowed: NDArray[np.bool_]) -> NDArray[np.
 
 
 def _widened(region: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
-    """With the neighbours above, below, left and right, so many times."""
+    """Add the neighbours above, below, left and right, so many times."""
     for _ in range(pixels):
         wider = region.copy()
         wider[1:] |= region[:-1]
@@ -141,14 +141,14 @@ def _widened(region: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
 
 
 def _skin_colour(footage: Footage, region: _Region) -> Floats:
-    """RGB of the skin around the mouth: median over the ring, mean over the frames."""
+    """Return the RGB of the skin around the mouth: median over the ring, mean over the frames."""
     ring = region.skin
     medians = [np.median(_shrunk(frame, region.factor)[ring], axis=0) for frame in footage.open()]
     return np.asarray(np.mean(medians, axis=0), dtype=np.float32)
 
 
 def _mouth_pixels(footage: Footage, region: _Region) -> NDArray[np.uint8]:
-    """[n, pixels, 3], at most `_MOST_PIXELS` of them, evenly spread."""
+    """Return [n, pixels, 3], at most `_MOST_PIXELS` of them, evenly spread."""
     rows, columns = np.nonzero(region.mask)
     step = -(-len(rows) // _MOST_PIXELS)
     rows, columns = rows[::step], columns[::step]
@@ -160,7 +160,7 @@ def _mouth_pixels(footage: Footage, region: _Region) -> NDArray[np.uint8]:
 
 
 def _first_component(samples_nD: Floats) -> tuple[NDArray[np.float64], float]:
-    """Its score per sample, and the share of the variance that it explains."""
+    """Return the score of each sample, and the share of the variance that it explains."""
     centred = (samples_nD - samples_nD.mean(axis=0)).astype(np.float64)
     n, dim = centred.shape
     gram = centred.T @ centred if dim < n else centred @ centred.T
@@ -188,7 +188,7 @@ def _box(region: _Region) -> tuple[int, int, int, int]:
 
 
 def _shrunk(frame: Frame, factor: int) -> Floats:
-    """RGB averaged over squares of `factor` pixels."""
+    """Average RGB over squares of `factor` pixels."""
     height, width = (side // factor * factor for side in frame.shape[:2])
     squares = frame[:height, :width].reshape(height // factor, factor, width // factor, factor, 3)
     small: Floats = squares.mean(axis=(1, 3), dtype=np.float32)
@@ -196,7 +196,7 @@ def _shrunk(frame: Frame, factor: int) -> Floats:
 
 
 def _blur(picture: Floats, size: int) -> Floats:
-    """Mean over a square of odd side around every pixel, edges repeated."""
+    """Return the mean over a square of odd side around every pixel, edges repeated."""
     half = size // 2
     padded = np.pad(picture, half + 1, mode="edge").astype(np.float64)[:-1, :-1]
     sums = padded.cumsum(axis=0).cumsum(axis=1)

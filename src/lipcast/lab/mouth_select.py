@@ -43,7 +43,7 @@ class Mouth:
 
 
 def mouth_select(footage: Footage, drawn: MouthTrack, face: FaceTrack) -> list[Mouth]:
-    """Both ways, the believed one first.
+    """Return both ways of seeing the mouth, the believed one first.
 
     Where only one way found a mouth it is believed, colour and shape with the share of its own region.
     """
@@ -68,7 +68,7 @@ def _is_photo(footage: Footage) -> bool:
 
 
 def why(both: list[Mouth]) -> str:
-    """In words, why the first is believed."""
+    """Explain why the first way is believed."""
     first, second = both
     if second.opening is None:
         return f"of the mouth by {first.way}; by {second.way}: {second.reason}"
@@ -79,7 +79,7 @@ def why(both: list[Mouth]) -> str:
 
 
 def explained(pixels: Curve, opening: Curve) -> float:
-    """Share of the variance of pixels [n, p] that a straight line in the opening [n] explains, 0..1."""
+    """Return the share of the variance of pixels [n, p] that a line in the opening [n] explains, 0..1."""
     count = min(len(pixels), len(opening))
     curve = opening[:count] - opening[:count].mean()
     centred = pixels[:count] - pixels[:count].mean(axis=0)
@@ -88,7 +88,7 @@ def explained(pixels: Curve, opening: Curve) -> float:
 
 
 def _mouth_pixels(footage: Footage, points: Curve) -> Curve:
-    """[n, pixels]: a rectangle that is fixed to the eyes, so that the head's motion is not in it."""
+    """Return [n, pixels]: a rectangle that is fixed to the eyes, so that the head's motion is not in it."""
     plane = points[..., 0] + 1j * points[..., 1]
     left, right = (plane[:, corner] for corner in EYE_CORNERS)
     middle, axis = (left + right) / 2, right - left

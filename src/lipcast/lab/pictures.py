@@ -17,13 +17,13 @@ _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
 def grey(frame: Frame) -> Floats:
-    """Luma (BT.601 weights)."""
+    """Return luma (BT.601 weights)."""
     luma: Floats = frame.astype(np.float32) @ _LUMA
     return luma
 
 
 def thumbnail(frame: Frame, short_side: int) -> Floats:
-    """Grey, averaged over whole squares of pixels until the short side is about `short_side`."""
+    """Average grey over whole squares of pixels until the short side is about `short_side`."""
     picture = grey(frame)
     factor = max(1, min(picture.shape) // short_side)
     height, width = (side // factor * factor for side in picture.shape)
@@ -33,7 +33,7 @@ def thumbnail(frame: Frame, short_side: int) -> Floats:
 
 
 def texture(frame: Frame) -> float:
-    """Share of neighbouring pixels that differ by 2 to 12 levels, at 128 pixels on the short side, 0..1.
+    """Return the share of neighbours that differ by 2 to 12 levels, at 128 pixels on the short side, 0..1.
 
     Photos of faces have 0.30 and more, however they are compressed; drawings, whose colours are flat and
     whose edges are sharp, have 0.21 at most (JPEG of quality 30).
@@ -44,7 +44,7 @@ def texture(frame: Frame) -> float:
 
 
 def bilinear(frame: Frame, rows: NDArray[np.float64], columns: NDArray[np.float64]) -> Floats:
-    """Pixels between pixels, 0..255: `rows` and `columns` [h, w] say where; [h, w, 3].
+    """Interpolate between pixels, 0..255: `rows` and `columns` [h, w] say where; [h, w, 3].
 
     A grid whose rows do not depend on the column and the reverse may come as [h, 1] and [1, w].
     Outside the picture its edge goes on.
@@ -60,13 +60,13 @@ def bilinear(frame: Frame, rows: NDArray[np.float64], columns: NDArray[np.float6
 
 
 def psnr(a: Frame, b: Frame) -> float:
-    """Peak signal to noise, dB, of 8-bit pictures; infinite where they are equal."""
+    """Return the peak signal to noise, dB, of 8-bit pictures; infinite where they are equal."""
     error = float(np.mean((a.astype(np.float32) - b.astype(np.float32)) ** 2, dtype=np.float64))
     return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
 
 
 def ssim(a: Floats, b: Floats) -> float:
-    """Structural similarity of two grey pictures, -1..1, 1 for equal ones.
+    """Return the structural similarity of two grey pictures, -1..1, 1 for equal ones.
 
     Mean over all 7x7 windows, K1 0.01, K2 0.03, unbiased variances: Wang et al. 2004, as scikit-image
     computes it by default.
@@ -82,7 +82,7 @@ def ssim(a: Floats, b: Floats) -> float:
 
 
 def _box_mean(picture: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Mean over every whole window, by a table of sums."""
+    """Return the mean over every whole window, by a table of sums."""
     size = _SSIM_WINDOW
     sums = np.zeros((picture.shape[0] + 1, picture.shape[1] + 1))
     sums[1:, 1:] = picture.astype(np.float64).cumsum(axis=0).cumsum(axis=1)

@@ -25,7 +25,7 @@ from lipcast.media.video import iter_frames
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv"})
 _MOST_BYTES = 48 * 2**20
-"""Of all videos together; the page would not open on a phone with more."""
+"""Limit of all videos together; the page would not open on a phone with more."""
 _SHEET_FRAMES = 8
 _SHEET_SIDE = 160
 
@@ -57,7 +57,7 @@ def read(paths: Iterable[Path]) -> Results:
 
 
 def _evaluation(path: Path) -> dict[str, Any]:
-    """The document of `lipcast evaluate --json` as a record."""
+    """Return the document of `lipcast evaluate --json` as a record."""
     try:
         document = json.loads(path.read_text("utf-8"))
         assert {"metrics", "curves", "events", "video"} <= set(document)
@@ -69,7 +69,7 @@ def _evaluation(path: Path) -> dict[str, Any]:
 
 
 def render(results: Results, *, title: str) -> str:
-    """The whole page."""
+    """Return the whole page."""
     sections: list[tuple[str, str]] = []
     if results.cells:
         sections += bench_sections(results.cells)
@@ -98,7 +98,7 @@ def _asset(name: str) -> str:
 
 
 def _players(videos: Sequence[Path]) -> str:
-    """Videos side by side with one slider."""
+    """Return videos side by side with one slider."""
     left_bytes = _MOST_BYTES
     shown = []
     for video in videos:
@@ -127,7 +127,7 @@ def _sheets(videos: Sequence[Path]) -> str:
 
 
 def _sheet(video: Path) -> str:
-    """A few frames in a row, as a picture in a data URI."""
+    """Return a few frames in a row, as a picture in a data URI."""
     num_frames = sum(1 for _ in iter_frames(video))
     wanted = {round(i * (num_frames - 1) / (_SHEET_FRAMES - 1)) for i in range(_SHEET_FRAMES)}
     picked = [frame for i, frame in enumerate(iter_frames(video)) if i in wanted]

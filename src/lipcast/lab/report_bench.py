@@ -18,7 +18,7 @@ _MOST_LEVELS = 4
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> str:
-    """An HTML table whose first columns are text; cells are escaped. Scrolls on a narrow screen."""
+    """Return an HTML table whose first columns are text; cells are escaped. Scrolls on a narrow screen."""
     kind = ["" if i < text_columns else " class=n" for i in range(len(heads))]
     top = "".join(f"<th{c}>{escape(head)}</th>" for c, head in zip(kind, heads, strict=True))
     body = "".join(
@@ -33,7 +33,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: 
 
 
 def short_names(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Each cell by the flags in which the cells differ."""
+    """Name each cell by the flags in which the cells differ."""
     flags = list(dict.fromkeys(flag for cell in cells for flag in cell))
     varied = [flag for flag in flags if len({str(cell.get(flag)) for cell in cells}) > 1]
     return [
@@ -43,7 +43,7 @@ def short_names(cells: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def bench_sections(cells: Sequence[CellResult]) -> list[tuple[str, str]]:
-    """Table of all cells, speed, memory over time, cells without figures."""
+    """Return a table of all cells, speed, memory over time, and cells without figures."""
     measured = [cell for cell in cells if cell.good]
     good = list(zip(short_names([cell.cell for cell in measured]), measured, strict=True))
     lost = [cell for cell in cells if not cell.good]
@@ -123,7 +123,7 @@ def _speed(good: Sequence[tuple[str, CellResult]]) -> str:
 
 
 def _memory(good: Sequence[tuple[str, CellResult]]) -> str:
-    """A small plot for each cell: memory seen from outside, with what was predicted by part."""
+    """Return a small plot for each cell: memory seen from outside, with what was predicted by part."""
     sampled = [(name, cell) for name, cell in good if cell.good[0]["samples"].get("t_s")]
     if not sampled:
         return "<p class=soft>n/a: the memory over time is not in these results.</p>"
@@ -156,7 +156,7 @@ def _memory_plot(name: str, cell: CellResult) -> str:
 
 
 def _levels(parts: Mapping[str, int]) -> list[Level]:
-    """The largest parts of the plan, stacked from the bottom; the rest as the sum of all."""
+    """Return the largest parts of the plan, stacked from the bottom; the rest as the sum of all."""
     counted = {name: size for name, size in parts.items() if name != "KV ring of one step"}
     ranked = sorted(counted.items(), key=lambda part: -part[1])
     levels, height = [], 0.0
@@ -167,7 +167,7 @@ def _levels(parts: Mapping[str, int]) -> list[Level]:
 
 
 def environment(cells: Sequence[CellResult]) -> str:
-    """What the figures hold for, and the command that measures each cell again."""
+    """Return the conditions that the figures hold for, and the command that measures each cell again."""
     measured = [
         record.get("document", {}).get("conditions", {}) for cell in cells for record in cell.good
     ]

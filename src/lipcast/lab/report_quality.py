@@ -23,13 +23,13 @@ _SYNC = ("lip sync", "correlation")
 
 
 def quality_sections(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Means of every metric by cell, and the curves of the first few videos."""
+    """Return the means of every metric by cell, and the curves of the first few videos."""
     curves = _curves(records) or "<p class=soft>n/a: the curves are not in these results.</p>"
     return [("Quality", _means(records)), ("Curves", curves)]
 
 
 def grouped(records: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], list[Any]]]:
-    """The records of each cell, in the order in which cells first came."""
+    """Return the records of each cell, in the order in which cells first came."""
     cells: dict[str, list[Any]] = {}
     for record in records:
         cells.setdefault(json.dumps(record["cell"], sort_keys=True), []).append(record)
@@ -37,7 +37,7 @@ def grouped(records: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any
 
 
 def metric_interval(records: Sequence[Mapping[str, Any]], group: str, name: str) -> Interval | None:
-    """One metric over some videos; None where none of them has it."""
+    """Return one metric over some videos; None where none of them has it."""
     found = [
         metric["value"]
         for record in records
@@ -69,7 +69,7 @@ def _means(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _missing(records: Sequence[Mapping[str, Any]]) -> str:
-    """What no video has, with the reason."""
+    """Return the metrics that no video has, with the reason."""
     reasons = {
         f"{metric['group']} {metric['name']}": metric["reason"]
         for record in records
@@ -90,7 +90,7 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _curve_plots(evaluation: Mapping[str, Any]) -> str:
-    """Mouth against loudness, and the change from frame to frame with jumps marked."""
+    """Plot mouth against loudness, and the change from frame to frame with jumps marked."""
     fps, curves, name = evaluation["fps"], evaluation["curves"], PurePath(evaluation["video"]).name
 
     def plot(title: str, lines: list[Line], y_label: str, marks: Sequence[float] = ()) -> str:
@@ -115,7 +115,7 @@ def _curve_plots(evaluation: Mapping[str, Any]) -> str:
 def pareto_section(
     cells: Sequence[CellResult], records: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str, str]]:
-    """Lip sync against peak memory, for the cells that have both; empty where fewer than two do.
+    """Plot lip sync against peak memory, for cells that have both; empty where fewer than two do.
 
     A video belongs to a cell where all flags that both name agree.
     """

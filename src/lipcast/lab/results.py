@@ -34,11 +34,11 @@ class Spread:
     n: int
 
     def scaled(self, unit: float) -> Spread:
-        """In another unit: `unit` of the old ones."""
+        """Convert to another unit: `unit` of the old ones."""
         return Spread(self.median / unit, self.least / unit, self.most / unit, self.n)
 
     def text(self, digits: int = 2) -> str:
-        """ "1.23 (1.20-1.31)"; the median alone where there is one value."""
+        """Return "1.23 (1.20-1.31)"; the median alone where there is one value."""
         if self.n == 1:
             return f"{self.median:.{digits}f}"
         return f"{self.median:.{digits}f} ({self.least:.{digits}f}-{self.most:.{digits}f})"
@@ -73,7 +73,7 @@ class CellResult:
         return ", ".join(f"{name} {value}" for name, value in self.cell.items())
 
     def spread(self, name: str) -> Spread | None:
-        """Of one of the columns of `figures`; None where no repeat has it."""
+        """Return the spread of one of the columns of `figures`; None where no repeat has it."""
         found = [figures(record).get(name) for record in self.good]
         numbers = [value for value in found if value is not None]
         if not numbers:
@@ -82,7 +82,7 @@ class CellResult:
 
 
 def figures(record: Mapping[str, Any]) -> dict[str, float | None]:
-    """The numbers of one measured repeat.
+    """Return the numbers of one measured repeat.
 
     frames_per_s, first_frame_s, block_s (seconds per block of 12 frames) and the parts of it; cpu_s:
     seconds that processors worked for a block, which other programs disturb less;
@@ -112,7 +112,7 @@ def figures(record: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def read_results(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """Every whole record of some files, in order. Raises InputError."""
+    """Yield every whole record of some files, in order. Raises InputError."""
     return [record for path in paths for record in _read(path)]
 
 
@@ -174,12 +174,12 @@ def append_result(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def quality_record(evaluation: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, Any]:
-    """An evaluation's document as a record; `cell`: the flags that its video was made with."""
+    """Return an evaluation's document as a record; `cell`: the flags that its video was made with."""
     return {"kind": "quality", "cell": dict(cell), "evaluation": dict(evaluation)}
 
 
 def by_cell(records: Iterable[Mapping[str, Any]]) -> list[CellResult]:
-    """The records of sweeps, gathered by cell, in the order in which cells first came."""
+    """Return the records of sweeps, gathered by cell, in the order in which cells first came."""
     gathered: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
         if record["kind"] == "bench":

@@ -23,7 +23,7 @@ _MOST_SAMPLES = 240
 
 @dataclass
 class Samples:
-    """What was seen; `gpu_bytes` has one list a sample, one number a GPU."""
+    """Samples of a run; `gpu_bytes` has one list a sample, one number a GPU."""
 
     t_s: list[float] = field(default_factory=list)
     rss_bytes: list[int] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Samples:
     """Why there are no figures of GPUs."""
 
     def document(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return the samples as plain data."""
         return asdict(self)
 
 
@@ -61,11 +61,11 @@ class Nvml:
             self.reason = f"NVML: {error}"
 
     def used_bytes(self) -> list[int]:
-        """Memory in use on each card."""
+        """Return the memory in use on each card."""
         return [int(self._nvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in self._handles]
 
     def energy_j(self) -> float | None:
-        """Energy of all cards since the driver was loaded; None where cards do not count it."""
+        """Return the energy of all cards since the driver was loaded; None where cards do not count it."""
         if not self._handles:
             return None
         try:
@@ -129,7 +129,7 @@ class Sampler:
 
 
 def own_peak_rss_bytes() -> int:
-    """The most memory that was resident in this process.
+    """Return the most memory that was resident in this process.
 
     Not the figure of `getrusage` where Linux has a better one: that begins with what the process had
     that started this one.
@@ -152,7 +152,7 @@ def _peak_of_system() -> int:
 
 
 def rss_bytes(pid: int) -> int:
-    """Resident memory of a process and its children; 0 where it has ended."""
+    """Return the resident memory of a process and its children; 0 where it has ended."""
     import psutil
 
     try:

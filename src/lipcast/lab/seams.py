@@ -1,4 +1,4 @@
-"""Whether blocks, clips and segments show their seams.
+"""Visibility of the seams between blocks, clips and segments.
 
 Input: a `Survey` and how many frames a piece has. A join lies between the last frame of a piece and
 the first of the next.
@@ -16,7 +16,7 @@ GROUP = "joins"
 
 
 def seams(survey: Survey, pieces: dict[str, int]) -> list[Metric]:
-    """The change at joins against the change inside of pieces, for each kind of piece.
+    """Measure the change at joins against the change inside of pieces, for each kind of piece.
 
     ratio: median change at the joins over the median inside; 0.., 1 is best, above it seams show.
     rank: probability that a join changes more than a moment inside, ties half (Mann and Whitney's U
@@ -31,7 +31,7 @@ def seams(survey: Survey, pieces: dict[str, int]) -> list[Metric]:
 
 
 def _borders(num_frames: int, length: int) -> NDArray[np.int_]:
-    """Indices of the first frames of all pieces but the first."""
+    """Return the indices of the first frames of all pieces but the first."""
     return np.arange(length, num_frames, length)
 
 

@@ -21,7 +21,7 @@ class Interval:
     n: int
 
     def text(self) -> str:
-        """ "0.912 [0.884, 0.936], n 20"; no interval for fewer than three values."""
+        """Return "0.912 [0.884, 0.936], n 20"; no interval for fewer than three values."""
         size = max(abs(self.low), abs(self.high))
         digits = 3 if size < 10 else 1 if size < 1000 else 0
         if self.n < 3:
@@ -30,7 +30,7 @@ class Interval:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Percentile bootstrap of the mean, 4000 resamples, always the same ones (Efron 1979)."""
+    """Return a percentile bootstrap of the mean, 4000 resamples, always the same ones (Efron 1979)."""
     data = np.asarray(values, dtype=np.float64)
     picks = np.random.default_rng(_SEED).integers(0, len(data), (_RESAMPLES, len(data)))
     low, high = np.quantile(data[picks].mean(axis=1), (0.025, 0.975))
@@ -38,7 +38,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Which (cost, quality) no other one beats: none costs at most as much and is better."""
+    """Return which (cost, quality) no other one beats: none costs at most as much and is better."""
     return [
         not any(
             other[0] <= cost and other[1] >= quality and other != (cost, quality)

@@ -115,7 +115,7 @@ def line_plot(
     levels: Sequence[Level] = (),
     marks: Sequence[float] = (),
 ) -> str:
-    """Curves over one axis; `marks` are upright lines at some x. Starts at y = 0 or below."""
+    """Draw curves over one axis; `marks` are upright lines at some x. Starts at y = 0 or below."""
     xs = [x for line in lines for x, _ in line.points] or [0.0, 1.0]
     ys = [y for line in lines for _, y in line.points] + [level.y for level in levels]
     frame = _Frame((min(xs), max(xs)), (min(0.0, *ys, 0.0), 1.05 * max([*ys, 1e-9])))
@@ -149,7 +149,7 @@ def _legend(names: Sequence[str]) -> list[str]:
 
 
 def scatter_plot(points: Sequence[Point], *, title: str, x_label: str, y_label: str) -> str:
-    """Named points; the best ones are joined in order of x."""
+    """Draw named points; the best ones are joined in order of x."""
     height = _HEIGHT + 60
     frame = _Frame(
         _padded([point.x for point in points]), _padded([point.y for point in points]), height
@@ -175,7 +175,7 @@ def scatter_plot(points: Sequence[Point], *, title: str, x_label: str, y_label: 
 def _free(
     taken: Sequence[tuple[float, float, float]], left: float, right: float, y: float
 ) -> float:
-    """A line for a name near `y` that no other name (left, right, base line) stands on."""
+    """Return a line for a name near `y` that no other name (left, right, base line) stands on."""
     bases = [round(y + shift, 1) for shift in (-7, 17, -22, 32, -37, 47)]
     for base in bases:
         if all(right < a or left > b or abs(base - other) >= _LINE for a, b, other in taken):
@@ -190,7 +190,7 @@ def _padded(values: Sequence[float]) -> tuple[float, float]:
 
 
 def bar_plot(bars: Sequence[Bar], *, title: str, x_label: str) -> str:
-    """A lying bar each, from 0, under its name; whiskers from least to greatest, the value behind."""
+    """Draw a lying bar for each, from 0, under its name; whiskers from least to greatest, then the value."""
     row, left = 42, 6
     scale = (_WIDTH - left - 70) / max([1e-9, *(bar.most for bar in bars)])
     parts = []

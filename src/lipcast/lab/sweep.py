@@ -38,14 +38,14 @@ _TAIL_BYTES = 4000
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """How cells are run."""
+    """Settings of the processes that measure cells."""
 
     command: Callable[[Cell], list[str]]
     """The process that measures a cell; the last line of its standard output is its document."""
     refusal: Callable[[Cell], str]
     """Why a cell cannot be asked for at all; empty where it can."""
     shown_command: Callable[[Cell], str]
-    """What a person types to measure the cell again."""
+    """Command that measures the cell again."""
     repeats: int = 2
     timeout_s: float | None = None
 
@@ -71,7 +71,7 @@ def run_sweep(
 
 
 def key_of(cell: Cell) -> str:
-    """One name for a cell, whatever the order of its flags."""
+    """Return one name for a cell, whatever the order of its flags."""
     return json.dumps(dict(cell), sort_keys=True)
 
 
@@ -103,7 +103,7 @@ def _record(sweep: Sweep, cell: Cell, repeat: int) -> dict[str, Any]:
 
 
 def _run(command: list[str], timeout_s: float | None) -> dict[str, Any]:
-    """One process to its end, sampled."""
+    """Run one process to its end, sampled."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         family = _family(command, out, err)
         with family as process, Sampler(process.pid) as sampler:
@@ -119,7 +119,7 @@ def _run(command: list[str], timeout_s: float | None) -> dict[str, Any]:
 def _family(
     command: list[str], out: IO[bytes], err: IO[bytes]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a session of its own, which is ended with all its children."""
+    """Start a process in a session of its own, which is ended with all its children."""
     process = subprocess.Popen(command, stdout=out, stderr=err, start_new_session=True)
     try:
         yield process
@@ -160,7 +160,7 @@ def _samples(samples: Samples) -> dict[str, Any]:
 
 
 def _outcome(exit_code: int, said: str, complained: str) -> dict[str, Any]:
-    """What an exit code and a document mean."""
+    """Interpret an exit code and a document."""
     document = _document(said)
     error = document.get("error", {}) if document else {}
     reason = str(error.get("message") or _last_line(complained) or "it said nothing")
@@ -182,7 +182,7 @@ def _outcome(exit_code: int, said: str, complained: str) -> dict[str, Any]:
 
 
 def _document(said: str) -> dict[str, Any] | None:
-    """The last line, or the whole, of what was said, where that is a JSON object."""
+    """Return the last line, or the whole, of an output, where that is a JSON object."""
     lines = said.strip().splitlines()
     for text in (lines[-1:] and lines[-1], said):
         try:

@@ -1,4 +1,4 @@
-"""Whether the mouth follows the voice: correlation and offset of two curves, 25 numbers a second.
+"""Lip sync: correlation and offset of mouth and voice, as two curves of 25 numbers a second.
 
 Input: the mouth's opening [n] and the sound's loudness [n], one value a video frame.
 """
@@ -24,7 +24,7 @@ _SILENCE = 1e-3
 
 
 def speech(path: str | Path) -> Curve:
-    """The sound as 16 kHz mono, -1..1. Raises InputError where there is none."""
+    """Return the sound as 16 kHz mono, -1..1. Raises InputError where there is none."""
     source = open_audio(path)
     chunks = []
     while chunk := source.read():
@@ -33,7 +33,7 @@ def speech(path: str | Path) -> Curve:
 
 
 def loudness(path: str | Path, *, fps: float, num_frames: int) -> Curve:
-    """Root mean square of the sound under each video frame, 0..1 of full scale.
+    """Return the root mean square of the sound under each video frame, 0..1 of full scale.
 
     Linear, since on held-out voices it follows the drawn mouth more closely (correlation 0.94 to
     0.96) than its logarithm or roots do (0.87 to 0.94). Raises InputError where there is no sound.
@@ -47,14 +47,14 @@ def loudness(path: str | Path, *, fps: float, num_frames: int) -> Curve:
 
 
 def correlation(a: Curve, b: Curve) -> float:
-    """Pearson's, -1..1; NaN where one of them does not vary."""
+    """Return Pearson's correlation, -1..1; NaN where one of them does not vary."""
     a, b = a - a.mean(), b - b.mean()
     scale = float(np.sqrt((a @ a) * (b @ b)))
     return float(a @ b) / scale if scale > 0 else float("nan")
 
 
 def lagged(opening: Curve, voice: Curve) -> dict[int, float]:
-    """Correlation by lag in frames; at a positive lag the mouth is that much later than the voice.
+    """Return the correlation by lag in frames; at a positive lag the mouth is that much later.
 
     Every lag is judged on the same frames of the mouth, so that lags compare.
     """
@@ -69,7 +69,7 @@ def lagged(opening: Curve, voice: Curve) -> dict[int, float]:
 def lip_sync(
     opening: Curve, voice: Curve, *, confidence: float, group: str = GROUP, note: str = ""
 ) -> list[Metric]:
-    """How closely the mouth follows the voice, and how late.
+    """Measure how closely the mouth follows the voice, and how late.
 
     correlation: Pearson's r of the mouth's opening with the loudness of the same frame; -1..1, no
     unit, higher is better. best correlation: the highest over lags of up to 12 frames, on the frames that

@@ -40,7 +40,7 @@ _CROP = 0.4
 _SMOOTHED = 13
 """Frames over which the place of the face is a median."""
 _GREY = 110.0
-"""What is seen outside of the picture."""
+"""Grey level of what lies outside of the picture."""
 _ALMOST_NOTHING = 1e-6
 """Added to every difference, as PyTorch's pairwise distance does."""
 _MIN_FRAMES = 24
@@ -50,15 +50,15 @@ class Network(Protocol):
     """Both halves of SyncNet, or what stands in for them."""
 
     def lips(self, pictures: Floats) -> Floats:
-        """[n, 3, 5, 224, 224] (BGR, 0..255) to [n, d]."""
+        """Embed [n, 3, 5, 224, 224] (BGR, 0..255) as [n, d]."""
 
     def sound(self, columns: Floats) -> Floats:
-        """[n, 1, 13, 20] to [n, d]."""
+        """Embed [n, 1, 13, 20] as [n, d]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What the distances of pictures and sounds say; `offset` in frames, positive: the mouth is late."""
+    """Result of the distances of pictures and sounds; `offset` in frames, positive: the mouth is late."""
 
     confidence: float
     distance: float
@@ -66,7 +66,7 @@ class Agreement:
 
 
 def load_network(path: Path) -> Network:
-    """SyncNet from the published file. Raises CheckpointError."""
+    """Load SyncNet from the published file. Raises CheckpointError."""
     import torch
 
     from lipcast.lab.syncnet_model import load_syncnet
@@ -88,7 +88,7 @@ def load_network(path: Path) -> Network:
 def syncnet(
     footage: Footage, face: FaceTrack, sound: Path | None, network: Network
 ) -> list[Metric]:
-    """How surely SyncNet finds that mouth and voice belong together.
+    """Measure how surely SyncNet finds that mouth and voice belong together.
 
     distance: Euclid between the 1024 numbers of five pictures and of their 0.2 s of sound, mean over the
     video, at the best lag of up to 15 frames; 0.., lower is better. confidence: median of the mean
@@ -124,12 +124,12 @@ def _unavailable(reason: str) -> list[Metric]:
 
 
 def without_weights() -> list[Metric]:
-    """What stands there where no weights were given."""
+    """Return the metrics of this module as unavailable: no weights were given."""
     return _unavailable("no weights were given (--syncnet syncnet_v2.model)")
 
 
 def distances(lips: Floats, heard: Floats) -> NDArray[np.float64]:
-    """Of each window's pictures to the sounds 15 frames before to 15 after, [n, 31]."""
+    """Return the distances of each window's pictures to the sounds 15 frames before to 15 after, [n, 31]."""
     padded = np.pad(heard, ((MAX_LAG, MAX_LAG), (0, 0)))
     count, lags = len(lips), 2 * MAX_LAG + 1
     found = [
@@ -140,7 +140,7 @@ def distances(lips: Floats, heard: Floats) -> NDArray[np.float64]:
 
 
 def agreement(by_lag: NDArray[np.float64]) -> Agreement:
-    """From the distances [n, 31]."""
+    """Return the metrics that follow from the distances [n, 31]."""
     means = by_lag.mean(axis=0)
     best = int(means.argmin())
     least = float(means[best])
@@ -148,7 +148,7 @@ def agreement(by_lag: NDArray[np.float64]) -> Agreement:
 
 
 def _embedded(windows: Iterator[Floats], embed: Callable[[Floats], Floats]) -> Floats:
-    """A few at a time: pictures of a whole video would not fit in memory."""
+    """Embed a few at a time: pictures of a whole video would not fit in memory."""
     found = []
     while batch := list(islice(windows, _BATCH)):
         found.append(embed(np.stack(batch)))
@@ -156,7 +156,7 @@ def _embedded(windows: Iterator[Floats], embed: Callable[[Floats], Floats]) -> F
 
 
 def _windows(footage: Footage, points: NDArray[np.float64]) -> Iterator[Floats]:
-    """[3, 5, 224, 224] for every five pictures in a row."""
+    """Yield [3, 5, 224, 224] for every five pictures in a row."""
     recent: deque[Floats] = deque(maxlen=WINDOW)
     for frame, place in zip(footage.open(), face_squares(points), strict=False):
         recent.append(cut_face(frame, place))
@@ -165,14 +165,14 @@ def _windows(footage: Footage, points: NDArray[np.float64]) -> Iterator[Floats]:
 
 
 def _columns(voice: NDArray[np.float64]) -> Iterator[Floats]:
-    """[1, 13, 20] for every five frames in a row."""
+    """Yield [1, 13, 20] for every five frames in a row."""
     found = mfcc(np.rint(voice * 32768)).T.astype(np.float32)
     for begin in range(0, found.shape[1] - WINDOW * _COLUMNS + 1, _COLUMNS):
         yield found[None, :, begin : begin + WINDOW * _COLUMNS]
 
 
 def face_squares(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Centre x, centre y and half the longer side of the box around the points, [n, 3]; smoothed."""
+    """Return centre x, centre y and half the longer side of the box around the points, [n, 3]; smoothed."""
     low, high = points.min(axis=1), points.max(axis=1)
     raw = np.column_stack([(low + high) / 2, (high - low).max(axis=1) / 2])
     padded = np.pad(raw, ((_SMOOTHED // 2, _SMOOTHED // 2), (0, 0)), mode="edge")
@@ -181,7 +181,7 @@ def face_squares(points: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def cut_face(frame: Frame, place: NDArray[np.float64]) -> Floats:
-    """The square around a face as the network sees it: [3, 224, 224], BGR, 0..255."""
+    """Return the square around a face as the network sees it: [3, 224, 224], BGR, 0..255."""
     x, y, half = place
     left, top = x - half * (1 + _CROP), y - half
     steps = (np.arange(SIDE) + 0.5) * (2 * half * (1 + _CROP) / SIDE) - 0.5

@@ -18,7 +18,7 @@ from lipcast.weights.load import without_memory
 from lipcast.weights.pth_file import PthSource
 
 _COUNTER = "num_batches_tracked"
-"""Of a normalisation in training; older versions of PyTorch did not store it."""
+"""Counter of a normalisation in training; older versions of PyTorch did not store it."""
 _WIDTH, _EMBEDDING = 512, 1024
 Sizes = tuple[int, ...]
 
@@ -67,12 +67,12 @@ class SyncNet(nn.Module):
         self.netfclip = _head()
 
     def sound(self, sound_N1CT: Tensor) -> Tensor:
-        """[n, 1024]."""
+        """Embed as [n, 1024]."""
         embedding: Tensor = self.netfcaud(self.netcnnaud(sound_N1CT).flatten(1))
         return embedding
 
     def lips(self, pictures_NCTHW: Tensor) -> Tensor:
-        """[n, 1024]."""
+        """Embed as [n, 1024]."""
         embedding: Tensor = self.netfclip(self.netcnnlip(pictures_NCTHW).flatten(1))
         return embedding
 
@@ -111,7 +111,7 @@ def _head() -> nn.Sequential:
 
 
 def load_syncnet(path: Path) -> SyncNet:
-    """The network with the weights of a published file. Raises CheckpointError."""
+    """Load the network with the weights of a published file. Raises CheckpointError."""
     if not path.is_file():
         raise CheckpointError(f"--syncnet: expected syncnet_v2.model, found nothing at {path}")
     source = PthSource(path)

@@ -44,21 +44,21 @@ _LOG = logger("media.audio")
 _CANCELLED = 0.25
 """The mean of the channels is this much quieter (6 dB) than that of unrelated ones: they cancel."""
 _MUTE = 1e3
-"""What noise without a voice is divided by: to the encoder it is digital silence then."""
+"""Divisor of noise without a voice, which makes it digital silence to the encoder."""
 _CHUNK_FRAMES = VIDEO_FPS
 """The most video frames in a chunk: one second."""
 
 
 class AudioSource(Protocol):
-    """What a session reads. None where only the end of a live source will tell."""
+    """Source of sound that a session reads. None: only the end of a live source will tell."""
 
     @property
     def sample_rate(self) -> int:
-        """Of the muxer's samples, in Hz: a multiple of 25, and one that AAC has."""
+        """Rate of the muxer's samples, in Hz: a multiple of 25, and one that AAC has."""
 
     @property
     def num_channels(self) -> int:
-        """Of the muxer's samples: 1 or 2."""
+        """Number of the muxer's channels: 1 or 2."""
 
     @property
     def num_samples(self) -> int | None:
@@ -78,7 +78,7 @@ class AudioSource(Protocol):
     def speech_std(self) -> float | None: ...
 
     def read(self) -> AudioChunk | None:
-        """The next chunk; None at the end."""
+        """Return the next chunk; None at the end."""
 
 
 class AudioFile:
@@ -121,11 +121,11 @@ class AudioFile:
         self._chunks = self._read_chunks()
 
     def ready(self) -> bool:
-        """A file never waits: `read` returns at once."""
+        """Return True: a file never waits."""
         return True
 
     def read(self) -> AudioChunk | None:
-        """The next second, the last chunk shorter; None at the end.
+        """Return the next second, the last chunk shorter; None at the end.
 
         Raises InputError if the file changed since it was scanned.
         """
@@ -196,7 +196,7 @@ class PcmSource:
             self._changed.notify_all()
 
     def finish(self) -> None:
-        """No more samples will come. May be called again."""
+        """Declare that no more samples will come. May be called again."""
         with self._changed:
             if not self._tracks.finished:
                 self._tracks.finish()
@@ -209,12 +209,12 @@ class PcmSource:
             self._changed.notify_all()
 
     def ready(self) -> bool:
-        """Whether `read` would return at once."""
+        """Return whether `read` would return at once."""
         with self._changed:
             return self._has_something()
 
     def read(self) -> AudioChunk | None:
-        """Wait for at least one video frame's samples; give all there are, at most a second.
+        """Wait for at least one video frame's samples; return all there are, at most a second.
 
         None after the end. Raises CancelledError.
         """
@@ -233,7 +233,7 @@ class PcmSource:
 
 @dataclass(frozen=True, slots=True)
 class _Scan:
-    """What the first pass over a file finds."""
+    """Findings of the first pass over a file."""
 
     rate: int
     num_channels: int
@@ -338,7 +338,7 @@ def _chunks(decoder: SoundDecoder, channel: int | None) -> Iterator[AudioChunk]:
 
 
 def _pcm_channels(samples: NDArray[Any]) -> Samples:
-    """Pushed samples as float32 [channels, n], checked."""
+    """Return pushed samples as float32 [channels, n], checked."""
     if samples.dtype != np.int16 and samples.dtype.kind != "f":
         raise InputError(f"expected float or int16 samples, got {samples.dtype}; convert them")
     if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[1] == 0):
@@ -353,7 +353,7 @@ def _pcm_channels(samples: NDArray[Any]) -> Samples:
 
 
 def _with_channels(channels: Samples, num_channels: int) -> Samples:
-    """As one channel (the mean) or two (the first two, or the only one twice)."""
+    """Return one channel (the mean) or two (the first two, or the only one twice)."""
     if num_channels == 1:
         return mean_of_channels(channels)
     return np.repeat(channels, 2, axis=0) if len(channels) == 1 else channels[:2]

@@ -157,7 +157,7 @@ def _stated_space(image: Image, content: bytes) -> tuple[ColourSpace | None, str
 
 
 def _of_png(image: Image, content: bytes) -> tuple[ColourSpace | None, str]:
-    """By the chunks cICP, sRGB, gAMA and cHRM, in this order, as the standard has it."""
+    """Read the chunks cICP, sRGB, gAMA and cHRM, in this order, as the standard has it."""
     if code := _code_points(content):
         primaries, curve = code
         known = _PRIMARIES.get(primaries)

@@ -47,7 +47,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """What was written."""
+    """Summary of a joined video."""
 
     path: Path
     parts: tuple[Part, ...]
@@ -161,7 +161,7 @@ class _Voice:
         self._held = Fifo(num_channels)
 
     def take(self, count: int) -> Samples:
-        """The next `count` samples, [channels, count]."""
+        """Return the next `count` samples, [channels, count]."""
         while self._held.length < count and (block := next(self._blocks, None)) is not None:
             self._held.push(block)
         missing = max(0, count - self._held.length)
@@ -170,14 +170,14 @@ class _Voice:
 
 
 def _voice(source: Path) -> _Voice:
-    """The sound of one file, as `generate` would write it."""
+    """Return the sound of one file, as `generate` would write it."""
     audio = open_audio(source)
     blocks = (np.ascontiguousarray(chunk.samples.T) for chunk in iter(audio.read, None))
     return _Voice(blocks, audio.sample_rate, audio.num_channels)
 
 
 def _own_sound(parts: Sequence[Part]) -> _Voice | None:
-    """The sounds of the files, each exactly as long as its pictures; None if none has one."""
+    """Return the sounds of the files, each exactly as long as its pictures; None if none has one."""
     kind = next((part.sound for part in parts if part.sound), None)
     if kind is None:
         return None
@@ -198,7 +198,7 @@ def _fitted_sounds(parts: Sequence[Part], sample_rate: int, num_channels: int) -
 
 
 def _sound_of(path: Path) -> Iterator[Samples]:
-    """[channels, n] blocks, from the moment of the first picture."""
+    """Yield [channels, n] blocks, from the moment of the first picture."""
     with open_container(path, expected=_EXPECTED) as container:
         stream = container.streams.video[0]
         first_s = float((stream.start_time or 0) * stream.time_base)
@@ -250,7 +250,7 @@ class _Output:
             self._track.finish()
 
     def _copy_part(self, part: Part, first_frame: int) -> None:
-        """The pictures of a file, the first shown as number `first_frame`."""
+        """Copy the pictures of a file, the first shown as number `first_frame`."""
         with open_container(part.path, expected=_EXPECTED) as container:
             stream = container.streams.video[0]
             step = 1 / (part.fps * stream.time_base)

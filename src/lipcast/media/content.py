@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, for messages about files that cannot be used as what they are given.
+"""Kinds of files by their first bytes, for messages about files that are not what they are given as.
 
 Input: a path or the first bytes of a file. Output: words such as "a HEIC picture" or "a web page (HTML)".
 """
@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 
 HEAD_BYTES = 4096
-"""As many bytes of a file as `kind_of` looks at."""
+"""Number of bytes of a file that `kind_of` looks at."""
 NOT_A_FILE = "is an address, not a file on this machine; download it first and give the file"
 HEIC, AVIF = "a HEIC picture", "an AVIF picture"
 

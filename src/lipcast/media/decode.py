@@ -210,7 +210,7 @@ class SoundDecoder:
             )
 
     def _frames(self, container: Any, stream: Any) -> Iterator[Any]:
-        """Decoded frames. A broken packet is skipped; where demuxing fails is the end."""
+        """Yield decoded frames. A broken packet is skipped; where demuxing fails is the end."""
         import av
 
         packets = container.demux(stream)
@@ -235,7 +235,7 @@ class SoundDecoder:
         return [frame for frame in frames if frame.samples]
 
     def _float_blocks(self, frames: Iterator[Any]) -> Iterator[Samples]:
-        """Frames of one kind, joined to about a second."""
+        """Yield frames of one kind, joined to about a second."""
         import av
 
         kind, fifo = None, av.AudioFifo()
@@ -283,7 +283,7 @@ class SoundDecoder:
 
 
 def read_sound(source: FileSource) -> tuple[Samples, int, float]:
-    """A whole sound, [n, channels] as in the file; its rate in Hz; when it starts, in seconds."""
+    """Return a whole sound, [n, channels] as in the file; its rate in Hz; when it starts, in seconds."""
     decoder = SoundDecoder(source)
     blocks = list(decoder.blocks())
     if not blocks:
@@ -292,7 +292,7 @@ def read_sound(source: FileSource) -> tuple[Samples, int, float]:
 
 
 def to_float(samples: NDArray[Any]) -> Samples:
-    """PCM of any type as float32 in -1..1."""
+    """Convert PCM of any type to float32 in -1..1."""
     if samples.dtype.kind == "f":
         return samples.astype(np.float32, copy=False)
     block = samples.astype(np.float32)
@@ -326,7 +326,7 @@ def _without_padding(blocks: Iterator[Samples], limit: Callable[[], int]) -> Ite
 
 
 def _states_length(container: Any, stream: Any) -> bool:
-    """Whether the container's length counts; only MP4 has padding that the decoder leaves in."""
+    """Return whether the container's length counts; only MP4 has padding that the decoder leaves in."""
     return "mp4" in container.format.name and bool(stream.duration)
 
 

@@ -1,4 +1,4 @@
-"""What a portrait shows, said before the work; and a portrait cut out of a wide photo.
+"""Faces of a portrait: warnings before the work, and a portrait cut out of a wide photo.
 
 Input: an RGB picture. Output: notes in the log; or a square around the largest face. Both need the package
 that runs the face detector (lipcast[lab]); without it nothing is said, and the crop is refused.

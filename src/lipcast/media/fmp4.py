@@ -44,9 +44,9 @@ class Run:
 
     track: int
     decode_time: int
-    """Of the first sample, in the timescale of the track."""
+    """Time of the first sample, in the timescale of the track."""
     duration: int
-    """Of every sample."""
+    """Duration of every sample."""
     samples: Sequence[bytes]
     key_frames: Sequence[bool] = ()
     """By sample, for pictures; empty where all are."""

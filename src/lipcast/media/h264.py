@@ -1,4 +1,4 @@
-"""How pictures become H.264, here and nowhere else: the encoder, its settings, its colours.
+"""H.264 encoding, here and nowhere else: the encoder, its settings, its colours.
 
 Input: RGB pictures. Output: settings on an encoder, pictures as it takes them. And the first picture of a
 video that goes on from another one: a key frame has other noise than the picture before it, which is seen as
@@ -46,7 +46,7 @@ def check_encoder() -> None:
 
 
 def set_up(encoder: Any, *, size: tuple[int, int], fps: int, num_threads: int) -> None:
-    """The settings of every video, on an encoder's context; `size` is (height, width)."""
+    """Apply the settings of every video to an encoder's context; `size` is (height, width)."""
     encoder.height, encoder.width = size
     encoder.pix_fmt = "yuv420p"
     encoder.time_base = Fraction(1, fps)
@@ -58,7 +58,7 @@ def set_up(encoder: Any, *, size: tuple[int, int], fps: int, num_threads: int) -
 
 
 def options(*, at_seam: bool) -> dict[str, str]:
-    """x264's own settings; `at_seam` for a video that goes on from another one."""
+    """Return x264's own settings; `at_seam` for a video that goes on from another one."""
     return dict(_AT_SEAM if at_seam else _X264)
 
 
@@ -72,7 +72,7 @@ class ToYuv:
         self._fps = fps
 
     def __call__(self, frame: NDArray[np.uint8], index: int) -> Any:
-        """[H, W, 3] as the picture number `index`."""
+        """Convert [H, W, 3] to picture number `index`."""
         import av
 
         rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
@@ -89,7 +89,7 @@ class ToYuv:
 
 
 def last_picture(path: Path, size: tuple[int, int]) -> Any:
-    """The last picture of a video file of `size` (height, width), as it is decoded. Raises InputError."""
+    """Return the last picture of a file of `size` (height, width), as it is decoded. Raises InputError."""
     last, (height, width) = None, size
     with open_container(path, expected="a video file to go on from") as container:
         for stream in container.streams.video[:1]:
@@ -107,7 +107,7 @@ def last_picture(path: Path, size: tuple[int, int]) -> Any:
 
 
 def going_on(before: Any, picture: Any, *, fps: int) -> Any:
-    """`picture` as it would be shown by an encoder that had just shown `before`."""
+    """Return `picture` as it would be shown by an encoder that had just shown `before`."""
     import av
 
     encoder: Any = av.CodecContext.create(CODEC, "w")

@@ -21,7 +21,7 @@ _EXPECTED = "expected a video file"
 
 
 def hls_playlist(video: Path) -> Path:
-    """The playlist of a video's stream."""
+    """Return the playlist of a video's stream."""
     return video.with_name(f"{video.stem}-hls") / PLAYLIST
 
 
@@ -65,7 +65,7 @@ def write_hls(video: Path) -> Path:
 
 
 def _restore(folder: Path, earlier: Path) -> None:
-    """An exchange that was cut short is undone."""
+    """Undo an exchange that was cut short."""
     if earlier.exists() and not folder.exists():
         earlier.rename(folder)
 
@@ -76,7 +76,7 @@ def _clear(*folders: Path) -> None:
 
 
 def _copy(video: Path, folder: Path) -> int:
-    """Every packet, into pieces; returns the number of pictures."""
+    """Copy every packet into pieces; returns the number of pictures."""
     import av
 
     settings = {

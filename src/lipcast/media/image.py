@@ -55,7 +55,7 @@ def load_portrait(
 
 
 def fit_portrait(image: Image, height: int, width: int) -> NDArray[np.uint8]:
-    """The picture resized and cropped to [height, width, 3] uint8.
+    """Resize and crop the picture to [height, width, 3] uint8.
 
     The short side becomes min(height, width) (Pillow's antialiased bilinear filter), the long
     side int(short * long / short_in); then a centre crop; black where the picture is too small.
@@ -92,7 +92,7 @@ def contact_sheet(frames: Sequence[NDArray[np.uint8]], columns: int, path: str |
 
 
 def _crop_offset(size: int, wanted: int) -> int:
-    """Where the crop begins; negative: how much black comes first.
+    """Return where the crop begins; negative: how much black comes first.
 
     Halves go to the even side when cropping and down when padding, as in torchvision.
     """
@@ -117,7 +117,7 @@ def _image_of_array(array: NDArray[Any]) -> Image:
 
 
 def _bytes_of(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """Samples of any supported type as uint8."""
+    """Convert samples of any supported type to uint8."""
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.uint16:
@@ -136,7 +136,7 @@ def _bytes_of(array: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _to_rgb(image: Image) -> Image:
-    """Any Pillow mode as RGB."""
+    """Convert any Pillow mode to RGB."""
     from PIL import Image as PILImage
 
     if image.mode.startswith("I") or image.mode == "F":
@@ -150,7 +150,7 @@ def _to_rgb(image: Image) -> Image:
 
 
 def _scaled_grey(samples: NDArray[Any]) -> NDArray[np.uint8]:
-    """Grey of more than 8 bits as 8: the range is 0..1, 0..255 or 0..65535, whichever holds it.
+    """Scale grey of more than 8 bits to 8: the range is 0..1, 0..255 or 0..65535, whichever holds it.
 
     16-bit files always span 0..65535.
     """

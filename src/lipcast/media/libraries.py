@@ -8,11 +8,11 @@ NEEDED_ENCODERS = ("libx264", "aac")
 
 
 def ffmpeg_versions() -> dict[str, str]:
-    """{library: version} of what PyAV was built with, "av" itself included."""
+    """Return {library: version} of what PyAV was built with, "av" itself included."""
     versions = {name: ".".join(map(str, parts)) for name, parts in av.library_versions.items()}
     return {"av": av.__version__, **versions}
 
 
 def missing_encoders() -> tuple[str, ...]:
-    """The needed encoders that this FFmpeg does not have."""
+    """Return the needed encoders that this FFmpeg does not have."""
     return tuple(name for name in NEEDED_ENCODERS if name not in av.codecs_available)

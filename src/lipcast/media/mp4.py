@@ -42,7 +42,7 @@ def num_pictures(path: Path) -> int:
 
 
 def _complete_end(path: Path, size: int) -> int:
-    """Where the last whole `mdat` box ends."""
+    """Return where the last whole `mdat` box ends."""
     end = position = 0
     with path.open("rb") as file:
         while position + 16 <= size:

@@ -34,7 +34,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _NEEDED_CHUNKS = frozenset(
     (b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"cICP", b"eXIf", b"acTL", b"fcTL", b"fdAT")
 )
-"""Of a PNG, beside those whose names begin with a capital: what changes the picture."""
+"""PNG chunks that change the picture, beside those whose names begin with a capital."""
 _MOST_PROFILE_BYTES = 1 << 24
 
 

@@ -39,17 +39,17 @@ class AudioChunk:
 
 
 def mux_rate(native_rate: int) -> int:
-    """The native rate where it can be muxed as it is, else 48 kHz."""
+    """Return the native rate where it can be muxed as it is, else 48 kHz."""
     return native_rate if native_rate in MUX_RATES else MUX_RATES[-1]
 
 
 def resampled_length(num_samples: int, from_rate: int, to_rate: int) -> int:
-    """ceil(n * to / from). Rounding up keeps ceil(duration * fps) equal at every rate."""
+    """Return ceil(n * to / from). Rounding up keeps ceil(duration * fps) equal at every rate."""
     return -(-num_samples * to_rate // from_rate)
 
 
 def stereo_weights(channel_names: Sequence[str]) -> Samples:
-    """[2, channels]: how speaker positions mix to stereo; the weights of each side sum to 1.
+    """Return [2, channels]: how speaker positions mix to stereo; the weights of each side sum to 1.
 
     Left and right stay on their side, the centre goes to both at -3 dB, the bass channel is
     dropped; unnamed channels go to both. Sums of 1 cannot clip.
@@ -62,7 +62,7 @@ def stereo_weights(channel_names: Sequence[str]) -> Samples:
 
 
 def mean_of_channels(channels: Samples) -> Samples:
-    """[1, n] from [channels, n]; five times as fast as `mean(axis=0)`."""
+    """Return [1, n] from [channels, n]; five times as fast as `mean(axis=0)`."""
     if len(channels) == 1:
         return channels
     total = channels[:1] + channels[1:2]
@@ -94,14 +94,14 @@ class Resampler:
             self._open()
 
     def push(self, block: Samples) -> Samples:
-        """[channels, n] in; [channels, m] out: what is final by now."""
+        """Resample [channels, n]; returns [channels, m], what is final by now."""
         self._num_in += block.shape[1]
         if self._graph is None:
             return block
         return self._emit(self._filter(block))
 
     def finish(self) -> Samples:
-        """The rest. The total is ceil(n * to / from) samples."""
+        """Return the rest. The total is ceil(n * to / from) samples."""
         channels = 1 if self._layout == "mono" else 2
         if self._graph is None:
             return np.zeros((channels, 0), np.float32)
@@ -214,7 +214,7 @@ class TwoTracks:
         self.finished = False
 
     def push(self, channels: Samples, mono: Samples) -> None:
-        """[channels, n] for the muxer and [1, n] for the speech encoder, at the native rate."""
+        """Take [channels, n] for the muxer and [1, n] for the speech encoder, at the native rate."""
         self._mux.push(self._to_mux.push(channels))
         self._speech.push(self._to_speech.push(mono))
 
@@ -232,7 +232,7 @@ class TwoTracks:
         )
 
     def take(self, most_frames: int) -> AudioChunk | None:
-        """The next chunk of at most `most_frames` video frames; None where nothing waits."""
+        """Return the next chunk of at most `most_frames` video frames; None where nothing waits."""
         num_frames = min(self.num_frames, most_frames)
         if self.finished and num_frames == self.num_frames < most_frames:
             return self._take(self._mux.length, self._speech.length)

@@ -1,4 +1,4 @@
-"""Where the sound of a file lies, before FFmpeg decodes it: WAV chunks, and files one behind another.
+"""Parts of a file that hold its sound, found before FFmpeg decodes it: WAV chunks, joined files.
 
 Input: a path or the bytes of a file. Output: `SoundParts`: what to decode in order, how long the file says
 that it is, and how much lies where no decoder looks. A length that is a placeholder, as programs write that
@@ -26,13 +26,13 @@ _SAMPLE_CODE = re.compile(rb"stsd.{12}([\x20-\x7e]{4})", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class SoundParts:
-    """What to decode, one after the other."""
+    """Parts to decode, one after the other."""
 
     parts: tuple[FileSource | ByteRanges, ...]
     promised_s: float | None = None
     """By the header of a WAV file; None where the header does not say."""
     unread_s: float = 0.0
-    """How long the bytes would last that no part holds."""
+    """Duration of the bytes that no part holds."""
     is_wav: bool = False
     """Whether `promised_s` counts: of other files the decoder knows."""
 

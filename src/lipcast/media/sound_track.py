@@ -24,7 +24,7 @@ class SoundTrack:
         self._stream.bit_rate = num_channels * aac_bit_rate(sample_rate)
 
     def encode(self, samples: Samples, position: int) -> None:
-        """[channels, n] that begin at sample `position`."""
+        """Encode [channels, n] that begin at sample `position`."""
         import av
 
         frame = av.AudioFrame.from_ndarray(
@@ -42,5 +42,5 @@ class SoundTrack:
 
 
 def aac_bit_rate(sample_rate: int) -> int:
-    """Per channel, in bit/s: 64k for speech rates, 96k at 48 kHz, never above the codec's limit."""
+    """Return bit/s per channel: 64k for speech rates, 96k at 48 kHz, never above the codec's limit."""
     return min(6 * sample_rate, max(64_000, 2 * sample_rate))

@@ -40,7 +40,7 @@ class Piece:
 
 
 def cut_blocks(power_F: NDArray[np.float64], segment_blocks: int) -> list[int]:
-    """Where to cut a sound, in blocks: the first block of every piece but the first.
+    """Return where to cut a sound, in blocks: the first block of every piece but the first.
 
     power_F: mean square of the sound by video frame. A cut lies at most a quarter of a segment, and
     at most 10 blocks (4.8 s), from the wished place, where the two frames around it are quietest.
@@ -95,7 +95,7 @@ def split_audio(
 
 
 def _overlapped(pieces: list[Piece], num_frames: int) -> list[Piece]:
-    """The pieces, each but the last with the first frames of the next at its end."""
+    """Return the pieces, each but the last with the first frames of the next at its end."""
     longer = []
     for piece, following in pairwise(pieces):
         with wave.open(str(following.path), "rb") as file:
@@ -116,7 +116,7 @@ def _overlapped(pieces: list[Piece], num_frames: int) -> list[Piece]:
 
 
 def _power_by_frame(audio: AudioFile) -> NDArray[np.float64]:
-    """Mean square of the sound over every video frame; the last may be shorter."""
+    """Return the mean square of the sound over every video frame; the last may be shorter."""
     per_frame = audio.sample_rate // VIDEO_FPS
     found: list[float] = []
     for chunk in iter(audio.read, None):
@@ -152,7 +152,7 @@ def _write(audio: AudioFile, folder: Path, name: str, borders: list[int]) -> lis
 def _up_to(
     held: Samples, blocks: Iterator[Samples], count: int
 ) -> Iterator[tuple[Samples, Samples]]:
-    """The next `count` samples in pieces, each with what is left over of its block."""
+    """Yield the next `count` samples in pieces, each with what is left over of its block."""
     while count:
         if not len(held):
             held = next(blocks)

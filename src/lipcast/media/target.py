@@ -1,4 +1,4 @@
-"""Where an output goes: whether it can be written, under which name, and by this process alone.
+"""Output files: whether they can be written, under which name, and by this process alone.
 
 Input: what was given as an output. Output: a checked path, a claim on it, sentences for OutputError.
 """
@@ -20,7 +20,7 @@ from lipcast.errors import OutputError
 from lipcast.media.lock import try_lock
 
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
-"""What a suffix means to the muxer."""
+"""Muxer of each suffix."""
 _DEFAULT_SUFFIX = ".mp4"
 _MAX_NAME_BYTES = 255
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -9,7 +9,7 @@ from lipcast.errors import CheckpointError, InputError
 
 
 def open_tflite(path: Path, *, flag: str, quiet: bool = False) -> Any:
-    """An interpreter with its tensors allocated, on one CPU thread; `flag` is named in errors.
+    """Return an interpreter with its tensors allocated, on one CPU thread; `flag` is named in errors.
 
     Raises InputError where the package is missing, CheckpointError where the file is no model.
     """

@@ -133,7 +133,7 @@ class VideoWriter(Closing):
             self._muxer().encode_frame(frame, self.num_frames - 1)
 
     def _missing_samples(self, num_frames: int) -> int:
-        """How much sound so many pictures still lack."""
+        """Return how much sound so many pictures still lack."""
         return num_frames * self._sample_rate // self._fps - self._num_samples
 
     def _encode_sound(self, most_samples: int) -> None:
@@ -209,7 +209,7 @@ class _Muxer:
         self.sound = SoundTrack(self._container, sample_rate=sample_rate, num_channels=num_channels)
 
     def encode_frame(self, frame: Frames, index: int) -> None:
-        """[H, W, 3] as the picture number `index`."""
+        """Encode [H, W, 3] as picture number `index`."""
         picture = self._to_yuv(frame, index)
         if self._before is not None:
             picture = going_on(self._before, picture, fps=self._fps)
@@ -236,7 +236,7 @@ class _Muxer:
 
 
 def _muxing(path: Path) -> dict[str, str]:
-    """The muxer's options. delay_moov keeps picture and sound aligned to 0.0 ms."""
+    """Return the muxer's options. delay_moov keeps picture and sound aligned to 0.0 ms."""
     if container_of(path) == "matroska":
         return {"cluster_time_limit": str(int(_FRAGMENT_S * 1000)), "flush_packets": "1"}
     return {
@@ -310,7 +310,7 @@ def _warn_of_uneven(path: str | os.PathLike[str], fps: float) -> None:
 
 
 def _shifted(audio: Samples, num_samples: int) -> Samples:
-    """Later by silence in front, or earlier by a cut."""
+    """Shift a sound: later by silence in front, or earlier by a cut."""
     if num_samples <= 0:
         return audio[-num_samples:]
     return np.concatenate([np.zeros((num_samples, audio.shape[1]), np.float32), audio])
@@ -350,14 +350,14 @@ def _upright(frame: Frames, picture: Any) -> Frames:
 
 
 def _matrix_of(picture: Any) -> int:
-    """The picture's colour matrix; where it is not tagged, what players assume for its size."""
+    """Return the picture's colour matrix; where it is not tagged, what players assume for its size."""
     if picture.colorspace in _KNOWN_MATRICES:
         return int(picture.colorspace)
     return BT709 if picture.height >= _HD_HEIGHT else _BT601
 
 
 def _open_video(path: str | os.PathLike[str]) -> Any:
-    """A demuxer for a file with pictures. Raises InputError."""
+    """Return a demuxer for a file with pictures. Raises InputError."""
     container = open_container(path, expected="a video file")
     if not container.streams.video:
         container.close()

@@ -1,4 +1,4 @@
-"""Whether a sound has a voice in it, or steady noise alone.
+"""Detection of sounds that have steady noise and no voice.
 
 Input: 16 kHz mono, in blocks of any size. Output: a yes or no at the end. The speech encoder scales every
 sound to one level, so that room noise alone would move a mouth as speech does. Noise is told from a voice by

@@ -26,7 +26,7 @@ _PLACEHOLDER = 0x7FFF_0000
 """Lengths from here on are those that programs write for "not known yet"."""
 _ROUND = (10**6, 2**24)
 _HEADER_SIZES = (0, 8, 36, 44)
-"""What programs add to a placeholder, or take off it."""
+"""Bytes that programs add to a placeholder, or take off it."""
 _LONG_S, _LONG_RATIO = 3600.0, 20.0
 """A sound that claims more than an hour, and 20 times what is there, has a placeholder for its length."""
 _SEARCH_BYTES = 1 << 20
@@ -81,14 +81,14 @@ class Format:
 
 @dataclass(frozen=True, slots=True)
 class WavLayout:
-    """What of a WAV file is its sound."""
+    """Ranges of a WAV file that are its sound."""
 
     format: Format
     ranges: tuple[Range, ...]
     promised_s: float | None
     """By the lengths of the `data` chunks; None where one of them is unknown."""
     unread_s: float
-    """How long the bytes would last that lie outside of all chunks."""
+    """Duration of the bytes outside of all chunks."""
     is_unusual: bool
     """Whether the decoder needs `header` to see all of it."""
 
@@ -136,10 +136,10 @@ class _Scan:
         self.unread = 0
         self.is_unusual = False
         self._long_length: int | None = None
-        """Of the samples, by the `ds64` chunk of an RF64 file."""
+        """Size of the samples, by the `ds64` chunk of an RF64 file."""
 
     def run(self) -> bool:
-        """Walk; returns whether there is a sound."""
+        """Walk the chunks; returns whether there is a sound."""
         position = self._begin(0)
         if position is None:
             return False

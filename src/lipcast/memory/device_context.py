@@ -16,14 +16,14 @@ from lipcast.memory.pinned import PinnedMaker
 
 @dataclass(frozen=True, slots=True)
 class DeviceContext:
-    """Where memory is allocated. On a CPU, device memory and host memory are of one kind."""
+    """Device and its memory. On a CPU, device memory and host memory are of one kind."""
 
     device: torch.device
     vram: Arena
     ram: Arena
     copier: Copier
     decode_stream: torch.cuda.Stream | None = None
-    """Where all sessions of a GPU decode, one after the other."""
+    """Stream on which all sessions of a GPU decode, one after the other."""
 
     @classmethod
     def of(

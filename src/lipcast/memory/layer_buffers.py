@@ -26,7 +26,7 @@ ByteRange = tuple[int, int]
 
 
 class BufferLayout(Protocol):
-    """How a layer is stored in one buffer. Layouts of one size are taken to be equal."""
+    """Layout of a layer in one buffer. Layouts of one size are taken to be equal."""
 
     @property
     def num_bytes(self) -> int:

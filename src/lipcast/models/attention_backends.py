@@ -129,20 +129,20 @@ def _sdpa(torch_module: Any, q_BTNd: Tensor, k_BTNd: Tensor, v_BTNd: Tensor) -> 
 
 
 def _fa3(fa3: Any, q_BTNd: Tensor, k_BTNd: Tensor, v_BTNd: Tensor) -> Part:
-    """`fa3_fwd_interface.flash_attn_func`: [B, T, N, d]; log-sum-exp [B, N, T] when asked for."""
+    """Call `fa3_fwd_interface.flash_attn_func`: [B, T, N, d]; log-sum-exp [B, N, T] when asked for."""
     o_BTNd, lse_BNT = fa3.flash_attn_func(q_BTNd, k_BTNd, v_BTNd, return_attn_probs=True)
     return o_BTNd, lse_BNT
 
 
 def _cudnn(cudnn: Any, q_BTNd: Tensor, k_BTNd: Tensor, v_BTNd: Tensor) -> Part:
-    """`cudnn.sdpa_torch`: [B, N, T, d] of any strides; log-sum-exp [B, N, T, 1]."""
+    """Call `cudnn.sdpa_torch`: [B, N, T, d] of any strides; log-sum-exp [B, N, T, 1]."""
     heads = (x.transpose(1, 2) for x in (q_BTNd, k_BTNd, v_BTNd))
     o_BNTd, lse_BNT1 = cudnn.sdpa_torch(*heads, return_lse=True)
     return o_BNTd.transpose(1, 2), lse_BNT1.squeeze(-1)
 
 
 def _xformers(fmha: Any, q_BTNd: Tensor, k_BTNd: Tensor, v_BTNd: Tensor) -> Part:
-    """`xformers.ops.fmha.memory_efficient_attention_partial`: [B, T, N, d]; log-sum-exp [B, N, T]."""
+    """Call `memory_efficient_attention_partial`: [B, T, N, d]; log-sum-exp [B, N, T]."""
     o_BTNd, lse_BNT = fmha.memory_efficient_attention_partial(q_BTNd, k_BTNd, v_BTNd)
     return o_BTNd, lse_BNT
 

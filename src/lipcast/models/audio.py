@@ -39,7 +39,7 @@ class CausalConv1d(nn.Module):
         self.conv = nn.Conv1d(channels_in, channels_out, kernel_size=3, stride=stride)
 
     def forward(self, x_BCV: Tensor) -> Tensor:
-        """In float32, whatever the weights are stored in."""
+        """Compute in float32, whatever the weights are stored in."""
         padded = functional.pad(x_BCV, (2, 0), mode="replicate")
         weight, bias = self.conv.weight.float(), self.conv.bias
         assert bias is not None
@@ -60,7 +60,7 @@ class AudioTokenizer(nn.Module):
         self.padding_tokens = nn.Parameter(torch.zeros(1, 1, 1, dim))
 
     def forward(self, mixed_ACV: Tensor) -> tuple[Tensor, Tensor]:
-        """(global_AFD, local_AFKD), K = num_tokens + 1: the learned padding token comes last."""
+        """Return (global_AFD, local_AFKD), K = num_tokens + 1: the learned padding token comes last."""
         local = self.conv1_local(mixed_ACV).unflatten(1, (self.num_tokens, -1)).flatten(0, 1)
         local = self._downsample(local).unflatten(0, (-1, self.num_tokens)).transpose(1, 2)
         padding = self.padding_tokens.float().expand(*local.shape[:2], 1, -1)
@@ -68,7 +68,7 @@ class AudioTokenizer(nn.Module):
         return linear32(self.final_linear, overall), torch.cat((local, padding), dim=2)
 
     def _downsample(self, x_BCV: Tensor) -> Tensor:
-        """Four video frames become one latent frame: [B, F, D]."""
+        """Merge four video frames into one latent frame: [B, F, D]."""
         for conv in (self.conv2, self.conv3):
             x_BCV = conv(_norm_silu(x_BCV.mT).mT)
         return _norm_silu(x_BCV.mT)
@@ -89,7 +89,7 @@ class CausalAudioEncoder(nn.Module):
     def forward(
         self, features_ALCV: Tensor, *, lead_frames: int = _LEAD_FRAMES
     ) -> tuple[Tensor, Tensor]:
-        """(global_AFD, local_AFKD) in float32, one row per 4 video frames of the block."""
+        """Return (global_AFD, local_AFKD) in float32, one row per 4 video frames of the block."""
         mix = functional.silu(self.weights.float())
         mixed_ACV = (features_ALCV.float() * mix).sum(1) / mix.sum(1)
         first = mixed_ACV[..., :1].expand(-1, -1, lead_frames)
@@ -100,7 +100,7 @@ class CausalAudioEncoder(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class InjectorInput:
-    """What one injector needs of one block: AdaLN rows and the keys and values of its audio tokens."""
+    """Inputs of one injector for one block: AdaLN rows, keys and values of its audio tokens."""
 
     shift_AFD: Tensor
     scale_AFD: Tensor
@@ -126,7 +126,7 @@ class AdaLayerNorm(nn.Module):
         self.linear = nn.Linear(dim, 2 * dim)
 
     def forward(self, overall_AFD: Tensor) -> tuple[Tensor, Tensor]:
-        """(shift, scale), in the order of the checkpoint."""
+        """Return (shift, scale), in the order of the checkpoint."""
         shift, scale = linear32(self.linear, functional.silu(overall_AFD)).chunk(2, dim=-1)
         return shift, scale
 

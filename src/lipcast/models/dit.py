@@ -50,7 +50,7 @@ class TimeRows:
 
 @dataclass(frozen=True, slots=True)
 class BlockConditions:
-    """What every denoising step of one block shares."""
+    """Conditioning that every denoising step of one block shares."""
 
     first_frame: int
     rotary: RotaryTable
@@ -210,7 +210,7 @@ class DiT(nn.Module):
             yield layer, block
 
     def _embed_noisy(self, latent_CFHW: Tensor) -> Tensor:
-        """Tokens_FSD. Without a pose the condition latent is zero: its encoder adds its bias only."""
+        """Return tokens_FSD. Without a pose the condition latent is zero: its encoder adds its bias only."""
         tokens_DFhw = conv32(self.patch_embedding, latent_CFHW)
         tokens_FSD = tokens_DFhw.flatten(2).permute(1, 2, 0)
         assert self.cond_encoder.bias is not None
@@ -218,7 +218,7 @@ class DiT(nn.Module):
         return tokens_FSD + added_D
 
     def _unpatchify(self, patches_FSP: Tensor, like_CFHW: Tensor) -> Tensor:
-        """Rows of (ph, pw, c), c fastest, back to a picture."""
+        """Turn rows of (ph, pw, c), c fastest, back into a picture."""
         _, ph, pw = self.config.patch_size
         frames, height, width = like_CFHW.shape[1:]
         grid = patches_FSP.view(frames, height // ph, width // pw, ph, pw, self.config.out_dim)
@@ -252,13 +252,13 @@ class TransformerBlock(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What its linear layers are fed with."""
+        """Form in which its linear layers take their input."""
         return self.norm3.weight.dtype
 
     def forward(
         self, x_GSD: Tensor, rows_G6D: Tensor, self_attend: SelfAttend, text: Sequence[KeyValue]
     ) -> Tensor:
-        """One block. The residual stream is float32 throughout; linear layers run in their own dtype.
+        """Run one block. The residual stream is float32 throughout; linear layers run in their own dtype.
 
         The public implementation rounds the stream to bfloat16 after every block; on the embedded
         model that alone costs 23 dB of latents (42 against 65 dB), and float32 costs next to nothing.
@@ -307,7 +307,7 @@ class TransformerBlock(nn.Module):
         return self._output(cross, torch.cat(heads) if len(heads) > 1 else heads[0])
 
     def _output(self, attention: AttentionProjections, heads_GSNd: Tensor) -> Tensor:
-        """[..., N, d] -> [..., D]."""
+        """Reshape [..., N, d] to [..., D]."""
         merged: Tensor = attention.o(
             self.kernels.rows(heads_GSNd.flatten(-2), self._rows_for(attention.o))
         )
@@ -383,7 +383,7 @@ class _SinkAttention:
 
 
 def _nothing_to_bring(use: WeightUse, layer: int) -> None:
-    """All weights are on the device."""
+    """Do nothing: all weights are on the device."""
     del use, layer
 
 

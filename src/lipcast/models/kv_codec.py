@@ -1,4 +1,4 @@
-"""How keys and values are stored: as they are, in 8-bit floats, or in 4-bit integers.
+"""Formats of stored keys and values: as they are, in 8-bit floats, or in 4-bit integers.
 
 Duty: a codec turns numbers into planes, tensors with the same leading axes, and planes into numbers.
 Inputs and outputs: x_TNd, T standing for any leading axes. Bytes per token are exactly those of
@@ -60,7 +60,7 @@ class KVCodec(ABC):
     @property
     @abstractmethod
     def planes(self) -> tuple[Plane, ...]:
-        """What is stored, wide items first."""
+        """Planes that are stored, wide items first."""
 
     @abstractmethod
     def encode(self, x_TNd: Tensor) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""What attention remembers of one (session, step): a ring of keys and values.
+"""KV cache of one (session, step): a ring of keys and values over latent frames.
 
 It holds keys and values of the last `window` latent frames, one position per latent frame, in
 every layer. Frame g lives at position (g - start) mod window, so a window need not be a multiple of a
@@ -42,7 +42,7 @@ class RingPlanes:
 
 @dataclass(frozen=True, slots=True)
 class RingLayout:
-    """How one layer of a ring lies in one buffer of bytes.
+    """Layout of one layer of a ring in one buffer of bytes.
 
     Plane after plane, each the keys' and then the values', so that keys of all positions that are stored
     as they are can be attended to where they lie. Wide items come first, which keeps every item aligned
@@ -89,13 +89,13 @@ class RingLayout:
 
 
 class RingStorage(Protocol):
-    """Where the layers of one ring live."""
+    """Storage of the layers of one ring."""
 
     def planes(self, layer: int) -> RingPlanes:
         """Return the layer, ready to be read and written; valid until another layer is asked for."""
 
     def mark_dirty(self, layer: int, positions: Sequence[Positions]) -> None:
-        """These positions of the layer asked for last have changed: who streams, writes them back."""
+        """Mark positions of the layer asked for last as changed; a streaming storage writes them back."""
 
     @property
     def num_bytes(self) -> int:
@@ -113,7 +113,7 @@ class ResidentRing:
         return self._planes[layer]
 
     def mark_dirty(self, layer: int, positions: Sequence[Positions]) -> None:
-        """Nothing to do: the layer is where it belongs."""
+        """Do nothing: the layer is where it belongs."""
 
 
 class KVRing:
@@ -182,7 +182,7 @@ class KVRing:
         return self._storage.planes(layer).part(0, self._num_filled(next_frame))
 
     def num_tokens(self, next_frame: int) -> int:
-        """Tokens kept, `next_frame` being the first frame not written yet."""
+        """Return the number of tokens kept, `next_frame` being the first frame not written yet."""
         return self._num_filled(next_frame) * self._layout.tokens_per_frame
 
     def read_into(self, layer: int, next_frame: int, k_TNd: Tensor, v_TNd: Tensor) -> None:
@@ -195,7 +195,7 @@ class KVRing:
         return min(self.window, next_frame - self._start_frame)
 
     def _runs(self, first_frame: int, num_frames: int) -> list[tuple[int, int, int]]:
-        """(index, position, count) of each run of new frames without a wrap."""
+        """Yield (index, position, count) of each run of new frames without a wrap."""
         assert num_frames <= self.window, "a block does not fit the window"
         start = first_frame - self._start_frame
         assert start >= 0, "a frame before the ring's first"

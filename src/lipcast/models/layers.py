@@ -40,7 +40,7 @@ def conv32(conv: nn.Conv3d, x: Tensor) -> Tensor:
 
 
 class AttentionProjections(nn.Module):
-    """What every attention of the model has: q, k, v, o, and RMS norms over the full width."""
+    """Projections of an attention (q, k, v, o), and RMS norms over the full width."""
 
     def __init__(self, dim: int, num_heads: int, eps: float) -> None:
         super().__init__()
@@ -57,11 +57,11 @@ class AttentionProjections(nn.Module):
         return QueryKeyNorms(self.norm_q, self.norm_k)
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[..., D] -> keys and values [..., N, d]; the norm comes before the split into heads."""
+        """Project [..., D] to keys and values [..., N, d]; the norm comes before the split into heads."""
         return self.heads(self.norm_k(self.k(x))), self.heads(self.v(x))
 
     def heads(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., N, d]."""
+        """Reshape [..., D] to [..., N, d]."""
         split: Tensor = x.unflatten(-1, (self.num_heads, -1))
         return split
 

@@ -58,7 +58,7 @@ class QuantisedRows:
 
 
 Rows = Tensor | QuantisedRows
-"""What a linear layer takes."""
+"""Input of a linear layer: plain, or quantised by row."""
 
 
 def quantise_rows(x: Tensor) -> QuantisedRows:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 _THETA = 10_000.0
 REF_FRAME = 30
-"""Where the reference sits in time before it starts to move ahead of the video."""
+"""Position of the reference in time before it starts to move ahead of the video."""
 _MOTION_BUCKETS = ((1, 1, 1), (2, 1, 2), (16, 4, 4))
 """Packed motion, newest first: latent frames covered, tokens in time, pooling in space."""
 
@@ -100,7 +100,7 @@ class Rotary:
 
 
 def spread(first: int, last: int, count: int) -> list[int]:
-    """`count` positions evenly from `first` to `last`, both included, truncated to integers."""
+    """Return `count` positions evenly from `first` to `last`, both included, truncated to integers."""
     if count == 1:
         return [first]
     step = (last - first) / (count - 1)
@@ -113,7 +113,7 @@ def ref_frame(first_frame: int, distance: int) -> int:
 
 
 def time_sinusoid(timesteps_B: Tensor, width: int) -> Tensor:
-    """[cos(t w_i) | sin(t w_i)], w_i = 10000^(-i / (width/2)): [B, width] float32, float64 inside."""
+    """Return [cos(t w_i) | sin(t w_i)], w_i = 10000^(-i / (width/2)): [B, width] float32, float64 inside."""
     half = width // 2
     exponent = torch.arange(half, dtype=torch.float64, device=timesteps_B.device) / half
     angles = timesteps_B.double()[:, None] * _THETA**-exponent

@@ -29,7 +29,7 @@ class SinkPlanes:
 
 @dataclass(frozen=True, slots=True)
 class SinkLayout:
-    """How one layer of a sink lies in one buffer of bytes."""
+    """Layout of one layer of a sink in one buffer of bytes."""
 
     num_ref: int
     num_motion: int
@@ -68,13 +68,13 @@ class SinkLayout:
 
 
 class SinkStorage(Protocol):
-    """Where the layers of a sink live."""
+    """Storage of the layers of a sink."""
 
     def planes(self, layer: int) -> SinkPlanes:
         """Return the layer, ready to be read and written; valid until another layer is asked for."""
 
     def mark_dirty(self, layer: int) -> None:
-        """The layer asked for last was filled: who streams, writes it back."""
+        """Mark the layer asked for last as filled; a streaming storage writes it back."""
 
 
 class ResidentSink:
@@ -89,7 +89,7 @@ class ResidentSink:
         return self._planes[layer]
 
     def mark_dirty(self, layer: int) -> None:
-        """Nothing to do: the layer is where it belongs."""
+        """Do nothing: the layer is where it belongs."""
 
 
 class Sink:

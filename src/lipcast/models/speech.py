@@ -45,7 +45,7 @@ _OLD_WEIGHT_NORM = {
 
 @dataclass(frozen=True, slots=True)
 class SpeechConfig:
-    """What the engine needs to know of a wav2vec2 folder; `raw` is its whole config.json."""
+    """Facts about a wav2vec2 folder that the engine needs; `raw` is its whole config.json."""
 
     dim: int
     num_layers: int
@@ -193,7 +193,7 @@ def num_middle_features(num_features: int) -> int:
 
 
 def middle_ratio(num_features: int) -> float:
-    """50 Hz features per 30 Hz step when both ends of the sequences coincide (align_corners)."""
+    """Return 50 Hz features per 30 Hz step where both ends of the sequences coincide (align_corners)."""
     return (num_features - 1) / max(1, num_middle_features(num_features) - 1)
 
 

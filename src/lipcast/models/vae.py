@@ -177,7 +177,7 @@ class Decoder(nn.Module):
 
 
 def decoder_units(layers: Sequence[nn.Module]) -> list[Unit]:
-    """Every layer's frames per latent and number of convolutions in time."""
+    """Return every layer's frames per latent and number of convolutions in time."""
     units, rate = [], 1
     for layer in layers:
         num_convs = sum(
@@ -189,7 +189,7 @@ def decoder_units(layers: Sequence[nn.Module]) -> list[Unit]:
 
 
 def encoder_stages(config: VAEConfig, dims: list[int]) -> Iterator[nn.Module]:
-    """Residual blocks of each width, a downsampling between two widths."""
+    """Return the residual blocks of each width, a downsampling between two widths."""
     for stage, out_dim in enumerate(dims[1:]):
         in_dim = dims[stage]
         for _ in range(config.num_res_blocks):
@@ -200,7 +200,7 @@ def encoder_stages(config: VAEConfig, dims: list[int]) -> Iterator[nn.Module]:
 
 
 def decoder_stages(config: VAEConfig) -> Iterator[nn.Module]:
-    """Residual blocks of each width, an upsampling (which halves the width) between two."""
+    """Return the residual blocks of each width, an upsampling (which halves the width) between two."""
     in_dim = config.dim * config.dim_mult[-1]
     temporal_upsample = tuple(reversed(config.temporal_downsample))
     for stage, mult in enumerate(reversed(config.dim_mult)):
@@ -228,7 +228,7 @@ def split_frames(video_BCTHW: Tensor, group: int) -> list[Tensor]:
 
 
 def latent_statistics(config: VAEConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the latent channels, fp32 [C, 1, 1, 1].
+    """Return the mean and standard deviation of the latent channels, fp32 [C, 1, 1, 1].
 
     Made per call and kept nowhere: a buffer would be a tensor that no checkpoint holds.
     """

@@ -21,7 +21,7 @@ from torch.nn.functional import normalize, scaled_dot_product_attention
 
 @dataclass
 class StreamState:
-    """What every causal layer remembers of its input: the newest frames, by layer name.
+    """Newest input frames of every causal layer, by layer name.
 
     An empty state is the beginning of a video. A layer without an entry has seen nothing yet.
     """
@@ -228,10 +228,10 @@ def name_causal_layers(root: nn.Module) -> None:
 
 
 def frames_of(x_BCTHW: Tensor) -> Tensor:
-    """[1, C, T, H, W] -> [T, C, H, W]."""
+    """Reorder [1, C, T, H, W] to [T, C, H, W]."""
     return x_BCTHW.squeeze(0).transpose(0, 1)
 
 
 def video_of(x_TCHW: Tensor) -> Tensor:
-    """[T, C, H, W] -> [1, C, T, H, W]."""
+    """Reorder [T, C, H, W] to [1, C, T, H, W]."""
     return x_TCHW.transpose(0, 1).unsqueeze(0)

@@ -220,7 +220,7 @@ def residual_steps(block: ResidualBlock) -> Block:
 
 
 def plane_step(layer: Downsample | Upsample, *, up: bool) -> ConvStep:
-    """A convolution of single frames; halving, it is padded on the right and below only."""
+    """Return a convolution of single frames; halving, it is padded on the right and below only."""
     conv = layer.resample[1]
     assert isinstance(conv, nn.Conv2d)
     weight = conv.weight.detach().unsqueeze(2)

@@ -44,7 +44,7 @@ class ConvStep:
     """A 1×1 convolution of what is added."""
 
     def out_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """Shape of the result for `num_frames` frames without the past ones."""
+        """Return the shape of the result for `num_frames` frames without the past ones."""
         out_channels, _, kernel_t, *_ = self.weight_OITKK.shape
         num_out = (num_frames + self.num_past - kernel_t) // self.stride_t + 1
         scale, pieces = 1 + self.up, 1 + self.doubles_frames

@@ -164,7 +164,7 @@ class Attention:
 def run_one(
     kernels: ConvKernels, packed: ConvStep, x_THWC: Tensor, past: Tensor, num_frames: int
 ) -> tuple[Tensor, Tensor]:
-    """One step alone: its result and the newest frames of its input."""
+    """Run one step alone; returns its result and the newest frames of its input."""
     out, newest = kernels.run(
         [packed], x_THWC, pasts=[past], num_frames=[num_frames], as_float=False
     )

@@ -1,4 +1,4 @@
-"""How much of a causal network has to be computed, in frames. Numbers only.
+"""Frames of a causal network that have to be computed. Numbers only.
 
 Two questions: up to which frame does the output of a layer change when its input stands still
 (`settled_*`), and which layers must see a latent whose picture nobody wants (`latents_to_run`).
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 
 def settled_by_conv(head: int, length: int, num_past: int) -> int:
-    """Frames until a convolution has settled, its input being constant from frame head - 1 on."""
+    """Return the frames until a convolution has settled; its input is constant from frame head - 1 on."""
     return min(length, head + num_past)
 
 
 def settled_by_halving(head: int, length: int) -> tuple[int, int]:
-    """(Frames until it has settled, frames in all) of a temporal downsampling.
+    """Return (frames until it has settled, frames in all) of a temporal downsampling.
 
     Frame 0 passes; frame j >= 1 sees the frames 2j - 2, 2j - 1 and 2j of the input.
     """
@@ -33,7 +33,7 @@ class Unit:
 
 
 def latents_to_run(units: Sequence[Unit], num_past: int = 2) -> list[int]:
-    """For each unit, how many of the newest latents it must see when no picture is wanted.
+    """Return for each unit how many of the newest latents it must see when no picture is wanted.
 
     From the end: the last unit must remember `num_past` frames of its input. What a unit must
     give, plus what each of its convolutions looks back, is what the unit before it must give.
@@ -49,7 +49,7 @@ def latents_to_run(units: Sequence[Unit], num_past: int = 2) -> list[int]:
 
 
 def units_to_run(latents_to_run: Sequence[int], index: int, num_latents: int) -> int:
-    """How many units, from the first, latent `index` of `num_latents` unwanted ones goes through.
+    """Return how many units, from the first, latent `index` of `num_latents` unwanted ones goes through.
 
     The first goes through all: it tells the layers that the video has begun.
     """

@@ -42,12 +42,12 @@ frames of 704x384 on an H100, what the counted traffic leaves for 27.5 TFLOP. Tr
 
 
 def lane_gemm_flops(config: DiTConfig, geometry: Geometry) -> float:
-    """Matrix products of one lane: a multiplication and an addition per weight and token."""
+    """Return the operations of one lane's matrix products: two per weight and token."""
     return 2.0 * lane_tokens(geometry) * _num_weights(config)
 
 
 def _num_weights(config: DiTConfig) -> int:
-    """Weights that a tick multiplies."""
+    """Return the number of weights that a tick multiplies."""
     dim = config.dim
     per_layer = 6 * dim * dim + 2 * dim * config.ffn_dim  # q k v o, text q and o, feed-forward
     injectors = 2 * dim * dim * len(config.audio_inject_layers)  # q and o
@@ -55,30 +55,30 @@ def _num_weights(config: DiTConfig) -> int:
 
 
 def lane_attention_flops(config: DiTConfig, geometry: Geometry) -> float:
-    """Self-attention over ring and sink, and attention to the text, of one lane."""
+    """Return the operations of one lane's attention: to ring and sink, and to the text."""
     keys = _lane_keys(geometry) + config.text_len
     return 4.0 * lane_tokens(geometry) * keys * config.dim * config.num_layers
 
 
 def _lane_keys(geometry: Geometry) -> int:
-    """Keys of ring and sink."""
+    """Return the number of keys in ring and sink."""
     return geometry.window * geometry.tokens_per_frame + geometry.sink_tokens
 
 
 def lane_tokens(geometry: Geometry) -> int:
-    """Noisy tokens of one lane."""
+    """Return the number of noisy tokens of one lane."""
     return geometry.latents_per_block * geometry.tokens_per_frame
 
 
 def gemm_flops_per_s(hardware: Hardware, precision: Precision) -> float:
-    """The rate of matrix products with weights stored so; weight-only formats compute in bf16."""
+    """Return the rate of matrix products with weights stored so; weight-only formats compute in bf16."""
     if precision == "fp8" and hardware.has_fp8:
         return hardware.fp8_flops
     return hardware.bf16_flops / (2 if precision == "fp32" else 1)
 
 
 def needs_dequantising(hardware: Hardware, precision: Precision) -> bool:
-    """Whether a layer's weights are expanded to bf16 before use."""
+    """Return whether a layer's weights are expanded to bf16 before use."""
     return precision in {"int8", "int4"} or (precision == "fp8" and not hardware.has_fp8)
 
 
@@ -92,7 +92,7 @@ def tick_seconds(
     num_lanes: int,
     split: float = 1,
 ) -> float:
-    """Seconds of one tick with everything at hand; `split` GPUs share tokens and heads."""
+    """Return the seconds of one tick with everything at hand; `split` GPUs share tokens and heads."""
     counts = kernel_counts(
         precision,
         kv_precision,
@@ -120,14 +120,14 @@ def arithmetic_seconds(
     precision: Precision,
     num_lanes: int,
 ) -> float:
-    """Seconds of the matrix products and the attention of one tick, and of nothing else."""
+    """Return the seconds of the matrix products and the attention of one tick, and of nothing else."""
     products = lane_gemm_flops(config, geometry) / gemm_flops_per_s(hardware, precision)
     attention = lane_attention_flops(config, geometry) / hardware.attention_flops
     return num_lanes * (products + attention)
 
 
 def lane_traffic_bytes(counts: KernelCounts, config: DiTConfig, geometry: Geometry) -> float:
-    """Elementwise traffic of one lane: whatever grows with its tokens and keys."""
+    """Return the elementwise traffic of one lane: whatever grows with its tokens and keys."""
     tokens, keys = lane_tokens(geometry), _lane_keys(geometry)
     per_layer = (
         counts.bytes_per_value * tokens * config.dim
@@ -139,21 +139,21 @@ def lane_traffic_bytes(counts: KernelCounts, config: DiTConfig, geometry: Geomet
 
 
 def launches(counts: KernelCounts, config: DiTConfig, *, num_lanes: int) -> float:
-    """Kernels of one tick."""
+    """Return the number of kernels of one tick."""
     per_layer = counts.launches_per_layer + num_lanes * counts.launches_per_lane_layer
     injectors = len(config.audio_inject_layers)
     return config.num_layers * per_layer + injectors * counts.launches_per_injector
 
 
 def copy_seconds(hardware: Hardware, *, to_gpu_bytes: float, to_host_bytes: float = 0.0) -> float:
-    """Seconds the link needs for both directions at once."""
+    """Return the seconds that the link needs for both directions at once."""
     return (to_gpu_bytes + WRITE_BACK_COST * to_host_bytes) / hardware.link_bytes_per_s
 
 
 def exchange_seconds(
     config: DiTConfig, geometry: Geometry, hardware: Hardware, *, num_lanes: int, split: float
 ) -> float:
-    """Ulysses: q, k, v and the result of every layer cross between `split` GPUs once per tick."""
+    """Return the seconds of Ulysses: q, k, v and every layer's result cross between `split` GPUs per tick."""
     own = 4 * num_lanes * lane_tokens(geometry) * config.dim * 2 / split
     return config.num_layers * own * (split - 1) / split / hardware.peer_bytes_per_s
 
@@ -162,7 +162,7 @@ def exchange_seconds(
 def decode_flops(
     config: VAEConfig, latent_height: int, latent_width: int, *, num_latents: int
 ) -> float:
-    """Convolutions of the streaming decoder for `num_latents` latent frames, the video already
+    """Return the operations of the streaming decoder for `num_latents` latent frames, the video already
     running."""
     first = config.dim * config.dim_mult[-1]
     positions = float(num_latents * latent_height * latent_width)
@@ -181,7 +181,7 @@ def decode_flops(
 
 
 def _stage_weights(in_dim: int, out_dim: int, num_res_blocks: int) -> float:
-    """Weights of the residual blocks of one resolution."""
+    """Return the number of weights of the residual blocks of one resolution."""
     shortcut = in_dim * out_dim if in_dim != out_dim else 0
     return 27 * out_dim * (in_dim + (2 * num_res_blocks + 1) * out_dim) + shortcut
 
@@ -189,7 +189,7 @@ def _stage_weights(in_dim: int, out_dim: int, num_res_blocks: int) -> float:
 def decode_seconds(
     config: VAEConfig, geometry: Geometry, hardware: Hardware, *, area_factor: float = 1.0
 ) -> float:
-    """Seconds to decode one block; `area_factor` is what overlapping tiles compute twice."""
+    """Return the seconds to decode one block; `area_factor` is what overlapping tiles compute twice."""
     flops = decode_flops(
         config,
         geometry.latent_height,

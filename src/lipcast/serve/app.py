@@ -121,7 +121,7 @@ def _add_health(app: FastAPI, hub: Hub) -> None:
             "sessions": hub.num_sessions,
             "examples": hub.portraits.example_names,
             "voice": "voice.m4a",
-            "text_to_speech": False,
+            "speech": hub.speech.described(),
             "limits": {
                 "sessions": settings.max_sessions,
                 "upload_bytes": settings.max_upload_bytes,

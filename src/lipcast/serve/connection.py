@@ -11,10 +11,12 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from lipcast.config.models import VIDEO_FPS
@@ -26,6 +28,7 @@ from lipcast.serve.logs import log_event
 from lipcast.serve.pacer import LEAD_IDLE_S, LEAD_SPEECH_S, Pacer
 from lipcast.serve.settings import MAX_PROMPT
 
+_MAX_EVENTS = 200
 _MAX_ERRORS = 20
 _REPORT_S = 0.5
 _LOOK_S = 0.02
@@ -39,6 +42,8 @@ class Connection:
     def __init__(self, hub: Hub, hosted: Hosted, socket: WebSocket) -> None:
         self._hub, self._hosted, self._live, self._socket = hub, hosted, hosted.live, socket
         self._rate, self._channels = 48_000, 1
+        self._talk, self._use = hosted.talk, "speak"
+        self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue(_MAX_EVENTS)
         self._num_errors = 0
         self._pacer = Pacer()
         self._encoder: LiveEncoder | None = None
@@ -47,7 +52,9 @@ class Connection:
         self._left: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._commands: Mapping[str, Callable[[dict[str, Any]], Awaitable[None] | None]] = {
             "audio": self._set_format,
-            "end": lambda _: self._live.end_utterance(),
+            "say": lambda message: self._talk.say(message.get("text", "")),
+            "ask": lambda message: self._talk.ask(message.get("text", "")),
+            "end": lambda _: self._end_utterance(),
             "interrupt": self._interrupt,
             "prompt": self._set_prompt,
             "pause": lambda _: self._live.pause(),
@@ -57,13 +64,26 @@ class Connection:
             "ping": lambda message: self._send(type="pong", time=message.get("time")),
         }
 
+        self._uses: Mapping[str, Callable[[NDArray[np.int16], int], object]] = {
+            "speak": lambda samples, rate: self._live.push_audio(samples, sample_rate=rate),
+            "ask": self._talk.hear,
+            "watch": self._talk.watch,
+        }
+
     async def run(self) -> None:
         """Serve the connection; the session stays for another one, unless it has ended."""
         await self._socket.accept()
         self._hub.attach(self._hosted, self._leave)
+        self._talk.emit, self._talk.ahead_s = self._note, lambda: self._pacer.ahead_s
         tasks = [
             asyncio.create_task(part())
-            for part in (self._receive, self._send_media, self._report, self._wait_to_leave)
+            for part in (
+                self._receive,
+                self._send_media,
+                self._send_events,
+                self._report,
+                self._wait_to_leave,
+            )
         ]
         reason = "disconnected"
         try:
@@ -127,7 +147,7 @@ class Connection:
             )
         samples = np.frombuffer(content, "<i2").astype(np.int16, copy=False)
         shaped = samples.reshape(-1, self._channels)
-        self._live.push_audio(shaped, sample_rate=self._rate)
+        self._uses[self._use](shaped, self._rate)
 
     async def _command(self, text: str) -> bool:
         """Follow a command; True where it ends the session."""
@@ -150,11 +170,20 @@ class Connection:
         rate, channels = message.get("sample_rate"), message.get("channels", 1)
         if not isinstance(rate, int) or not 8_000 <= rate <= 192_000 or channels not in {1, 2}:
             raise UsageError("audio: expected sample_rate from 8000 to 192000 and 1 or 2 channels")
-        self._rate, self._channels = rate, channels
+        use = message.get("use", "speak")
+        if not isinstance(use, str) or use not in self._uses:
+            raise UsageError(f"audio: expected use to be one of: {', '.join(self._uses)}")
+        self._rate, self._channels, self._use = rate, channels, use
 
     def _interrupt(self, _message: dict[str, Any]) -> None:
-        epoch = self._live.interrupt()
+        epoch = self._talk.interrupt()
         log_event("interrupted", session=self._hosted.label, epoch=epoch)
+
+    def _end_utterance(self) -> None:
+        if self._use == "ask":
+            self._talk.end_turn()
+        else:
+            self._live.end_utterance()
 
     def _want_key(self, _message: dict[str, Any]) -> None:
         self._key_wanted = True
@@ -169,6 +198,15 @@ class Connection:
 
     async def _send(self, **message: Any) -> None:
         await self._socket.send_text(json.dumps(message))
+
+    def _note(self, event: dict[str, Any]) -> None:
+        """Queue an event of the speech loop; one that a stalled client has no room for is dropped."""
+        with suppress(asyncio.QueueFull):
+            self._events.put_nowait(event)
+
+    async def _send_events(self) -> str:
+        while True:
+            await self._send(**await self._events.get())
 
     async def _report(self) -> str:
         """Say what has changed, twice a second at most."""

@@ -25,7 +25,9 @@ from lipcast.serve.logs import log_event
 from lipcast.serve.metrics import Metrics
 from lipcast.serve.portraits import Portraits
 from lipcast.serve.settings import ServeSettings
+from lipcast.serve.talk import Talk
 from lipcast.serve.video_queue import VideoQueue, made_with
+from lipcast.speech.services import SpeechServices
 
 SAMPLE_RATE = 48_000
 _LOOK_S = 1.0
@@ -48,6 +50,7 @@ class Hosted:
     """A session of this server."""
 
     live: LiveSession
+    talk: Talk
     label: str
     """For logs; says nothing that would let anybody in."""
     key: str = field(default_factory=lambda: secrets.token_urlsafe(18))
@@ -70,13 +73,15 @@ class Hub:
         settings: ServeSettings,
         *,
         options: GenerateOptions | None = None,
+        speech: SpeechServices | None = None,
         device_bytes: Callable[[Model], int] = lambda _: 0,
         videos: VideoQueue | None = None,
     ) -> None:
-        """`options` hold for every session; a request may choose the seed.
+        """`options` hold for every session; a request may choose the seed. `speech` speaks and answers.
 
         `videos`: those that are made with the same model; None: with the embedded one.
         """
+        self.speech = speech or SpeechServices()
         self.settings, self.portraits = settings, Portraits(max_pixels=settings.max_pixels)
         self.metrics = Metrics(lambda: 0 if self._model is None else device_bytes(self._model))
         self.failure: Exception | None = None
@@ -115,6 +120,7 @@ class Hub:
             with suppress(asyncio.CancelledError):
                 await task
         await asyncio.gather(*(self.close(hosted, "shutdown") for hosted in self.sessions()))
+        await self.speech.close()
         await asyncio.to_thread(self.videos.stop)
         if self._model is not None:
             await asyncio.to_thread(self._model.close)
@@ -148,7 +154,9 @@ class Hub:
         finally:
             self._opening -= 1
         live.pause()
-        hosted = Hosted(live, f"s{next(self._numbers)}")
+        label = f"s{next(self._numbers)}"
+        talk = Talk(live, self.speech, metrics=self.metrics, label=label)
+        hosted = Hosted(live, talk, label)
         self._sessions[hosted.key] = hosted
         self.metrics.opened.inc()
         log_event("session opened", session=hosted.label, portrait=portrait)
@@ -181,6 +189,7 @@ class Hub:
         self._count(hosted)
         if hosted.leave is not None:
             hosted.leave(reason)
+        await hosted.talk.close()
         await asyncio.to_thread(hosted.live.close)
         log_event("session closed", session=hosted.label, reason=reason)
 
@@ -192,6 +201,8 @@ class Hub:
         """Load the model and make a block with it, so that the first session does not pay for it."""
         began = time.monotonic()
         try:
+            if self.speech.tts is not None:
+                await self.speech.tts.prepare()
             self._model = await asyncio.to_thread(self._loaded)
         except Exception as error:
             self.failure = error

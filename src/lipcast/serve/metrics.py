@@ -33,6 +33,15 @@ class Metrics:
             buckets=_LATENCIES,
             registry=registry,
         )
+        self.answer = Histogram(
+            "lipcast_answer_seconds",
+            "From the end of a question to the first sound of its answer.",
+            buckets=_LATENCIES,
+            registry=registry,
+        )
+        self.speech_failures = Counter(
+            "lipcast_speech_failures", "Texts, turns and answers that failed.", registry=registry
+        )
         self._frames = Counter("lipcast_frames", "Frames that were sent.", registry=registry)
         self._dropped = Counter(
             "lipcast_frames_dropped", "Frames that were dropped.", ["reason"], registry=registry

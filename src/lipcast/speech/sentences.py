@@ -7,7 +7,8 @@ text. Invariant: the sentences do not depend on how the text was cut into pieces
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 
 MAX_CHARACTERS = 400
 """A longer sentence is cut at a space, so that its speech can begin."""
@@ -75,3 +76,14 @@ def sentences(text: str) -> list[str]:
     splitter = SentenceSplitter()
     found = [*splitter.push(text), splitter.finish()]
     return [sentence for sentence in found if sentence]
+
+
+async def sentences_of(pieces: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    """Yield the sentences of a text that comes in pieces, each as soon as it is complete."""
+    splitter = SentenceSplitter()
+    async with aclosing(pieces):
+        async for piece in pieces:
+            for sentence in splitter.push(piece):
+                yield sentence
+    if rest := splitter.finish():
+        yield rest

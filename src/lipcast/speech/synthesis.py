@@ -11,7 +11,7 @@ import importlib.util
 import shutil
 import subprocess
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from importlib.metadata import version
 from typing import Any, Protocol
 
@@ -33,8 +33,11 @@ class TextToSpeech(Protocol):
     def identity(self) -> str:
         """Everything besides the text that decides the sound, as one line."""
 
-    def speak(self, text: str) -> AsyncIterator[Sound]:
+    def speak(self, text: str) -> AsyncGenerator[Sound, None]:
         """Yield the speech of a text in pieces, as they are made. Raises SpeechError."""
+
+    async def prepare(self) -> None:
+        """Load what is needed, so that the first sentence does not wait for it. Raises SpeechError."""
 
     async def close(self) -> None:
         """Give back what is held; a later call of `speak` takes it again."""
@@ -83,7 +86,7 @@ class Hibari:
     def identity(self) -> str:
         return f"hibari {version('hibari-tts')} {self._voice}"
 
-    async def speak(self, text: str) -> AsyncIterator[Sound]:
+    async def speak(self, text: str) -> AsyncGenerator[Sound, None]:
         """Yield a piece for every sentence, the same ones each time."""
         num_samples = 0
         for sentence in sentences(text):
@@ -96,6 +99,10 @@ class Hibari:
                 "hibari speaks English only, and finds no word in the text; --tts espeak and servers speak "
                 "other languages"
             )
+
+    async def prepare(self) -> None:
+        """Load the voice, and speak a word with it."""
+        await asyncio.to_thread(self._spoken, "Hello.")
 
     async def close(self) -> None:
         """Nothing is held that others could use."""
@@ -125,13 +132,16 @@ class Espeak:
     def identity(self) -> str:
         return f"{_PROGRAM} {self._voice}"
 
-    async def speak(self, text: str) -> AsyncIterator[Sound]:
+    async def speak(self, text: str) -> AsyncGenerator[Sound, None]:
         """Yield a piece for every sentence."""
         for sentence in sentences(text):
             if sentence.strip():
                 sound = await asyncio.to_thread(self._spoken, sentence)
                 if sound is not None:
                     yield sound
+
+    async def prepare(self) -> None:
+        """Nothing is loaded."""
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -166,7 +176,7 @@ class SpeechServer:
     def identity(self) -> str:
         return f"{self._service.host} {self._model} {self._voice}"
 
-    async def speak(self, text: str) -> AsyncIterator[Sound]:
+    async def speak(self, text: str) -> AsyncGenerator[Sound, None]:
         """Yield the sound as the server sends it."""
         document = {
             "model": self._model, "voice": self._voice, "input": text, "response_format": "wav",
@@ -190,6 +200,9 @@ class SpeechServer:
             return reader.finish() if part is None else reader.push(part)
         except InputError as error:
             raise self._service.unusable(str(error)) from error
+
+    async def prepare(self) -> None:
+        """Nothing is asked for before there is a text."""
 
     async def close(self) -> None:
         """End the connections."""

@@ -87,7 +87,7 @@ class ModelBundle:
         return ", ".join(sorted(schemes)) or str(self.dit.dtype).removeprefix("torch.")
 
     def encode_prompt(self, prompt: str | Path) -> Tensor:
-        """The context [tokens, channels] of a text, or of a `Path` to its embedding.
+        """Return the context [tokens, channels] of a text, or of a `Path` to its embedding.
 
         Those of the last texts are kept in memory, and on the disk where there is a place.
         """

@@ -37,7 +37,7 @@ _HEAD_BYTES = 256
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file beside `path` that becomes `path` when everything is on the disk.
+    """Yield a file beside `path` that becomes `path` when everything is on the disk.
 
     Raises OutputError if that fails; then `path` is as it was.
     """

@@ -20,7 +20,7 @@ class Hub(Protocol):
         ...
 
     def hashes(self, repo: str, files: Sequence[str], revision: str) -> dict[str, str]:
-        """{file: sha256} of the large files; the hub knows none of small ones."""
+        """Return {file: sha256} of the large files; the hub knows none of small ones."""
         ...
 
 

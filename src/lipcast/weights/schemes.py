@@ -125,7 +125,7 @@ class Int4Scheme(Scheme):
         return num_in > 0 and num_in % 2 == 0
 
     def group(self, num_in: int) -> int:
-        """Weights per group: 64, or the largest power of two that divides a short row."""
+        """Return the weights per group: 64, or the largest power of two that divides a short row."""
         return min(INT4_GROUP, num_in & -num_in)
 
     def part_shapes(self, num_out: int, num_in: int) -> PartShapes:

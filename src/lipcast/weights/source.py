@@ -113,7 +113,7 @@ def summarise_names(names: Iterable[str], *, max_lines: int | None = None) -> st
 
 
 def _ranges(numbers: list[int]) -> str:
-    """[0, 1, 2, 5] -> "{0-2,5}"; a single number stays bare."""
+    """Format [0, 1, 2, 5] as "{0-2,5}"; a single number stays bare."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][-1] + 1:

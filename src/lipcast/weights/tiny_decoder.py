@@ -51,7 +51,7 @@ def _channels(source: TensorSource, name: str) -> int:
 
 
 def _fitted(source: TensorSource, name: str, like: Tensor) -> Tensor:
-    """A stored tensor; of one that makes more frames than needed, the rows of the last ones."""
+    """Return a stored tensor; of one that makes more frames than needed, the rows of the last ones."""
     tensor = source.read(name)
     if tensor.shape[1:] == like.shape[1:] and tensor.shape[0] > like.shape[0]:
         tensor = tensor[-like.shape[0] :]

@@ -347,7 +347,7 @@ def merge_parts(
     FIRST, FIRST_LSE, SECOND, SECOND_LSE, THIRD, THIRD_LSE, OUT, num_tokens, dim,
     BLOCK: tl.constexpr, HEAD: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Attention to all keys of one token, from that to parts of them: each weighs exp(log-sum-exp)."""
+    """Store the attention to all keys of one token, from that to parts of them by exp(log-sum-exp)."""
     token = tl.program_id(0).to(tl.int64)
     channel = tl.arange(0, BLOCK)
     valid = channel < dim

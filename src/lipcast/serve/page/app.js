@@ -219,8 +219,11 @@ class Session {
       showNumbers(message);
     } else if (message.type === "error") {
       say(message.message, "bad");
+      talk.receive(message);
     } else if (message.type === "closed") {
       this.reason = message.reason;
+    } else {
+      talk.receive(message);
     }
   }
 
@@ -255,9 +258,10 @@ class Session {
 
   send(message) { if (this.isOpen) this.socket.send(JSON.stringify(message)); }
 
-  speak(samples, rate) {
+  // use: "speak" what was said, "ask" the portrait, or "watch" for a voice that interrupts.
+  speak(samples, rate, use = "speak") {
     if (!this.isOpen) return;
-    const format = JSON.stringify({ type: "audio", sample_rate: rate, channels: 1 });
+    const format = JSON.stringify({ type: "audio", sample_rate: rate, channels: 1, use });
     if (format !== this.format) this.socket.send((this.format = format));
     const pcm = new Int16Array(samples.length);
     for (let i = 0; i < pcm.length; i++) pcm[i] = Math.max(-1, Math.min(1, samples[i])) * 32767;
@@ -395,6 +399,7 @@ function show() {
   $("record").setAttribute("aria-pressed", String(Boolean(session.recorded)));
   $("record").textContent = session.recorded ? "Save" : "Record";
   $("again").hidden = !localStorage.getItem(SAVED) || open;
+  talk.show();
 }
 
 const DOINGS = {
@@ -411,7 +416,7 @@ function showNumbers(state) {
   $("n-latency").textContent = state.first_frame_s === null ? "–" : `${state.first_frame_s.toFixed(2)} s`;
   $("n-ahead").textContent = `${player.ahead.toFixed(2)} s`;
   $("n-memory").textContent = state.memory_bytes ? `${(state.memory_bytes / 2 ** 20).toFixed(0)} MiB` : "–";
-  let text = DOINGS[state.state] ?? state.state;
+  let text = (state.state === "idle" && talk.doing) || (DOINGS[state.state] ?? state.state);
   if (speed && speed < FPS) text += ` This machine makes ${speed.toFixed(1)} of the ${FPS} pictures a second that live takes, so playback waits for it.`;
   if (state.dropped_sound_s > 0.05 && state.num_interrupts === 0) text += ` ${state.dropped_sound_s.toFixed(1)} s of sound found no room and were dropped.`;
   say(text, speed && speed < FPS ? "wait" : "good");
@@ -524,7 +529,7 @@ const toggleMicrophone = () => guarded(async () => {
     session.send({ type: "end" });
     return;
   }
-  const listen = gate({
+  const listen = talk.asks ? talk.listener() : gate({
     onBegin() {},
     onPiece: (piece, rate) => session.speak(piece, rate),
     onEnd: () => session.send({ type: "end" }),
@@ -535,7 +540,7 @@ const toggleMicrophone = () => guarded(async () => {
 
 const speakFile = () => guarded(async () => {
   if ($("barge-in").checked && !microphone) {
-    await openMicrophone(gate({ onBegin: stopSpeaking, onPiece() {}, onEnd() {} }));
+    await openMicrophone(talk.watcher());
   }
   await session.start(settings());
   await speakSound(await soundFile.arrayBuffer(), soundFile.name);
@@ -543,6 +548,7 @@ const speakFile = () => guarded(async () => {
 
 function stopSpeaking() {
   reading += 1;
+  talk.line = null;
   session.interrupt();
 }
 
@@ -602,5 +608,4 @@ $("video").addEventListener("waiting", () => {
   const isFast = session.server.block_s && BLOCK / session.server.block_s >= FPS;
   if (session.isOpen && isFast && session.server.state === "speaking") say("Waiting for pictures: the connection is slow.");
 });
-show();
-findServer();
+document.addEventListener("DOMContentLoaded", () => { show(); findServer(); });
