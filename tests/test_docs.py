@@ -38,7 +38,7 @@ SET_UP = {"./scripts/demo", "./scripts/test"}
 _OTHER_MODEL = ("precision", "loras", "vram", "kv_precision", "gpus")
 OTHER_FLAGS = {
     "--help", "--index-url", "--version", "--debug", "--head", "--port", "--nproc_per_node",
-    "--no-python", "--kill", "--seams",
+    "--no-python", "--kill", "--seams", "--anchor", "--swap_anchor",
 }  # fmt: skip
 
 

@@ -20,6 +20,12 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_MEDIAN_LINES = 10
 UNFINISHED = re.compile(r"\b(stub|stubbed|NotImplementedError)\b|(?<![\w.~])/(root|home)/", re.I)
+PRIVATE = re.compile(
+    r"\b(Past(Block|Recorder)|stewards?|rungs?|(Layout)?Wishes|bring_in|crews?|inlets?|outlets?"
+    r"|judgements?|insist(s|ed)?|PlannedVideo|given way|in the midst)\b",
+    re.I,
+)
+"""Words of this project alone; docs/architecture.md has those of the field."""
 RANDOM_CALL = re.compile(r"^torch\.(rand|randn|randint|randperm|normal|manual_seed)(_like)?$")
 DISPLAYS = (ast.List, ast.Dict, ast.Set)
 MUTABLE_TYPES = {"list", "dict", "set", "defaultdict", "deque", "Counter"}
@@ -181,6 +187,14 @@ def test_nothing_is_left_unfinished() -> None:
     found = [(path, match[0]) for path, text in PACKAGE for match in UNFINISHED.finditer(text)]
     assert found == []
     assert UNFINISHED.search("raise NotImplementedError")
+
+
+def test_no_word_is_private() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    texts = [*PACKAGE, *((path.name, path.read_text("utf-8")) for path in pages)]
+    found = [(path, match[0]) for path, text in texts for match in PRIVATE.finditer(text)]
+    assert found == []
+    assert PRIVATE.search("the Steward lets a rung go")
 
 
 def modules_after(code: str) -> set[str]:

@@ -29,10 +29,10 @@ NUM_FRAMES = 58
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: lipcast.Lipcast) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: lipcast.Lipcast) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LIPCAST_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("lipcast.api.load", lambda *_model, **_how: tiny)
+    monkeypatch.setattr("lipcast.api.load", lambda *_model, **_how: quick)
     write_wav(tmp_path / "voice.wav", NUM_BLOCKS * 0.48 - 0.1, 16_000)
     return tmp_path
 
@@ -60,7 +60,10 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, num_blocks: int, error: BaseExce
     monkeypatch.setattr(MeteredRenderer, "_count", counted)
 
 
-def test_the_video_is_that_of_one_piece(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_video_is_that_of_one_piece(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, loaded: lipcast.Lipcast
+) -> None:
+    monkeypatch.setattr("lipcast.api.load", lambda *_model, **_how: loaded)
     assert generate(output="whole.mp4", segment="0") == 0
     whole = told(capsys)
     assert generate() == 0

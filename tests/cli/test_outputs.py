@@ -17,8 +17,10 @@ import pytest
 from fake_model import FRAMES, NUM_BLOCKS, FakeModel
 from PIL import Image
 
+from certificates import write_certificate
 from lipcast.cli.main import main
-from lipcast.errors import OutputError
+from lipcast.errors import InputError, OutputError, UsageError
+from lipcast.media.signing import read_manifest
 from lipcast.media.target import claimed
 from lipcast.media.video import iter_frames
 from programs import started
@@ -194,3 +196,14 @@ def test_addresses_are_refused(
     assert f"{address} is an address" in said
     assert "download it first" in said
     assert sorted(path.name for path in files.iterdir()) == ["hello.wav", "me.png"]
+
+
+def test_a_signed_video(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chain, key = write_certificate(files / "c")
+    assert generate("-o", "talk.mp4", "--sign", str(chain), str(key)) == 0
+    assert read_manifest(files / "talk.mp4")["validation_state"] == "Valid"
+    assert num_frames(files / "talk.mp4") == NUM_BLOCKS * FRAMES
+    assert generate("-o", "talk.mkv", "--sign", str(chain), str(key)) == UsageError.exit_code
+    assert generate("-o", "new.mp4", "--sign", str(key), str(chain)) == InputError.exit_code
+    assert "is no certificate in PEM" in capsys.readouterr().err
+    assert not (files / "new.mp4").exists()

@@ -12,10 +12,16 @@ import numpy as np
 import pytest
 import torch
 
+import lipcast
 from lipcast.engine.session import Session
 from sounds import syllables
 
 SMALL: dict[str, Any] = {"size": "64*64", "infer_frames": 12}
+
+
+@pytest.fixture
+def tiny(quick: lipcast.Lipcast) -> lipcast.Lipcast:
+    return quick
 
 
 class Late:

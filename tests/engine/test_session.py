@@ -20,6 +20,11 @@ from sounds import syllables
 SMALL = {"size": "64*64"}
 
 
+@pytest.fixture
+def tiny(quick):
+    return quick
+
+
 def _collect(model, portrait, path, **options):
     """(frames, latents) of a whole small video."""
     latents = []
@@ -29,7 +34,7 @@ def _collect(model, portrait, path, **options):
     return np.concatenate([b.frames for b in blocks]), torch.cat(latents, dim=1), blocks
 
 
-@pytest.mark.parametrize("infer_frames", [12, 32])
+@pytest.mark.parametrize("infer_frames", [12, 16])
 def test_wavefront_equals_sequential(tiny, portrait, sound, infer_frames):
     """Same noise, same order inside a lane: the same video, across a new reference and ring wraps."""
     path = sound(3 * infer_frames / 25)
@@ -42,7 +47,7 @@ def test_wavefront_equals_sequential(tiny, portrait, sound, infer_frames):
     assert np.abs(frames.astype(int) - other_frames.astype(int)).max() <= 1
 
 
-@pytest.mark.parametrize("infer_frames", [12, 24, 32, 48, 80])
+@pytest.mark.parametrize("infer_frames", [12, 24, 32, 48])
 def test_any_window_over_three_clips(tiny, portrait, sound, infer_frames):
     seconds = 3 * infer_frames / 25
     frames, latents, blocks = _collect(
@@ -211,16 +216,16 @@ def test_executor_memory_does_not_grow(tiny, portrait):
     assert sizes[6] == sizes[-1]
 
 
-def test_a_decoder_of_the_users_own(tiny, portrait, sound, tmp_path):
+def test_a_decoder_of_the_users_own(loaded, portrait, sound, tmp_path):
     """Other pixels of the same latents, as many of them."""
     torch.manual_seed(0)
     decoder = TinyDecoder((32, 16, 16, 8))
     path = tmp_path / "taew2_1.safetensors"
     save_file(decoder.state_dict(), path)
-    loaded = load_tiny_decoder(path, device="cpu", dtype=torch.float32)
-    model = lipcast.Lipcast(replace(tiny.bundle, tiny_decoder=loaded))
+    own = load_tiny_decoder(path, device="cpu", dtype=torch.float32)
+    model = lipcast.Lipcast(replace(loaded.bundle, tiny_decoder=own))
     options = {"size": "64*64", "num_clip": 1, "infer_frames": 24}
-    frames, latents, _ = _collect(model, portrait, sound(1.0), **options)
-    expected_frames, expected_latents, _ = _collect(tiny, portrait, sound(1.0), **options)
+    frames, latents, _ = _collect(model, portrait, sound(0.5), **options)
+    expected_frames, expected_latents, _ = _collect(loaded, portrait, sound(0.5), **options)
     assert torch.equal(latents, expected_latents)
     assert frames.shape == expected_frames.shape and not np.array_equal(frames, expected_frames)

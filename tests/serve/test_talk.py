@@ -84,6 +84,14 @@ def test_a_question_is_answered_sentence_by_sentence(talking: Talking) -> None:
     ]  # fmt: skip
 
 
+def test_markup_is_shown_and_not_spoken(talking: Talking) -> None:
+    talking.fake.pieces = ["## Two **bold** words.\n- `One`.\n", "***\n", "😀\n", "Bye."]
+    talking.send(type="ask", text="Hm?")
+    talking.until("answer", text="## Two **bold** words.\n")
+    talking.until("answer", done=True)
+    assert talking.tts.spoken == [" Two bold words.\n", "One.\n", "Bye."]
+
+
 def test_the_first_sentence_is_spoken_while_the_answer_is_written(talking: Talking) -> None:
     talking.fake.gate = threading.Event()
     talking.fake.pieces = ["Hel", "lo there. N", "ow the rest."]
@@ -214,8 +222,9 @@ def test_a_voice_interrupts_what_is_said(talking: Talking) -> None:
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        ({"type": "say"}, "expected a text of 1 to 4000 characters"),
+        ({"type": "say"}, "expected a text with words, of 1 to 4000 characters"),
         ({"type": "say", "text": 7}, "expected a text"),
+        ({"type": "say", "text": "… 😀"}, "expected a text with words"),
         ({"type": "ask", "text": "a" * 4001}, "expected a text"),
         ({"type": "audio", "sample_rate": 16_000, "use": ["x"]}, "one of: speak, ask, watch"),
     ],

@@ -91,7 +91,7 @@ def _columns() -> dict[str, tuple[Option, bool]]:
     """Return option and value of a switch by every spelling of a column."""
     found: dict[str, tuple[Option, bool]] = {}
     for option in generate.params:
-        if isinstance(option, Option) and option.section != Section.CONSOLE:
+        if isinstance(option, Option) and option.section != Section.CONSOLE and option.nargs == 1:
             found |= {spelled(name): (option, False) for name in option.secondary_opts}
             found |= {spelled(name): (option, True) for name in (option.name, *option.opts)}
     earlier = {spelled(old): found[spelled(new)] for old, new in EARLIER_NAMES.items()}

@@ -23,6 +23,7 @@ from lipcast.cli.result import document, length, summary, unfinished
 from lipcast.config.models import VIDEO_FPS
 from lipcast.env import launched
 from lipcast.media.mp4 import num_pictures
+from lipcast.media.signing import sign_video
 from lipcast.media.target import claimed
 
 if TYPE_CHECKING:
@@ -170,6 +171,8 @@ def _make(
                 "duration_s": num_kept / VIDEO_FPS,
             }
             raise unfinished(error, kept, done) from error
+        if request.signing is not None:
+            sign_video(request.output, request.signing)
         return {"status": "finished"} | _document(request, meter, session, console)
 
 

@@ -25,6 +25,8 @@ def as_job(request: GenerateRequest, **how: Any) -> dict[str, Any]:
     loras = [_lora_from_anywhere(text) for text in request.loras]
     decoder = [] if request.decoder is None else [request.decoder]
     prompt = [Path(request.prompt)] if is_file else []
+    signing = request.signing
+    signed = {} if signing is None else {"sign": signing.as_job()}
     files = [
         request.image,
         request.audio,
@@ -53,6 +55,7 @@ def as_job(request: GenerateRequest, **how: Any) -> dict[str, Any]:
         "anonymous": False,
         "webhook": None,
         "hls": False,
+        **signed,
         **how,
     }
 

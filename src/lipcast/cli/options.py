@@ -46,6 +46,12 @@ CONSOLE = (
 JSON_DEBUG = value_options(CONSOLE, "json", "debug")
 JSON_QUIET_DEBUG = value_options(CONSOLE, "json", "quiet", "debug")
 
+SIGN = Option(
+    "sign",
+    "Sign the video with Content Credentials (C2PA): certificate chain and key, both PEM (lipcast[c2pa]).",
+    section=Section.FILES, nargs=2, type=FILE, metavar="CERT KEY", show_default="not signed",
+)  # fmt: skip
+
 MAIN = (
     Option("image", "Portrait: any picture that Pillow reads.", type=FILE),
     Option("audio", "Voice: any audio, or video with sound, that FFmpeg reads.", type=FILE),
@@ -106,6 +112,7 @@ FILES = (
         "save_dir", "Folder for a video named after the time, the steps and the prompt; replaces --output.",
         section=Section.FILES, type=FOLDER,
     ),
+    SIGN,
     Option(
         "segment",
         "Length of the segments of a long video, such as 60s or 2min. After an interruption the same command "

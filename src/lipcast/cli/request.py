@@ -21,6 +21,7 @@ from lipcast.config.gpu_options import GpuOptions
 from lipcast.config.memory_options import MemoryOptions
 from lipcast.config.precision import Precision
 from lipcast.errors import InputError, NotBuiltError, UsageError
+from lipcast.media.signing import SigningKey, check_signed_target, signing_key
 from lipcast.media.target import check_target, explained, output_path
 
 DEFAULT_MODEL = "tiny"
@@ -51,6 +52,7 @@ class GenerateRequest:
     options: GenerateOptions
     segment_s: float | None
     """0: in one piece; None: depends on the length of the audio."""
+    signing: SigningKey | None
     randomised_fields: frozenset[str]
     """Fields among "seed" and "output" that differ each time the same command runs."""
     accepted: Mapping[str, str]
@@ -78,6 +80,7 @@ def read_request(flags: Mapping[str, Any]) -> GenerateRequest:
         gpus=gpu_options(flags),
         options=options,
         segment_s=flags.get("segment"),
+        signing=_signing(flags, output),
         randomised_fields=_randomised_fields(flags, is_automatic),
         accepted=accepted,
     )
@@ -164,6 +167,14 @@ def _input_file(flags: Mapping[str, Any], name: str, what: str) -> Path:
     if path.is_dir():
         raise InputError(f"--{name}: expected {what} file, but {path} is a folder")
     raise InputError(f"--{name}: {path} does not exist. Check the path.")
+
+
+def _signing(flags: Mapping[str, Any], output: Path) -> SigningKey | None:
+    signing = signing_key(flags.get("sign"))
+    if signing is not None:
+        check_signed_target(output)
+        signing.check()
+    return signing
 
 
 def _output_file(flags: Mapping[str, Any], options: GenerateOptions) -> tuple[Path, bool]:

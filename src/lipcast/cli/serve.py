@@ -18,6 +18,7 @@ from lipcast.cli.options import MODEL, options_from, options_named
 from lipcast.cli.request import DEFAULT_MODEL, generate_options, gpu_options, precision
 from lipcast.cli.types import COUNT, FILE, FOLDER, SECONDS, TEXT
 from lipcast.config.memory_options import MemoryOptions
+from lipcast.media.signing import signing_key
 
 if TYPE_CHECKING:
     from lipcast.api import Lipcast
@@ -127,7 +128,7 @@ _OPTIONS = (
     *options_named(
         "infer_frames", "sample_steps", "base_seed", "device", "precision", "fp8", "lora", "decoder",
         "vram", "ram", "offload_model", "offload_kv_cache", "kv_precision", "fallback", "allow_degrade",
-        "gpus", "quiet", "verbose", "debug",
+        "gpus", "sign", "quiet", "verbose", "debug",
     ),
 )  # fmt: skip
 
@@ -185,7 +186,10 @@ def _settings(flags: Mapping[str, Any]) -> ServeSettings:
         flags,
         allowed_origins=tuple(flags.get("allow_origin", ())),
         marked=flags.get("mark", True),
+        signing=signing_key(flags.get("sign")),
     )
+    if given.signing is not None:
+        given.signing.check()
     return given.with_token()
 
 

@@ -40,6 +40,7 @@ from lipcast.jobs.tasks import (
 from lipcast.jobs.webhook import post
 from lipcast.media.concat import Joined, concat
 from lipcast.media.hls import check_hls_target, hls_playlist, write_hls
+from lipcast.media.signing import sign_video, signing_key
 from lipcast.media.target import check_target, explained
 from lipcast.weights.disk import sha256_of
 
@@ -200,6 +201,8 @@ def run_job(
         deque(map(make, tasks), maxlen=0)
     store.check(lease)
     joined = concat(parts_of(lease, len(tasks)), output, sound=Path(request["audio"]))
+    if signing := signing_key(request.get("sign")):
+        sign_video(output, signing)
     if request.get("hls"):
         write_hls(output)
     result = _result(store, lease, estimate, output) | {"frames": joined.num_frames}

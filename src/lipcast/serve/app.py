@@ -13,25 +13,29 @@ from mimetypes import guess_type
 from typing import Any
 
 from fastapi import FastAPI, Request, WebSocket
-from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 import lipcast
 from lipcast.serve.connection import Connection
 from lipcast.serve.hub import Hub
-from lipcast.serve.problems import add_problems, problem
+from lipcast.serve.problems import add_problems, problem, responses
 from lipcast.serve.security import COOKIE, HEADERS, Gate
 from lipcast.serve.settings import MAX_PROMPT
 from lipcast.serve.video_api import add_videos
 
 _NO_SESSION = 4404
+_PICTURE = {"type": "string", "format": "binary"}
 
 
 class SessionRequest(BaseModel):
     """What a session begins with."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"portrait": "portrait_0.png", "prompt": "a calm man"}]},
+    )
 
     portrait: str = Field(max_length=100)
     prompt: str = Field(default="", max_length=MAX_PROMPT)
@@ -83,7 +87,11 @@ def _add_page(app: FastAPI, hub: Hub) -> None:
             raise HTTPException(404, "no such file")
         return Response(page[name], media_type=guess_type(name)[0], headers=HEADERS)
 
-    @app.get("/api/examples/{name}")
+    @app.get(
+        "/api/examples/{name}",
+        response_class=Response,
+        responses={**responses(404), 200: {"content": {"image/png": {}, "audio/mp4": {}}}},
+    )
     async def example(name: str) -> Response:
         """Return an included portrait, or the included voice."""
         content = hub.portraits.examples.get(name)
@@ -99,14 +107,14 @@ def _add_health(app: FastAPI, hub: Hub) -> None:
         """Return that the server runs."""
         return {"status": "ok"}
 
-    @app.get("/readyz")
+    @app.get("/readyz", responses=responses(503))
     async def ready() -> Response:
         """Return whether sessions can be opened."""
         if hub.is_ready:
             return JSONResponse({"status": "ready"})
         return problem(503, "the model is still being loaded")
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Return the metrics in Prometheus' format."""
         return Response(hub.metrics.text(), media_type="text/plain; version=0.0.4")
@@ -134,19 +142,26 @@ def _add_health(app: FastAPI, hub: Hub) -> None:
 
 
 def _add_sessions(app: FastAPI, hub: Hub) -> None:
-    @app.post("/api/portraits", status_code=201)
+    @app.post(
+        "/api/portraits",
+        status_code=201,
+        responses=responses(400, 413),
+        openapi_extra={
+            "requestBody": {"required": True, "content": {"image/*": {"schema": _PICTURE}}}
+        },
+    )
     async def upload(request: Request) -> dict[str, Any]:
         """Keep the picture that is the body of the request, for sessions to begin with."""
         name, image = await asyncio.to_thread(hub.portraits.add, await request.body())
         return {"portrait": name, "width": image.width, "height": image.height}
 
-    @app.post("/api/sessions", status_code=201)
+    @app.post("/api/sessions", status_code=201, responses=responses(400, 413, 422, 503, 507))
     async def open_session(wanted: SessionRequest) -> dict[str, Any]:
         """Open a session. It waits for its WebSocket for the grace time."""
         hosted = await hub.open(portrait=wanted.portrait, prompt=wanted.prompt, seed=wanted.seed)
         return {"session": hosted.key, "label": hosted.label, "grace_s": hub.settings.grace_s}
 
-    @app.delete("/api/sessions/{key}", status_code=204)
+    @app.delete("/api/sessions/{key}", status_code=204, responses=responses(404))
     async def close_session(key: str) -> None:
         """End a session."""
         hosted = hub.find(key)

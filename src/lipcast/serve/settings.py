@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lipcast.errors import UsageError
+from lipcast.media.signing import SigningKey
 
 MAX_PROMPT = 2000
 """Characters."""
@@ -37,6 +38,8 @@ class ServeSettings:
     """How long a client may read nothing before it is disconnected."""
     marked: bool = True
     """Whether streams say that they are synthetic."""
+    signing: SigningKey | None = None
+    """Signs the videos; streams are not signed."""
     workspace: Path | None = None
     """Folder of the video jobs; None: in the user's cache."""
     max_videos: int = 20

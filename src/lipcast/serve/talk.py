@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -42,6 +43,9 @@ _AHEAD_S, _PIECE_S = 4.0, 0.5
 """Sound that may wait to be spoken before more is made, and how much is pushed at a time."""
 
 _log = logger("serve")
+
+_MARKUP = re.compile(r"[*`#~|]+|^\s*[-•]\s+", re.MULTILINE)
+"""What models write for the eye, and no voice should read."""
 
 Job = Callable[[], Awaitable[None]]
 
@@ -133,7 +137,7 @@ class Talk:
             self._task.cancel()
             self._task = None
             self.emit({"type": "turn", "state": "waiting"})
-        self._unpushed_s, self._unheard = 0.0, None
+        self._unpushed_s, self._unheard, self._asked = 0.0, None, 0.0
         return self._live.interrupt()
 
     async def close(self) -> None:
@@ -167,6 +171,7 @@ class Talk:
         self.emit({"type": "turn", "state": "waiting"})
 
     def _fail(self, message: str) -> None:
+        self._asked = 0.0
         self._metrics.speech_failures.inc()
         log_event("speech failed", level=logging.WARNING, session=self._label, error=message)
         self.emit({"type": "error", "code": "speech", "message": message})
@@ -200,7 +205,7 @@ class Talk:
                     raise sentence
                 self.emit({"type": "answer", "text": sentence, "done": False})
                 answer.begin(sentence)
-                await self._speak(sentence, partial(self._count, answer))
+                await self._speak(_MARKUP.sub("", sentence), answer.extend)
         self._live.end_utterance()
         self.emit({"type": "answer", "text": "", "done": True})
 
@@ -233,7 +238,7 @@ class Talk:
 
     async def _speak(self, text: str, count: Callable[[float], None]) -> None:
         """Push the speech of a text; `count` is told how long every piece lasts."""
-        if not text.strip():
+        if not _has_words(text):
             return
         assert self._services.tts is not None
         async with aclosing(self._services.tts.speak(text)) as sounds:
@@ -267,9 +272,6 @@ class Talk:
                 await changed.wait()
                 changed.clear()
 
-    def _count(self, answer: Answer, seconds: float) -> None:
-        answer.extend(seconds)
-
     def _unspoken_s(self) -> float:
         """Return how much was made and has not been heard."""
         if self._live.state is LiveState.IDLE and self._unpushed_s <= 0:
@@ -297,9 +299,13 @@ class Talk:
                 f"{name}: this server has no speech synthesis; pip install 'lipcast[tts]' there, or start "
                 "it with --tts URL"
             )
-        if not isinstance(text, str) or not text.strip() or len(text) > MAX_TEXT:
-            raise UsageError(f"{name}: expected a text of 1 to {MAX_TEXT} characters")
+        if not isinstance(text, str) or not _has_words(text) or len(text) > MAX_TEXT:
+            raise UsageError(f"{name}: expected a text with words, of 1 to {MAX_TEXT} characters")
 
     def _check_chat(self) -> None:
         if self._services.llm is None:
             raise UsageError("ask: this server answers no questions; start it with --llm_url")
+
+
+def _has_words(text: str) -> bool:
+    return any(letter.isalnum() for letter in text)

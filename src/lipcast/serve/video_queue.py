@@ -207,13 +207,14 @@ class VideoQueue:
             cut_sound(sent, voice, seconds=min(form.seconds, settings.max_video_s))
             sent.unlink()
         seconds = sound_length_s(voice, max_s=settings.max_video_s)
+        signed = {} if settings.signing is None else {"sign": settings.signing.as_job()}
         return {
             **self.made_with,
             "image": "portrait", "audio": "voice", "output": VIDEO,
             "sha256": {name: input_sha256(folder / name) for name in ("portrait", "voice")},
             "prompt": form.prompt, "prompt_is_file": False, "options": asdict(form.options),
             "segment_s": settings.segment_s, "keep_segments": False, "independent": False,
-            "anonymous": True, "webhook": None, "hls": False, "seconds": seconds,
+            "anonymous": True, "webhook": None, "hls": False, "seconds": seconds, **signed,
         }  # fmt: skip
 
     # The thread that makes them.

@@ -6,6 +6,7 @@ Whatever goes wrong is a SpeechError with what to do. Nothing of an answer is ke
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -49,17 +50,18 @@ class Service:
     @asynccontextmanager
     async def post(self, path: str, **content: Any) -> AsyncIterator[httpx2.Response]:
         """Send a request, `content` as in httpx; yields the answer, whose body has not been read."""
+        client = await self._opened()
         with self._explaining():
-            async with self._opened().stream("POST", self._address(path), **content) as response:
+            async with client.stream("POST", self._address(path), **content) as response:
                 await self._check(response)
                 yield response
 
     @asynccontextmanager
     async def events(self, path: str, document: Any) -> AsyncIterator[httpx2.EventSource]:
         """Send a request that is answered by server-sent events."""
-        address = self._address(path)
+        client, address = await self._opened(), self._address(path)
         with self._explaining():
-            async with self._opened().sse(address, method="POST", json=document) as source:
+            async with client.sse(address, method="POST", json=document) as source:
                 await self._check(source.response)
                 yield source
 
@@ -83,12 +85,20 @@ class Service:
         if client is not None:
             await client.aclose()
 
-    def _opened(self) -> httpx2.AsyncClient:
+    async def _opened(self) -> httpx2.AsyncClient:
         if self._client is None:
-            headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-            timeout = httpx2.Timeout(self._read_s, connect=CONNECT_S)
-            self._client = httpx2.AsyncClient(headers=headers, timeout=timeout)
+            made = await asyncio.to_thread(
+                self._make_client
+            )  # reads certificates, which takes a while
+            self._client = self._client or made
+            if self._client is not made:
+                await made.aclose()
         return self._client
+
+    def _make_client(self) -> httpx2.AsyncClient:
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        timeout = httpx2.Timeout(self._read_s, connect=CONNECT_S)
+        return httpx2.AsyncClient(headers=headers, timeout=timeout)
 
     def _address(self, path: str) -> str:
         """Return the address of an endpoint: the URL may be the server's, that of /v1, or the endpoint's."""
