@@ -9,6 +9,8 @@ import shlex
 import shutil
 import wave
 from collections.abc import Iterator
+from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -253,3 +255,10 @@ def test_every_error_and_its_code_is_explained() -> None:
     for error in vars(errors).values():
         if isinstance(error, type) and issubclass(error, errors.LipcastError):
             assert f"| {error.exit_code} | `{error.__name__}` |" in page
+
+
+def test_the_way_of_a_request_is_twelve_functions_that_exist() -> None:
+    text = (ROOT / "docs/architecture.md").read_text("utf-8")
+    hops = re.findall(r"^\| (\d+) \| `([\w.]+):([\w.]+)` \|", text, re.M)
+    assert [int(number) for number, _, _ in hops] == list(range(1, 13))
+    assert all(callable(attrgetter(name)(import_module(module))) for _, module, name in hops)

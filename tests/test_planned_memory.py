@@ -91,11 +91,11 @@ def test_predicted_parts_are_what_is_taken(
 
 
 @pytest.mark.parametrize("where", ["ensure_resident", "speech", "start", "decode", "fetch"])
-def test_rungs_that_keep_the_picture_lose_nothing(
+def test_fallbacks_that_keep_the_picture_lose_nothing(
     tiny: lipcast.Lipcast, inputs: dict[str, Any], undisturbed: np.ndarray,
     monkeypatch: pytest.MonkeyPatch, where: str,
 ) -> None:  # fmt: skip
-    """Mid-block and mid-copy: every rung is reached, and the video goes on as if nothing had been."""
+    """Mid-block and mid-copy: every fallback is reached, and the video goes on as if nothing had been."""
     model = planned(tiny, fallback=", ".join(KEEPING))
     session = model.stream(**inputs)
     copier = manager_of(model).device_context.copier
@@ -108,7 +108,7 @@ def test_rungs_that_keep_the_picture_lose_nothing(
     }[where]
     faults = Faults(fail_at)
     if where == "fetch":
-        # Copies begin with the first rung.
+        # Copies begin with the first fallback.
         first = Faults({40})
         monkeypatch.setattr(
             model.bundle.dit, "ensure_resident", first.wrap(model.bundle.dit.ensure_resident)
@@ -141,7 +141,7 @@ def test_rings_in_8_bits_and_tiles_change_little(
     assert 25 < psnr < 99
 
 
-def test_without_a_rung_left_the_error_says_what_was_tried(
+def test_without_a_fallback_left_the_error_says_what_was_tried(
     tiny: lipcast.Lipcast, inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = planned(tiny, fallback="kv_streamed")
@@ -190,7 +190,7 @@ def test_a_changed_video_goes_on_from_its_last_finished_block(
 def test_memory_that_runs_out_before_the_first_block(
     tiny: lipcast.Lipcast, inputs: dict[str, Any], undisturbed: np.ndarray
 ) -> None:
-    """The rings find less than was planned: a rung is taken before anything is made."""
+    """The rings find less than was planned: a fallback is taken before anything is made."""
     model = planned(tiny)
     vram = manager_of(model).device_context.vram
     vram.budget_bytes = vram.used_bytes + 2_000_000

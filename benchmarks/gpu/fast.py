@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import Any, get_args
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -11,15 +13,29 @@ from torch.nn import functional
 
 import lipcast
 from gpu.checkpoints import FULL, SMALL, RandomCheckpoint, random_checkpoint, room_for_bytes
+from gpu.products import products
 from gpu.report import Report, Settings
 from gpu.runner import Part
-from gpu.steps import StepTimes, memory_of, paced_video, profiled, timed_steps, without_decoding
+from gpu.steps import (
+    StepTimes,
+    TickTimes,
+    host_launches,
+    memory_of,
+    paced_video,
+    profiled,
+    timed_steps,
+    timed_ticks,
+    without_decoding,
+)
 from gpu.timing import median_ms
 from gpu.videos import make_video
-from lipcast.config.gpu_options import KernelName
+from lipcast.config.gpu_options import GRAPH_CHOICES, GraphChoice, KernelName
 from lipcast.config.models import DiTConfig
 from lipcast.config.precision import StoredPrecision
+from lipcast.engine.backend import LocalBackend
+from lipcast.engine.executor import LaneExecutor
 from lipcast.engine.loading import LoadSettings, load_networks
+from lipcast.engine.planner_inputs import default_geometry
 from lipcast.lab.gpu_work import StepCase, count_step
 from lipcast.models.attention_backends import BACKENDS, SDPA
 from lipcast.models.dit import apply_kernels
@@ -27,11 +43,14 @@ from lipcast.models.kernels.fused import FusedKernels
 from lipcast.models.kernels.plain import Kernels
 from lipcast.models.quant_formats import FP8, FP8_MAX, to_fp8
 from lipcast.models.vae import VideoVAE
+from lipcast.planning.start import start_time
 from lipcast.weights.fp8 import has_fp8_matmul, linear_row_wise
 
 _PLAN_ERROR = 0.15
 """Predicted against measured."""
 _BF16_DISK_BYTES = 45e9
+_STEADY_TICK = 40
+"""Rings are full, and what is recorded has been: the 14th block of 3 ticks."""
 _GROUPS = {
     "gemm": ("gemm", "nvjet", "cutlass", "cublas", "_scaled_mm", "xmma"),
     "attention": ("flash", "fmha", "cudnn_generated", "sdpa", "attend"),
@@ -174,6 +193,82 @@ def plain_and_fused(settings: Settings, report: Report) -> None:
     report.claim("fused kernels are faster than plain ones", best < found["plain"], str(found))
 
 
+def graphs(settings: Settings, report: Report) -> None:
+    """Ticks that are recorded and replayed, and the same launched kernel by kernel."""
+    text = "a recorded tick is as fast as one that is launched kernel by kernel, or faster"
+    if not settings.is_cuda:
+        report.skip(text, "no CUDA device")
+        return
+    shapes: dict[str, dict[str, Any]] = {
+        "704x384": {"size": "704*384", "infer_frames": 48},
+        "384x256": {"size": "384*256", "infer_frames": 48},
+    }
+    for name, options in shapes.items():
+        found = {
+            choice: _ticks(choice, options, settings, report, name) for choice in GRAPH_CHOICES
+        }
+        device_ms = {choice: times.steady("device_ms") for choice, times in found.items()}
+        host_ms = {choice: times.steady("host_ms") for choice, times in found.items()}
+        report.figure(f"{name}: tick ms", device_ms)
+        report.figure(f"{name}: host ms", host_ms)
+        report.claim(f"{name}: {text}", device_ms["auto"] <= 1.02 * device_ms["off"], device_ms)
+        report.claim(f"{name}: recording spares the host 9 of 10 ms",
+                     host_ms["auto"] <= 0.1 * host_ms["off"], host_ms)  # fmt: skip
+
+
+def _ticks(
+    choice: GraphChoice, options: dict[str, Any], settings: Settings, report: Report, name: str
+) -> TickTimes:
+    checkpoint, model = _loaded(settings, "fp8", cuda_graphs=choice)
+    run = LaneExecutor.run
+    calls = launched = 0
+
+    def profiled_once(self: LaneExecutor, tick: Any) -> Any:
+        nonlocal calls, launched
+        calls += 1
+        if calls != _STEADY_TICK:
+            return run(self, tick)
+        results: list[Any] = []
+        launched = host_launches(lambda: results.append(run(self, tick)))
+        return results[0]
+
+    with mock.patch.object(LaneExecutor, "run", profiled_once), without_decoding(model):
+        make_video(model, 14, prompt=checkpoint.prompt, **options)
+    with timed_ticks() as times, without_decoding(model):
+        made = make_video(model, 14, prompt=checkpoint.prompt, **options)
+    report.figure(f"{name}, {choice}: launches of a tick", launched)
+    if choice == "auto":
+        counts = made.report.get("graphs", {})
+        text = f"{name}: ticks are recorded, and replayed"
+        report.claim(text, counts.get("replayed", 0) > 0 and not counts.get("refusal"), counts)
+        report.claim(f"{name}: the host launches at most 10 times a tick",
+                     0 < launched <= 10, launched)  # fmt: skip
+    report.figure(f"{name}, {choice}: memory", memory_of(made).get("measured", {}))
+    return times
+
+
+def loading(settings: Settings, report: Report) -> None:
+    """Seconds from the files to a model, stored as it is used and quantised on the way."""
+    for stored in ("fp8", "bf16"):
+        if stored == "bf16" and settings.is_full and room_for_bytes() < _BF16_DISK_BYTES:
+            report.skip("loading bf16 as fp8 is as planned", "no room on the disk")
+            continue
+        checkpoint = random_checkpoint(settings.model, FULL if settings.is_full else SMALL, stored)
+        began_s = time.perf_counter()
+        model = lipcast.load(checkpoint.folder, device=str(settings.device), precision="fp8")
+        seconds = round(time.perf_counter() - began_s, 2)
+        report.figure(f"{stored} as fp8: s", seconds)
+        text = f"{stored} weights are loaded as fp8 within the planned seconds"
+        if not isinstance(model.backend, LocalBackend) or model.backend.manager is None:
+            report.skip(text, "no plan on this device")
+            continue
+        manager = model.backend.manager
+        plan = manager.first_plan(default_geometry(manager.inputs.models))
+        start = start_time(plan, converted=stored == "fp8")
+        planned = start.process_s + max(start.read_s, start.quantise_s) + start.pin_s
+        report.claim(text, seconds <= planned, f"{seconds} s, planned {planned:.1f}")
+
+
 def kernels(settings: Settings, report: Report) -> None:
     """Where the milliseconds of one step go, and how many kernels they are."""
     text = "a step launches no more kernels than counted"
@@ -250,7 +345,7 @@ def _time_autoencoder(vae: VideoVAE, kernels: str, settings: Settings, report: R
 
 def end_to_end(settings: Settings, report: Report) -> None:
     """Sound in, frames out: frames per second against the plan."""
-    checkpoint, model = _loaded(settings, "fp8")
+    checkpoint, model = _loaded(settings, "fp8", cuda_graphs="auto")
     options = next(iter(_videos(settings).values()))
     paced = paced_video(model, 12, prompt=checkpoint.prompt, **options)
     frames_per_s = 12 / paced.block_s
@@ -267,11 +362,13 @@ def end_to_end(settings: Settings, report: Report) -> None:
 
 
 def _loaded(
-    settings: Settings, precision: StoredPrecision
+    settings: Settings, precision: StoredPrecision, *, cuda_graphs: GraphChoice = "off"
 ) -> tuple[RandomCheckpoint, lipcast.Lipcast]:
+    """The model; what times or watches the transformer's passes needs them launched one by one."""
     shapes = FULL if settings.is_full else SMALL
     checkpoint = random_checkpoint(settings.model, shapes, precision)
-    return checkpoint, lipcast.load(checkpoint.folder, device=str(settings.device))
+    device = str(settings.device)
+    return checkpoint, lipcast.load(checkpoint.folder, device=device, cuda_graphs=cuda_graphs)
 
 
 def _videos(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -290,7 +387,10 @@ PARTS = (
     Part("ceilings", ceilings, 60),
     Part("fp8", partial(steps, "fp8"), 150),
     Part("kernels", kernels, 70),
+    Part("products", products, 60),
     Part("plain", plain_and_fused, 80),
+    Part("graphs", graphs, 120),
+    Part("load", loading, 120),
     Part("decoder", decoder, 60),
     Part("end", end_to_end, 70),
     Part("bf16", partial(steps, "bf16"), 180),

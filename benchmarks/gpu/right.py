@@ -14,6 +14,7 @@ PARTS = (
     Part("vae", right_numbers.autoencoder, 60),
     Part("precisions", right_videos.precisions, 120),
     Part("placements", right_videos.placements, 100),
+    Part("graphs", right_videos.graphs, 60),
     Part("races", right_videos.races, 80),
     Part("sessions", right_videos.sessions, 60),
     Part("full", right_videos.out_of_memory, 120),

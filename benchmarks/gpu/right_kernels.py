@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpu.products import compare_products
 from gpu.report import Report, Settings
 from lipcast.config.models import DiTConfig
 from lipcast.models.attention_backends import SDPA
@@ -35,6 +36,7 @@ def kernels(settings: Settings, report: Report) -> None:
     capability = torch.cuda.get_device_capability(settings.device)
     frames, tokens, heads, hidden = 3, 1056, (40, 128), 13_824
     with torch.inference_mode(), torch.device(settings.device):
+        compare_products(report, FusedKernels(capability))
         _rows(report, FusedKernels(capability), (frames, tokens, heads[0] * heads[1]), hidden)
         for precision in ("bf16", "fp8", "int4"):
             for how, fused in _ways(capability, precision).items():

@@ -71,6 +71,23 @@ def placements(settings: Settings, report: Report) -> None:
         report.claim(text, found > 45, found)
 
 
+def graphs(settings: Settings, report: Report) -> None:
+    """Recorded ticks change no bit, across a new reference and many turns of the rings."""
+    text = "with CUDA graphs the video has the same bits"
+    if not settings.is_cuda:
+        report.skip(text, "no CUDA device; tests/engine holds it with recorded operators")
+        return
+    for schedule in ("sequential", "wavefront"):
+        options = {"num_blocks": 12, "schedule": schedule}
+        base = _video(settings, _planned(settings, cuda_graphs="off"), **options)
+        with report.attempt(f"{text}, {schedule}"):
+            made = _video(settings, _planned(settings), **options)
+            _claim_equal(report, f"{text}, {schedule}", made, base)
+            counts = made.report.get("graphs", {})
+            replayed = counts.get("replayed", 0) > 0 and not counts.get("refusal")
+            report.claim(f"ticks are recorded and replayed, {schedule}", replayed, counts)
+
+
 def races(settings: Settings, report: Report) -> None:
     """Late copies and late computation change no bit: everything waits for what it uses."""
     if not settings.is_cuda:

@@ -18,6 +18,7 @@ from torch import Tensor
 import lipcast
 from gpu.report import Settings
 from gpu.videos import Made, make_video
+from lipcast.engine.executor import LaneExecutor
 from lipcast.models.dit import DiT
 
 
@@ -67,6 +68,50 @@ def timed_steps(settings: Settings) -> Iterator[StepTimes]:
         times.device_ms = [begin.elapsed_time(end) for begin, end in events]
     else:
         times.device_ms = list(times.host_ms)
+
+
+@dataclass
+class TickTimes:
+    """Milliseconds of every tick of a session, on the device and of the host."""
+
+    host_ms: list[float] = field(default_factory=list)
+    device_ms: list[float] = field(default_factory=list)
+
+    def steady(self, kind: str) -> float:
+        """The median of the last quarter."""
+        values: list[float] = getattr(self, kind)
+        return round(median(values[-max(1, len(values) // 4) :]), 3)
+
+
+@contextmanager
+def timed_ticks() -> Iterator[TickTimes]:
+    """Time every tick inside, recorded or not. Needs a GPU."""
+    times, events, run = TickTimes(), list[tuple[Any, Any]](), LaneExecutor.run
+
+    def timed(self: LaneExecutor, tick: Any) -> Any:
+        events.append(tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)))
+        begin_s = time.perf_counter()
+        events[-1][0].record()
+        found = run(self, tick)
+        events[-1][1].record()
+        times.host_ms.append(1e3 * (time.perf_counter() - begin_s))
+        return found
+
+    with mock.patch.object(LaneExecutor, "run", timed):
+        yield times
+    torch.cuda.synchronize()
+    times.device_ms = [begin.elapsed_time(end) for begin, end in events]
+
+
+def host_launches(work: Callable[[], object]) -> int:
+    """How often the host launches something."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        work()
+        torch.cuda.synchronize()
+    events = profiler.key_averages()
+    return sum(e.count for e in events if "LaunchKernel" in e.key or "GraphLaunch" in e.key)
 
 
 @contextmanager

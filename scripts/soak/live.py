@@ -108,10 +108,10 @@ class Client:
             self.skews.append(ends["video"] - ends["audio"])
 
 
-def make_hub(model: str, size: str) -> Hub:
+def make_hub(model: str, size: str | None) -> Hub:
     """Return the hub of a server with a model, or with one that computes nothing."""
     settings = ServeSettings(port=0, max_session_s=86_400, idle_s=3600)
-    options = GenerateOptions(size=size)
+    options = GenerateOptions(size=size) if size else GenerateOptions()
     if model != "fake":
         return Hub(lambda: load(model), settings, options=options)
     sys.path.append(str(Path(__file__).parents[2] / "tests"))

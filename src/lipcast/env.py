@@ -97,8 +97,8 @@ def allocator_is_configured() -> bool:
     return any(os.environ.get(name) for name in names)
 
 
-def service_key(name: str) -> str | None:
-    """Return the key of a server from the variable `name`; None where it is not set."""
+def secret(name: str) -> str | None:
+    """Return a token, password or key from the variable `name`; None where it is not set."""
     return os.environ.get(name, "").strip() or None
 
 

@@ -1,4 +1,4 @@
-"""A video made in stretches: whoever makes them, and whenever, the frames and samples are the same."""
+"""A video made in ranges of blocks: whoever makes them, and whenever, the frames and samples are the same."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def in_block_ranges(
 
 
 def change_at_seams(frames: np.ndarray, length: int) -> np.ndarray:
-    """Grey levels from the last frame of each stretch to the first of the next."""
+    """Grey levels from the last frame of each range to the first of the next."""
     firsts = np.arange(12 * length, len(frames), 12 * length)
     return np.abs(frames[firsts].astype(int) - frames[firsts - 1]).mean(axis=(1, 2, 3))
 
 
 @pytest.mark.parametrize(("schedule", "length"), [("sequential", 3), ("wavefront", 1)])
-def test_a_past_from_a_file_gives_the_same_video(
+def test_a_snapshot_from_a_file_gives_the_same_video(
     tiny: lipcast.Lipcast, portrait: Path, sound: Any, tmp_path: Path, schedule: str, length: int
 ) -> None:
     inputs = {"image": portrait, "audio": sound(1.8), "schedule": schedule, **OPTIONS}
@@ -83,7 +83,7 @@ def test_a_past_from_a_file_gives_the_same_video(
     assert np.abs(before - after).max() < 0.1
 
 
-def test_planned_memory_goes_on_from_a_past_too(
+def test_planned_memory_goes_on_from_a_snapshot_too(
     portrait: Path, sound: Any, tiny: lipcast.Lipcast
 ) -> None:
     inputs = {"image": portrait, "audio": sound(1.9), **OPTIONS}
@@ -115,7 +115,7 @@ def test_features_are_those_of_the_uninterrupted_voice(
         assert later.features(count) is None
 
 
-def test_sound_before_a_stretch_is_not_kept(tiny: lipcast.Lipcast, sound: Any) -> None:
+def test_sound_before_a_range_is_not_kept(tiny: lipcast.Lipcast, sound: Any) -> None:
     """Of 100 s (6 MB of samples) the last block needs less than the window of its features."""
     path, window = sound(100), torch.zeros(1)
     spec = tiny.spec(lipcast.api.make_options(OPTIONS), height=64, width=64)
@@ -157,7 +157,7 @@ def test_a_video_goes_on_without_what_its_steps_took(
         assert (error == 0) == (known == 3) and error < 2
 
 
-def test_a_damaged_past_is_refused(
+def test_a_damaged_snapshot_is_refused(
     tiny: lipcast.Lipcast, portrait: Path, sound: Any, tmp_path: Path
 ) -> None:
     _, _, snapshot = block_range(tiny, None, 1, image=portrait, audio=sound(0.9), **OPTIONS)

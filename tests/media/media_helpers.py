@@ -10,20 +10,20 @@ from pathlib import Path
 import av
 import numpy as np
 
-from lipcast.media.audio import AudioSource
+from lipcast.media.audio import AudioFile, PcmSource
 from lipcast.media.resample import AudioChunk
 
 EncodeSound = Callable[..., Path]
 
 
-def drain(source: AudioSource) -> list[AudioChunk]:
+def drain(source: AudioFile | PcmSource) -> list[AudioChunk]:
     chunks = []
     while chunk := source.read():
         chunks.append(chunk)
     return chunks
 
 
-def joined(source: AudioSource) -> tuple[np.ndarray, np.ndarray]:
+def joined(source: AudioFile | PcmSource) -> tuple[np.ndarray, np.ndarray]:
     chunks = drain(source)
     return np.concatenate([c.samples for c in chunks]), np.concatenate([c.speech for c in chunks])
 

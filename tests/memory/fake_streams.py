@@ -29,8 +29,8 @@ def follows(known: Clocks, needed: Clocks) -> bool:
 class FakeStream:
     """A stream and what its last operation is known to follow."""
 
-    def __init__(self, world: StreamClocks) -> None:
-        self.world = world
+    def __init__(self, world: StreamClocks, *, priority: int = 0) -> None:
+        self.world, self.priority = world, priority
         self.known: Clocks = {self: 0}
 
     def learn(self, other: Clocks) -> None:
@@ -108,7 +108,7 @@ class StreamClocks(TorchDispatchMode):
         return found
 
     def _new_stream(self, device: object = None, *, priority: int = 0) -> FakeStream:
-        self.made.append(FakeStream(self))
+        self.made.append(FakeStream(self, priority=priority))
         return self.made[-1]
 
     @contextmanager

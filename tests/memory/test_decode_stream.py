@@ -11,6 +11,9 @@ from torch import Tensor
 
 from lipcast.engine.conditioning import ReferenceLatents
 from lipcast.engine.decode import FrameDecoder
+from lipcast.memory.copier import CudaCopier
+from lipcast.memory.device import decode_stream
+from lipcast.memory.graphs import CudaGraphs
 from lipcast.models.vae_blocks import DecoderState
 
 SHAPE = (3, 2, 8, 8)
@@ -55,6 +58,17 @@ def test_blocks_are_decoded_after_they_are_computed(world: StreamClocks) -> None
     assert all(p.is_ready for p in pending) and not world.races
     # 7 latents of 1, then 2 latents of 1, of 2 and of 3: 127.5 * (1 + sum / 100).
     assert [int(f[0, 0, 0, 0]) for f in frames] == [139, 144, 152]
+
+
+def test_frames_go_before_ticks_and_copies(world: StreamClocks) -> None:
+    """Lower numbers go first. A recorded tick keeps the priority of the stream it was recorded on."""
+    decoder_on(world)
+    device = torch.device("cuda", 0)
+    decode_stream(device)
+    CudaCopier(device)
+    CudaGraphs(device)
+    assert [stream.priority for stream in world.made] == [-1, -1, 0, 0, 0]
+    assert world.compute.priority == 0
 
 
 def test_the_state_is_changed_and_released_when_the_stream_is_done(world: StreamClocks) -> None:

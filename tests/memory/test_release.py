@@ -204,7 +204,7 @@ def new_store(device: FailingDevice, plan: WeightPlan) -> tuple[WeightStore, DiT
 
 
 def check_weights(model: DiT) -> None:
-    """Every pack is the source's when it is asked for."""
+    """Every group of parameters is the source's when it is asked for."""
     tensors = ModelTensors().tensors
     for use, prefix in (("prompt", "cross_attn.k"), ("tick", "self_attn.q"), ("tick", "ffn.0")):
         for layer in range(SMALL.num_layers):

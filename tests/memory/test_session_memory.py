@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from fake_device import CPU, LateCopier, arenas
@@ -16,7 +18,11 @@ from lipcast.config.video_spec import VideoSpec
 from lipcast.engine.conditioning import ReferenceLatents
 from lipcast.engine.executor import LaneExecutor, session_shape
 from lipcast.memory.device_context import DeviceContext
+from lipcast.memory.layer_buffers import LayerBuffers
 from lipcast.memory.session_memory import SessionMemory, SessionPlan
+from lipcast.memory.slots import SlotPool
+from lipcast.models.kv_codec import kv_codec
+from lipcast.models.kv_ring import RingLayout
 from lipcast.planning import items, sizes
 from lipcast.planning.plan import Placement
 from schedules import take_blocks
@@ -155,7 +161,7 @@ def test_out_of_memory_while_moving_loses_nothing(tiny: lipcast.Lipcast) -> None
 
 
 def test_only_new_frames_go_back(tiny: lipcast.Lipcast) -> None:
-    """A tick writes a block's frames to the host, and reads every layer once that has any."""
+    """A tick writes a block's frames to the host, and reads the others of every layer once that has any."""
     spec, config = make_spec(tiny, "sequential", 48), tiny.bundle.dit.config
     device_context = fake_device_context()
     streamed: tuple[Placement, ...] = ("pinned",) * config.num_layers
@@ -170,5 +176,58 @@ def test_only_new_frames_go_back(tiny: lipcast.Lipcast) -> None:
     passes = config.num_layers * num_ticks
     assert copier.bytes_to_host == passes * block
     passes_with_content = passes - config.num_layers * spec.order.num_steps
-    fetched = copier.bytes_to_device / layer
+    fetched = copier.bytes_to_device / (layer - block)
     assert passes_with_content <= fetched <= passes_with_content + 1
+
+
+@pytest.fixture
+def slots_are_poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a layer comes into a slot, all of the slot becomes no number: so does whatever is left out."""
+    fetch = LayerBuffers._fetch
+
+    def poisoned(
+        self: LayerBuffers, index: int, left_out: Any, slot: torch.Tensor, after: Any
+    ) -> Any:
+        for event in after:
+            self._allocator.copier.finish(event)
+        slot.fill_(0xFF)
+        return fetch(self, index, left_out, slot, after)
+
+    monkeypatch.setattr(LayerBuffers, "_fetch", poisoned)
+
+
+@pytest.mark.parametrize("infer_frames", [12, 16, 24])
+@pytest.mark.parametrize("schedule", ["sequential", "wavefront"])
+def test_nothing_that_is_left_out_is_read(
+    tiny: lipcast.Lipcast, schedule: ScheduleName, infer_frames: int, slots_are_poisoned: None
+) -> None:
+    """Windows of one block, of no whole number of blocks, of two; all, two and one layer streamed."""
+    spec, count = make_spec(tiny, schedule, infer_frames), tiny.bundle.dit.config.num_layers
+    plans = [
+        SessionPlan(tuple(WHERE[layer < streamed] for layer in range(count)), sink_streamed=True)
+        for streamed in (count, 2, 1)
+    ]
+    memory = SessionMemory(tiny.bundle.dit, session_shape(spec), fake_device_context(), plans[0])
+    found = make_latents(tiny, spec, memory, {5: plans[1], 7: plans[2]})
+    assert torch.equal(found, make_latents(tiny, spec))
+
+
+def test_a_layer_that_is_read_without_being_written_is_whole() -> None:
+    """What is left out is remembered until it is written: a pass that was broken off leaves no gaps."""
+    layout, copier = RingLayout(kv_codec("fp32", num_heads=1, head_dim=2), 4, 1), LateCopier()
+    vram, ram = arenas()
+    context = DeviceContext(CPU, vram, ram, copier)
+    buffers = LayerBuffers(layout, ("pinned",) * 3, allocator=context.allocator("a", "b"))
+    pool = SlotPool(vram, copier, part="s", num_slots=2, slot_bytes=layout.num_bytes)
+    buffers.pass_through(pool, buffers)
+    for layer in range(3):
+        buffers.planes(layer).keys[0].fill_(layer)
+        buffers.write_back(layer, [(0, layout.num_bytes)])
+    overwritten, following = (list(layout.byte_ranges((first, 1))) for first in (0, 1))
+    first = {"overwritten": overwritten, "overwritten_next": following}
+    for layer in (0, 1):
+        buffers.planes(layer, **first)  # and no write
+    for layer in (1, 2, 0):
+        assert (buffers.planes(layer).keys[0] == layer).all()
+    pool.close()
+    buffers.release()

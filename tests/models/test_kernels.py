@@ -189,6 +189,7 @@ def attended(
     blocks: int,
     dtype: torch.dtype = BF16,
     magnitude: float = 1.0,
+    normed: bool = False,
 ) -> list[Tensor]:
     """Queries, outputs and the planes of a ring after some blocks of three latent frames."""
     codec = kv_codec(precision, num_heads=heads[0], head_dim=heads[1])  # type: ignore[arg-type]
@@ -200,7 +201,9 @@ def attended(
         q, k, v = made.to(dtype)
         table = Rotary(heads[1]).video(3 * block, 3, 1, tokens)
         remembered = Remembered(ring, sink, 0, 3 * block + 3)
-        rotated = kernels.rotate_and_write(q, k, v, norms if block else None, table, remembered)
+        rotated = kernels.rotate_and_write(
+            q, k, v, norms if block or normed else None, table, remembered
+        )
         results += [rotated, kernels.attend(rotated, remembered)]
         results += kernels.joined(rotated, remembered)
     planes = ring.filled(0, 3 * blocks)
@@ -238,6 +241,25 @@ def test_rotation_ring_and_attention(
             assert_near(one.float(), other.float(), STEP[BF16] if one.dtype == BF16 else STEP[FP8])
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "int4"])
+def test_queries_keys_and_values_of_one_product(precision: str) -> None:
+    """Rows with a stride, as one product leaves them, give the bits of contiguous ones."""
+    heads, tokens = (3, 32), 2
+    joined = drawn(3 * tokens, 3 * math.prod(heads), seed=0, dtype=BF16)
+    strided = [part.unflatten(-1, heads) for part in joined.chunk(3, -1)]
+    norms, table = QueryKeyNorms(rms(96, 1), rms(96, 2)), Rotary(heads[1]).video(0, 3, 1, tokens)
+    found = []
+    for q_TNd, k_TNd, v_TNd in (strided, [part.contiguous() for part in strided]):
+        codec = kv_codec(precision, num_heads=3, head_dim=32)  # type: ignore[arg-type]
+        ring = KVRing.allocate(RingLayout(codec, 3, tokens), num_layers=1, device=CPU)
+        remembered = Remembered(ring, placed_sink(tokens, 2, heads, BF16), 0, 3)
+        rotated = FUSED.rotate_and_write(q_TNd, k_TNd, v_TNd, norms, table, remembered)
+        planes = ring.filled(0, 3)
+        found.append([rotated, *planes.keys, *planes.values])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+
+
 @settings(max_examples=5)
 @given(
     precision=st.sampled_from(["bf16", "fp8", "int4"]),
@@ -246,6 +268,8 @@ def test_rotation_ring_and_attention(
 )
 def test_extreme_keys_and_values(precision: str, magnitude: float, in_place: bool) -> None:
     case = {"heads": (2, 16), "tokens": 2, "window": 3, "blocks": 1, "magnitude": magnitude}
+    # Scores of thousands would show whether keys are rounded before their product, as the twin's are.
+    case["normed"] = in_place
     found = attended(FusedKernels(None, in_place=in_place), precision, **case)  # type: ignore[arg-type]
     expected = attended(PLAIN, precision, **case)  # type: ignore[arg-type]
     for one, other in zip(found, expected, strict=True):
@@ -270,7 +294,7 @@ def _encode_all(X, OUT, NUM: tl.constexpr):  # type: ignore[name-defined]
 @triton.jit  # type: ignore[untyped-decorator]
 def _decode_all(X, OUT, NUM: tl.constexpr):  # type: ignore[name-defined]
     index = tl.arange(0, NUM)
-    tl.store(OUT + index, triton_code._decode_e4m3(tl.load(X + index)))
+    tl.store(OUT + index, triton_code.decode_e4m3(tl.load(X + index)))
 
 
 def test_every_e4m3_number_is_decoded() -> None:

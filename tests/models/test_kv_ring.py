@@ -3,6 +3,8 @@ bytes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -159,8 +161,10 @@ class Recorder:
         self.buffers = torch.zeros(LAYERS, layout.num_bytes, dtype=torch.uint8)
         self.layout, self.num_bytes = layout, self.buffers.nbytes
         self.written: list[tuple[int, list[Positions]]] = []
+        self.announced: list[Mapping[str, Sequence[Positions]]] = []
 
-    def planes(self, layer: int) -> RingPlanes:
+    def planes(self, layer: int, **positions: Sequence[Positions]) -> RingPlanes:
+        self.announced.append(positions)
         return self.layout.view(self.buffers[layer])
 
     def mark_dirty(self, layer: int, positions: list[Positions]) -> None:
@@ -182,6 +186,10 @@ def test_a_storage_is_told_which_positions_changed() -> None:
                 changed[1, begin : begin + size] = False
         assert not changed.any()
     assert storage.written == [(1, [(0, 3)]), (1, [(3, 2), (0, 1)])]
+    assert storage.announced == [
+        {"overwritten": [(0, 3)], "overwritten_next": [(3, 2), (0, 1)]},
+        {"overwritten": [(3, 2), (0, 1)], "overwritten_next": [(1, 3)]},
+    ]
 
 
 def test_reading_decodes_the_filled_part_only() -> None:

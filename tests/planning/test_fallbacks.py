@@ -28,6 +28,7 @@ def test_the_default_order_keeps_the_picture() -> None:
     keeping = default_fallbacks(request)
     assert [str(fallback) for fallback in keeping] == [
         "online_decode",
+        "graphs_off",
         "kv_streamed",
         "weights_streamed",
         "kv_fp8",
@@ -46,7 +47,7 @@ def test_the_default_order_keeps_the_picture() -> None:
 
 
 @pytest.mark.parametrize("card", ["h100", "rtx4090", "rtx4060ti", "rtx3060"])
-def test_every_rung_frees_memory(card: str) -> None:
+def test_every_fallback_frees_memory(card: str) -> None:
     plan = make_plan(ask(card, 64))
     taken = ladder(plan, default_fallbacks(plan.request, allow_degrade=True))
     assert taken
@@ -87,7 +88,7 @@ def test_the_published_order() -> None:
     assert set(make_plan(request).layers) == {"pinned"}
 
 
-def test_a_rung_never_raises_quality() -> None:
+def test_a_fallback_never_raises_quality() -> None:
     request = ask("rtx4090", 64, height=384, width=256, infer_frames=24)
     for text in ("size=704*384", "infer_frames=48", "sample_steps=8"):
         (fallback,) = parse_fallbacks(text)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_map_only
 from lipcast.config.geometry import Geometry
 from lipcast.config.models import DiTConfig, SpeechShape, TextConfig, VAEConfig
 from lipcast.engine.speech_features import FILE_WINDOW, WHOLE_FILE_S, live_window
-from lipcast.lab.fake_cuda import DEVICE
-from lipcast.lab.gpu_work import fake_vae
+from lipcast.lab.fake_cuda import DEVICE, fake_cuda
+from lipcast.lab.gpu_work import StepCase, default_spec, fake_vae, steady_executor
 from lipcast.models import dit as dit_module
 from lipcast.models import vae as vae_module
 from lipcast.models.kv_codec import PlainCodec
@@ -134,6 +134,32 @@ def test_a_tick(monkeypatch: pytest.MonkeyPatch, num_lanes: int, infer_frames: i
         model(lanes)
     predicted = sizes.tick_bytes(CONFIG, geometry, "bf16", num_lanes=num_lanes)
     assert live.peak <= SMALL * predicted <= 1.25 * live.peak
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        StepCase("bf16", num_lanes=3),
+        StepCase("fp8", "fp8"),
+        StepCase("int4", "int4", in_place=True),
+    ],
+    ids=str,
+)
+def test_a_tick_of_fused_kernels(case: StepCase) -> None:
+    """The published widths on fake tensors; one layer with an injector, as all are alike."""
+    config = replace(DiTConfig(), num_layers=1, audio_inject_layers=(0,))
+    spec = default_spec(config)
+    with fake_cuda(), steady_executor(config, spec, case) as (executor, tick), LiveBytes() as live:
+        executor.run(tick)
+    predicted = sizes.tick_bytes(
+        config,
+        spec.geometry,
+        case.precision,
+        num_lanes=case.num_lanes,
+        kernels=case.kernels,
+        in_place=bool(case.in_place),
+    )
+    assert live.peak <= predicted <= 1.15 * live.peak
 
 
 def test_encoding_the_voice() -> None:

@@ -50,6 +50,7 @@ class Server:
         **changes: Any,
     ) -> None:
         self.model = model or FakeModel()
+        changes.setdefault("prepare", False)
         settings, options = ServeSettings(**changes), GenerateOptions(size="64*64")
         videos = VideoQueue(
             settings, options=options, made_with=made_with(), make_renderer=make_renderer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import random
 import re
 import signal
 import socket
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +88,8 @@ async def _healthy(address: str) -> int:
         return sum(bool(p.to_ndarray(format="gray").mean() > 100) for p in file.decode(video=0))
 
 
-async def _stalled(address: str) -> None:
-    # A window of a few bytes, and nobody who reads.
+def _raw(address: str) -> socket.socket:
+    """A WebSocket's connection after the request, for bytes of any kind, with a window of a few bytes."""
     raw = socket.socket()
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
     raw.connect(("127.0.0.1", int(re.findall(r":(\d+)", address)[0])))
@@ -96,6 +98,12 @@ async def _stalled(address: str) -> None:
         f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
     )
+    return raw
+
+
+async def _stalled(address: str) -> None:
+    # Nobody reads.
+    raw = _raw(address)
     await asyncio.sleep(2)
     raw.close()
 
@@ -136,6 +144,34 @@ def test_three_bad_clients_leave_the_fourth_alone(running):
         assert time.monotonic() < end, "a session is still open"
         running.thread.join(0.02)
     assert running.hub.num_sessions == 0
+    with urllib.request.urlopen(running.server.url + "healthz") as answer:
+        assert answer.status == 200
+
+
+FRAMES = {
+    "unmasked": b"\x82\x04abcd",
+    "reserved opcode": b"\x83\x80" + bytes(4),
+    "reserved bits": b"\xf2\x80" + bytes(4),
+    "a length of 2**63": b"\x82\xff\xff" + bytes(7) + bytes(4),
+    "text that is no UTF-8": b"\x81\x82" + bytes(4) + b"\xff\xfe",
+    "a continuation of nothing": b"\x80\x80" + bytes(4),
+    "a ping in pieces": b"\x09\x80" + bytes(4),
+    "a close of one byte": b"\x88\x81" + bytes(4) + b"x",
+    **{f"noise {seed}": random.Random(seed).randbytes(300) for seed in range(4)},
+}
+
+
+def test_broken_frames_end_only_their_connection(running):
+    address = opened(running.server.url)
+    for name, frame in FRAMES.items():
+        with _raw(address) as raw:
+            raw.settimeout(30)
+            raw.sendall(frame + b"\x82\x80" + bytes(4))
+            raw.shutdown(socket.SHUT_WR)
+            ended = b"" in iter(partial(raw.recv, 65_536), b"never")
+            assert ended, name
+    # The session is there, and all of its stream comes.
+    assert asyncio.run(_healthy(address)) >= 24
     with urllib.request.urlopen(running.server.url + "healthz") as answer:
         assert answer.status == 200
 

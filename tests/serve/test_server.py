@@ -168,7 +168,7 @@ def test_the_page_needs_nothing_from_elsewhere(server):
     assert "Content-Security-Policy" not in page and "default-src 'self'" in str(
         server.client.get("/").headers["content-security-policy"]
     )
-    for name in ("app.js", "style.css", "microphone.js"):
+    for name in ("app.js", "gallery.js", "style.css", "microphone.js"):
         answer = server.client.get(f"/assets/{name}")
         assert answer.status_code == 200
         assert (

@@ -31,7 +31,7 @@ SERVER = Path(__file__).with_name("video_server.py")
 PORTRAIT = EXAMPLES / "portrait_0.png"
 
 
-def wait(condition: Callable[[], Any], seconds: float = 200) -> None:
+def wait(condition: Callable[[], Any], seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come about"

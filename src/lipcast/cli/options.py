@@ -16,7 +16,7 @@ from lipcast.cli.command import Option, Section, switch, toggle, value_options
 from lipcast.cli.compat_flags import COMPAT_FLAGS
 from lipcast.cli.types import FILE, FOLDER, OUTPUT, SECONDS, TEXT
 from lipcast.config.generate_options import CROPS, REFERENCE_ENCODINGS, SCHEDULES
-from lipcast.config.gpu_options import ATTENTION_CHOICES, KERNEL_CHOICES
+from lipcast.config.gpu_options import ATTENTION_CHOICES, GRAPH_CHOICES, KERNEL_CHOICES
 from lipcast.config.precision import KV_PRECISIONS, PRECISIONS
 
 _Options = TypeVar("_Options")
@@ -195,6 +195,11 @@ COMPUTE = (
         "Back end of self-attention: sdpa is PyTorch's own, triton the fused kernel; fa3, cudnn and xformers "
         "come with lipcast[fa3] and so on. See `lipcast doctor`.",
         section=Section.COMPUTE, type=click.Choice(ATTENTION_CHOICES), show_default="auto",
+    ),
+    Option(
+        "cuda_graphs",
+        "Launch a whole pass of the transformer at once. auto: where one GPU holds everything.",
+        section=Section.COMPUTE, type=click.Choice(GRAPH_CHOICES), show_default="auto",
     ),
     Option(
         "schedule", "Blocks that are computed together. The video is the same.",

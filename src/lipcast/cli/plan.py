@@ -54,8 +54,8 @@ _DEFAULTS: Mapping[str, str] = {
 }
 _SHARED = value_options(
     OPTIONS, *_DEFAULTS, "size", "infer_frames", "sample_steps", "fold_last_step", "fp8", "offload_model",
-    "offload_kv_cache", "fallback", "allow_degrade", "kernels", "enable_vae_parallel", "dit_fsdp",
-    "enable_online_decode", "json", "debug",
+    "offload_kv_cache", "fallback", "allow_degrade", "kernels", "cuda_graphs",
+    "enable_vae_parallel", "dit_fsdp", "enable_online_decode", "json", "debug",
 )  # fmt: skip
 
 
@@ -119,9 +119,12 @@ def plan_request(flags: Mapping[str, Any]) -> PlanRequest:
     memory = options_from(MemoryOptions, flags)
     cards = () if "gpu" in flags else listed_cards()
     hardware = gpu(flags["gpu"]) if "gpu" in flags else card_hardware(cards, memory)
-    hardware = expected_kernels(hardware, gpu_options(flags).kernels)
+    gpus = gpu_options(flags)
+    hardware = expected_kernels(hardware, gpus.kernels, attention=gpus.attention)
     budget = _budget(memory, hardware, is_supposed=not cards)
-    inputs = PlannerInputs(hardware, budget, memory, models, precision(flags))
+    inputs = PlannerInputs(
+        hardware, budget, memory, models, precision(flags), graphs=gpus.cuda_graphs
+    )
     return inputs.request(supposed_spec(options, models).geometry, options)
 
 

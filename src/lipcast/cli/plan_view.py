@@ -9,6 +9,7 @@ import io
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console as RichConsole
@@ -19,6 +20,7 @@ from lipcast.config.units import GIB, format_bytes
 from lipcast.planning.fallbacks import Alternative, FallbackPlan
 from lipcast.planning.layouts import LayoutPlan, timeline
 from lipcast.planning.plan import MemoryItem, Plan, PlanRequest, total
+from lipcast.planning.start import start_time
 from lipcast.planning.table import places
 
 _WIDTH = 100
@@ -35,7 +37,9 @@ def plan_text(
         _heading(plan),
         _placements(plan),
         _memory(plan),
+        *([_link(plan)] if plan.to_gpu_parts else []),
         _seconds(plan),
+        _start(plan),
     ]
     if alternatives:
         pieces.append(_alternatives(plan, alternatives))
@@ -87,6 +91,10 @@ def _gib(num_bytes: float) -> str:
     return f"{num_bytes / GIB:.2f}"
 
 
+def _gb(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.2f}"
+
+
 def _speed(block_s: float, frames_per_s: float, first_block_s: float) -> str:
     return (
         f"{block_s:.3f} s per block, {frames_per_s:.1f} frames/s, "
@@ -120,7 +128,8 @@ def _placements(plan: Plan) -> Table:
     tiled = f"in {rows}x{columns} tiles" if rows * columns > 1 else "whole pictures"
     table = _table("What goes where", "part", "what")
     lanes = f"{plan.num_lanes} lane{'s' * (plan.num_lanes > 1)} a tick"
-    table.add_row("schedule", f"{config.schedule}, {lanes}")
+    recorded = ", recorded as CUDA graphs" * config.graphs
+    table.add_row("schedule", f"{config.schedule}, {lanes}{recorded}")
     slots = f", through {config.num_slots} slots" if config.num_slots else ""
     table.add_row("weights of layers", f"{config.precision}: {places(plan.layers)}{slots}")
     table.add_row("KV rings", f"{config.kv_precision}: layers {places(plan.ring_layers)}")
@@ -150,6 +159,18 @@ def _memory(plan: Plan) -> Table:
     return table
 
 
+def _link(plan: Plan) -> Table:
+    table = _table("Over the link per block, GB", "part", "to the GPU", "to the host")
+    sides = [
+        {p.name: p.num_bytes for p in parts} for parts in (plan.to_gpu_parts, plan.to_host_parts)
+    ]
+    for name in dict.fromkeys(chain.from_iterable(sides)):
+        table.add_row(name, *(_gb(side[name]) if name in side else "" for side in sides))
+    table.add_section()
+    table.add_row("together", *(_gb(sum(side.values())) for side in sides))
+    return table
+
+
 def _seconds(plan: Plan) -> Table:
     time = plan.time
     table = _table("Seconds per block", "stream", "s")
@@ -165,6 +186,26 @@ def _seconds(plan: Plan) -> Table:
         table.add_row("hidden by overlap", f"-{time.hidden_s:.3f}")
     table.add_section()
     table.add_row(f"block (bottleneck: {time.bottleneck})", f"{time.block_s:.3f}")
+    return table
+
+
+def _start(plan: Plan) -> Table:
+    start = start_time(plan)
+    table = _table("From the start to the first pictures, s", "part", "s")
+    for name, value in (
+        ("Python, torch and CUDA", start.process_s),
+        ("reading the published weights", start.read_s),
+        ("to the GPU and quantised, while reading", start.quantise_s),
+        ("locking host memory", start.pin_s),
+        ("portrait and sink", start.prepare_s),
+        ("first block", start.first_block_s),
+    ):
+        if value:
+            table.add_row(name, f"{value:.1f}")
+    table.add_section()
+    table.add_row("first pictures", f"{start.total_s:.1f}")
+    converted = start_time(plan, converted=True).total_s
+    table.add_row("with a converted checkpoint", f"{converted:.1f}")
     return table
 
 

@@ -18,7 +18,11 @@ from lipcast.cli.options import MODEL, options_from, options_named
 from lipcast.cli.request import DEFAULT_MODEL, generate_options, gpu_options, precision
 from lipcast.cli.types import COUNT, FILE, FOLDER, SECONDS, TEXT
 from lipcast.config.memory_options import MemoryOptions
+from lipcast.env import secret
 from lipcast.media.signing import signing_key
+
+_SECRETS = {"token": "LIPCAST_TOKEN", "turn_password": "LIPCAST_TURN_PASSWORD"}
+"""Flags that the environment may give, where the list of processes does not show them."""
 
 if TYPE_CHECKING:
     from lipcast.api import Lipcast
@@ -60,7 +64,8 @@ _OPTIONS = (
     Option("port", "TCP port; 0 picks a free one.", type=int, metavar="N", show_default="8000"),
     *options_named("size"),
     Option(
-        "token", "Secret that every request carries. Without one only this machine can connect.",
+        "token", "Secret that every request carries, or LIPCAST_TOKEN in the environment. Without one only "
+        "this machine can connect.",
         section=Section.ACCESS, metavar="TEXT", show_default="made up and printed, off loopback",
     ),
     Option(
@@ -71,6 +76,21 @@ _OPTIONS = (
     Option(
         "allow_origin", "Origin of another page that may connect, such as https://example.org.",
         section=Section.ACCESS, metavar="ORIGIN", multiple=True,
+    ),
+    Option(
+        "ice_server", "STUN server for WebRTC, as stun:HOST:PORT; none is asked unless it is given.",
+        section=Section.ACCESS, metavar="URL", multiple=True,
+    ),
+    Option(
+        "turn_url", "TURN server that relays WebRTC, as turn:HOST:PORT, turn:HOST:PORT?transport=tcp or "
+        "turns:HOST:PORT.",
+        section=Section.ACCESS, metavar="URL",
+    ),
+    Option("turn_user", "User at the TURN server.", section=Section.ACCESS, metavar="TEXT"),
+    Option(
+        "turn_password", "Password of that user, or LIPCAST_TURN_PASSWORD in the environment. Clients are "
+        "told it, and requests need a token then.",
+        section=Section.ACCESS, metavar="TEXT",
     ),
     Option(
         "max_sessions", "Sessions at a time.",
@@ -120,6 +140,10 @@ _OPTIONS = (
     Option(
         "keep_videos_s", "A video is deleted so long after its end.",
         section=Section.LIMITS, type=SECONDS, show_default="24h",
+    ),
+    toggle(
+        "prepare", "Keep a session ready for the portrait chosen last, so that it begins at once.",
+        section=Section.LIMITS, default="on",
     ),
     toggle(
         "mark", "Note in the metadata of every stream that it is synthetic.",
@@ -181,10 +205,12 @@ def serve(console: Console, **flags: Any) -> None:
 def _settings(flags: Mapping[str, Any]) -> ServeSettings:
     from lipcast.serve.settings import ServeSettings
 
+    secrets = {name: flags.get(name) or secret(variable) for name, variable in _SECRETS.items()}
     given = options_from(
         ServeSettings,
-        flags,
+        {**flags, **{name: value for name, value in secrets.items() if value}},
         allowed_origins=tuple(flags.get("allow_origin", ())),
+        ice_servers=tuple(flags.get("ice_server", ())),
         marked=flags.get("mark", True),
         signing=signing_key(flags.get("sign")),
     )
@@ -220,8 +246,8 @@ def _load(flags: Mapping[str, Any]) -> Lipcast:
         loras=flags.get("lora", ()),
         decoder=None if decoder is None else Path(decoder),
         expected=generate_options(flags),
-        **asdict(options_from(MemoryOptions, flags)),
-        **asdict(gpu_options(flags)),
+        memory_options=options_from(MemoryOptions, flags),
+        gpu_options=gpu_options(flags),
     )
 
 

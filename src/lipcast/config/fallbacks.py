@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from lipcast.config.generate_options import GenerateOptions, parse_size
 from lipcast.errors import UsageError
 
-KEEPING = ("online_decode", "kv_streamed", "weights_streamed", "kv_fp8", "tiling", "offload")
+KEEPING = (
+    "online_decode",
+    "graphs_off",
+    "kv_streamed",
+    "weights_streamed",
+    "kv_fp8",
+    "tiling",
+    "offload",
+)
 """Fallbacks that keep the video, apart from rounding."""
 CHANGING = ("infer_frames", "size", "sample_steps")
 """Fallbacks that change the video; each needs a value."""

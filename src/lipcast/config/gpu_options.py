@@ -18,6 +18,8 @@ AttentionName = Literal["sdpa", "triton", "fa3", "cudnn", "xformers"]
 """What computes attention: PyTorch, the fused kernels, FlashAttention-3, cuDNN's frontend, xformers."""
 AttentionChoice = AttentionName | Literal["auto"]
 ATTENTION_CHOICES: tuple[AttentionChoice, ...] = ("auto", *get_args(AttentionName))
+GraphChoice = Literal["auto", "off"]
+GRAPH_CHOICES: tuple[GraphChoice, ...] = get_args(GraphChoice)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class GpuOptions:
     `kernels`: "triton" passes over memory once where "plain" does up to ten times; "auto" is triton on
     every GPU where it works. `attention`: the back end of self-attention; "auto" is the one of PyTorch, or
     the fused kernel where that reads the KV cache in place.
+    `cuda_graphs`: "auto" records ticks and launches them at once where one GPU holds everything; "off" never.
     """
 
     gpus: int | None = None
@@ -39,13 +42,18 @@ class GpuOptions:
     dit_fsdp: bool = False
     kernels: KernelChoice = "auto"
     attention: AttentionChoice = "auto"
+    cuda_graphs: GraphChoice = "auto"
 
     def __post_init__(self) -> None:
         for name in ("gpus", "num_gpus_dit", "ulysses_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name}: expected at least 1, got {value}")
-        for name, choices in (("kernels", KERNEL_CHOICES), ("attention", ATTENTION_CHOICES)):
+        for name, choices in (
+            ("kernels", KERNEL_CHOICES),
+            ("attention", ATTENTION_CHOICES),
+            ("cuda_graphs", GRAPH_CHOICES),
+        ):
             if getattr(self, name) not in choices:
                 known = ", ".join(choices)
                 raise UsageError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")

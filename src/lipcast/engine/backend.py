@@ -16,12 +16,14 @@ from lipcast.engine.session import SessionParts
 from lipcast.engine.session_builder import (
     Conditioning,
     MakeExecutor,
+    MakeGraphs,
     Networks,
     PlannedMemory,
     SessionBuilder,
 )
 from lipcast.engine.snapshot import SessionSnapshot
 from lipcast.memory.device_context import DeviceContext
+from lipcast.memory.graphs import CudaGraphs
 from lipcast.memory.manager import MemoryManager
 
 
@@ -52,13 +54,19 @@ class LocalBackend:
         manager: MemoryManager | None = None,
         *,
         make_executor: MakeExecutor = LaneExecutor,
+        make_graphs: MakeGraphs | None = None,
     ) -> None:
-        """Plan memory with `manager`; without one, keep everything on the device."""
+        """Plan memory with `manager`; without one, keep everything on the device.
+
+        `make_graphs`: what ticks are recorded with where the plan wants that; by default CUDA graphs.
+        """
         self.networks, self.manager = networks, manager
         self.device_context = (
             DeviceContext.of(networks.device) if manager is None else manager.device_context
         )
-        self._make_executor = make_executor
+        self._make_executor, self._make_graphs = make_executor, make_graphs
+        if make_graphs is None and networks.device.type == "cuda":
+            self._make_graphs = CudaGraphs
 
     def adapted(self, options: GenerateOptions) -> GenerateOptions:
         """Return the options unchanged: one device makes any video that fits."""
@@ -81,6 +89,7 @@ class LocalBackend:
                 planned,
                 device_context=self.device_context,
                 make_executor=self._make_executor,
+                make_graphs=self._make_graphs,
             )
             return builder.open(snapshot)
 

@@ -20,6 +20,7 @@ from lipcast.config.video_spec import VideoSpec
 from lipcast.engine.conditioning import ReferenceLatents
 from lipcast.engine.sampler import NoiseSource, euler_step
 from lipcast.engine.snapshot import SessionSnapshot
+from lipcast.engine.tick_graphs import TickGraphs
 from lipcast.memory.device_context import DeviceContext
 from lipcast.memory.session_memory import SessionMemory, SessionPlan, SessionShape
 from lipcast.models.attention import KeyValue
@@ -27,6 +28,7 @@ from lipcast.models.audio import AudioConditioning
 from lipcast.models.dit import BlockConditions, DiT, Lane
 from lipcast.models.rope import RotaryTable, ref_frame
 from lipcast.models.sink import PlacedSink
+from lipcast.models.upload import upload
 
 
 class Executor(Protocol):
@@ -84,9 +86,11 @@ class LaneExecutor:
         snapshot: SessionSnapshot | None = None,
         steps: range | None = None,
         on_replayed: Callable[[], None] | None = None,
+        graphs: TickGraphs | None = None,
     ) -> None:
         """`memory` holds rings and sink; by default all of it is on the device of the model.
         `steps`: those computed here, by default all. `on_replayed` is called after every replayed block.
+        `graphs` replays ticks while all memory is on the device.
 
         With a `snapshot` the first block to start is `snapshot.next_block`; `memory` then has the shape of
         `session_shape(spec, snapshot)`.
@@ -99,6 +103,8 @@ class LaneExecutor:
         self._times = [model.encode_time(t) for t in spec.flow.timesteps]
         self._steps = steps or range(spec.order.num_steps)
         shape = session_shape(spec, snapshot, steps)
+        self._num_lanes = shape.num_lanes
+        self.graphs = graphs
         self.memory = memory or SessionMemory(model, shape, DeviceContext.of(model.device))
         self._next_ref_C1HW: Tensor | None = reference.ref_C1HW
         """The reference that the sink is prefilled with before the next block starts."""
@@ -156,14 +162,19 @@ class LaneExecutor:
             latent_CFHW=self._noise_of(block) if latent_CFHW is None else latent_CFHW,
             first_frame=first,
             rotary=self._model.block_rotary(first, *self._latent_size),
-            audio=self._model.encode_audio(features_LCV[None].to(self._model.device)),
+            audio=self._model.encode_audio(upload(features_LCV[None], self._model.device)),
             text=self._text,
         )
 
     @torch.inference_mode()
     def run(self, tick: Tick) -> list[tuple[int, Tensor]]:
         """Compute the units of a tick; see `Executor.run`."""
-        return self.finish(tick, self._model(self.lanes(tick)))
+        lanes = self.lanes(tick)
+        if self.graphs is None or not self.memory.plan.is_resident:
+            return self.finish(tick, self._model(lanes))
+        # A block in flight has tensors of its own, as it has memory for its rotated reference.
+        keys = [(unit.step, unit.block % self._num_lanes) for unit in tick]
+        return self.finish(tick, self.graphs.run(lanes, keys))
 
     @torch.inference_mode()
     def lanes(self, tick: Tick) -> list[Lane]:
@@ -192,6 +203,8 @@ class LaneExecutor:
 
     def apply_plan(self, plan: SessionPlan) -> None:
         """Move rings and sink to their new placements; blocks in flight continue."""
+        if self.graphs is not None:
+            self.graphs.drop()
         for state in self._in_flight.values():
             state.placed = None
         self.memory.apply_plan(plan)
@@ -199,6 +212,8 @@ class LaneExecutor:
     def release(self) -> None:
         """Free all memory. The executor must not be used afterwards."""
         self._in_flight.clear()
+        if self.graphs is not None:
+            self.graphs.drop()
         self.memory.release()
 
     def _lane(self, unit: Unit) -> Lane:
@@ -263,7 +278,7 @@ class LaneExecutor:
     def _noise_of(self, block: int) -> Tensor:
         frames = self._spec.geometry.latents_per_block
         noise_CFHW = self._noise.frames(self._spec.first_frame(block), frames)
-        return noise_CFHW.to(self._model.device)
+        return upload(noise_CFHW, self._model.device)
 
     @property
     def _latent_size(self) -> tuple[int, int]:

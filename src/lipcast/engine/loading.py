@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from lipcast.config.gpu_options import AttentionChoice, KernelChoice
+from lipcast.config.gpu_options import AttentionChoice, GraphChoice, KernelChoice
 from lipcast.config.memory_options import MemoryOptions
 from lipcast.config.models import DiTConfig
 from lipcast.config.precision import PRECISIONS, Precision
@@ -60,6 +60,7 @@ class LoadSettings:
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     kernels: KernelChoice = "auto"
     attention: AttentionChoice = "auto"
+    graphs: GraphChoice = "auto"
 
     @property
     def is_planned(self) -> bool:
@@ -137,6 +138,8 @@ def _planned(settings: LoadSettings, share: WorkShare | None) -> tuple[MemoryMan
         dtype=dtype,
         share=share,
         kernels=settings.kernels,
+        attention=settings.attention,
+        graphs=settings.graphs,
     )
     manager = MemoryManager(open_device_context(device, inputs), inputs)
     return manager, manager.first_plan(default_geometry(inputs.models))

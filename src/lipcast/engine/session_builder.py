@@ -26,8 +26,10 @@ from lipcast.engine.fallback import Ladder
 from lipcast.engine.retry import retry_on_oom
 from lipcast.engine.session import ReplanRequired, SessionParts
 from lipcast.engine.snapshot import BlockSnapshot, SessionSnapshot
+from lipcast.engine.tick_graphs import TickGraphs
 from lipcast.engine.tiled_decode import TiledDecoder
 from lipcast.memory.device_context import DeviceContext
+from lipcast.memory.graphs import GraphBackend
 from lipcast.memory.manager import Admission, MemoryManager, session_plan
 from lipcast.memory.session_memory import SessionMemory
 from lipcast.models.dit import DiT
@@ -38,7 +40,8 @@ from lipcast.planning.plan import Plan
 FitPortrait = Callable[[int, int], NDArray[np.uint8]]
 """(height, width) -> pixels RGB [height, width, 3]."""
 MakeExecutor = Callable[..., LaneExecutor]
-"""Called as `LaneExecutor` is: (model, spec, reference, context_TC, *, memory, snapshot)."""
+"""Called as `LaneExecutor` is: (model, spec, reference, context_TC, *, memory, snapshot, graphs)."""
+MakeGraphs = Callable[[torch.device], GraphBackend]
 
 
 class Networks(Protocol):
@@ -81,10 +84,15 @@ class SessionBuilder:
         *,
         device_context: DeviceContext,
         make_executor: MakeExecutor = LaneExecutor,
+        make_graphs: MakeGraphs | None = None,
     ) -> None:
-        """Without `planned` everything is on the device, and nothing gives way."""
+        """Without `planned` everything is on the device, and nothing gives way.
+
+        `make_graphs` makes what ticks are recorded with, where the plan wants that; None: never.
+        """
         self._networks, self._conditioning, self._planned = networks, conditioning, planned
         self._device_context, self._make_executor = device_context, make_executor
+        self._make_graphs = make_graphs
         self._spec = spec
         self._output_size = spec.geometry.height, spec.geometry.width
         self._executor: LaneExecutor | None = None
@@ -154,7 +162,13 @@ class SessionBuilder:
         )
         try:
             self._executor = self._make_executor(
-                dit, spec, reference, self._conditioning.context_TC, memory=memory, snapshot=seen
+                dit,
+                spec,
+                reference,
+                self._conditioning.context_TC,
+                memory=memory,
+                snapshot=seen,
+                graphs=self._graphs(plan),
             )
         except BaseException:
             memory.release()
@@ -179,6 +193,19 @@ class SessionBuilder:
             device_lock=self._device_lock,
         )
 
+    def _graphs(self, plan: Plan | None) -> TickGraphs | None:
+        if self._make_graphs is None or not (plan is None or plan.config.graphs):
+            return None
+        return TickGraphs(
+            self._networks.dit,
+            self._make_graphs(self._device_context.device),
+            weights_version=self._weights_version,
+        )
+
+    def _weights_version(self) -> int | None:
+        store = None if self._planned is None else self._planned.manager.store
+        return 0 if store is None else store.version
+
     def _encode_reference(self, spec: VideoSpec) -> ReferenceLatents:
         return encode_reference(
             self._networks.vae,
@@ -189,11 +216,14 @@ class SessionBuilder:
         )
 
     def _describe(self) -> dict[str, Any]:
-        """Return what the session's report says of its memory."""
-        if self._planned is None or self.ladder is None:
-            return {}
-        document = self._planned.manager.document(self.ladder.plan, self.ladder.document())
-        return {"memory": document}
+        """Return what the session's report says of its memory and of recorded ticks."""
+        found: dict[str, Any] = {}
+        if self._executor is not None and self._executor.graphs is not None:
+            found["graphs"] = self._executor.graphs.document()
+        if self._planned is not None and self.ladder is not None:
+            plan, taken = self.ladder.plan, self.ladder.document()
+            found["memory"] = self._planned.manager.document(plan, taken)
+        return found
 
     def _set_context(self, context_TC: Tensor) -> None:
         """Change the text embedding, also for executors that a fallback makes later."""
@@ -205,6 +235,8 @@ class SessionBuilder:
         """Move what the session holds to where a plan that keeps the picture wants it."""
         if self._executor is not None:
             self._executor.apply_plan(session_plan(plan))
+            if not plan.config.graphs:
+                self._executor.graphs = None
         self._retile(plan.config.tiles)
 
     def _retile(self, tiles: tuple[int, int]) -> None:

@@ -190,7 +190,10 @@ def _convolution_flop(read: list[Tensor], out: Tensor) -> int:
 
 FLOP_OF: Mapping[str, Callable[[list[Tensor], Tensor], int]] = MappingProxyType(
     {
-        **dict.fromkeys(("linear", "mm", "bmm", "matmul", "_scaled_mm", "_int_mm"), _linear_flop),
+        **dict.fromkeys(
+            ("linear", "mm", "bmm", "matmul", "_scaled_mm", "_int_mm", "stored_linear"),
+            _linear_flop,
+        ),
         **dict.fromkeys(("addmm", "baddbmm"), _addmm_flop),
         **dict.fromkeys(
             (

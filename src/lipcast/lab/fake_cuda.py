@@ -308,6 +308,7 @@ _SHIMS: Mapping[Any, _Shim] = MappingProxyType(
         Tensor.copy_: _copy,
         Tensor.to: _to,
         Tensor.cuda: _cuda,
+        Tensor.pin_memory: lambda x, *_: x,
         torch.tensor: _tensor,
         torch._fused_sdp_choice: lambda *_: SDPBackend.CUDNN_ATTENTION.value,
         Tensor.numpy: _numpy,

@@ -27,6 +27,7 @@ from lipcast.lab.fake_cuda import DEVICE, HOPPER, fake_cuda
 from lipcast.memory.arena import Arena, DeviceMaker
 from lipcast.memory.copier import CudaCopier
 from lipcast.memory.device_context import DeviceContext
+from lipcast.memory.layer_params import layer_params
 from lipcast.memory.session_memory import SessionMemory, SessionPlan
 from lipcast.models.attention_backends import SDPA
 from lipcast.models.dit import DiT, apply_kernels
@@ -180,6 +181,9 @@ def fake_dit(config: DiTConfig, precision: StoredPrecision, *, fp8_matmul: bool 
             layers = [(name, scheme) for name in quantised_names(dit)]
             replace_linears(dit, layers, dtype=dtype)
     put_on_device(dit, dtype)
+    for pack in layer_params(dit, dtype).values():  # tensors lie in memory as loading places them
+        buffer = torch.empty(pack.num_bytes, dtype=torch.uint8, device=DEVICE)
+        pack.attach(pack.layout.views(buffer))
     use_fp8_matmul(dit, enabled=fp8_matmul)
     return dit
 

@@ -14,10 +14,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any
 
 from lipcast.config.models import DiTConfig
-from lipcast.models.kernels.operators import attention_block, row_block
+from lipcast.models.kernels import stored_linear
+from lipcast.models.kernels.operators import attention_block, attention_kernel, row_block
 
 CAPABILITIES = (80, 89, 90, 100, 120)
 """Ampere, Ada, Hopper, and both Blackwells."""
@@ -28,6 +30,12 @@ _POINTERS = {
     "X": "fp32", "SUM": "fp32", "GATE": "fp32", "SCALES": "fp32", "COS": "fp32", "SIN": "fp32",
     "eps": "fp32", "to_log2": "fp32",
 }  # fmt: skip
+_DIVISIBLE = {"dim", "outputs", "numbers_stride", "row_stride", "tokens_per_frame"}
+"""Sizes that are multiples of 16."""
+_READ_AS_FP8: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"attend_segments": ("K_NUMBERS", "V_NUMBERS"), "stored_linear": ("NUMBERS",)}
+)
+"""Pointers to 8-bit floats that are bytes only where a GPU has no instructions for them."""
 _OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
 
@@ -99,7 +107,31 @@ def _cases(config: DiTConfig) -> Iterator[KernelCase]:
         block = attention_block(planes)
         sizes = {key: block[key] for key in ("BLOCK_Q", "BLOCK_K")}
         constants = {**ring, **sizes, "PRECISION": "tf32"}
-        yield _case(f"attention, {name} ring", "attend_segments", constants, types, block)
+        function = attention_kernel(head, ring["GROUPS"], planes)
+        yield _case(f"attention, {name} ring", function, constants, types, block)
+    yield from _product_cases()
+
+
+def _product_cases() -> Iterator[KernelCase]:
+    """Products with stored weights, of many tokens and of few."""
+    for name, stored, scale, group in (
+        ("int4", "*u8", "*bf16", 64), ("int8", "*i8", "*fp32", 0), ("fp8", "*u8", "*fp32", 0),
+    ):  # fmt: skip
+        types = {"X": "*bf16", "NUMBERS": stored, "SCALES": scale, "MINIMA": scale}
+        constants = {
+            "HAS_BIAS": True, "GROUP": group, "E4M3": name == "fp8", "DEPTH": 32 if group else 64,
+            "PRECISION": "tf32",
+        }  # fmt: skip
+        blocks = {"": stored_linear.WIDE}
+        if name == "int4":
+            blocks[", few tokens"] = stored_linear.NARROW
+        for which, block in blocks.items():
+            sizes = {key: value for key, value in block.items() if key.startswith("BLOCK")}
+            options = {key: block[key] for key in _OPTIONS if key in block}
+            yield KernelCase(
+                f"product, {name} weight{which}", "stored_linear", {**constants, **sizes}, types,
+                options, "stored_linear_triton",
+            )  # fmt: skip
 
 
 def _case(
@@ -109,9 +141,10 @@ def _case(
     types: Mapping[str, str],
     block: Mapping[str, int],
 ) -> KernelCase:
-    sizes = {} if function == "attend_segments" else {"BLOCK": block["BLOCK"]}
+    sizes = {name: block[name] for name in ("BLOCK",) if name in block}
     options = {"enable_fp_fusion": True} | {n: block[n] for n in _OPTIONS if n in block}
-    return KernelCase(label, function, {**constants, **sizes}, types, options)
+    module = "attention_triton" if function.startswith("attend") else "triton_code"
+    return KernelCase(label, function, {**constants, **sizes}, types, options, module)
 
 
 def compiled(case: KernelCase, capability: int) -> CompiledKernel:
@@ -122,12 +155,8 @@ def compiled(case: KernelCase, capability: int) -> CompiledKernel:
 
     function = getattr(import_module(f"lipcast.models.kernels.{case.module}"), case.function)
     types = dict(case.types)
-    if (
-        case.function == "attend_segments"
-        and capability >= _FP8_INSTRUCTIONS
-        and "fp8" in case.label
-    ):
-        types |= dict.fromkeys(("K_NUMBERS", "V_NUMBERS"), "*fp8e4nv")
+    if capability >= _FP8_INSTRUCTIONS and "fp8" in case.label:
+        types |= dict.fromkeys(_READ_AS_FP8.get(case.function, ()), "*fp8e4nv")
     signature = {name: _type(name, case, types) for name in function.arg_names}
     places = {(function.arg_names.index(name),): value for name, value in case.constants.items()}
     kernel = triton.compile(
@@ -158,7 +187,7 @@ def _aligned(function: Any, signature: Mapping[str, str]) -> dict[tuple[int], li
     return {
         (index,): divisible
         for index, name in enumerate(function.arg_names)
-        if signature[name].startswith("*") or name in {"dim", "numbers_stride", "tokens_per_frame"}
+        if signature[name].startswith("*") or name in _DIVISIBLE
     }
 
 

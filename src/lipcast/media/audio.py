@@ -13,7 +13,7 @@ import math
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,38 +47,6 @@ _MUTE = 1e3
 """Divisor of noise without a voice, which makes it digital silence to the encoder."""
 _CHUNK_FRAMES = VIDEO_FPS
 """The most video frames in a chunk: one second."""
-
-
-class AudioSource(Protocol):
-    """Source of sound that a session reads. None: only the end of a live source will tell."""
-
-    @property
-    def sample_rate(self) -> int:
-        """Rate of the muxer's samples, in Hz: a multiple of 25, and one that AAC has."""
-
-    @property
-    def num_channels(self) -> int:
-        """Number of the muxer's channels: 1 or 2."""
-
-    @property
-    def num_samples(self) -> int | None:
-        """At `sample_rate`, per channel."""
-
-    @property
-    def num_speech_samples(self) -> int | None:
-        """At 16 kHz."""
-
-    @property
-    def duration_s(self) -> float | None: ...
-
-    @property
-    def speech_mean(self) -> float | None: ...
-
-    @property
-    def speech_std(self) -> float | None: ...
-
-    def read(self) -> AudioChunk | None:
-        """Return the next chunk; None at the end."""
 
 
 class AudioFile:

@@ -1,4 +1,4 @@
-"""Reader of packs that stay on disk: a thread reads ahead, through pinned staging buffers.
+"""Reader of groups of parameters that stay on disk: a thread reads ahead, through pinned staging buffers.
 
 Inputs: a tensor source, host memory for the staging buffers, a copier. Output: futures of copies to the
 device. Invariant: a staging buffer is overwritten only after its last copy has ended. An error while reading
@@ -23,12 +23,12 @@ from lipcast.weights.source import TensorSource
 
 
 class DiskReader:
-    """Reads one pack at a time, in the order of the calls."""
+    """Reads one group at a time, in the order of the calls."""
 
     def __init__(
         self, source: TensorSource, *, host: Arena, copier: Copier, num_bytes: int
     ) -> None:
-        """`num_bytes` is the size of the largest pack. Raises torch.OutOfMemoryError."""
+        """`num_bytes` is the size of the largest group. Raises torch.OutOfMemoryError."""
         self._source, self._host, self._copier = source, host, copier
         self._copied: list[Event] = [None] * DISK_STAGING_LAYERS
         self._num_read = 0
@@ -38,13 +38,13 @@ class DiskReader:
             ]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="lipcast-disk")
 
-    def fetch(self, pack: FlatParams, target: Tensor, *, after: Sequence[Event]) -> Future[Event]:
-        """Read `pack`, then copy it to `target` after all events of `after`."""
-        return self._thread.submit(self._fetch, pack, target, list(after))
+    def fetch(self, params: FlatParams, target: Tensor, *, after: Sequence[Event]) -> Future[Event]:
+        """Read `params`, then copy it to `target` after all events of `after`."""
+        return self._thread.submit(self._fetch, params, target, list(after))
 
-    def read(self, pack: FlatParams, buffer: Tensor) -> None:
-        """Read `pack` into host memory, after the reads in progress: a source serves one at a time."""
-        self._thread.submit(read_params, self._source, pack, buffer).result()
+    def read(self, params: FlatParams, buffer: Tensor) -> None:
+        """Read `params` into host memory, after the reads in progress: a source serves one at a time."""
+        self._thread.submit(read_params, self._source, params, buffer).result()
 
     def close(self) -> None:
         """Finish the read in progress, cancel the others, and free the staging buffers."""
@@ -57,22 +57,22 @@ class DiskReader:
                 if copied is not None:
                     self._copier.finish(copied)
 
-    def _fetch(self, pack: FlatParams, target: Tensor, after: Sequence[Event]) -> Event:
+    def _fetch(self, params: FlatParams, target: Tensor, after: Sequence[Event]) -> Event:
         index = self._num_read % len(self._staging)
         self._num_read += 1
         if self._copied[index] is not None:
             self._copier.finish(self._copied[index])
         staging = self._staging[index]
-        read_params(self._source, pack, staging)
+        read_params(self._source, params, staging)
         copied = self._copier.fetch(
-            target[: pack.num_bytes], staging[: pack.num_bytes], after=after
+            target[: params.num_bytes], staging[: params.num_bytes], after=after
         )
         self._copied[index] = copied
         return copied
 
 
-def read_params(source: TensorSource, pack: FlatParams, buffer: Tensor) -> None:
-    """Read the tensors of a pack into `buffer`, in the dtypes of its layout."""
+def read_params(source: TensorSource, params: FlatParams, buffer: Tensor) -> None:
+    """Read the tensors of a group into `buffer`, in the dtypes of its layout."""
     with torch.no_grad():
-        for name, view in pack.layout.views(buffer).items():
+        for name, view in params.layout.views(buffer).items():
             view.copy_(source.read(name))

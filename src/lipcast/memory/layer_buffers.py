@@ -3,7 +3,8 @@
 Inputs: a layout, placements, an allocator. Output: the bytes of a layer, ready for the computation that is
 enqueued next. KV rings and sinks are made of these. State: where each layer is, in which layout, and its last
 copy to the host. Invariants: a layer is fetched only after its last copy to the host; a layer is always whole
-in one place; a layer that has never been written is not copied.
+in one place; a layer that has never been written is not copied; what will be overwritten before it is read is
+not copied.
 """
 
 from __future__ import annotations
@@ -72,6 +73,14 @@ class _Layer:
         return [] if self.on_host is None else [self.on_host]
 
 
+@dataclass(slots=True, eq=False)
+class _Visit:
+    """A layer's last way through a slot, and the bytes that its copy left out and nobody has written yet."""
+
+    item: Streamed
+    left_out: frozenset[ByteRange]
+
+
 class LayerBuffers:
     """Buffers of equal size, one per layer. `planes(layer)` is valid until another layer is asked for."""
 
@@ -86,12 +95,12 @@ class LayerBuffers:
         self.num_layers = len(placements)
         self._layout, self._allocator = layout, allocator
         self._layers: list[_Layer] = []
-        self._items = [
-            Streamed(partial(self._fetch, layer), partial(self._view_slot, layer))
-            for layer in range(self.num_layers)
-        ]
+        self._views = [partial(self._view_slot, layer) for layer in range(self.num_layers)]
+        self._visits: dict[int, _Visit] = {}
         self._pool: SlotPool | None = None
         self._following = self
+        self._overwritten: frozenset[ByteRange] = frozenset()
+        self._overwritten_next: frozenset[ByteRange] = frozenset()
         try:
             for where in placements:
                 arena, part = allocator.at(where)
@@ -114,13 +123,27 @@ class LayerBuffers:
     def pass_through(self, pool: SlotPool | None, following: LayerBuffers) -> None:
         """Stream through `pool`. After the last layer, prefetch the first one of `following`."""
         self._pool, self._following = pool, following
+        self._visits = {}
 
-    def planes(self, layer: int) -> Any:
-        """Return the view of a layer on the device, for the computation enqueued from now on."""
+    def planes(
+        self,
+        layer: int,
+        *,
+        overwritten: Iterable[ByteRange] = (),
+        overwritten_next: Iterable[ByteRange] = (),
+    ) -> Any:
+        """Return the view of a layer on the device, for the computation enqueued from now on.
+
+        The caller fills `overwritten` before anything reads it, and does the same in the layers that follow;
+        `overwritten_next` is what the next pass over the layers will fill, as far as that is known.
+        """
         if self._layers[layer].where == "resident":
             return self._layers[layer].planes
         assert self._pool is not None, "streamed layers pass through slots"
-        planes = self._pool.acquire(self._items[layer])
+        filled = frozenset(overwritten)
+        planes = self._pool.acquire(self._visit(layer, filled).item)
+        if filled:
+            self._overwritten, self._overwritten_next = filled, frozenset(overwritten_next)
         if (following := self._after(layer)) is not None:
             self._pool.prefetch([following])
         return planes
@@ -137,25 +160,46 @@ class LayerBuffers:
             target, source = layer.home[first : first + count], slot[first : first + count]
             layer.on_host = copier.store(target, source, after=[copier.here(), *layer.events])
             self._pool.copied_out(layer.on_host)
+        self._visits[index].left_out -= frozenset(ranges)
 
-    def first_streamed(self) -> Streamed | None:
+    def first_streamed(self) -> int | None:
         """Return the first layer that passes through slots, if any does."""
         return next(self._streamed(range(self.num_layers)), None)
 
     def _after(self, layer: int) -> Streamed | None:
         """Return the streamed layer that is needed next."""
         found = next(self._streamed(range(layer + 1, self.num_layers)), None)
-        return found if found is not None else self._following.first_streamed()
+        if found is not None:
+            return self._visit(found, self._overwritten).item
+        following, first = self._following, self._following.first_streamed()
+        if first is None or (following is self and first == layer):
+            return None  # in use: it stays in its slot
+        return following._visit(first, following._overwritten_next).item
 
-    def _streamed(self, layers: range) -> Iterator[Streamed]:
-        return (self._items[i] for i in layers if self._layers[i].where != "resident")
+    def _streamed(self, layers: range) -> Iterator[int]:
+        return (i for i in layers if self._layers[i].where != "resident")
 
-    def _fetch(self, index: int, slot: Tensor, after: Sequence[Event]) -> Event:
+    def _visit(self, index: int, overwritten: frozenset[ByteRange]) -> _Visit:
+        """Return the layer's way through a slot: the last one, if what it left out will be overwritten."""
+        assert self._pool is not None
+        last = self._visits.get(index)
+        if last is None or not self._pool.holds(last.item) or not last.left_out <= overwritten:
+            fetch = partial(self._fetch, index, overwritten)
+            last = _Visit(Streamed(fetch, self._views[index]), overwritten)
+            self._visits[index] = last
+        return last
+
+    def _fetch(
+        self, index: int, left_out: frozenset[ByteRange], slot: Tensor, after: Sequence[Event]
+    ) -> Event:
         layer = self._layers[index]
         # Nothing to copy if never written; the slot is still to be waited for.
         count = layer.layout.num_bytes if layer.is_written else 0
         events = [*after, *layer.events]
-        return self._allocator.copier.fetch(slot[:count], layer.home[:count], after=events)
+        for first, last in _rest(count, left_out):
+            source, target = layer.home[first:last], slot[first:last]
+            events = [self._allocator.copier.fetch(target, source, after=events)]
+        return events[0]
 
     def _view_slot(self, index: int, slot: Tensor) -> Any:
         layout = self._layers[index].layout
@@ -254,3 +298,15 @@ class LayerBuffers:
         for event in layer.events:
             self._allocator.copier.finish(event)
         layer.on_host = None
+
+
+def _rest(count: int, left_out: Iterable[ByteRange]) -> Iterator[ByteRange]:
+    """Yield (first, end) of each run of bytes before `count` that is not left out; one at least."""
+    begin, found = 0, False
+    for first, length in sorted(left_out):
+        if begin < min(first, count):
+            yield begin, min(first, count)
+            found = True
+        begin = first + length
+    if begin < count or not found:
+        yield min(begin, count), count

@@ -1,11 +1,12 @@
-"""Tensors of a transformer, grouped into packs of those that are used together.
+"""Tensors of a transformer, grouped by layer and use.
 
-Input: a DiT built without memory. Outputs: one pack per layer and use (every tick, once per block, once per
-prompt), and one for everything outside the layers. Names are the checkpoint's.
+Input: a DiT built without memory. Outputs: one `FlatParams` per layer and use (every tick, once per block,
+once per prompt), and one for everything outside the layers. Names are the checkpoint's.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -57,7 +58,7 @@ class FlatParams:
 
 
 def layer_params(model: DiT, dtype: torch.dtype) -> dict[ParamsKey, FlatParams]:
-    """Return the packs of all layers, by use and then by layer; parameters are stored in `dtype`."""
+    """Return the groups of all layers, by use and then by layer; parameters are stored in `dtype`."""
     groups: dict[ParamsKey, list[str]] = {}
     for name in _stored(model):
         layer = _layer_of(model, name)
@@ -68,7 +69,7 @@ def layer_params(model: DiT, dtype: torch.dtype) -> dict[ParamsKey, FlatParams]:
 
 
 def root_params(model: DiT, dtype: torch.dtype) -> FlatParams:
-    """Return the pack of everything outside the layers."""
+    """Return the group of everything outside the layers."""
     return _pack(model, [n for n in _stored(model) if _layer_of(model, n) is None], dtype)
 
 
@@ -93,7 +94,15 @@ def _pack(model: DiT, names: Iterable[str], dtype: torch.dtype) -> FlatParams:
         (name, tensors[name].shape, dtype if place.is_parameter else tensors[name].dtype)
         for name, place in places.items()
     )
-    return FlatParams(ParamsLayout.of(described), places)
+    return FlatParams(ParamsLayout.of(described, group=_multiplied_together), places)
+
+
+_QUERIES_KEYS_VALUES = re.compile(r"(\.self_attn)\.[qkv]\.")
+
+
+def _multiplied_together(name: str) -> str:
+    """Return what is equal for the parts of weights that one product can multiply with, side by side."""
+    return _QUERIES_KEYS_VALUES.sub(r"\1.qkv.", name)
 
 
 def _place(model: DiT, name: str) -> _Place:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lipcast.config.precision import KVPrecision
 from lipcast.memory.device_context import DeviceContext
-from lipcast.memory.layer_buffers import LayerBuffers
+from lipcast.memory.layer_buffers import ByteRange, LayerBuffers
 from lipcast.memory.slots import SlotPool
 from lipcast.models.dit import DiT
 from lipcast.models.kv_codec import KVCodec, PlainCodec, kv_codec
@@ -56,6 +56,11 @@ class SessionPlan:
     """None: the precision that the model computes in."""
     sink_streamed: bool = False
 
+    @property
+    def is_resident(self) -> bool:
+        """Whether nothing passes through slots."""
+        return not self.sink_streamed and set(self.ring_layers) == {"resident"}
+
     @classmethod
     def resident(cls, num_layers: int) -> SessionPlan:
         """Return the plan that keeps everything on the device."""
@@ -73,13 +78,25 @@ class _RingLayers:
     def num_bytes(self) -> int:
         return self._buffers.num_bytes
 
-    def planes(self, layer: int) -> RingPlanes:
-        planes: RingPlanes = self._buffers.planes(layer)
+    def planes(
+        self,
+        layer: int,
+        *,
+        overwritten: Sequence[Positions] = (),
+        overwritten_next: Sequence[Positions] = (),
+    ) -> RingPlanes:
+        planes: RingPlanes = self._buffers.planes(
+            layer,
+            overwritten=self._bytes_of(overwritten),
+            overwritten_next=self._bytes_of(overwritten_next),
+        )
         return planes
 
     def mark_dirty(self, layer: int, positions: Sequence[Positions]) -> None:
-        ranges = (stretch for run in positions for stretch in self._layout.byte_ranges(run))
-        self._buffers.write_back(layer, ranges)
+        self._buffers.write_back(layer, self._bytes_of(positions))
+
+    def _bytes_of(self, positions: Sequence[Positions]) -> list[ByteRange]:
+        return [stretch for run in positions for stretch in self._layout.byte_ranges(run)]
 
 
 class _SinkLayers:

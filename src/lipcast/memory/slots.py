@@ -25,6 +25,7 @@ class Streamed:
     """An item that is streamed through slots: how to copy it to the device, and how to read it there.
 
     `fetch` starts a copy into a slot that begins after the given events, and returns the event of its end.
+    `view` lives as long as the pool: items may share it.
     """
 
     fetch: Callable[[Tensor, Sequence[Event]], Event | Future[Event]]
@@ -39,7 +40,7 @@ class _Slot:
     item: Streamed | None = None
     ready: Event | Future[Event] = None
     views: dict[int, Any] = field(default_factory=dict)
-    """View of each item, by the item's id; made once."""
+    """What items see in the buffer, by the id of their `view`; made once."""
 
 
 class SlotPool:
@@ -76,9 +77,9 @@ class SlotPool:
                 self._copier.wait(event)
             self._current, slot.free = slot, []
         views = self._current.views
-        if id(item) not in views:
-            views[id(item)] = item.view(self._current.buffer)
-        return views[id(item)]
+        if id(item.view) not in views:
+            views[id(item.view)] = item.view(self._current.buffer)
+        return views[id(item.view)]
 
     def prefetch(self, upcoming: Sequence[Streamed]) -> None:
         """Start to copy the items that follow into slots that hold neither them nor the current one."""
@@ -88,6 +89,10 @@ class SlotPool:
                 continue
             spare = (s for s in self._slots if s is not self._current and s.item not in wanted)
             self._load(next(spare), item)
+
+    def holds(self, item: Streamed) -> bool:
+        """Return whether a slot holds the item, or will."""
+        return self._holding(item) is not None
 
     @property
     def current_buffer(self) -> Tensor:

@@ -225,11 +225,11 @@ class DiT(nn.Module):
         return grid.permute(5, 0, 1, 3, 2, 4).reshape(self.config.out_dim, frames, height, width)
 
 
-def apply_kernels(model: DiT, kernels: Kernels) -> None:
-    """Compute everything in `model` that is no matrix product with these operations."""
-    model.kernels = model.audio_injector.kernels = kernels
-    for block in model.layers:
-        block.kernels = kernels
+def apply_kernels(model: nn.Module, kernels: Kernels) -> None:
+    """Compute everything in `model` that is no matrix product of PyTorch with these operations."""
+    for part in model.modules():
+        if isinstance(getattr(part, "kernels", None), Kernels):
+            part.__dict__["kernels"] = kernels
 
 
 class TransformerBlock(nn.Module):
@@ -294,10 +294,11 @@ class TransformerBlock(nn.Module):
 
     def _attend_self(self, normed: Rows, self_attend: SelfAttend) -> Tensor:
         own, late = self.self_attn, self.kernels.norms_when_rotating
-        q_GSNd = own.heads(own.q(normed) if late else own.norm_q(own.q(normed)))
-        k_GSNd = own.heads(own.k(normed) if late else own.norm_k(own.k(normed)))
+        q, k, v = own.queries_keys_values(normed, joined=self.kernels.joins_products)
+        if not late:
+            q, k = own.norm_q(q), own.norm_k(k)
         norms = own.norms if late else None
-        return self._output(own, self_attend(q_GSNd, k_GSNd, own.heads(own.v(normed)), norms))
+        return self._output(own, self_attend(own.heads(q), own.heads(k), own.heads(v), norms))
 
     def _attend_text(self, normed: Rows, text: Sequence[KeyValue]) -> Tensor:
         cross = self.cross_attn

@@ -91,8 +91,18 @@ class RingLayout:
 class RingStorage(Protocol):
     """Storage of the layers of one ring."""
 
-    def planes(self, layer: int) -> RingPlanes:
-        """Return the layer, ready to be read and written; valid until another layer is asked for."""
+    def planes(
+        self,
+        layer: int,
+        *,
+        overwritten: Sequence[Positions] = (),
+        overwritten_next: Sequence[Positions] = (),
+    ) -> RingPlanes:
+        """Return the layer, ready to be read and written; valid until another layer is asked for.
+
+        Positions of `overwritten` hold anything: the caller fills them, in this layer and those after it,
+        before they are read. `overwritten_next` are those of the next pass, probably.
+        """
 
     def mark_dirty(self, layer: int, positions: Sequence[Positions]) -> None:
         """Mark positions of the layer asked for last as changed; a streaming storage writes them back."""
@@ -109,7 +119,7 @@ class ResidentRing:
         self._planes = [layout.view(allocate(layout.num_bytes)) for _ in range(num_layers)]
         self.num_bytes = num_layers * layout.num_bytes
 
-    def planes(self, layer: int) -> RingPlanes:
+    def planes(self, layer: int, **_: Sequence[Positions]) -> RingPlanes:
         return self._planes[layer]
 
     def mark_dirty(self, layer: int, positions: Sequence[Positions]) -> None:
@@ -171,11 +181,16 @@ class KVRing:
 
         Once all are taken, the storage is told that they have changed.
         """
-        planes = self._storage.planes(layer)
         runs = self._runs(first_frame, num_frames)
+        positions = [run[1:] for run in runs]
+        planes = self._storage.planes(
+            layer,
+            overwritten=positions,
+            overwritten_next=[run[1:] for run in self._runs(first_frame + num_frames, num_frames)],
+        )
         for begin, position, count in runs:
             yield slice(begin, begin + count), planes.part(position, count)
-        self._storage.mark_dirty(layer, [(position, count) for _, position, count in runs])
+        self._storage.mark_dirty(layer, positions)
 
     def filled(self, layer: int, next_frame: int) -> RingPlanes:
         """Return what is kept, `next_frame` being the first frame not written yet."""
@@ -184,6 +199,11 @@ class KVRing:
     def num_tokens(self, next_frame: int) -> int:
         """Return the number of tokens kept, `next_frame` being the first frame not written yet."""
         return self._num_filled(next_frame) * self._layout.tokens_per_frame
+
+    def span(self, first_frame: int, num_frames: int) -> tuple[int, int]:
+        """Return the position that new frames begin at, and how many frames are kept with them."""
+        position = self._runs(first_frame, num_frames)[0][1]
+        return position, self._num_filled(first_frame + num_frames)
 
     def read_into(self, layer: int, next_frame: int, k_TNd: Tensor, v_TNd: Tensor) -> None:
         """Put every token kept into k_TNd and v_TNd, of `num_tokens(next_frame)` tokens each."""

@@ -66,6 +66,36 @@ def quantise_rows(x: Tensor) -> QuantisedRows:
     return QuantisedRows(*quantise_rows_fp8(x), x.dtype)
 
 
+@dataclass(frozen=True, slots=True)
+class StoredWeight:
+    """A weight [O, D] of a linear layer in fewer bits: weight = number * scale (+ minimum).
+
+    Numbers of 8 bits [O, D] (e4m3 or integers) have a float32 scale [O] per row. Integers of 4 bits, two
+    in a byte [O, D / 2], have scale and minimum [O, groups] in bf16; the first half of a group lies in
+    the low bits.
+    """
+
+    numbers: Tensor
+    scale: Tensor
+    minimum: Tensor | None = None
+
+    @property
+    def group(self) -> int:
+        """Numbers of a row that share a 4-bit scale; 0 where each has 8 bits."""
+        if self.minimum is None:
+            return 0
+        return 2 * self.numbers.shape[1] // self.scale.shape[1]
+
+    def restore(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight in a float dtype."""
+        if self.minimum is None:
+            return self.numbers.to(dtype).mul_(self.scale[:, None])
+        scale = self.scale.to(dtype)[..., None]
+        packed = self.numbers.view(*scale.shape[:2], -1)
+        numbers = torch.cat(unpack_int4(packed), dim=-1).to(dtype)
+        return numbers.mul_(scale).add_(self.minimum.to(dtype)[..., None]).flatten(1)
+
+
 def pack_int4(numbers: Tensor) -> Tensor:
     """Pack integers from 0 to 15: the first half of the last axis in the low bits."""
     low, high = numbers.to(torch.uint8).chunk(2, dim=-1)

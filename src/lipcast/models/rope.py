@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lipcast.models.upload import upload
+
 _THETA = 10_000.0
 REF_FRAME = 30
 """Position of the reference in time before it starts to move ahead of the video."""
@@ -33,7 +35,7 @@ class RotaryTable:
         return self.cos_TP.shape[0]
 
     def to(self, device: torch.device) -> RotaryTable:
-        return RotaryTable(self.cos_TP.to(device), self.sin_TP.to(device))
+        return RotaryTable(upload(self.cos_TP, device), upload(self.sin_TP, device))
 
     def apply(self, x_TNd: Tensor) -> Tensor:
         """Rotate x_TNd; the arithmetic is float32, the result has x's dtype."""

@@ -43,14 +43,6 @@ class ConvStep:
     shortcut_OI: Tensor | None = None
     """A 1×1 convolution of what is added."""
 
-    def out_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """Return the shape of the result for `num_frames` frames without the past ones."""
-        out_channels, _, kernel_t, *_ = self.weight_OITKK.shape
-        num_out = (num_frames + self.num_past - kernel_t) // self.stride_t + 1
-        scale, pieces = 1 + self.up, 1 + self.doubles_frames
-        rows, columns = height * scale // self.stride, width * scale // self.stride
-        return num_out * pieces, rows, columns, out_channels // pieces
-
 
 class ConvKernels:
     """Computes chains of steps with PyTorch's operators: `pack` once a step, `run` per chunk."""

@@ -57,6 +57,8 @@ def plan_distributed(
         dtype=settings.dtype,
         hardware=_hardware(settings.device),
         kernels=settings.kernels,
+        attention=settings.attention,
+        graphs="off",  # ranks launch kernel by kernel
     )
     if inputs.hardware.has_fp8 and inputs.precision in {None, "fp8"}:
         multiplies = try_elsewhere(settings.device, linear_sizes(inputs.models.dit))
@@ -214,7 +216,7 @@ def _init_messages(
         InitRank(
             role.rank,
             plan.layout,
-            replace(settings, device=_device(settings.device, role.rank)),
+            replace(settings, device=_device(settings.device, role.rank), graphs="off"),
             num_steps,
             rendezvous,
             num_threads=max(1, cores // len(roles)),

@@ -18,12 +18,16 @@ from lipcast.config.gpu_options import KernelName
 from lipcast.config.models import DiTConfig, VAEConfig
 from lipcast.config.precision import KVPrecision, Precision
 from lipcast.planning.hardware import Hardware
-from lipcast.planning.kernel_counts import KernelCounts, kernel_counts
+from lipcast.planning.kernel_counts import KernelCounts, KeyReading, WeightReading, kernel_counts
 from lipcast.planning.tensors import decoder_stages
 
 HOST_S_PER_LAUNCH: Mapping[KernelName, float] = MappingProxyType({"plain": 1e-5, "triton": 2.5e-5})
 """What the host needs to launch a kernel; assumed. Half of the launches are Triton's where it is used,
 which go through Python."""
+STORED_PRODUCT_EFFICIENCY, DATA_CENTRE_EFFICIENCY = 0.95, 0.8
+"""Rate of products that restore int4, int8 or fp8 weights in registers, over that of products of bf16; on
+Hopper and data-centre Blackwell, whose tensor cores are harder to feed. Assumed, not measured:
+`benchmarks/gpu_check.py fast` measures it."""
 WRITE_BACK_COST = 0.3
 """A byte to the host slows the copies towards the GPU by this part of a byte (both directions at
 once, measured)."""
@@ -74,12 +78,41 @@ def gemm_flops_per_s(hardware: Hardware, precision: Precision) -> float:
     """Return the rate of matrix products with weights stored so; weight-only formats compute in bf16."""
     if precision == "fp8" and hardware.has_fp8:
         return hardware.fp8_flops
+    if weight_reading(hardware, precision) == "in registers":
+        is_data_centre = hardware.prefers_cudnn
+        efficiency = DATA_CENTRE_EFFICIENCY if is_data_centre else STORED_PRODUCT_EFFICIENCY
+        return efficiency * hardware.bf16_flops
     return hardware.bf16_flops / (2 if precision == "fp32" else 1)
+
+
+def weight_reading(hardware: Hardware, precision: Precision) -> WeightReading:
+    """Return how weights stored so are multiplied."""
+    is_plain = precision in {"fp32", "bf16"}
+    if is_plain or (precision == "fp8" and hardware.has_fp8):
+        return "as stored"
+    return "in registers" if hardware.kernels == "triton" else "dequantised"
+
+
+def key_reading(hardware: Hardware) -> KeyReading:
+    """Return how attention finds the keys of ring and sink."""
+    asked = hardware.attention
+    if hardware.kernels != "triton":
+        return "joined"
+    if asked == "triton" or (asked == "auto" and not hardware.prefers_cudnn):
+        return "in place"
+    # PyTorch's own gives the log-sum-exp that parts are merged by where it is cuDNN's; all others do.
+    is_torch = asked in {"auto", "sdpa"}
+    return "joined" if is_torch and not hardware.prefers_cudnn else "by parts"
+
+
+def attends_in_place(hardware: Hardware) -> bool:
+    """Return whether one kernel attends to ring and sink where they lie, which needs no workspace."""
+    return key_reading(hardware) == "in place"
 
 
 def needs_dequantising(hardware: Hardware, precision: Precision) -> bool:
     """Return whether a layer's weights are expanded to bf16 before use."""
-    return precision in {"int8", "int4"} or (precision == "fp8" and not hardware.has_fp8)
+    return weight_reading(hardware, precision) == "dequantised"
 
 
 def tick_seconds(
@@ -91,15 +124,13 @@ def tick_seconds(
     kv_precision: KVPrecision,
     num_lanes: int,
     split: float = 1,
+    graphs: bool = False,
 ) -> float:
-    """Return the seconds of one tick with everything at hand; `split` GPUs share tokens and heads."""
-    counts = kernel_counts(
-        precision,
-        kv_precision,
-        num_lanes=num_lanes,
-        kernels=hardware.kernels,
-        dequantised=needs_dequantising(hardware, precision),
-    )
+    """Return the seconds of one tick with everything at hand; `split` GPUs share tokens and heads.
+
+    With `graphs` the host launches a tick at once.
+    """
+    counts = tick_counts(hardware, precision, kv_precision, num_lanes=num_lanes)
     arithmetic = arithmetic_seconds(
         config, geometry, hardware, precision=precision, num_lanes=num_lanes
     )
@@ -107,8 +138,21 @@ def tick_seconds(
     traffic = num_lanes * lane_bytes / hardware.memory_bytes_per_s
     weights = counts.bytes_per_weight * _num_weights(config) / hardware.memory_bytes_per_s
     gpu_s = (arithmetic + traffic) / split + weights
-    return max(
-        gpu_s, HOST_S_PER_LAUNCH[hardware.kernels] * launches(counts, config, num_lanes=num_lanes)
+    launched = 1 if graphs else launches(counts, config, num_lanes=num_lanes)
+    return max(gpu_s, HOST_S_PER_LAUNCH[hardware.kernels] * launched)
+
+
+def tick_counts(
+    hardware: Hardware, precision: Precision, kv_precision: KVPrecision, *, num_lanes: int
+) -> KernelCounts:
+    """Return what a tick asks of this GPU."""
+    return kernel_counts(
+        precision,
+        kv_precision,
+        num_lanes=num_lanes,
+        kernels=hardware.kernels,
+        attends=key_reading(hardware),
+        reading=weight_reading(hardware, precision),
     )
 
 

@@ -63,6 +63,7 @@ def apply_fallback(request: PlanRequest, fallback: Fallback) -> PlanRequest:
     """Return the request with one more fallback taken."""
     constraints = request.constraints
     changes: dict[str, PlanConstraints] = {
+        "graphs_off": replace(constraints, graphs=False),
         "kv_streamed": replace(constraints, max_resident_ring_layers=0, stream_sink=True),
         "weights_streamed": replace(constraints, max_resident_layers=0),
         "offload": replace(
@@ -144,6 +145,7 @@ def _pinned(plan: Plan) -> PlanRequest:
         tiles=config.tiles,
         text_encoder=plan.request.constraints.text_encoder,
         speech_encoder=plan.speech_encoder,
+        graphs=None if config.graphs else False,
     )
     return replace(plan.request, constraints=constraints)
 

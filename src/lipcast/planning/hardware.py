@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from lipcast.config.gpu_options import KernelChoice, KernelName
+from lipcast.config.gpu_options import AttentionChoice, KernelChoice, KernelName
 from lipcast.config.units import GIB, format_bytes
 from lipcast.errors import UsageError
 
@@ -44,6 +44,8 @@ Capability = tuple[int, int]
 """CUDA compute capability."""
 FIRST_BF16: Capability = (8, 0)
 """From here on tensor cores multiply bf16; older cards compute in fp32."""
+CUDNN_MAJORS = (9, 10)
+"""Compute capabilities (Hopper, data-centre Blackwell) on which PyTorch prefers cuDNN's attention."""
 _NO_ROW_WISE_FP8: Capability = (12, 0)
 """Here cuBLAS multiplies fp8 only with one scale per tensor, which the engine does not use."""
 
@@ -74,6 +76,10 @@ class Hardware:
     """Whether the engine multiplies 8-bit floats here; else it dequantises fp8 weights before use."""
     kernels: KernelName = "triton"
     """What computes whatever is no matrix product."""
+    prefers_cudnn: bool = True
+    """Whether PyTorch's attention is cuDNN's, faster than the fused kernel that reads keys in place."""
+    attention: AttentionChoice = "auto"
+    """What was asked for to compute self-attention."""
 
     @property
     def has_fp8(self) -> bool:
@@ -118,6 +124,7 @@ class _Sheet:
             source="data sheet × efficiency",
             has_bf16=has_bf16,
             multiplies_fp8=capability[0] != _NO_ROW_WISE_FP8[0],
+            prefers_cudnn=capability[0] in CUDNN_MAJORS,
         )
 
 
@@ -324,6 +331,9 @@ def _key(description: str) -> str:
     return "".join(word for word in words if word not in _NOISE and not _VARIANT.fullmatch(word))
 
 
-def expected_kernels(hardware: Hardware, choice: KernelChoice) -> Hardware:
-    """Return the hardware with the kernels that a choice leads to where they are not tried out."""
-    return hardware if choice == "auto" else replace(hardware, kernels=choice)
+def expected_kernels(
+    hardware: Hardware, choice: KernelChoice, *, attention: AttentionChoice = "auto"
+) -> Hardware:
+    """Return the hardware with the kernels that the choices lead to where they are not tried out."""
+    kernels = hardware.kernels if choice == "auto" else choice
+    return replace(hardware, kernels=kernels, attention=attention)

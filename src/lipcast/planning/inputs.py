@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from lipcast.config.fallbacks import Fallback, parse_fallbacks
 from lipcast.config.generate_options import GenerateOptions, ScheduleName
 from lipcast.config.geometry import Geometry
-from lipcast.config.gpu_options import GpuOptions
+from lipcast.config.gpu_options import GpuOptions, GraphChoice
 from lipcast.config.memory_options import MemoryOptions
 from lipcast.config.models import Models
 from lipcast.config.precision import Precision
@@ -40,18 +40,24 @@ class PlannerInputs:
     """The part of the work that this device does."""
     speech_encoder: EncoderPlacement | None = None
     """Where the speech encoder is; None leaves it to the planner until it is loaded."""
+    graphs: GraphChoice = "auto"
+    """Whether ticks may be recorded as CUDA graphs."""
 
     def request(self, geometry: Geometry, options: GenerateOptions) -> PlanRequest:
         """Return the question to the planner for one video. Raises UsageError."""
         if not self.hardware.has_bf16 and self.precision not in (None, "fp32"):
             raise UsageError(needs_bf16(self.precision, self.hardware.label))
-        constraints = plan_constraints(self.options, self.precision, options.schedule)
+        constraints = replace(
+            plan_constraints(self.options, self.precision, options.schedule),
+            speech_encoder=self.speech_encoder,
+            graphs=False if self.graphs == "off" else None,
+        )
         return PlanRequest(
             geometry=geometry,
             hardware=self.hardware,
             budget=self.budget,
             models=self.models,
-            constraints=replace(constraints, speech_encoder=self.speech_encoder),
+            constraints=constraints,
             sample_steps=options.sample_steps or self.models.dit.sample_steps,
             fold_last_step=options.fold_last_step,
         )

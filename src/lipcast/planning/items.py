@@ -14,6 +14,7 @@ RING_SLOTS = "slots for streamed rings"
 SINK = "sink"
 CONDITIONS = "text and audio keys"
 ACTIVATIONS = "activations of a tick"
+GRAPHS = "CUDA graphs"
 DECODER_WEIGHTS = "decoder weights"
 DECODER_STATE = "decoder state"
 DECODER_WORK = "decoder work"
@@ -35,6 +36,8 @@ PINNED_RINGS = "KV rings, pinned"
 STAGING = "staging for layers from disk"
 PROMPT_WEIGHTS = "weights for the prompt"
 
+PINNED = frozenset({PINNED_LAYERS, PINNED_SHARDS, PINNED_RINGS, STAGING, PROMPT_WEIGHTS, SINK})
+"""Items of host memory whose pages are locked."""
 SHARED = frozenset({
     CONTEXT, WORKSPACES, FRAGMENTATION, ROOT, LAYERS, LAYER_SLOTS, DECODER_WEIGHTS, VAE_WEIGHTS,
     SPEECH_ENCODER, SPEECH_WORK, TEXT_ENCODER, TEXT_WORK, PROCESS, PINNED_LAYERS, STAGING, PROMPT_WEIGHTS,

@@ -9,8 +9,9 @@ model (`lipcast.lab.kernel_fit`); a test compares this table with a fresh count,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
+from typing import Literal
 
 from lipcast.config.gpu_options import KernelName
 from lipcast.config.precision import KVPrecision, Precision
@@ -57,8 +58,15 @@ class CountTable:
     several_lanes: KernelCounts
     """Lanes are joined for what they share."""
     by_parts: KernelCounts = KernelCounts()
-    """Ring and sink are not joined: cuDNN attends to each where it lies, and the parts are merged."""
+    """What attending by parts adds to joining, and saves."""
 
+
+WeightReading = Literal["as stored", "in registers", "dequantised"]
+"""How stored weights are multiplied: as they are, restored tile by tile in the product, or expanded to two
+bytes before it."""
+KeyReading = Literal["joined", "by parts", "in place"]
+"""How attention finds the keys of ring and sink: laid side by side; those of two bytes where they lie, ring
+and sink apart, and the parts are merged; or all where they lie, by one kernel."""
 
 TABLES: Mapping[KernelName, CountTable] = MappingProxyType(
     {
@@ -74,11 +82,10 @@ TABLES: Mapping[KernelName, CountTable] = MappingProxyType(
             ),
             several_lanes=KernelCounts(13.8, launches_per_layer=12, launches_per_injector=4),
         ),
-        # As on Hopper: quantised rings are joined with the sink, those of two bytes attended by parts.
-        # Triton's own attention reads these in place, and merges nothing.
+        # Ring and sink are joined, but for the last row.
         "triton": CountTable(
-            half=KernelCounts(56.1, 4.0, 8.0, 20.0, 0.0, 16, 4, 6),
-            single=KernelCounts(84.1, 8.0, 16.0, 28.0, 0.0, 16, 4, 6),
+            half=KernelCounts(56.1, 4.0, 8.0, 20.0, 0.0, 14, 4, 6),
+            single=KernelCounts(84.1, 8.0, 16.0, 28.0, 0.0, 14, 4, 6),
             fp8_products=KernelCounts(3.0, -1.0, 0.0, 2.0, 0.0, 2, 0, 1),
             rings=MappingProxyType(
                 {
@@ -108,17 +115,26 @@ def kernel_counts(
     kv_precision: KVPrecision,
     *,
     num_lanes: int,
-    dequantised: bool,
+    reading: WeightReading,
     kernels: KernelName,
+    attends: KeyReading = "joined",
 ) -> KernelCounts:
-    """Return the counts of a tick; `dequantised`: weights are expanded before use."""
+    """Return the counts of a tick, `reading` being how the weights are multiplied.
+
+    `attends`: how attention finds the keys of ring and sink.
+    """
     table = TABLES[kernels]
     counts = table.single if precision == "fp32" else table.half
-    if dequantised:
+    if reading == "dequantised":
         counts += DEQUANTISED[precision]
-    elif precision == "fp8":
+    elif precision == "fp8" and reading == "as stored":
         counts += table.fp8_products
     counts += table.rings.get(kv_precision, KernelCounts())
-    if kv_precision == "bf16" and precision != "fp32":
+    if attends == "by parts" and kv_precision == "bf16" and precision != "fp32":
         counts += table.by_parts
-    return counts + table.several_lanes if num_lanes > 1 else counts
+    if num_lanes > 1:
+        counts += table.several_lanes
+    if attends == "in place":  # without the pass that joins
+        launches = counts.launches_per_lane_layer - 1
+        counts = replace(counts, bytes_per_key=0.0, launches_per_lane_layer=launches)
+    return counts

@@ -47,6 +47,8 @@ class PlanConstraints:
     tiles: tuple[int, int] | None = None
     text_encoder: EncoderPlacement | None = None
     speech_encoder: EncoderPlacement | None = None
+    graphs: bool | None = None
+    """Whether ticks may be recorded; they are not where something is streamed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +98,13 @@ class PlanConfig:
     """Device buffers for streamed layers; 0 in a plan that streams none."""
     tiles: tuple[int, int]
     """Grid (rows, columns) of tiles that the decoder works in."""
+    graphs: bool = False
+    """Whether ticks are recorded as CUDA graphs, which needs everything on the GPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryItem:
-    """Bytes of memory under a name of `planning.items`."""
+    """Bytes under a name of `planning.items`."""
 
     name: str
     num_bytes: int
@@ -158,6 +162,10 @@ class Plan:
     prepare_parts: tuple[MemoryItem, ...]
     """GPU memory while picture and prompt are encoded, before rings exist."""
     ram_parts: tuple[MemoryItem, ...]
+    to_gpu_parts: tuple[MemoryItem, ...]
+    """What crosses the link to the GPU for every block, in the steady state."""
+    to_host_parts: tuple[MemoryItem, ...]
+    """What crosses it to host memory, beside frames."""
     time: BlockTime
 
     @property

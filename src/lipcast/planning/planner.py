@@ -100,6 +100,8 @@ def _finished(candidate: Candidate) -> Plan:
             *work.prepare_fixed_parts, *_weight_parts(candidate), *on_device[:1]
         ),
         ram_parts=_nonzero(*ram_parts),
+        to_gpu_parts=_nonzero(*work.to_gpu_parts(candidate.resident, candidate.resident_rings)),
+        to_host_parts=_nonzero(*work.to_host_parts(candidate.resident_rings)),
         time=candidate.time,
     )
 

@@ -16,6 +16,7 @@ from itertools import product
 from lipcast.config.generate_options import SCHEDULES
 from lipcast.config.precision import KVPrecision, Precision, plain_precision
 from lipcast.planning import costs
+from lipcast.planning.graphs import MAX_GRAPHS
 from lipcast.planning.plan import (
     WHOLE,
     BlockTime,
@@ -24,6 +25,7 @@ from lipcast.planning.plan import (
     PlanConstraints,
     PlanRequest,
     WorkShare,
+    total,
 )
 from lipcast.planning.workload import Workload, tile_size
 
@@ -58,6 +60,7 @@ class Candidate:
             config.schedule != SCHEDULES[0],
             config.sink_streamed,
             self.work.num_tiles,
+            not config.graphs,
             -config.num_slots,
             -self.resident,
             -self.resident_rings,
@@ -76,9 +79,11 @@ def configs(request: PlanRequest) -> Iterator[PlanConfig]:
     schedules = (constraints.schedule,) if constraints.schedule else SCHEDULES
     sinks = (False, True) if constraints.stream_sink is None else (constraints.stream_sink,)
     grids = (constraints.tiles,) if constraints.tiles else tile_grids(request)
+    records = request.hardware.has_cuda and constraints.graphs is not False
+    recorded = (False, True) if records else (False,)
     for precision in precisions:
         rings = _kv_precisions(constraints, precision)
-        for combination in product(rings, schedules, sinks, _SLOTS, grids):
+        for combination in product(rings, schedules, sinks, _SLOTS, grids, recorded):
             yield PlanConfig(precision, *combination)
 
 
@@ -93,7 +98,8 @@ def _leanest(request: PlanRequest) -> Iterator[PlanConfig]:
     """Yield configs that can need least: fewest slots, and one lane where that is allowed."""
     schedule = request.constraints.schedule or SCHEDULES[0]
     for config in configs(request):
-        if config.num_slots == min(_SLOTS) and config.schedule == schedule:
+        is_lean = config.num_slots == min(_SLOTS) and not config.graphs
+        if is_lean and config.schedule == schedule:
             yield config
 
 
@@ -114,7 +120,8 @@ def tile_grids(request: PlanRequest) -> tuple[tuple[int, int], ...]:
 
 def fastest(request: PlanRequest, share: WorkShare) -> Candidate | None:
     """Return the best candidate under the budget; None where nothing fits."""
-    searches = [_Search(request, share, config) for config in configs(request)]
+    every = (_Search(request, share, config) for config in configs(request))
+    searches = [search for search in every if search.can_record or not search.records]
     best: Candidate | None = None
     for search in sorted(searches, key=lambda search: search.floor_s):
         if best is not None and search.floor_s > best.time.block_s:
@@ -151,7 +158,14 @@ class _Search:
 
     def __init__(self, request: PlanRequest, share: WorkShare, config: PlanConfig) -> None:
         self._work = Workload(request, share, config)
-        self._budget = request.budget
+        self._budget, self.records = request.budget, config.graphs
+
+    @property
+    def can_record(self) -> bool:
+        """Whether ticks may be recorded if all is on the GPU: on one GPU, and not too many."""
+        work = self._work
+        is_alone = work.share == WHOLE and not work.config.sink_streamed
+        return is_alone and work.num_graphs <= MAX_GRAPHS
 
     @property
     def floor_s(self) -> float:
@@ -162,8 +176,10 @@ class _Search:
         work = self._work
         for resident in self._residents():
             rings = self._fitting_rings(resident, self._budget)
-            pinned = None if rings is None else self._pinned(resident, rings)
-            if rings is not None and pinned is not None:
+            if rings is None or (self.records and rings < work.num_layers):
+                continue
+            pinned = self._pinned(resident, rings)
+            if pinned is not None:
                 time = self._times.block(resident, rings, pinned)
                 yield Candidate(work, resident, rings, pinned, time)
 
@@ -190,6 +206,10 @@ class _Search:
         if work.share.shards > 1:
             return range(work.num_layers, work.num_layers + 1)
         most = work.request.constraints.max_resident_layers
+        if self.records:  # everything or nothing
+            return range(
+                work.num_layers, work.num_layers + (most is None or most >= work.num_layers)
+            )
         return range((work.num_layers if most is None else min(work.num_layers, most)) + 1)
 
     def _residents_of_least(self) -> Iterator[int]:
@@ -265,14 +285,11 @@ class _Times:
     def block(self, resident: int, rings: int, pinned: int) -> BlockTime:
         """Return the time of a block: `pinned` streamed layers come from host memory, the rest from disk."""
         work = self._work
-        to_gpu = self._fixed_to_gpu + self._crossing(resident)
-        disk = self._crossing(resident + pinned)
-        ring_bytes = work.pinned_rings_bytes(rings)
-        written = ring_bytes * work.geometry.latents_per_block / work.geometry.window
+        disk = work.crossing_bytes(resident + pinned)
         copy_s = costs.copy_seconds(
             self._hardware,
-            to_gpu_bytes=to_gpu + ring_bytes,
-            to_host_bytes=work.parked_bytes + written,
+            to_gpu_bytes=total(work.to_gpu_parts(resident, rings)),
+            to_host_bytes=total(work.to_host_parts(rings)),
         )
         disk_s = disk / self._hardware.disk_bytes_per_s
         longest = max(self.compute_s + self.decode_s, copy_s, disk_s, self._gather_s)
@@ -281,14 +298,6 @@ class _Times:
             self.compute_s, self.decode_s, copy_s, disk_s, self._gather_s, round(longest, _DECIMALS)
         )
 
-    def _crossing(self, first: int) -> int:
-        """Return the bytes per block of the layers from `first` on, in residency order."""
-        work = self._work
-        if work.share.shards > 1:
-            return 0
-        ticks, audio = work.ticks_total, work.audio_total
-        return work.ticks_per_block * (ticks[-1] - ticks[first]) + audio[-1] - audio[first]
-
     def _tick_s(self) -> float:
         work = self._work
         inputs = work.dit, work.geometry, self._hardware
@@ -296,7 +305,12 @@ class _Times:
         # A quantised ring changes the picture: that it is read 1 % faster is no reason to take it.
         alone = max(
             costs.tick_seconds(
-                *inputs, precision=precision, kv_precision=kv, num_lanes=lanes, split=split
+                *inputs,
+                precision=precision,
+                kv_precision=kv,
+                num_lanes=lanes,
+                split=split,
+                graphs=work.config.graphs,
             )
             for kv in {work.config.kv_precision, plain_precision(precision)}
         )
@@ -307,13 +321,6 @@ class _Times:
         geometry, (height, width) = work.request.geometry, work.tile
         factor = work.num_tiles * height * width / (geometry.latent_height * geometry.latent_width)
         return decode_block_seconds(work.request, area_factor=factor)
-
-    @cached_property
-    def _fixed_to_gpu(self) -> int:
-        work = self._work
-        sink = work.ticks_per_block * work.num_layers * work.sink_layer_bytes
-        shards = work.ticks_per_block * work.shard_bytes if work.shards_on_host else 0
-        return work.parked_bytes + shards + (sink if work.config.sink_streamed else 0)
 
     @cached_property
     def _gather_s(self) -> float:

@@ -16,6 +16,7 @@ from math import prod
 from types import MappingProxyType
 
 from lipcast.config.geometry import Geometry
+from lipcast.config.gpu_options import KernelName
 from lipcast.config.models import DiTConfig, SpeechShape, TextConfig, VAEConfig
 from lipcast.config.precision import KVPrecision, Precision, plain_precision
 from lipcast.planning.tensors import (
@@ -190,24 +191,34 @@ def attention_workspace_bytes(config: DiTConfig, geometry: Geometry, precision: 
 
 
 def tick_bytes(
-    config: DiTConfig, geometry: Geometry, precision: Precision, *, num_lanes: int, split: float = 1
+    config: DiTConfig,
+    geometry: Geometry,
+    precision: Precision,
+    *,
+    num_lanes: int,
+    split: float = 1,
+    kernels: KernelName = "plain",
+    in_place: bool = False,
 ) -> int:
     """Return the most that one tick holds beside weights, rings and conditions.
 
-    Per token and channel, with b bytes a number: 2.4 + 8 b and the attention workspace in
+    Per token and channel, with b bytes a number. Plain kernels: 2.4 + 8 b and the attention workspace in
     self-attention; 14.5 + 7.8 b where the text queries are normalised (the residual stream and
-    the norm are fp32); 4 + 5 b + 2 b ffn/D in the feed-forward. Counted on the modules.
+    the norm are fp32); 4 + 5 b + 2 b ffn/D in the feed-forward. Fused kernels: 4.2 + 6 b and the
+    workspace, unless they attend `in_place`; 8.7 + b + 2 b ffn/D. Counted on the modules.
     """
     numbers = (
         num_lanes * geometry.latents_per_block * geometry.tokens_per_frame * config.dim / split
     )
     b, ratio = plain_bytes(precision), config.ffn_dim / config.dim
-    workspace = attention_workspace_bytes(config, geometry, precision) / split
-    phases = (
+    workspace = 0.0 if in_place else attention_workspace_bytes(config, geometry, precision) / split
+    plain = (
         (2.4 + 8.05 * b) * numbers + workspace,
         (14.6 + 7.8 * b) * numbers,
         (4 + 5 * b + 2 * b * ratio) * numbers,
     )
+    fused = ((4.2 + 6 * b) * numbers + workspace, (8.7 + b + 2 * b * ratio) * numbers)
+    phases = plain if kernels == "plain" else fused
     return int(max(*phases, audio_encoding_bytes(config)))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from lipcast.planning.fallbacks import Alternative, FallbackPlan
 from lipcast.planning.layouts import LayoutPlan, RankPlan
 from lipcast.planning.plan import MemoryItem, Placement, Plan
+from lipcast.planning.start import start_document
 
 _DIGITS = 4
 
@@ -40,6 +41,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "ring_layers": list(plan.ring_layers),
         "sink": "pinned" if config.sink_streamed else "resident",
         "decoder_tiles": list(config.tiles),
+        "cuda_graphs": config.graphs,
         "text_encoder": plan.text_encoder,
         "speech_encoder": plan.speech_encoder,
         "vram": {
@@ -48,10 +50,15 @@ def plan_document(plan: Plan) -> dict[str, Any]:
             "peak_bytes": plan.vram_bytes,
         },
         "ram": {"parts": _parts(plan.ram_parts), "bytes": plan.ram_bytes},
+        "link_bytes_per_block": {
+            "to_gpu": _parts(plan.to_gpu_parts),
+            "to_host": _parts(plan.to_host_parts),
+        },
         "seconds_per_block": seconds(plan),
         "frames_per_s": round(plan.frames_per_s, 2),
         "first_block_s": round(plan.first_block_s, _DIGITS),
         "bottleneck": plan.time.bottleneck,
+        "start": start_document(plan),
     }
 
 

@@ -15,7 +15,7 @@ from lipcast.config.models import DiTConfig
 from lipcast.config.precision import PlainPrecision, Precision, plain_precision
 from lipcast.config.schedule import lanes_of
 from lipcast.config.tiles import tile_length
-from lipcast.planning import costs, items, sizes
+from lipcast.planning import costs, graphs, items, sizes
 from lipcast.planning.hardware import CONTEXT_BYTES, FRAGMENTATION_BYTES, WORKSPACE_BYTES, Hardware
 from lipcast.planning.plan import MemoryItem, PlanConfig, PlanRequest, WorkShare, total
 from lipcast.planning.tensors import WeightUse
@@ -152,6 +152,15 @@ class Workload:
         """Return the bytes of the ring layers that are in host memory."""
         return (self.num_layers - resident) * self.rings_layer_bytes
 
+    def read_rings_bytes(self, resident: int) -> int:
+        """Return what a block brings to the GPU of the pinned ring layers: all but what it overwrites."""
+        kept = max(0, self.geometry.window - self.geometry.latents_per_block)
+        return self.pinned_rings_bytes(resident) * kept // self.geometry.window
+
+    def written_rings_bytes(self, resident: int) -> int:
+        """Return what a block brings back to host memory: its own frames."""
+        return self.pinned_rings_bytes(resident) - self.read_rings_bytes(resident)
+
     @cached_property
     def sink_layer_bytes(self) -> int:
         """One layer of the sink."""
@@ -208,6 +217,33 @@ class Workload:
         state = sizes.decoder_state_bytes(vae, *self.tile, precision=self.plain)
         return self.num_tiles * state
 
+    # The link
+
+    def crossing_bytes(self, first: int) -> int:
+        """Return the bytes per block of the layers' weights from `first` on, in residency order."""
+        if self.share.shards > 1:
+            return 0
+        ticks, audio = self.ticks_total, self.audio_total
+        return self.ticks_per_block * (ticks[-1] - ticks[first]) + audio[-1] - audio[first]
+
+    def to_gpu_parts(self, resident: int, rings: int) -> tuple[MemoryItem, ...]:
+        """Return what crosses the link to the GPU for every block."""
+        shards = self.ticks_per_block * self.shard_bytes if self.shards_on_host else 0
+        sink = self.ticks_per_block * self.num_layers * self.sink_layer_bytes
+        return (
+            MemoryItem(items.LAYERS, self.crossing_bytes(resident) + shards),
+            MemoryItem(items.RINGS, self.read_rings_bytes(rings)),
+            MemoryItem(items.SINK, sink if self.config.sink_streamed else 0),
+            MemoryItem(items.DECODER_STATE, self.parked_bytes),
+        )
+
+    def to_host_parts(self, rings: int) -> tuple[MemoryItem, ...]:
+        """Return what crosses the link to host memory for every block, beside frames."""
+        return (
+            MemoryItem(items.RINGS, self.written_rings_bytes(rings)),
+            MemoryItem(items.DECODER_STATE, self.parked_bytes),
+        )
+
     # Sums
 
     @cached_property
@@ -220,6 +256,7 @@ class Workload:
             MemoryItem(items.SINK, self.sink_bytes),
             MemoryItem(items.CONDITIONS, text + self.num_lanes * audio),
             MemoryItem(items.ACTIVATIONS, self._tick_bytes),
+            MemoryItem(items.GRAPHS, self._graphs_bytes if self.config.graphs else 0),
         )
         decoder = decoder_parts(self.request, self.tile, self.plain) if self.share.decodes else ()
         speech = self.speech_parts if self._has_speech else ()
@@ -237,13 +274,37 @@ class Workload:
 
     @property
     def _tick_bytes(self) -> int:
-        precision = self.config.precision
+        precision, hardware = self.config.precision, self.request.hardware
         work = sizes.tick_bytes(
-            self.dit, self.geometry, precision, num_lanes=self.num_lanes, split=self.split
+            self.dit,
+            self.geometry,
+            precision,
+            num_lanes=self.num_lanes,
+            split=self.split,
+            kernels=hardware.kernels,
+            in_place=costs.attends_in_place(hardware),
         )
-        if costs.needs_dequantising(self.request.hardware, precision):
+        if costs.needs_dequantising(hardware, precision):
             work += sizes.widest_linear_bytes(self.dit, precision)
         return work
+
+    @cached_property
+    def num_graphs(self) -> int:
+        """Different ticks of a running video."""
+        lanes, per_block = self.num_lanes, self.ticks_per_block
+        return graphs.num_graphs(self.geometry, num_lanes=lanes, ticks_per_block=per_block)
+
+    @property
+    def _graphs_bytes(self) -> int:
+        """Activations that all recordings share, their launches, and the inputs that stay in place."""
+        config, hardware = self.config, self.request.hardware
+        counts = costs.tick_counts(
+            hardware, config.precision, config.kv_precision, num_lanes=self.num_lanes
+        )
+        launches = costs.launches(counts, self.dit, num_lanes=self.num_lanes)
+        inputs = sizes.audio_conditioning_bytes(self.dit, config.precision)
+        recorded = int(self.num_graphs * launches * graphs.BYTES_PER_LAUNCH)
+        return self._tick_bytes + recorded + self.num_lanes * inputs + WORKSPACE_BYTES // 2
 
     @cached_property
     def fixed_bytes(self) -> int:

@@ -21,8 +21,10 @@ import lipcast
 from lipcast.serve.connection import Connection
 from lipcast.serve.hub import Hub
 from lipcast.serve.problems import add_problems, problem, responses
+from lipcast.serve.rtc_api import add_webrtc, make_peers
 from lipcast.serve.security import COOKIE, HEADERS, Gate
 from lipcast.serve.settings import MAX_PROMPT
+from lipcast.serve.spare import Wanted
 from lipcast.serve.video_api import add_videos
 
 _NO_SESSION = 4404
@@ -45,11 +47,15 @@ class SessionRequest(BaseModel):
 def make_app(hub: Hub) -> FastAPI:
     """Return the application; the hub is started and stopped with it."""
 
+    peers = make_peers(hub)
+
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await hub.start()
         yield
         await hub.stop()
+        if peers is not None:
+            await peers.stop()
 
     app = FastAPI(
         title="Lipcast",
@@ -63,6 +69,7 @@ def make_app(hub: Hub) -> FastAPI:
     _add_page(app, hub)
     _add_health(app, hub)
     _add_sessions(app, hub)
+    add_webrtc(app, hub, peers)
     add_videos(app, hub.videos)
     return app
 
@@ -130,6 +137,7 @@ def _add_health(app: FastAPI, hub: Hub) -> None:
             "examples": hub.portraits.example_names,
             "voice": "voice.m4a",
             "speech": hub.speech.described(),
+            "webrtc": app.state.has_webrtc,
             "limits": {
                 "sessions": settings.max_sessions,
                 "upload_bytes": settings.max_upload_bytes,
@@ -160,6 +168,11 @@ def _add_sessions(app: FastAPI, hub: Hub) -> None:
         """Open a session. It waits for its WebSocket for the grace time."""
         hosted = await hub.open(portrait=wanted.portrait, prompt=wanted.prompt, seed=wanted.seed)
         return {"session": hosted.key, "label": hosted.label, "grace_s": hub.settings.grace_s}
+
+    @app.post("/api/prepare", status_code=202, responses=responses(400, 413, 422))
+    async def prepare(wanted: SessionRequest) -> dict[str, bool]:
+        """Open such a session ahead, so that it begins at once; not while others are open."""
+        return {"preparing": hub.prepare(Wanted(wanted.portrait, wanted.prompt, wanted.seed))}
 
     @app.delete("/api/sessions/{key}", status_code=204, responses=responses(404))
     async def close_session(key: str) -> None:

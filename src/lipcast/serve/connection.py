@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocketDisconnect
 
 from lipcast.config.models import VIDEO_FPS
 from lipcast.engine.live_types import AVFrame, LiveStats
@@ -36,10 +36,24 @@ _CLOSE_CODES = {"replaced": 4409, "shutdown": 1012, "error": 1011, "time limit":
 _NORMAL = 1000
 
 
+class Socket(Protocol):
+    """What carries messages: a WebSocket, or a data channel of WebRTC."""
+
+    async def accept(self) -> None: ...
+
+    async def receive(self) -> MutableMapping[str, Any]: ...
+
+    async def send_text(self, data: str, /) -> None: ...
+
+    async def send_bytes(self, data: bytes, /) -> None: ...
+
+    async def close(self, code: int, reason: str, /) -> None: ...
+
+
 class Connection:
     """Runs one WebSocket until either side ends it."""
 
-    def __init__(self, hub: Hub, hosted: Hosted, socket: WebSocket) -> None:
+    def __init__(self, hub: Hub, hosted: Hosted, socket: Socket) -> None:
         self._hub, self._hosted, self._live, self._socket = hub, hosted, hosted.live, socket
         self._rate, self._channels = 48_000, 1
         self._talk, self._use = hosted.talk, "speak"
@@ -88,16 +102,25 @@ class Connection:
         reason = "disconnected"
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            reason = next((t.result() for t in done if t.exception() is None), "error")
-            for task in done:
-                if (error := task.exception()) is not None:
-                    log_event("connection failed", session=self._hosted.label, error=repr(error))
+            reason = min((self._reason(task) for task in done), key=lambda found: found == "error")
         finally:
             for task in tasks:
                 task.cancel()
             self._hub.detach(self._hosted, self._leave, reason)
             await asyncio.gather(*tasks, return_exceptions=True)
         await self._end(reason)
+
+    def _reason(self, task: asyncio.Task[str]) -> str:
+        """Return why the connection has ended; a client that left while it was sent to may come back."""
+        error = task.exception()
+        if error is None:
+            return task.result()
+        if isinstance(error, WebSocketDisconnect):
+            return "disconnected"
+        if isinstance(error, TimeoutError):
+            return "stalled"
+        log_event("connection failed", session=self._hosted.label, error=repr(error))
+        return "error"
 
     def _leave(self, reason: str) -> None:
         if not self._left.done():

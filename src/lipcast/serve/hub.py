@@ -20,11 +20,12 @@ from typing import Any, Protocol
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.engine.live import LiveSession
 from lipcast.engine.live_types import LiveState, LiveStats
-from lipcast.errors import AdmissionError, BusyError, NotReadyError
+from lipcast.errors import AdmissionError, BusyError, LipcastError, NotReadyError
 from lipcast.serve.logs import log_event
 from lipcast.serve.metrics import Metrics
 from lipcast.serve.portraits import Portraits
 from lipcast.serve.settings import ServeSettings
+from lipcast.serve.spare import Spare, Wanted, wait_for_pictures
 from lipcast.serve.talk import Talk
 from lipcast.serve.video_queue import VideoQueue, made_with
 from lipcast.speech.services import SpeechServices
@@ -32,7 +33,6 @@ from lipcast.speech.services import SpeechServices
 SAMPLE_RATE = 48_000
 _LOOK_S = 1.0
 _SPEAKING = {LiveState.LISTENING, LiveState.SPEAKING, LiveState.DRAINING}
-_WARM_TICKS = 2
 
 
 class Model(Protocol):
@@ -50,6 +50,7 @@ class Hosted:
     """A session of this server."""
 
     live: LiveSession
+    wanted: Wanted
     talk: Talk
     label: str
     """For logs; says nothing that would let anybody in."""
@@ -91,6 +92,7 @@ class Hub:
         self.videos = videos or VideoQueue(settings, options=self._options, made_with=made_with())
         self.videos.is_speaking = self._is_speaking
         self._model: Model | None = None
+        self._spare = Spare(self._prepared)
         self._sessions: dict[str, Hosted] = {}
         self._opening = 0
         self._numbers = itertools.count(1)
@@ -102,12 +104,23 @@ class Hub:
         return self._model is not None
 
     @property
+    def is_prepared(self) -> bool:
+        """Whether a session is open ahead."""
+        return self._spare.is_ready
+
+    @property
     def num_sessions(self) -> int:
         """Sessions that are open or being opened."""
         return len(self._sessions) + self._opening
 
     async def start(self) -> None:
         """Begin to load the model, and to look after the sessions."""
+        loop = asyncio.get_running_loop()
+
+        def give_way() -> None:
+            loop.call_soon_threadsafe(self._spare.drop)
+
+        self.videos.on_refused = give_way
         self._tasks = [
             asyncio.create_task(self._make_ready()),
             asyncio.create_task(self._look_after()),
@@ -122,6 +135,7 @@ class Hub:
         await asyncio.gather(*(self.close(hosted, "shutdown") for hosted in self.sessions()))
         await self.speech.close()
         await asyncio.to_thread(self.videos.stop)
+        await self._spare.stop()
         if self._model is not None:
             await asyncio.to_thread(self._model.close)
 
@@ -136,17 +150,10 @@ class Hub:
         if self.num_sessions >= self.settings.max_sessions:
             self.metrics.refused.inc()
             raise BusyError(f"all {self.settings.max_sessions} sessions are taken; try again later")
-        image = self.portraits.get(portrait)
-        options = self._options if seed is None else replace(self._options, seed=seed)
+        wanted = Wanted(portrait, prompt, seed)
         self._opening += 1
         try:
-            live = await asyncio.to_thread(
-                self._model.live,
-                image=image,
-                prompt=prompt,
-                sample_rate=SAMPLE_RATE,
-                options=options,
-            )
+            live = await self._spare.take(wanted) or await self._open(wanted)
         except AdmissionError as error:
             self.metrics.refused.inc()
             self.videos.make_room()
@@ -156,11 +163,43 @@ class Hub:
         live.pause()
         label = f"s{next(self._numbers)}"
         talk = Talk(live, self.speech, metrics=self.metrics, label=label)
-        hosted = Hosted(live, talk, label)
+        hosted = Hosted(live, wanted, talk, label)
         self._sessions[hosted.key] = hosted
         self.metrics.opened.inc()
         log_event("session opened", session=hosted.label, portrait=portrait)
         return hosted
+
+    async def _open(self, wanted: Wanted) -> LiveSession:
+        try:
+            return await asyncio.to_thread(self._live, self._model, wanted)
+        except AdmissionError:
+            await self._spare.settle()  # it may hold the memory until it is closed
+            return await asyncio.to_thread(self._live, self._model, wanted)
+
+    def prepare(self, wanted: Wanted) -> bool:
+        """Open a session ahead, where nobody is served meanwhile. Raises InputError for no portrait."""
+        self.portraits.get(wanted.portrait)
+        if self._model is None or self.num_sessions or not self.settings.prepare:
+            return False
+        self._spare.want(wanted)
+        return True
+
+    def _live(self, model: Model | None, wanted: Wanted) -> LiveSession:
+        assert model is not None
+        options = self._options
+        if wanted.seed is not None:
+            options = replace(options, seed=wanted.seed)
+        image = self.portraits.get(wanted.portrait)
+        return model.live(
+            image=image, prompt=wanted.prompt, sample_rate=SAMPLE_RATE, options=options
+        )
+
+    def _prepared(self, wanted: Wanted, model: Model | None = None) -> LiveSession:
+        """Return a session whose first pictures are ready, paused."""
+        live = self._live(model or self._model, wanted)
+        wait_for_pictures(live)
+        live.pause()
+        return live
 
     def find(self, key: str) -> Hosted | None:
         """Return the session of a key."""
@@ -192,6 +231,9 @@ class Hub:
         await hosted.talk.close()
         await asyncio.to_thread(hosted.live.close)
         log_event("session closed", session=hosted.label, reason=reason)
+        if reason != "shutdown":
+            with suppress(LipcastError):  # the portrait may have been forgotten
+                self.prepare(hosted.wanted)
 
     def _is_speaking(self) -> bool:
         seen = [hosted.seen for hosted in self.sessions() if hosted.detached is None]
@@ -200,28 +242,27 @@ class Hub:
     async def _make_ready(self) -> None:
         """Load the model and make a block with it, so that the first session does not pay for it."""
         began = time.monotonic()
+        wanted = Wanted(self.portraits.example_names[0])
         try:
             if self.speech.tts is not None:
                 await self.speech.tts.prepare()
-            self._model = await asyncio.to_thread(self._loaded)
+            model, live = await asyncio.to_thread(self._loaded, wanted)
         except Exception as error:
             self.failure = error
             log_event("the model cannot be loaded", level=logging.ERROR, error=str(error))
             self.on_failure()
             return
-        self.videos.start(self._model)
+        if self.settings.prepare:
+            self._spare.keep(wanted, live)
+        else:
+            await asyncio.to_thread(live.close)
+        self._model = model
+        self.videos.start(model)
         log_event("ready", seconds=round(time.monotonic() - began, 1))
 
-    def _loaded(self) -> Model:
+    def _loaded(self, wanted: Wanted) -> tuple[Model, LiveSession]:
         model = self._load()
-        image = self.portraits.get(self.portraits.example_names[0])
-        with model.live(
-            image=image, prompt="", sample_rate=SAMPLE_RATE, options=self._options
-        ) as live:
-            frames = iter(live)
-            for _ in range(_WARM_TICKS):
-                next(frames)
-        return model
+        return model, self._prepared(wanted, model)
 
     async def _look_after(self) -> None:
         """Close what has ended or is not needed any more, and count."""

@@ -72,6 +72,10 @@ class Metrics:
         """Return the host memory of this process."""
         return int(self._process.memory_info().rss)
 
+    def late(self, num_frames: int) -> None:
+        """Count pictures that the encoder of a WebRTC connection did not keep up with."""
+        self._dropped.labels("late").inc(num_frames)
+
     def show(self, sessions: Sequence[LiveStats], frames_per_s: float) -> None:
         """Show how the open sessions are now."""
         self._sessions.set(len(sessions))

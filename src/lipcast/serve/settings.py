@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lipcast.errors import UsageError
@@ -13,6 +14,10 @@ from lipcast.media.signing import SigningKey
 MAX_PROMPT = 2000
 """Characters."""
 
+_HOST = r"[\w.-]+(:\d{1,5})?"
+_STUN = re.compile(f"stun:{_HOST}")
+_TURN = re.compile(rf"(turn:{_HOST}(\?transport=(udp|tcp))?|turns:{_HOST}(\?transport=tcp)?)")
+
 
 @dataclass(frozen=True, slots=True)
 class ServeSettings:
@@ -20,8 +25,8 @@ class ServeSettings:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    token: str | None = None
-    """Asked of every request; made up where the host is not loopback and none is given."""
+    token: str | None = field(default=None, repr=False)
+    """Asked of every request; made up where the host is not loopback or there is a TURN password."""
     tls_cert: Path | None = None
     tls_key: Path | None = None
     allowed_origins: tuple[str, ...] = ()
@@ -40,6 +45,14 @@ class ServeSettings:
     """Whether streams say that they are synthetic."""
     signing: SigningKey | None = None
     """Signs the videos; streams are not signed."""
+    prepare: bool = True
+    """Whether a session is opened ahead for the portrait that was chosen last."""
+    ice_servers: tuple[str, ...] = ()
+    """STUN servers for WebRTC, such as "stun:stun.example.org:3478"."""
+    turn_url: str | None = None
+    """TURN server that relays WebRTC, such as "turn:turn.example.org:3478?transport=tcp"."""
+    turn_user: str | None = None
+    turn_password: str | None = field(default=None, repr=False)
     workspace: Path | None = None
     """Folder of the video jobs; None: in the user's cache."""
     max_videos: int = 20
@@ -65,11 +78,24 @@ class ServeSettings:
                 raise UsageError(f"{path}: no such file; give a PEM file")
         if self.token is not None and len(self.token) < 8:
             raise UsageError("token: expected at least 8 characters, which others cannot guess")
+        self._check_ice()
         for name in ("max_sessions", "max_upload_bytes", "max_pixels", "max_session_s", "idle_s",
                      "grace_s", "stall_s", "max_videos", "max_video_s", "max_video_pixels",
                      "max_voice_bytes", "keep_videos_s", "segment_s"):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name}: expected more than 0, got {getattr(self, name)}")
+
+    def _check_ice(self) -> None:
+        for url in self.ice_servers:
+            if not _STUN.fullmatch(url):
+                raise UsageError(f"ice_server: expected stun:HOST:PORT, got {url!r}")
+        if self.turn_url is not None and not _TURN.fullmatch(self.turn_url):
+            raise UsageError(
+                f"turn_url: expected turn:HOST:PORT or turns:HOST:PORT, got {self.turn_url!r}"
+            )
+        given = [name for name in (self.turn_url, self.turn_user, self.turn_password) if name]
+        if given and len(given) < 3:
+            raise UsageError("TURN needs all of --turn_url, --turn_user and --turn_password")
 
     @property
     def is_loopback(self) -> bool:
@@ -83,7 +109,7 @@ class ServeSettings:
 
     def with_token(self) -> ServeSettings:
         """Return the settings with a token where one is needed."""
-        if self.token is not None or self.is_loopback:
+        if self.token is not None or (self.is_loopback and self.turn_password is None):
             return self
         return replace(self, token=secrets.token_urlsafe(24))
 

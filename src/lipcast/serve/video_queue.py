@@ -97,6 +97,8 @@ class VideoQueue:
         self.settings, self.options = settings, options
         self.is_speaking: Callable[[], bool] = lambda: False
         """Whether a live session says something now."""
+        self.on_refused: Callable[[], None] = lambda: None
+        """Called, from the thread that makes videos, where a segment found no memory."""
         self.made_with, self._make_renderer = made_with, make_renderer
         self._submitting = threading.Lock()
         self._woken, self._stop = threading.Event(), threading.Event()
@@ -329,6 +331,7 @@ class _Yielding:
             try:
                 return self._renderer.render(request, task)
             except AdmissionError:
+                self._queue.on_refused()
                 self._queue.rest(_GIVE_WAY_S)
 
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from lipcast.env import service_key
+from lipcast.env import secret
 from lipcast.errors import SpeechError, UsageError
 
 CONNECT_S, READ_S = 10.0, 60.0
@@ -44,7 +44,7 @@ class Service:
             raise UsageError(f"{flag}: expected http://host/v1 or https://host/v1, got {url!r}")
         self.host = f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}"
         self._name, self._url = f"{flag} ({self.host})", url
-        self._key_name, self._key, self._read_s = key, service_key(key), read_s
+        self._key_name, self._key, self._read_s = key, secret(key), read_s
         self._client: httpx2.AsyncClient | None = None
 
     @asynccontextmanager

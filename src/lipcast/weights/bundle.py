@@ -42,6 +42,7 @@ from lipcast.weights.networks import open_dit, open_text, open_vae
 from lipcast.weights.prompts import PromptCache, PromptEmbedding, read_embedding
 from lipcast.weights.quant import quantised
 from lipcast.weights.quant_linear import QuantLinear, quantised_layers
+from lipcast.weights.read_ahead import ReadAhead
 from lipcast.weights.schemes import SCHEMES
 from lipcast.weights.source import RenamedSource, TensorSource
 
@@ -193,6 +194,9 @@ def open_transformer(
     base = open_dit(files.dit, read_configs(files.directory).dit, mapped=mapped)
     stored = {scheme.precision for _, scheme in quantised_layers(base)}
     merged = merge_loras(base, adapters_of(files, loras))
+    if torch.device(device).type != "cpu":
+        # The disk and the GPU work at the same time.
+        merged = ReadAhead(merged)
     if precision is None or precision not in SCHEMES or stored == {precision}:
         return merged
     if stored:

@@ -8,21 +8,22 @@ them as they see any other tensor. Casting such a module to another dtype would 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lipcast.errors import CheckpointError
-from lipcast.models.quant_formats import Rows
+from lipcast.models.kernels.plain import Kernels
+from lipcast.models.layers import side_by_side
+from lipcast.models.quant_formats import Rows, StoredWeight
 from lipcast.weights.fp8 import Fp8Products, LayerSize, fp8_support
-from lipcast.weights.schemes import Scheme, scheme_of
+from lipcast.weights.schemes import Scheme, scheme_of, stored_weight
 from lipcast.weights.source import QWEIGHT, TensorSource
 
 
 class QuantLinear(nn.Module):
-    """y = x Wᵀ + b, W stored by `scheme` and dequantised for the product.
+    """y = x Wᵀ + b, W stored by `scheme`; how it is read for the product is `kernels`' matter.
 
     With `fp8_products` it multiplies 8-bit floats directly, where the shape has a kernel;
     activations are then quantised per token. `dtype` is that of `weight`.
@@ -34,6 +35,7 @@ class QuantLinear(nn.Module):
         self.scheme, self.dtype = scheme, dtype
         self.bias = linear.bias
         self.fp8_products: Fp8Products | None = None
+        self.kernels = Kernels()
         shapes = scheme.part_shapes(self.out_features, self.in_features)
         self._part_names = tuple(shapes)
         for name, (shape, part_dtype) in shapes.items():
@@ -51,16 +53,45 @@ class QuantLinear(nn.Module):
             setattr(self, name, part)
 
     def forward(self, x: Rows) -> Tensor:
-        bias = self.bias
-        parts = self._parts()
+        weight = stored_weight(self._parts())
+        product = self._direct(x, weight, self.bias)
+        if product is not None:
+            return product
+        return self.kernels.linear(_restored(x), weight, self.bias)
+
+    def joined_product(self, layers: Sequence[nn.Module], x: Rows) -> Tensor | None:
+        """Return what these layers, of which this is the first, make of x, side by side.
+
+        None where their parts do not lie side by side in memory, or there is no product of 8-bit floats
+        of that size.
+        """
+        alike = [layer for layer in layers if self._is_alike(layer)]
+        each = [layer._parts() for layer in alike if isinstance(layer, QuantLinear)]
+        if len(each) < len(layers):
+            return None
+        parts = {name: side_by_side([p[name] for p in each]) for name in self._part_names}
+        bias = side_by_side([layer.bias for layer in layers])  # type: ignore[misc]
+        found = {name: part for name, part in parts.items() if part is not None}
+        if len(found) < len(parts) or bias is None:
+            return None
+        weight = stored_weight(found)
         if self.fp8_products is not None:
-            product = self.fp8_products.linear(x, parts[QWEIGHT], parts["scale"], bias)
-            if product is not None:
-                return product
-        if not isinstance(x, Tensor):
-            x = x.restore()
-        weight = self.scheme.dequantise(parts, x.dtype)
-        return functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+            return self._direct(x, weight, bias)
+        return self.kernels.linear(_restored(x), weight, bias)
+
+    def _is_alike(self, other: nn.Module) -> bool:
+        return (
+            isinstance(other, QuantLinear)
+            and other.scheme is self.scheme
+            and other.fp8_matmul is self.fp8_matmul
+            and other.bias is not None
+        )
+
+    def _direct(self, x: Rows, weight: StoredWeight, bias: Tensor | None) -> Tensor | None:
+        """Multiply 8-bit floats as they are; None where that is not possible."""
+        if self.fp8_products is None:
+            return None
+        return self.fp8_products.linear(x, weight.numbers, weight.scale, bias)
 
     @property
     def weight(self) -> Tensor:
@@ -74,6 +105,10 @@ class QuantLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.scheme.precision}"
+
+
+def _restored(x: Rows) -> Tensor:
+    return x if isinstance(x, Tensor) else x.restore()
 
 
 def quantised_layers(source: TensorSource) -> Iterator[tuple[str, Scheme]]:

@@ -27,10 +27,10 @@ from lipcast.models.quant_formats import (
     INT4_GROUP,
     INT4_MAX,
     LEAST_SCALE,
+    StoredWeight,
     pack_int4,
     row_scale,
     to_fp8,
-    unpack_int4,
 )
 
 PLAIN_DTYPES: Mapping[StoredPrecision, torch.dtype] = MappingProxyType(
@@ -39,6 +39,11 @@ PLAIN_DTYPES: Mapping[StoredPrecision, torch.dtype] = MappingProxyType(
 
 Parts = dict[str, Tensor]
 PartShapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+def stored_weight(parts: Mapping[str, Tensor]) -> StoredWeight:
+    """Return the parts of a layer as what kernels multiply with."""
+    return StoredWeight(parts["qweight"], parts["scale"], parts.get("minimum"))
 
 
 class Scheme(ABC):
@@ -55,9 +60,9 @@ class Scheme(ABC):
     def quantise(self, weight: Tensor) -> Parts:
         """Return the parts of a float32 weight [out, in]; rows do not influence each other."""
 
-    @abstractmethod
     def dequantise(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         """Return the dequantised weight [out, in]."""
+        return stored_weight(parts).restore(dtype)
 
     def fits(self, num_in: int) -> bool:
         """Return whether rows of this length can be stored."""
@@ -82,9 +87,6 @@ class _RowScheme(Scheme):
     @abstractmethod
     def _round(self, scaled: Tensor) -> Tensor:
         """Return the nearest stored numbers; the argument may be overwritten."""
-
-    def dequantise(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        return parts["qweight"].to(dtype).mul_(parts["scale"][:, None])
 
 
 class Fp8Scheme(_RowScheme):
@@ -153,12 +155,6 @@ class Int4Scheme(Scheme):
         low, high = torch.aminmax(grouped, dim=-1, keepdim=True)
         middle, half = (low + high) / 2, (high - low) / 2 * self._shrink
         return (half / 7.5).clamp_(min=LEAST_SCALE).bfloat16(), (middle - half).bfloat16()
-
-    def dequantise(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        scale = parts["scale"].to(dtype)[..., None]
-        packed = parts["qweight"].view(*scale.shape[:2], -1)
-        q = torch.cat(unpack_int4(packed), dim=-1).to(dtype)
-        return q.mul_(scale).add_(parts["minimum"].to(dtype)[..., None]).flatten(1)
 
 
 def _round_to_range(grouped: Tensor, scale: Tensor, minimum: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ attention that is asked for.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -140,7 +141,16 @@ def _unfit(config: DiTConfig) -> str:
 
 
 def triton_obstacle(device: torch.device) -> str:
-    """Return why the fused kernels do not run on a device; empty where they do."""
+    """Return why the fused kernels do not run on a device; empty where they do. A GPU is tried once."""
+    return _obstacle_of_gpu(device) if device.type == "cuda" else _obstacle(device)
+
+
+@cache
+def _obstacle_of_gpu(device: torch.device) -> str:
+    return _obstacle(device)
+
+
+def _obstacle(device: torch.device) -> str:
     try:
         import triton
     except ImportError:

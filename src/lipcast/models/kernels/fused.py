@@ -4,10 +4,10 @@ The same methods as `plain.Kernels`. Sums and norms are float32 and results are 
 twin rounds; what differs is the order of sums, so that numbers before rounding agree to some units of
 float32, and rounded ones are the same or neighbours.
 
-Keys and values are attended where they lie: by Triton's kernel, or part by part by a back end that gives
-a log-sum-exp, which on Hopper and data-centre Blackwell is cuDNN and faster. The parts are merged by one
-kernel. Quantised keys and values are first decoded side by side, because decoding them again for every
-block of queries takes longer than decoding them once.
+Keys and values are attended where they lie, in whatever precision the ring stores them, by Triton's kernel;
+or by a back end that gives a log-sum-exp, which on Hopper and data-centre Blackwell is cuDNN and faster.
+That attends to a ring of its own precision part by part, and one kernel merges the parts; keys and values of
+another precision are first laid side by side by one kernel.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from lipcast.config.gpu_options import KernelName
 from lipcast.models.attention import Capability, KeyValue, prefers_cudnn
 from lipcast.models.attention_backends import AttentionBackend
 from lipcast.models.kernels import operators as _operators
+from lipcast.models.kernels import stored_linear as _products
 from lipcast.models.kernels.plain import Affine, Kernels, Modulation, Remembered, RowFormat
-from lipcast.models.kv_codec import KVCodec, PlainCodec
+from lipcast.models.kv_codec import PlainCodec
 from lipcast.models.layers import QueryKeyNorms, RMSNorm
-from lipcast.models.quant_formats import QuantisedRows, Rows
+from lipcast.models.quant_formats import QuantisedRows, Rows, StoredWeight
 from lipcast.models.rope import RotaryTable
 
 _ops = torch.ops.lipcast
-assert _operators
+assert _operators and _products
 
 
 class FusedKernels(Kernels):
@@ -42,6 +43,7 @@ class FusedKernels(Kernels):
 
     name: KernelName = "triton"
     norms_when_rotating = True
+    joins_products = True
 
     def __init__(
         self,
@@ -80,6 +82,14 @@ class FusedKernels(Kernels):
         )
         return total, _rows(rows, form)
 
+    def linear(self, x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
+        if not _products.has_whole_groups(weight):
+            return super().linear(x, weight, bias)
+        product: Tensor = _ops.stored_linear(
+            x.contiguous(), weight.numbers, weight.scale, weight.minimum, bias
+        )
+        return product
+
     def gelu(self, x: Tensor, form: RowFormat) -> Rows:
         if not form.fp8:
             return functional.gelu(x, approximate="tanh")
@@ -101,13 +111,13 @@ class FusedKernels(Kernels):
         rotary: RotaryTable,
         into: Remembered,
     ) -> Tensor:
-        q_TNd, k_TNd, v_TNd = (x.contiguous() for x in (q_TNd, k_TNd, v_TNd))
+        q_TNd, k_TNd, v_TNd = _rows_alike(q_TNd, k_TNd, v_TNd)
         weights: tuple[Tensor | None, Tensor | None, float] = (None, None, 0.0)
         if norms is not None:
             weights = norms.queries.weight, norms.keys.weight, norms.queries.eps
         frames = into.ring.num_frames(k_TNd)
         per_frame = k_TNd.shape[0] // frames
-        out_TNd = torch.empty_like(q_TNd)
+        out_TNd = q_TNd.new_empty(q_TNd.shape)
         for run, planes in into.ring.writable(into.layer, into.next_frame - frames, frames):
             some = slice(run.start * per_frame, run.stop * per_frame)
             new = (x[some] for x in (q_TNd, k_TNd, v_TNd))
@@ -116,10 +126,10 @@ class FusedKernels(Kernels):
         return out_TNd
 
     def attend(self, q_TNd: Tensor, remembered: Remembered) -> Tensor:
-        codec = remembered.ring.codec
-        if self.attends_in_place(codec):
+        if self.attends_in_place:
             attended: Tensor = _ops.attend_segments(q_TNd, *_segments(remembered))
             return attended
+        codec = remembered.ring.codec
         is_plain = isinstance(codec, PlainCodec) and codec.dtype == q_TNd.dtype
         if self.attention is not None and self._merges and is_plain:
             return self._attend_parts(q_TNd, remembered)
@@ -144,11 +154,21 @@ class FusedKernels(Kernels):
         k_TNd, v_TNd = _ops.join_keys_values(*_segments(remembered), like_TNd.dtype)
         return k_TNd, v_TNd
 
-    def attends_in_place(self, codec: KVCodec) -> bool:
-        """Return whether attention reads a ring stored so where it lies."""
+    @property
+    def attends_in_place(self) -> bool:
+        """Whether attention reads ring and sink where they lie."""
         if self._in_place is not None:
             return self._in_place
-        return isinstance(codec, PlainCodec) and not prefers_cudnn(self._capability)
+        return not prefers_cudnn(self._capability)
+
+
+def _rows_alike(*each_TNd: Tensor) -> tuple[Tensor, ...]:
+    """Return tensors whose rows are contiguous, with one stride from row to row."""
+    first = each_TNd[0]
+    contiguous = first.stride()[1:] == (first.shape[2], 1)
+    if contiguous and all(x.stride() == first.stride() for x in each_TNd):
+        return each_TNd
+    return tuple(x.contiguous() for x in each_TNd)
 
 
 def _affine(norm: Affine | Modulation) -> tuple[Tensor, Tensor, bool, float]:

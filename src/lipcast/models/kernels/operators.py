@@ -41,6 +41,8 @@ _LOG2_E = 1.4426950408889634
 _MAX_WARPS = 16
 _VALUES_PER_WARP = 512
 _FP8_INSTRUCTIONS = (8, 9)
+_LEAST_SIDE = 16
+"""Tensor cores multiply no narrower matrices."""
 
 
 def add(x: Tensor, branch: Tensor, gate: Tensor | None) -> Tensor:
@@ -131,11 +133,15 @@ def rotate_and_write(
     keys: Sequence[Tensor],
     values: Sequence[Tensor],
 ) -> None:
-    """Norm and rotate q and k [T, N, d]; write q to `q_out`, k and v to planes of a ring [W, S, ...]."""
+    """Norm and rotate q and k [T, N, d]; write q to `q_out`, k and v to planes of a ring [W, S, ...].
+
+    Rows of q, k and v are contiguous, with one stride from row to row.
+    """
     tokens, heads, head_dim = q.shape
     _code().rotate_and_write[(tokens, 3)](
         q, k, v, _or(weight_q, q), _or(weight_k, q), cos, sin, q_out, *_planes(keys), *_planes(values),
-        keys[-1].shape[1], *_strides(keys), heads * head_dim, eps, HEAD=head_dim, GROUPS=_groups(keys),
+        keys[-1].shape[1], *_strides(keys), q.stride(0), heads * head_dim, eps,
+        HEAD=head_dim, GROUPS=_groups(keys),
         PLANES=len(keys), NORMS=weight_q is not None, **_row_block(heads * head_dim),
     )  # fmt: skip
 
@@ -171,8 +177,9 @@ def attend_segments(
     """Return the attention of q [T, N, d] to the filled positions of a ring and to a sink, read in place."""
     out = torch.empty_like(q)
     tokens, heads, head_dim = q.shape
-    native, block = _has_fp8_instructions(q.device), attention_block(len(keys))
-    _code().attend_segments[(-(-tokens // block["BLOCK_Q"]), heads)](
+    native, block = has_fp8_instructions(q.device), attention_block(len(keys))
+    kernel = getattr(_attention(), attention_kernel(head_dim, _groups(keys), len(keys)))
+    kernel[(-(-tokens // block["BLOCK_Q"]), heads)](
         q, *_planes(keys, native=native), *_planes(values, native=native),
         ref_keys, motion_keys, sink_values, out,
         tokens, keys[-1].shape[0] * keys[-1].shape[1], ref_keys.shape[0], motion_keys.shape[0],
@@ -227,6 +234,19 @@ def _code() -> Any:
 
 
 @cache
+def _attention() -> Any:
+    from lipcast.models.kernels import attention_triton
+
+    return attention_triton
+
+
+def attention_kernel(head_dim: int, groups: int, num_planes: int) -> str:
+    """Return the function that attends to a ring stored so."""
+    halves_fit = head_dim // 2 >= _LEAST_SIDE and groups <= 2
+    return "attend_packed" if num_planes == 3 and halves_fit else "attend_segments"
+
+
+@cache
 def _triton_dtype(dtype: torch.dtype) -> Any:
     import triton.language as tl
 
@@ -234,7 +254,8 @@ def _triton_dtype(dtype: torch.dtype) -> Any:
 
 
 @cache
-def _has_fp8_instructions(device: torch.device) -> bool:
+def has_fp8_instructions(device: torch.device) -> bool:
+    """Return whether a GPU converts 8-bit floats by itself."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FP8_INSTRUCTIONS
 
 

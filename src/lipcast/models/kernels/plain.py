@@ -21,7 +21,7 @@ from lipcast.models.attention import KeyValue, Part, attend
 from lipcast.models.attention_backends import AttentionBackend
 from lipcast.models.kv_ring import KVRing
 from lipcast.models.layers import QueryKeyNorms, RMSNorm, layer_norm32
-from lipcast.models.quant_formats import Rows, quantise_rows
+from lipcast.models.quant_formats import Rows, StoredWeight, quantise_rows
 from lipcast.models.rope import RotaryTable
 from lipcast.models.sink import PlacedSink
 
@@ -97,6 +97,9 @@ class Kernels:
     norms_when_rotating = False
     """Whether queries and keys are normed where they are rotated; else right after their product."""
 
+    joins_products = False
+    """Whether queries, keys and values are one product where their weights lie side by side."""
+
     def __init__(self, attention: AttentionBackend | None = None) -> None:
         """`attention`: what computes self-attention; None: PyTorch's own choice."""
         self.attention = attention
@@ -120,6 +123,11 @@ class Kernels:
         """Return x plus a gated branch, and the norm of the sum as rows."""
         x_GSD = self.add(x_GSD, branch_GSD, gate_G1D)
         return x_GSD, self.normalise(x_GSD, norm, form)
+
+    def linear(self, x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
+        """Return x times a stored weight, which is restored for it, plus a bias."""
+        bias = None if bias is None else bias.to(x.dtype)
+        return functional.linear(x, weight.restore(x.dtype), bias)
 
     def gelu(self, x: Tensor, form: RowFormat) -> Rows:
         """Return GELU(x), by its tanh formula, as rows."""

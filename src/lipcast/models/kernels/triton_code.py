@@ -14,7 +14,6 @@ import triton
 import triton.language as tl
 
 _LEAST_SCALE = tl.constexpr(1e-12)
-_LOG2_E = tl.constexpr(1.4426950408889634)
 _ROUNDS_TO_INTEGER = tl.constexpr(12582912.0)
 """1.5 * 2**23: a small float32 added to it loses its fraction, rounded half to even."""
 
@@ -35,14 +34,12 @@ def _encode_e4m3(x):
 
 
 @triton.jit
-def _decode_e4m3(code):
+def decode_e4m3(code):
     """The byte of an e4m3 to float32."""
-    code = code.to(tl.int32)
-    magnitude = code & 0x7F
-    normal = ((magnitude << 20) + (120 << 23)).to(tl.float32, bitcast=True)
-    value = tl.where(magnitude < 8, magnitude.to(tl.float32) * 0.001953125, normal)
-    value = tl.where(magnitude == 0x7F, float("nan"), value)
-    return tl.where(code > 0x7F, -value, value)
+    # The same bits as a float16 are 2**-8 of the number, subnormals included.
+    half = ((code & 0x7F).to(tl.int16) << 7) | ((code & 0x80).to(tl.int16) << 8)
+    value = half.to(tl.float16, bitcast=True).to(tl.float32) * 256.0
+    return tl.where((code & 0x7F) == 0x7F, float("nan"), value)
 
 
 @triton.jit
@@ -122,12 +119,13 @@ def rms_norm(X, WEIGHT, OUT, dim, eps, BLOCK: tl.constexpr):
 
 @triton.jit
 def _rotated(
-    X, WEIGHT, COS, SIN, token, dim, eps, BLOCK: tl.constexpr, HEAD: tl.constexpr, NORMS: tl.constexpr
+    X, WEIGHT, COS, SIN, token, row_stride, dim, eps, BLOCK: tl.constexpr, HEAD: tl.constexpr,
+    NORMS: tl.constexpr,
 ):  # fmt: skip
     """One token's heads, normed over all of them, each pair of channels turned by its angle."""
     channel = tl.arange(0, BLOCK)
     valid = channel < dim
-    loaded = tl.load(X + token * dim + channel, mask=valid, other=0.0)
+    loaded = tl.load(X + token * row_stride + channel, mask=valid, other=0.0)
     x = loaded.to(tl.float32)
     if NORMS:
         x = _rms_normed(x, WEIGHT, dim, eps, channel, valid).to(loaded.dtype).to(tl.float32)
@@ -184,7 +182,7 @@ def _store_kv(
 def rotate_and_write(
     Q, K, V, WEIGHT_Q, WEIGHT_K, COS, SIN, Q_OUT,
     K_NUMBERS, K_SCALES, K_MINIMA, V_NUMBERS, V_SCALES, V_MINIMA,
-    tokens_per_frame, numbers_stride, scales_stride, dim, eps,
+    tokens_per_frame, numbers_stride, scales_stride, row_stride, dim, eps,
     BLOCK: tl.constexpr, HEAD: tl.constexpr, GROUPS: tl.constexpr, PLANES: tl.constexpr,
     NORMS: tl.constexpr,
 ):  # fmt: skip
@@ -195,16 +193,16 @@ def rotate_and_write(
     channel = tl.arange(0, BLOCK)
     valid = channel < dim
     if which == 0:
-        y = _rotated(Q, WEIGHT_Q, COS, SIN, token, dim, eps, BLOCK, HEAD, NORMS)
+        y = _rotated(Q, WEIGHT_Q, COS, SIN, token, row_stride, dim, eps, BLOCK, HEAD, NORMS)
         tl.store(Q_OUT + token * dim + channel, y.to(Q_OUT.dtype.element_ty), mask=valid)
     elif which == 1:
-        y = _rotated(K, WEIGHT_K, COS, SIN, token, dim, eps, BLOCK, HEAD, NORMS)
+        y = _rotated(K, WEIGHT_K, COS, SIN, token, row_stride, dim, eps, BLOCK, HEAD, NORMS)
         _store_kv(
             y, K_NUMBERS, K_SCALES, K_MINIMA, frame, row, numbers_stride, scales_stride, dim,
             BLOCK, HEAD, GROUPS, PLANES,
         )  # fmt: skip
     else:
-        y = tl.load(V + token * dim + channel, mask=valid, other=0.0).to(tl.float32)
+        y = tl.load(V + token * row_stride + channel, mask=valid, other=0.0).to(tl.float32)
         _store_kv(
             y, V_NUMBERS, V_SCALES, V_MINIMA, frame, row, numbers_stride, scales_stride, dim,
             BLOCK, HEAD, GROUPS, PLANES,
@@ -212,7 +210,7 @@ def rotate_and_write(
 
 
 @triton.jit
-def _load_kv(
+def load_kv(
     NUMBERS, SCALES, MINIMA, frame, row, head, channel, valid, numbers_stride, scales_stride,
     dim, HEAD: tl.constexpr, GROUPS: tl.constexpr, PLANES: tl.constexpr,
 ):  # fmt: skip
@@ -228,7 +226,7 @@ def _load_kv(
         scale = tl.load(SCALES + kept, mask=valid, other=0.0).to(tl.float32)
         if PLANES == 2:
             if NUMBERS.dtype.element_ty == tl.uint8:
-                numbers = _decode_e4m3(numbers) * scale
+                numbers = decode_e4m3(numbers) * scale
             else:
                 numbers = numbers.to(tl.float32) * scale
         else:
@@ -254,12 +252,12 @@ def join_keys_values(
     sink = token - num_ring
     if token < num_ring:
         if which == 0:
-            y = _load_kv(
+            y = load_kv(
                 K_NUMBERS, K_SCALES, K_MINIMA, frame, row, head, place, valid, numbers_stride,
                 scales_stride, dim, HEAD, GROUPS, PLANES,
             ).to(tl.float32)  # fmt: skip
         else:
-            y = _load_kv(
+            y = load_kv(
                 V_NUMBERS, V_SCALES, V_MINIMA, frame, row, head, place, valid, numbers_stride,
                 scales_stride, dim, HEAD, GROUPS, PLANES,
             ).to(tl.float32)  # fmt: skip
@@ -274,72 +272,6 @@ def join_keys_values(
         tl.store(K_OUT + token * dim + channel, y.to(K_OUT.dtype.element_ty), mask=valid)
     else:
         tl.store(V_OUT + token * dim + channel, y.to(V_OUT.dtype.element_ty), mask=valid)
-
-
-@triton.jit
-def _softmax_step(q, k, v, peak, total, sums, known, to_log2, PRECISION: tl.constexpr):
-    """Take some more keys into the running softmax of a block of queries."""
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * to_log2
-    scores = tl.where(known[None, :], scores, float("-inf"))
-    higher = tl.maximum(peak, tl.max(scores, 1))
-    shares = tl.exp2(scores - higher[:, None])
-    shrink = tl.exp2(peak - higher)
-    total = total * shrink + tl.sum(shares, 1)
-    added = tl.dot(shares.to(v.dtype), v, input_precision=PRECISION)
-    return higher, total, sums * shrink[:, None] + added
-
-
-@triton.jit
-def _sink_tile(FIRST, start, count, offset, dim, BLOCK_K: tl.constexpr):
-    """Numbers of one head of the sink's tokens from `start` on, and which of them there are."""
-    token = start + tl.arange(0, BLOCK_K)
-    known = token < count
-    tile = tl.load(FIRST + token[:, None] * dim + offset[None, :], mask=known[:, None], other=0.0)
-    return tile, known
-
-
-@triton.jit
-def attend_segments(
-    Q, K_NUMBERS, K_SCALES, K_MINIMA, V_NUMBERS, V_SCALES, V_MINIMA, REF_KEYS, MOTION_KEYS, VALUES,
-    OUT, num_queries, num_ring, num_ref, num_motion, tokens_per_frame, numbers_stride,
-    scales_stride, dim, to_log2,
-    HEAD: tl.constexpr, GROUPS: tl.constexpr, PLANES: tl.constexpr, BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Attention of a block of queries of one head to ring, reference and motion where they lie."""
-    query = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    head = tl.program_id(1)
-    channel = tl.arange(0, HEAD)
-    offset = head * HEAD + channel
-    inside = (query < num_queries)[:, None]
-    q = tl.load(Q + query[:, None] * dim + offset[None, :], mask=inside, other=0.0)
-    peak = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_Q,), tl.float32)
-    sums = tl.zeros((BLOCK_Q, HEAD), tl.float32)
-    for start in range(0, num_ring, BLOCK_K):
-        token = start + tl.arange(0, BLOCK_K)
-        known = token < num_ring
-        frame = (token // tokens_per_frame)[:, None].to(tl.int64)
-        row = (token % tokens_per_frame)[:, None]
-        k = _load_kv(
-            K_NUMBERS, K_SCALES, K_MINIMA, frame, row, head, channel[None, :], known[:, None],
-            numbers_stride, scales_stride, dim, HEAD, GROUPS, PLANES,
-        ).to(q.dtype)  # fmt: skip
-        v = _load_kv(
-            V_NUMBERS, V_SCALES, V_MINIMA, frame, row, head, channel[None, :], known[:, None],
-            numbers_stride, scales_stride, dim, HEAD, GROUPS, PLANES,
-        ).to(q.dtype)  # fmt: skip
-        peak, total, sums = _softmax_step(q, k, v, peak, total, sums, known, to_log2, PRECISION)
-    for start in range(0, num_ref, BLOCK_K):
-        k, known = _sink_tile(REF_KEYS, start, num_ref, offset, dim, BLOCK_K)
-        v, known = _sink_tile(VALUES, start, num_ref, offset, dim, BLOCK_K)
-        peak, total, sums = _softmax_step(q, k, v, peak, total, sums, known, to_log2, PRECISION)
-    for start in range(0, num_motion, BLOCK_K):
-        k, known = _sink_tile(MOTION_KEYS, start, num_motion, offset, dim, BLOCK_K)
-        v, known = _sink_tile(VALUES + num_ref * dim, start, num_motion, offset, dim, BLOCK_K)
-        peak, total, sums = _softmax_step(q, k, v, peak, total, sums, known, to_log2, PRECISION)
-    out = (sums / total[:, None]).to(OUT.dtype.element_ty)
-    tl.store(OUT + query[:, None] * dim + offset[None, :], out, mask=inside)
 
 
 @triton.jit

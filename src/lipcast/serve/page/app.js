@@ -152,8 +152,9 @@ const ENDINGS = {
 };
 
 class Session {
-  constructor(player) {
-    this.player = player;
+  constructor(player, tracks) {
+    this.fragments = this.player = player;
+    this.tracks = tracks;
     this.key = null;
     this.socket = null;
     this.server = {};
@@ -161,6 +162,14 @@ class Session {
     this.format = "";
     this.recorded = null;
     this.asked = 0;
+  }
+
+  // Over WebRTC the microphone is a track, in which the server finds the utterances.
+  get hasTrack() { return Boolean(this.track) && this.player === this.tracks; }
+
+  listen(track) {
+    this.track = track;
+    this.socket?.listen?.(track);
   }
 
   get isOpen() { return this.socket?.readyState === WebSocket.OPEN; }
@@ -178,17 +187,28 @@ class Session {
   }
 
   connect() {
-    const address = new URL(`api/sessions/${this.key}/stream`, location.href);
-    address.protocol = location.protocol === "https:" ? "wss:" : "ws:";
-    address.search = "";
-    const socket = (this.socket = new WebSocket(address));
-    socket.binaryType = "arraybuffer";
+    const socket = (this.socket = this.open());
     this.format = "";
     return new Promise((resolve) => {
       socket.onopen = () => { this.tries = 0; show(); resolve(true); };
       socket.onmessage = (event) => this.receive(event.data);
       socket.onclose = (event) => { this.lost(event); resolve(false); };
     });
+  }
+
+  open() {
+    const kind = $("transport").value;
+    this.player = kind === "websocket" ? this.fragments : this.tracks;
+    if (kind !== "websocket") {
+      const address = `api/sessions/${this.key}/webrtc`;
+      return new PeerSocket(address, { player: this.tracks, track: this.track, relayOnly: kind === "relay" });
+    }
+    const address = new URL(`api/sessions/${this.key}/stream`, location.href);
+    address.protocol = location.protocol === "https:" ? "wss:" : "ws:";
+    address.search = "";
+    const socket = new WebSocket(address);
+    socket.binaryType = "arraybuffer";
+    return socket;
   }
 
   receive(data) {
@@ -229,11 +249,13 @@ class Session {
 
   lost(event) {
     this.socket = null;
-    const isOver = event.code === 4404 || event.code === 1000 || this.reason;
+    const cannot = event.code === 4400; // no connection of this kind can be made; the event says why
+    const isOver = event.code === 4404 || event.code === 1000 || this.reason || cannot;
     if (!this.key || isOver) {
-      const text = ENDINGS[this.reason] ?? "The session has ended.";
+      const text = cannot ? event.reason : ENDINGS[this.reason] ?? "The session has ended.";
+      const isBad = cannot || (this.reason && this.reason !== "closed");
       this.forget();
-      say(text, this.reason && this.reason !== "closed" ? "bad" : "wait");
+      say(text, isBad ? "bad" : "wait");
       return;
     }
     const wait = RETRIES_S[this.tries++];
@@ -339,11 +361,12 @@ async function openMicrophone(onPiece) {
   const node = new AudioWorkletNode(context, "microphone", { numberOfOutputs: 0 });
   context.createMediaStreamSource(stream).connect(node);
   node.port.onmessage = (event) => onPiece(event.data, context.sampleRate);
-  microphone = { stop() { stream.getTracks().forEach((track) => track.stop()); context.close(); } };
+  microphone = { track: stream.getAudioTracks()[0], stop() { stream.getTracks().forEach((track) => track.stop()); context.close(); } };
   show();
 }
 
 function stopMicrophone() {
+  session.listen(null);
   microphone?.stop();
   microphone = null;
   $("level").value = 0;
@@ -379,10 +402,11 @@ function gate({ onBegin, onPiece, onEnd }) {
 // ---- The page.
 
 const player = new Player($("video"));
-const session = new Session(player);
+const session = new Session(player, new TrackPlayer($("video")));
 let info = null;
 let portrait = null;
 let soundFile = null;
+const uploads = new Map(); // files of the portraits that were chosen here
 
 function settings() {
   const found = { portrait, prompt: $("prompt").value.trim() };
@@ -392,7 +416,9 @@ function settings() {
 
 function show() {
   const open = session.isOpen;
-  $("interrupt").disabled = $("record").disabled = $("stop").disabled = $("apply").disabled = !open;
+  $("interrupt").disabled = $("stop").disabled = $("apply").disabled = !open;
+  $("record").disabled = !open || session.player === session.tracks;
+  $("transport").disabled = Boolean(session.key) || !info?.webrtc;
   $("example").hidden = open;
   $("microphone").textContent = microphone ? "Stop the microphone" : "Start the microphone";
   $("speak-file").disabled = !soundFile || !info?.ready;
@@ -414,7 +440,7 @@ function showNumbers(state) {
   const speed = state.block_s ? BLOCK / state.block_s : null;
   $("n-speed").textContent = speed ? `${speed.toFixed(speed < 10 ? 1 : 0)} / ${FPS} fps` : "–";
   $("n-latency").textContent = state.first_frame_s === null ? "–" : `${state.first_frame_s.toFixed(2)} s`;
-  $("n-ahead").textContent = `${player.ahead.toFixed(2)} s`;
+  $("n-ahead").textContent = `${session.player.ahead.toFixed(2)} s`;
   $("n-memory").textContent = state.memory_bytes ? `${(state.memory_bytes / 2 ** 20).toFixed(0)} MiB` : "–";
   let text = (state.state === "idle" && talk.doing) || (DOINGS[state.state] ?? state.state);
   if (speed && speed < FPS) text += ` This machine makes ${speed.toFixed(1)} of the ${FPS} pictures a second that live takes, so playback waits for it.`;
@@ -445,7 +471,15 @@ function choose(name, picture) {
     button.setAttribute("aria-checked", String(chosen));
     button.tabIndex = chosen ? 0 : -1;
   }
+  prepare();
   if (session.isOpen) say("The new portrait is used by the next session: end this one first.");
+}
+
+// Have the session opened that is probably started next; without it, it only begins later.
+function prepare() {
+  if (!info?.ready || session.key) return;
+  const body = JSON.stringify(settings());
+  fetch("api/prepare", { method: "POST", headers: { "content-type": "application/json" }, body }).catch(() => {});
 }
 
 function addPortrait(name, picture, label) {
@@ -470,6 +504,7 @@ const upload = (file) => guarded(async () => {
   say(`Sending ${file.name}.`);
   const answer = await (await request("api/portraits", { method: "POST", body: file })).json();
   const picture = URL.createObjectURL(file);
+  uploads.set(answer.portrait, file);
   addPortrait(answer.portrait, picture, file.name);
   choose(answer.portrait, picture);
   say(`${file.name} is ready: ${answer.width} × ${answer.height} pixels.`, "good");
@@ -477,6 +512,7 @@ const upload = (file) => guarded(async () => {
 
 function takeSound(file) {
   soundFile = file;
+  document.dispatchEvent(new Event("sound"));
   say(`${file.name} is ready to be spoken.`, "good");
   show();
 }
@@ -531,11 +567,12 @@ const toggleMicrophone = () => guarded(async () => {
   }
   const listen = talk.asks ? talk.listener() : gate({
     onBegin() {},
-    onPiece: (piece, rate) => session.speak(piece, rate),
-    onEnd: () => session.send({ type: "end" }),
+    onPiece: (piece, rate) => session.hasTrack || session.speak(piece, rate),
+    onEnd: () => session.hasTrack || session.send({ type: "end" }),
   });
   await openMicrophone(listen);
   await session.start(settings());
+  if (!talk.asks) session.listen(microphone?.track ?? null);
 });
 
 const speakFile = () => guarded(async () => {
@@ -584,6 +621,7 @@ async function findServer() {
 }
 
 $("example").addEventListener("click", speakExample);
+for (const id of ["prompt", "seed"]) $(id).addEventListener("change", prepare);
 $("interrupt").addEventListener("click", stopSpeaking);
 $("stop").addEventListener("click", () => session.end());
 $("microphone").addEventListener("click", toggleMicrophone);

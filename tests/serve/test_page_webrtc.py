@@ -1,0 +1,181 @@
+"""The page over WebRTC in a real browser, with a fake microphone, directly and through a relay.
+
+Needs a Chromium of the system; the relay needs Debian's coturn (`apt-get install coturn`).
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import Running
+from test_page import CHROMIUM, FLAGS, RECORDS, SPEAKING, WAIT_S, playwright, until
+
+from sounds import write_wav
+
+TURNSERVER = shutil.which("turnserver")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH"),
+]
+OWN_FLAGS = (
+    "--allow-loopback-in-peer-connection",
+    "--disable-features=WebRtcHideLocalIpsWithMdns",
+)
+TIME = "document.getElementById('video').currentTime"
+STATE = "document.getElementById('state').textContent"
+
+
+@pytest.fixture(scope="module")
+def loopback() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("aioice.ice.get_host_addresses", lambda **_: ["127.0.0.1"])
+        yield
+
+
+@pytest.fixture(scope="module")
+def running(loopback: None) -> Iterator[Running]:
+    with Running(grace_s=WAIT_S, max_sessions=20) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    voice = write_wav(tmp_path_factory.mktemp("voice") / "voice.wav", 4)
+    flags = [*FLAGS, *OWN_FLAGS, f"--use-file-for-fake-audio-capture={voice}"]
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield started
+        started.close()
+
+
+def open_page(browser: Any, url: str, kind: str) -> Any:
+    opened = browser.new_page()
+    opened.set_default_timeout(WAIT_S * 1000)
+    opened.add_init_script(RECORDS)
+    opened.goto(url)
+    until(opened, "!document.getElementById('transport').disabled")
+    opened.click("summary")
+    opened.select_option("#transport", kind)
+    return opened
+
+
+@pytest.fixture
+def page(browser: Any, running: Running) -> Iterator[Any]:
+    errors: list[str] = []
+    opened = open_page(browser, running.server.url, "webrtc")
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    yield opened
+    opened.close()
+    assert errors == []
+
+
+def test_the_example_moves_and_is_heard_and_is_interrupted(page, running):
+    page.click("#example")
+    until(page, SPEAKING)
+    until(page, f"{TIME} > 1")
+    assert page.locator("#n-first").text_content().endswith("s")
+    assert page.locator("#record").is_disabled()
+    heard = page.evaluate(
+        """async () => {
+            const context = new AudioContext(), analyser = context.createAnalyser();
+            context.createMediaStreamSource(document.getElementById('video').srcObject).connect(analyser);
+            const data = new Float32Array(2048);
+            for (const end = performance.now() + 60000; performance.now() < end; ) {
+                await new Promise((next) => setTimeout(next, 50));
+                analyser.getFloatTimeDomainData(data);
+                if (Math.max(...data) > 0.02) return true;
+            }
+            return false;
+        }"""
+    )
+    assert heard
+    page.keyboard.press("Escape")
+    until(page, "muted.includes(true)")
+    until(page, "!document.getElementById('video').muted")
+    until(page, f"{STATE}.startsWith('Listening')")
+    assert sum(hosted.live.stats().num_interrupts for hosted in running.hub.sessions()) == 1
+    page.click("#stop")
+    until(page, f"{STATE}.startsWith('The session has ended')")
+
+
+def test_the_microphone_is_a_track_and_a_lost_peer_comes_back(page):
+    page.click("#microphone")
+    until(page, SPEAKING)
+    page.evaluate("session.socket.end(1006)")
+    until(page, "said.some((text) => text.includes('Trying again in 1 s'))")
+    page.evaluate("said.length = 0")
+    until(page, "session.isOpen")
+    until(page, SPEAKING)
+    page.click("#microphone")
+    until(page, f"{STATE}.startsWith('Listening')")
+
+
+def test_a_relay_that_is_not_there_is_named(browser, running):
+    page = open_page(browser, running.server.url, "relay")
+    page.click("#example")
+    until(page, f"{STATE}.includes('names no relay')")
+    page.close()
+
+
+@pytest.fixture
+def relay(tmp_path: Path) -> Iterator[int]:
+    """A TURN server of this machine; its port."""
+    with socket.socket(type=socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [
+        str(TURNSERVER), "--no-cli", "--no-tls", "--no-dtls", "--lt-cred-mech", "--user=user:password",
+        "--realm=lipcast", "--listening-ip=127.0.0.1", "--relay-ip=127.0.0.1", f"--listening-port={port}",
+        "--allow-loopback-peers", "--log-file=/dev/null", f"--pidfile={tmp_path / 'pid'}",
+        f"--db={tmp_path / 'users.db'}", "-c", "/dev/null",
+    ]  # fmt: skip
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            _wait_for(port, process)
+            yield port
+        finally:
+            process.terminate()
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Ask for our own address (STUN) until it is answered."""
+    request = bytes.fromhex("000100002112a442") + bytes(12)
+    with socket.socket(type=socket.SOCK_DGRAM) as asking:
+        asking.settimeout(0.2)
+        asking.connect(("127.0.0.1", port))
+        for _ in range(300):
+            assert process.poll() is None, "the relay has ended"
+            try:
+                asking.send(request)
+                assert asking.recv(2048)
+                return
+            except (TimeoutError, ConnectionRefusedError):
+                time.sleep(0.1)
+    raise AssertionError("the relay does not answer")
+
+
+@pytest.mark.skipif(TURNSERVER is None, reason="no turnserver on the PATH (apt-get install coturn)")
+def test_through_a_relay_only(browser, loopback, relay):
+    turn = {"turn_url": f"turn:127.0.0.1:{relay}", "turn_user": "user", "turn_password": "password"}
+    with Running(token="test-token-1", **turn) as running:
+        page = open_page(browser, running.server.url, "relay")
+        page.click("#example")
+        until(page, SPEAKING)
+        until(page, f"{TIME} > 1")
+        kinds = page.evaluate(
+            """async () => {
+                const all = [...(await session.socket.peer.getStats()).values()];
+                const pair = all.find((each) => each.type === 'candidate-pair' && each.nominated);
+                return all.find((each) => each.id === pair.localCandidateId).candidateType;
+            }"""
+        )
+        assert kinds == "relay"
+        assert "password" not in page.content()
+        page.close()
