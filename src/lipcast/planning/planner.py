@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from lipcast.config.units import format_bytes
 from lipcast.errors import MemoryBudgetError
-from lipcast.planning import items, sizes
+from lipcast.planning import items, link, sizes
 from lipcast.planning.plan import (
     WHOLE,
     Budget,
@@ -100,8 +100,10 @@ def _finished(candidate: Candidate) -> Plan:
             *work.prepare_fixed_parts, *_weight_parts(candidate), *on_device[:1]
         ),
         ram_parts=_nonzero(*ram_parts),
-        to_gpu_parts=_nonzero(*work.to_gpu_parts(candidate.resident, candidate.resident_rings)),
-        to_host_parts=_nonzero(*work.to_host_parts(candidate.resident_rings)),
+        to_gpu_parts=_nonzero(
+            *link.to_gpu_parts(work, candidate.resident, candidate.resident_rings)
+        ),
+        to_host_parts=_nonzero(*link.to_host_parts(work, candidate.resident_rings)),
         time=candidate.time,
     )
 

@@ -15,7 +15,7 @@ from itertools import product
 
 from lipcast.config.generate_options import SCHEDULES
 from lipcast.config.precision import KVPrecision, Precision, plain_precision
-from lipcast.planning import costs
+from lipcast.planning import costs, link
 from lipcast.planning.graphs import MAX_GRAPHS
 from lipcast.planning.plan import (
     WHOLE,
@@ -285,11 +285,11 @@ class _Times:
     def block(self, resident: int, rings: int, pinned: int) -> BlockTime:
         """Return the time of a block: `pinned` streamed layers come from host memory, the rest from disk."""
         work = self._work
-        disk = work.crossing_bytes(resident + pinned)
+        disk = link.crossing_bytes(work, resident + pinned)
         copy_s = costs.copy_seconds(
             self._hardware,
-            to_gpu_bytes=total(work.to_gpu_parts(resident, rings)),
-            to_host_bytes=total(work.to_host_parts(rings)),
+            to_gpu_bytes=total(link.to_gpu_parts(work, resident, rings)),
+            to_host_bytes=total(link.to_host_parts(work, rings)),
         )
         disk_s = disk / self._hardware.disk_bytes_per_s
         longest = max(self.compute_s + self.decode_s, copy_s, disk_s, self._gather_s)

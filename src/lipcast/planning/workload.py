@@ -217,33 +217,6 @@ class Workload:
         state = sizes.decoder_state_bytes(vae, *self.tile, precision=self.plain)
         return self.num_tiles * state
 
-    # The link
-
-    def crossing_bytes(self, first: int) -> int:
-        """Return the bytes per block of the layers' weights from `first` on, in residency order."""
-        if self.share.shards > 1:
-            return 0
-        ticks, audio = self.ticks_total, self.audio_total
-        return self.ticks_per_block * (ticks[-1] - ticks[first]) + audio[-1] - audio[first]
-
-    def to_gpu_parts(self, resident: int, rings: int) -> tuple[MemoryItem, ...]:
-        """Return what crosses the link to the GPU for every block."""
-        shards = self.ticks_per_block * self.shard_bytes if self.shards_on_host else 0
-        sink = self.ticks_per_block * self.num_layers * self.sink_layer_bytes
-        return (
-            MemoryItem(items.LAYERS, self.crossing_bytes(resident) + shards),
-            MemoryItem(items.RINGS, self.read_rings_bytes(rings)),
-            MemoryItem(items.SINK, sink if self.config.sink_streamed else 0),
-            MemoryItem(items.DECODER_STATE, self.parked_bytes),
-        )
-
-    def to_host_parts(self, rings: int) -> tuple[MemoryItem, ...]:
-        """Return what crosses the link to host memory for every block, beside frames."""
-        return (
-            MemoryItem(items.RINGS, self.written_rings_bytes(rings)),
-            MemoryItem(items.DECODER_STATE, self.parked_bytes),
-        )
-
     # Sums
 
     @cached_property
