@@ -226,6 +226,24 @@ def test_study_page_is_that_of_its_figures() -> None:
     assert script.PAGE.read_text("utf-8") == written, "run scripts/low_vram_study.py --write"
 
 
+def test_results_page_is_that_of_its_figures_and_of_the_plan() -> None:
+    script = load_script("gpu_results")
+    found = script.page(script.measured())
+    assert script.PAGE.read_text("utf-8") == found, "run scripts/gpu_results.py"
+    assert "Nothing of this version has been measured" in script.page([])
+
+
+def test_results_of_a_check_appear_with_the_name_of_their_card() -> None:
+    script = load_script("gpu_results")
+    claims = [{"text": "a", "holds": holds, "found": ""} for holds in (True, False, None)]
+    part = {"figures": {"tick ms": 155.5, "by": {"triton": 1}}, "claims": claims, "seconds": 1.0}
+    one = script.record({"command": "fast", "device": "NVIDIA H100", "parts": {"fp8": part}})
+    page = script.page([one])
+    assert "### NVIDIA H100, `fast`\n\n1 claims hold. Refuted: a.\n" in page
+    assert "| fp8: tick ms | 155.5 |\n| fp8: by | triton 1 |\n" in page
+    assert "Nothing of this version" not in page
+
+
 def test_flag_tables_are_those_of_the_parser() -> None:
     script = load_script("flag_docs")
     page = script.PAGE.read_text("utf-8")

@@ -37,10 +37,11 @@ from lipcast.engine.executor import LaneExecutor
 from lipcast.engine.loading import LoadSettings, load_networks
 from lipcast.engine.planner_inputs import default_geometry
 from lipcast.lab.gpu_work import StepCase, count_step
+from lipcast.models.attention_backends import BACKENDS, SDPA
 from lipcast.models.dit import apply_kernels
 from lipcast.models.kernels.fused import FusedKernels
 from lipcast.models.kernels.plain import Kernels
-from lipcast.models.quant_formats import FP8
+from lipcast.models.quant_formats import FP8, FP8_MAX, to_fp8
 from lipcast.models.vae import VideoVAE
 from lipcast.planning.start import start_time
 from lipcast.weights.fp8 import has_fp8_matmul, linear_row_wise
@@ -74,6 +75,13 @@ def ceilings(settings: Settings, report: Report) -> None:
         report.figure(f"{kind} products ms", {str(k_n): ms for k_n, ms in each.items()})
         step = sum(each[k_n] * count for k_n, count in calls.items()) + 40 * attend_ms
         report.figure(f"{kind} step ms", round(step, 2))
+    if "fp8" in kinds:
+        # Whether a scale per row costs more than it is worth, as it did for the longest sums.
+        whole = {
+            k_n: median_ms(_product("fp8 per tensor", rows, *k_n, settings), settings)
+            for k_n in calls
+        }
+        report.figure("fp8 products ms, one scale", {str(k_n): ms for k_n, ms in whole.items()})
     copied = torch.empty((1 << 30) if settings.is_full else (1 << 20), dtype=torch.uint8)
     there = copied.to(settings.device)
     seconds = median_ms(there.clone, settings) / 1e3
@@ -93,10 +101,20 @@ def _product(kind: str, rows: int, num_in: int, num_out: int, settings: Settings
     else:
         # The activations are quantised in the loop too; their part is in the table of kernels.
         scale = torch.full((num_out,), 1e-3, device=settings.device)
-        work = linear_row_wise
+        work = linear_row_wise if kind == "fp8" else _per_tensor
         operands = [(x, weight.to(FP8), scale, bias) for weight in weights]
     turn = iter(range(1 << 30))
     return lambda: work(*operands[next(turn) % len(operands)])
+
+
+def _per_tensor(x: Tensor, qweight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """The product with one scale for all rows of x, and one for the weight."""
+    scale_x = x.abs().amax().float() / FP8_MAX
+    product: Tensor = torch._scaled_mm(
+        to_fp8(x / scale_x), qweight.t(), scale_a=scale_x, scale_b=scale[0], bias=bias,
+        out_dtype=torch.bfloat16, use_fast_accum=True,
+    )  # fmt: skip
+    return product
 
 
 def _attention(rows: int, keys: int, settings: Settings) -> Any:
@@ -139,7 +157,7 @@ def _claim_steps(report: Report, name: str, times: StepTimes, memory: dict[str, 
 
 
 def plain_and_fused(settings: Settings, report: Report) -> None:
-    """A step with either kind of kernels, and with fused ones that attend in place or join first."""
+    """A step with either kind of kernels, and with fused ones and every way to attend."""
     if not settings.is_cuda:
         report.skip("fused kernels are faster than plain ones", "no CUDA device")
         return
@@ -147,9 +165,20 @@ def plain_and_fused(settings: Settings, report: Report) -> None:
     capability = torch.cuda.get_device_capability(settings.device)
     kinds: dict[str, Kernels] = {
         "plain": Kernels(),
-        "triton, joined": FusedKernels(capability, in_place=False),
+        "triton, joined": FusedKernels(capability, in_place=False, merges=False),
         "triton, in place": FusedKernels(capability, in_place=True),
+        "triton, by parts": FusedKernels(capability, in_place=False, attention=SDPA),
     }
+    for library, backend in BACKENDS.items():
+        obstacle = backend.obstacle(
+            settings.device, capability, dtype=torch.bfloat16, head_dim=DiTConfig().head_dim
+        )
+        if obstacle:
+            report.figure(f"attention by {library}", obstacle)
+        else:
+            kinds[f"triton, {library}"] = FusedKernels(
+                capability, in_place=False, attention=backend
+            )
     found = {}
     for name, chosen in kinds.items():
         with report.attempt(f"{name}: the video is made"):

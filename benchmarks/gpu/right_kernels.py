@@ -10,6 +10,7 @@ from torch import Tensor
 from gpu.products import compare_products
 from gpu.report import Report, Settings
 from lipcast.config.models import DiTConfig
+from lipcast.models.attention_backends import SDPA
 from lipcast.models.kernels.choice import choose_kernels
 from lipcast.models.kernels.fused import FusedKernels
 from lipcast.models.kernels.plain import Kernels, Modulation, Remembered, RowFormat
@@ -25,7 +26,7 @@ _ERROR = {"exact": 1e-5, "bf16": 4e-3, "fp8": 2e-2, "attention": 8e-3}
 
 
 def kernels(settings: Settings, report: Report) -> None:
-    """Rows, rings and attention; in place and joined, whatever the card prefers."""
+    """Rows, rings and attention; in place, joined and by parts, whatever the card prefers."""
     chosen = choose_kernels("auto", settings.device, DiTConfig())
     report.figure("kernels", f"{chosen.kernels.name}: {chosen.reason}")
     if chosen.kernels.name != "triton":
@@ -38,9 +39,19 @@ def kernels(settings: Settings, report: Report) -> None:
         compare_products(report, FusedKernels(capability))
         _rows(report, FusedKernels(capability), (frames, tokens, heads[0] * heads[1]), hidden)
         for precision in ("bf16", "fp8", "int4"):
-            for in_place in (True, False):
-                fused = FusedKernels(capability, in_place=in_place)
-                _ring(report, fused, precision, tokens, heads, in_place=in_place)
+            for how, fused in _ways(capability, precision).items():
+                _ring(report, fused, precision, tokens, heads, how=how)
+
+
+def _ways(capability: tuple[int, int], precision: str) -> dict[str, FusedKernels]:
+    """In place, joined, and a plain ring part by part."""
+    ways = {
+        "in place": FusedKernels(capability, in_place=True),
+        "joined": FusedKernels(capability, in_place=False, merges=False),
+    }
+    if precision == "bf16":
+        ways["by parts"] = FusedKernels(capability, in_place=False, attention=SDPA)
+    return ways
 
 
 def _rows(report: Report, fused: Kernels, sizes: tuple[int, int, int], hidden: int) -> None:
@@ -67,10 +78,10 @@ def _ring(
     tokens: int,
     heads: tuple[int, int],
     *,
-    in_place: bool,
+    how: str,
 ) -> None:
     """Six blocks into a window of five latent frames: it fills and wraps."""
-    how = f"{precision} ring, {'in place' if in_place else 'joined'}"
+    how = f"{precision} ring, {how}"
     found = [_attended(k, precision, tokens, heads) for k in (fused, Kernels())]
     for name, pair in zip(
         ("queries", "keys", "values", "output"), zip(*found, strict=True), strict=True

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu.report import Report, Settings
+from lipcast.lab.driver import listed_cards
 
 COMMAND_LIMIT_S = 530
 """Nine minutes less what starting and writing take."""
@@ -48,11 +49,22 @@ def run_all(parts: Sequence[Part], settings: Settings) -> int:
         # On a CPU the checks themselves are tried out, in whatever time that takes.
         limit_s = min(part.limit_s, left_s) if settings.is_cuda else 10 * part.limit_s
         found[part.name] = _run_apart(part, settings, limit_s=limit_s)
-        document = {"command": settings.command, "model": settings.model, "parts": found}
+        document = {
+            "command": settings.command,
+            "model": settings.model,
+            "device": device_name(settings),
+            "parts": found,
+        }
         (settings.out / f"{settings.command}.json").write_text(json.dumps(document, indent=1))
         print(f"{part.name}: {_summary(found[part.name])}", flush=True)
     print(table(found))
     return num_refuted(found)
+
+
+def device_name(settings: Settings) -> str:
+    """The card's name as the driver gives it, or "cpu"; asking takes no memory of the card."""
+    cards = listed_cards() if settings.is_cuda else ()
+    return cards[settings.device.index or 0].name if cards else settings.device.type
 
 
 def part_file(settings: Settings, name: str) -> Path:

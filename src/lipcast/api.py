@@ -84,8 +84,8 @@ def load(
     memory_options: budgets and offloading. On a GPU, and on a CPU with a budget, all memory is planned:
     weights and KV caches that do not fit stream from the host's.
     gpu_options: several GPUs, or processes of a CPU, make a video together, in the layout that is fastest
-    for the `expected` videos; `close` the model to end them. Also which kernels compute on them, and
-    whether a pass of the transformer is launched at once (cuda_graphs).
+    for the `expected` videos; `close` the model to end them. Also the kernels and attention, and whether a
+    pass of the transformer is launched at once (cuda_graphs).
     machine: the fields of `MemoryOptions` and `GpuOptions` as keywords (vram="12GB", gpus=4, ...).
     Raises MemoryBudgetError where nothing fits, CheckpointError for missing or broken files,
     UsageError for an unknown device, precision or option, RankError where a process fails.
@@ -102,6 +102,7 @@ def load(
         decoder=None if decoder is None else Path(decoder),
         memory=memory,
         kernels=gpus.kernels,
+        attention=gpus.attention,
         graphs=gpus.cuda_graphs,
     )
     together = launched()

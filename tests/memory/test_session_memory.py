@@ -220,11 +220,11 @@ def test_a_layer_that_is_read_without_being_written_is_whole() -> None:
     buffers = LayerBuffers(layout, ("pinned",) * 3, allocator=context.allocator("a", "b"))
     pool = SlotPool(vram, copier, part="s", num_slots=2, slot_bytes=layout.num_bytes)
     buffers.pass_through(pool, buffers)
-    size = layout.position_bytes
     for layer in range(3):
         buffers.planes(layer).keys[0].fill_(layer)
         buffers.write_back(layer, [(0, layout.num_bytes)])
-    first = {"overwritten": [(0, size)], "overwritten_next": [(size, size)]}
+    overwritten, following = (list(layout.byte_ranges((first, 1))) for first in (0, 1))
+    first = {"overwritten": overwritten, "overwritten_next": following}
     for layer in (0, 1):
         buffers.planes(layer, **first)  # and no write
     for layer in (1, 2, 0):

@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lipcast.models import attention
-from lipcast.models.attention import attend, attend_batch, attention_kernel
+from lipcast.models.attention import attend, attend_batch, attention_kernel, cudnn_part
 
 PLAIN = torch.nn.functional.scaled_dot_product_attention
 CUDNN, FLASH = 3, 1
@@ -39,12 +39,16 @@ def test_cudnn_is_asked_for_the_log_sum_exp(
     assert asked == ([(None, {"compute_log_sumexp": True})] if choice == CUDNN else [])
 
 
-def test_the_cudnn_operator_has_that_signature(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "_fused_sdp_choice", lambda *_: CUDNN)
+@pytest.mark.parametrize("choice", [CUDNN, FLASH])
+def test_the_operators_have_these_signatures(monkeypatch: pytest.MonkeyPatch, choice: int) -> None:
+    monkeypatch.setattr(torch, "_fused_sdp_choice", lambda *_: choice)
     with FakeTensorMode():
         q, k = (torch.empty(1, n, 4, 64, dtype=torch.bfloat16, device="cuda") for n in (5, 7))
-        out = attend_batch(q, k, k, capability_of=lambda _: (9, 0))
-    assert out.shape == q.shape and out.device.type == "cuda"
+        if choice == CUDNN:
+            out = attend_batch(q, k, k, capability_of=lambda _: (9, 0))
+            assert out.shape == q.shape and out.device.type == "cuda"
+        out, lse = cudnn_part(q, k, k)
+    assert out.shape == q.shape and lse.shape == (1, 4, 5) and lse.device.type == "cuda"
 
 
 def test_pytorch_counts_its_back_ends_so() -> None:

@@ -12,8 +12,11 @@ import triton_interpreter
 from compiling import SHARED_BYTES, compiled
 
 import lipcast
+from lipcast.cli.plan import plan_request
+from lipcast.config.gpu_options import AttentionChoice
 from lipcast.config.models import DiTConfig
 from lipcast.errors import UsageError
+from lipcast.models.attention_backends import AttentionBackend
 from lipcast.models.kernels import choice
 from lipcast.models.kernels.choice import choose_kernels
 from lipcast.models.kernels.fused import FusedKernels
@@ -70,6 +73,7 @@ def test_a_gpu_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The planner asks, then the transformer, then the autoencoder; another GPU is another question."""
     tried: list[torch.device] = []
     monkeypatch.setattr(choice, "_obstacle", lambda device: str(tried.append(device) or "broken"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
     choice._obstacle_of_gpu.cache_clear()
     other = torch.device("cuda", 1)
     try:
@@ -96,6 +100,38 @@ def test_attention_reads_in_place_where_cudnn_is_no_faster(
     card = {(9, 0): "h100", (10, 0): "b200", (8, 0): "a30", (8, 9): "rtx4090", (12, 0): "rtx5090"}
     assert costs.attends_in_place(gpu(card[capability])) is in_place
     assert not costs.attends_in_place(expected_kernels(gpu("rtx4090"), "plain"))
+
+
+@pytest.mark.parametrize(
+    ("card", "attention", "reading"),
+    [
+        ("rtx4090", "auto", "in place"),
+        ("rtx4090", "triton", "in place"),
+        ("rtx4090", "sdpa", "joined"),
+        ("rtx4090", "xformers", "by parts"),
+        ("h100", "auto", "by parts"),
+        ("h100", "sdpa", "by parts"),
+        ("h100", "fa3", "by parts"),
+        ("h100", "triton", "in place"),
+    ],
+)
+def test_the_planner_knows_which_attention_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, card: str, attention: AttentionChoice, reading: str
+) -> None:
+    """As the kernels attend that are chosen on such a card; joining needs memory."""
+    capability = (9, 0) if card == "h100" else (8, 9)
+    monkeypatch.setattr(choice, "triton_obstacle", lambda _: "")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(AttentionBackend, "obstacle", lambda *_, **__: "")
+    kernels = choose_kernels("auto", GPU, DiTConfig(), attention=attention).kernels
+    assert isinstance(kernels, FusedKernels)
+    assert kernels.attends_in_place is (reading == "in place")
+    if reading != "in place":
+        assert (kernels.attention is not None) is (reading == "by parts")
+    hardware = expected_kernels(gpu(card), "auto", attention=attention)
+    assert costs.key_reading(hardware) == reading
+    request = plan_request({"gpu": card, "attention": attention})
+    assert costs.key_reading(request.hardware) == reading
 
 
 @pytest.mark.parametrize("dim", [1, 16, 17, 5120, 13824])
@@ -146,7 +182,7 @@ def test_kernels_compile_for_every_gpu(capability: int) -> None:
         "from lipcast.lab.kernel_compile import compile_kernels",
         f"compile_kernels(capabilities=({capability},))",
     )
-    assert len(kernels) == 5 + 3 * 3 + 4
+    assert len(kernels) == 6 + 3 * 3 + 4
     for kernel in kernels:
         attends = kernel["label"].startswith("attention")
         multiplies = kernel["label"].startswith("product")

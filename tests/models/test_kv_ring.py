@@ -130,7 +130,7 @@ def test_bytes_are_those_of_the_plan(
 @settings(deadline=None)
 @given(windows, precisions, st.sampled_from([2, 64, 96]))
 def test_planes_tile_the_buffer(window: int, precision: KVPrecision, head_dim: int) -> None:
-    """Every byte belongs to one plane, and a position is one stretch of bytes."""
+    """Every byte belongs to one plane, and the bytes of a position are those that the layout names."""
     codec = kv_codec(precision, num_heads=HEADS, head_dim=head_dim)
     layout = RingLayout(codec, window, TOKENS)
     buffer = torch.zeros(layout.num_bytes, dtype=torch.uint8)
@@ -139,8 +139,19 @@ def test_planes_tile_the_buffer(window: int, precision: KVPrecision, head_dim: i
     assert sum(x.nbytes for x in tensors) == layout.num_bytes
     for x in tensors:
         x[window - 1].view(torch.uint8).fill_(7)
-    begin = (window - 1) * layout.position_bytes
-    assert not buffer[:begin].any() and (buffer[begin:] == 7).all()
+    for begin, count in layout.byte_ranges((window - 1, 1)):
+        assert (buffer[begin : begin + count] == 7).all()
+        buffer[begin : begin + count] = 0
+    assert not buffer.any()
+
+
+@given(windows, st.sampled_from(["fp32", "bf16"]))
+def test_plain_keys_of_all_positions_lie_together(window: int, precision: KVPrecision) -> None:
+    """They can be attended to as one sequence, without a copy."""
+    layout = RingLayout(kv_codec(precision, num_heads=HEADS, head_dim=16), window, TOKENS)
+    planes = layout.view(torch.zeros(layout.num_bytes, dtype=torch.uint8))
+    for (plane,) in (planes.keys, planes.values):
+        assert plane.flatten(0, 1).data_ptr() == plane.data_ptr() and plane.is_contiguous()
 
 
 class Recorder:
@@ -168,9 +179,12 @@ def test_a_storage_is_told_which_positions_changed() -> None:
         before = storage.buffers.clone()
         x = tokens_of(first, 3, 16, torch.float32, 1)
         ring.write(1, first, x, x)
-        changed = (before != storage.buffers).view(LAYERS, 5, -1).any(-1)
-        told = {i for first, count in storage.written[-1][1] for i in range(first, first + count)}
-        assert {i for i in range(5) if changed[1, i]} == told and not changed[0].any()
+        changed = before != storage.buffers
+        assert changed[1].any() and not changed[0].any()
+        for run in storage.written[-1][1]:
+            for begin, size in layout.byte_ranges(run):
+                changed[1, begin : begin + size] = False
+        assert not changed.any()
     assert storage.written == [(1, [(0, 3)]), (1, [(3, 2), (0, 1)])]
     assert storage.announced == [
         {"overwritten": [(0, 3)], "overwritten_next": [(3, 2), (0, 1)]},

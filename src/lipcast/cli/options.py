@@ -16,7 +16,7 @@ from lipcast.cli.command import Option, Section, switch, toggle, value_options
 from lipcast.cli.compat_flags import COMPAT_FLAGS
 from lipcast.cli.types import FILE, FOLDER, OUTPUT, SECONDS, TEXT
 from lipcast.config.generate_options import CROPS, REFERENCE_ENCODINGS, SCHEDULES
-from lipcast.config.gpu_options import GRAPH_CHOICES, KERNEL_CHOICES
+from lipcast.config.gpu_options import ATTENTION_CHOICES, GRAPH_CHOICES, KERNEL_CHOICES
 from lipcast.config.precision import KV_PRECISIONS, PRECISIONS
 
 _Options = TypeVar("_Options")
@@ -189,6 +189,12 @@ COMPUTE = (
         "Norms, gates, rotations and quantisation: triton fuses them, plain uses PyTorch's own operators. "
         "auto: triton on every GPU where it works; see `lipcast doctor`.",
         section=Section.COMPUTE, type=click.Choice(KERNEL_CHOICES), show_default="auto",
+    ),
+    Option(
+        "attention",
+        "Back end of self-attention: sdpa is PyTorch's own, triton the fused kernel; fa3, cudnn and xformers "
+        "come with lipcast[fa3] and so on. See `lipcast doctor`.",
+        section=Section.COMPUTE, type=click.Choice(ATTENTION_CHOICES), show_default="auto",
     ),
     Option(
         "cuda_graphs",

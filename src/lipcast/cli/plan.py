@@ -119,10 +119,11 @@ def plan_request(flags: Mapping[str, Any]) -> PlanRequest:
     memory = options_from(MemoryOptions, flags)
     cards = () if "gpu" in flags else listed_cards()
     hardware = gpu(flags["gpu"]) if "gpu" in flags else card_hardware(cards, memory)
-    hardware = expected_kernels(hardware, gpu_options(flags).kernels)
+    gpus = gpu_options(flags)
+    hardware = expected_kernels(hardware, gpus.kernels, attention=gpus.attention)
     budget = _budget(memory, hardware, is_supposed=not cards)
     inputs = PlannerInputs(
-        hardware, budget, memory, models, precision(flags), graphs=gpu_options(flags).cuda_graphs
+        hardware, budget, memory, models, precision(flags), graphs=gpus.cuda_graphs
     )
     return inputs.request(supposed_spec(options, models).geometry, options)
 

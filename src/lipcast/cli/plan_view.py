@@ -25,6 +25,8 @@ from lipcast.planning.table import places
 
 _WIDTH = 100
 _NUM_LAYOUTS = 6
+_LEAST_SHOWN_S = 0.0005
+"""A stream of less would be shown as 0.000."""
 
 
 def plan_text(
@@ -180,7 +182,7 @@ def _seconds(plan: Plan) -> Table:
     ):
         if value:
             table.add_row(name, f"{value:.3f}")
-    if time.hidden_s > 0:
+    if time.hidden_s >= _LEAST_SHOWN_S:
         table.add_row("hidden by overlap", f"-{time.hidden_s:.3f}")
     table.add_section()
     table.add_row(f"block (bottleneck: {time.bottleneck})", f"{time.block_s:.3f}")

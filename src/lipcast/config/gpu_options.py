@@ -14,6 +14,10 @@ KernelName = Literal["plain", "triton"]
 """What computes whatever is no matrix product: operators of PyTorch, or fused kernels in Triton."""
 KernelChoice = KernelName | Literal["auto"]
 KERNEL_CHOICES: tuple[KernelChoice, ...] = ("auto", *get_args(KernelName))
+AttentionName = Literal["sdpa", "triton", "fa3", "cudnn", "xformers"]
+"""What computes attention: PyTorch, the fused kernels, FlashAttention-3, cuDNN's frontend, xformers."""
+AttentionChoice = AttentionName | Literal["auto"]
+ATTENTION_CHOICES: tuple[AttentionChoice, ...] = ("auto", *get_args(AttentionName))
 GraphChoice = Literal["auto", "off"]
 GRAPH_CHOICES: tuple[GraphChoice, ...] = get_args(GraphChoice)
 
@@ -26,7 +30,8 @@ class GpuOptions:
     `ulysses_size`: number that split the tokens and heads of one denoising step. `enable_vae_parallel`: one
     GPU only decodes. `dit_fsdp`: each keeps a part of the weights, and layers are gathered when needed.
     `kernels`: "triton" passes over memory once where "plain" does up to ten times; "auto" is triton on
-    every GPU where it works.
+    every GPU where it works. `attention`: the back end of self-attention; "auto" is the one of PyTorch, or
+    the fused kernel where that reads the KV cache in place.
     `cuda_graphs`: "auto" records ticks and launches them at once where one GPU holds everything; "off" never.
     """
 
@@ -36,6 +41,7 @@ class GpuOptions:
     enable_vae_parallel: bool = False
     dit_fsdp: bool = False
     kernels: KernelChoice = "auto"
+    attention: AttentionChoice = "auto"
     cuda_graphs: GraphChoice = "auto"
 
     def __post_init__(self) -> None:
@@ -43,12 +49,14 @@ class GpuOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name}: expected at least 1, got {value}")
-        if self.kernels not in KERNEL_CHOICES:
-            known = ", ".join(KERNEL_CHOICES)
-            raise UsageError(f"kernels: expected one of {known}, got {self.kernels!r}")
-        if self.cuda_graphs not in GRAPH_CHOICES:
-            known = ", ".join(GRAPH_CHOICES)
-            raise UsageError(f"cuda_graphs: expected one of {known}, got {self.cuda_graphs!r}")
+        for name, choices in (
+            ("kernels", KERNEL_CHOICES),
+            ("attention", ATTENTION_CHOICES),
+            ("cuda_graphs", GRAPH_CHOICES),
+        ):
+            if getattr(self, name) not in choices:
+                known = ", ".join(choices)
+                raise UsageError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")
 
     @property
     def num_gpus(self) -> int:

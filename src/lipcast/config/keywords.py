@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TypedDict
 
 from lipcast.config.generate_options import Crop, ReferenceEncoding, ScheduleName
-from lipcast.config.gpu_options import GraphChoice, KernelChoice
+from lipcast.config.gpu_options import AttentionChoice, GraphChoice, KernelChoice
 from lipcast.config.precision import KVPrecision
 
 
@@ -51,6 +51,7 @@ class GpuKeywords(TypedDict, total=False):
     enable_vae_parallel: bool
     dit_fsdp: bool
     kernels: KernelChoice
+    attention: AttentionChoice
     cuda_graphs: GraphChoice
 
 

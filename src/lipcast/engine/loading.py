@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from lipcast.config.gpu_options import GraphChoice, KernelChoice
+from lipcast.config.gpu_options import AttentionChoice, GraphChoice, KernelChoice
 from lipcast.config.memory_options import MemoryOptions
 from lipcast.config.models import DiTConfig
 from lipcast.config.precision import PRECISIONS, Precision
@@ -59,6 +59,7 @@ class LoadSettings:
     decoder: Path | None = None
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     kernels: KernelChoice = "auto"
+    attention: AttentionChoice = "auto"
     graphs: GraphChoice = "auto"
 
     @property
@@ -115,7 +116,13 @@ def load_networks(
 
 
 def _kernels(settings: LoadSettings, config: DiTConfig) -> Kernels:
-    chosen = choose_kernels(settings.kernels, settings.device, config)
+    chosen = choose_kernels(
+        settings.kernels,
+        settings.device,
+        config,
+        attention=settings.attention,
+        dtype=settings.dtype,
+    )
     _log.info("kernels: %s (%s)", chosen.kernels.name, chosen.reason)
     return chosen.kernels
 
@@ -131,6 +138,7 @@ def _planned(settings: LoadSettings, share: WorkShare | None) -> tuple[MemoryMan
         dtype=dtype,
         share=share,
         kernels=settings.kernels,
+        attention=settings.attention,
         graphs=settings.graphs,
     )
     manager = MemoryManager(open_device_context(device, inputs), inputs)

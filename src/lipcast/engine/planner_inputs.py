@@ -15,7 +15,7 @@ import torch
 
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.geometry import Geometry
-from lipcast.config.gpu_options import GraphChoice, KernelChoice
+from lipcast.config.gpu_options import AttentionChoice, GraphChoice, KernelChoice
 from lipcast.config.memory_options import MemoryOptions
 from lipcast.config.models import Models
 from lipcast.config.precision import Precision
@@ -44,6 +44,7 @@ def measure_planner_inputs(
     share: WorkShare | None = None,
     hardware: Hardware | None = None,
     kernels: KernelChoice = "auto",
+    attention: AttentionChoice = "auto",
     graphs: GraphChoice = "auto",
 ) -> PlannerInputs:
     """Return what the plans of a model on a device are made from.
@@ -62,10 +63,10 @@ def measure_planner_inputs(
         is_gpu = device.type == "cuda"
         hardware = describe_gpu(device, linear_sizes(models.dit)) if is_gpu else CPU
         chosen = choose_kernels(kernels, device, models.dit)
-        hardware = replace(hardware, kernels=chosen.kernels.name)
+        hardware = replace(hardware, kernels=chosen.kernels.name, attention=attention)
         free_bytes = _free_bytes(device, hardware)
     else:
-        hardware = expected_kernels(hardware, kernels)
+        hardware = expected_kernels(hardware, kernels, attention=attention)
         free_bytes = hardware.memory_bytes
     budget = Budget(
         options.budget_bytes("vram", free_bytes),

@@ -82,7 +82,7 @@ def _torch(cards: Sequence[DriverCard]) -> Iterator[Finding]:
     yield _driver(torch, cards)
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         yield from _gpu(torch, index)
-        yield _kernels(torch.device("cuda", index))
+        yield from _kernels(torch.device("cuda", index))
     yield _attention(torch)
 
 
@@ -121,18 +121,21 @@ def _gpu(torch: Any, index: int) -> Iterator[Finding]:
     yield Finding(f"{topic} link", "ok", f"{rate:.1f} GB/s from pinned host memory, measured")
 
 
-def _kernels(device: Any) -> Finding:
-    """Yield the kernels that `--kernels auto` computes with on a GPU, and why."""
+def _kernels(device: Any) -> Iterator[Finding]:
+    """Yield the kernels and the attention that `auto` computes with on a GPU, and why."""
     from lipcast.config.models import DiTConfig
-    from lipcast.models.kernels.choice import choose_kernels
+    from lipcast.models.kernels.choice import attention_outlook, choose_kernels
 
     chosen = choose_kernels("auto", device, DiTConfig())
-    topic, found = f"GPU {device.index} kernels", f"{chosen.kernels.name}: {chosen.reason}"
-    if chosen.kernels.name == "triton":
-        return Finding(topic, "ok", found)
-    return Finding(
-        topic, "warning", found, "pip install triton; until then steps take about twice as long"
-    )
+    kernels = chosen.kernels
+    topic, found = f"GPU {device.index} kernels", f"{kernels.name}: {chosen.reason}"
+    if kernels.name == "triton":
+        yield Finding(topic, "ok", found)
+    else:
+        advice = "pip install triton; until then steps take about twice as long"
+        yield Finding(topic, "warning", found, advice)
+    used, others = attention_outlook(device, DiTConfig(), kernels)
+    yield Finding(f"GPU {device.index} attention", "ok", f"{used}. Others: {others}")
 
 
 def _attention(torch: Any) -> Finding:

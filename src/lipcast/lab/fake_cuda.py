@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
+from torch.nn.attention import SDPBackend
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -309,6 +310,7 @@ _SHIMS: Mapping[Any, _Shim] = MappingProxyType(
         Tensor.cuda: _cuda,
         Tensor.pin_memory: lambda x, *_: x,
         torch.tensor: _tensor,
+        torch._fused_sdp_choice: lambda *_: SDPBackend.CUDNN_ATTENTION.value,
         Tensor.numpy: _numpy,
         functional.interpolate: _interpolate,
         functional.scaled_dot_product_attention: _attention,

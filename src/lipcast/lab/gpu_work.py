@@ -29,6 +29,7 @@ from lipcast.memory.copier import CudaCopier
 from lipcast.memory.device_context import DeviceContext
 from lipcast.memory.layer_params import layer_params
 from lipcast.memory.session_memory import SessionMemory, SessionPlan
+from lipcast.models.attention_backends import SDPA
 from lipcast.models.dit import DiT, apply_kernels
 from lipcast.models.kernels.fused import FusedKernels
 from lipcast.models.kernels.plain import Kernels
@@ -59,7 +60,9 @@ class StepCase:
     """Whether fp8 weights are multiplied as they are; otherwise they are dequantised first."""
     kernels: KernelName = "triton"
     in_place: bool | None = None
-    """Whether fused kernels attend to ring and sink in place; None: as on Hopper."""
+    """Whether the fused kernel attends to ring and sink; None: as on Hopper."""
+    merges: bool = True
+    """Whether cuDNN attends to the parts of a plain ring and a sink where they lie; else they are joined."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +150,10 @@ def steady_executor(
 
 def fake_kernels(case: StepCase) -> Kernels:
     """Return the operations between matrix products, for the fake device."""
-    return FusedKernels(HOPPER, in_place=case.in_place) if case.kernels == "triton" else Kernels()
+    if case.kernels != "triton":
+        return Kernels()
+    attention = None if case.precision == "fp32" else SDPA
+    return FusedKernels(HOPPER, in_place=case.in_place, attention=attention, merges=case.merges)
 
 
 def _ticks_before(num_lanes: int) -> list[tuple[Unit, ...]]:

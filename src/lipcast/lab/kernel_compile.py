@@ -85,6 +85,9 @@ def _cases(config: DiTConfig) -> Iterator[KernelCase]:
     yield _case("fp8", "quantise_rows", {"GELU": False}, rows, row)
     yield _case("RMS norm", "rms_norm", {}, {"X": "*bf16"}, row)
     head = config.head_dim
+    merged = dict.fromkeys(("FIRST", "SECOND", "THIRD", "OUT"), "*bf16")
+    merged |= {f"{name}_LSE": "*fp32" for name in ("FIRST", "SECOND", "THIRD")}
+    yield _case("merge", "merge_parts", {"HEAD": head, "PARTS": 3}, merged, row)
     for name, planes, stored, scale in (
         ("bf16", 1, "*bf16", "*bf16"),
         ("fp8", 2, "*u8", "*fp32"),

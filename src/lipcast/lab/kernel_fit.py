@@ -16,12 +16,13 @@ from lipcast.planning.kernel_counts import KernelCounts
 
 _CONFIG = DiTConfig()
 _CASES = {
-    "HALF": StepCase("bf16"),
+    "HALF": StepCase("bf16", merges=False),
     "SINGLE": StepCase("fp32"),
-    "FP8_PRODUCTS": StepCase("fp8"),
-    'DEQUANTISED["fp8"]': StepCase("fp8", fp8_matmul=False),
-    'DEQUANTISED["int8"]': StepCase("int8"),
-    'DEQUANTISED["int4"]': StepCase("int4"),
+    "BY_PARTS": StepCase("bf16"),
+    "FP8_PRODUCTS": StepCase("fp8", merges=False),
+    'DEQUANTISED["fp8"]': StepCase("fp8", fp8_matmul=False, merges=False),
+    'DEQUANTISED["int8"]': StepCase("int8", merges=False),
+    'DEQUANTISED["int4"]': StepCase("int4", merges=False),
     'RINGS["fp8"]': StepCase("bf16", "fp8"),
     'RINGS["int4"]': StepCase("bf16", "int4"),
 }

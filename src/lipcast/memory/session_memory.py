@@ -96,8 +96,7 @@ class _RingLayers:
         self._buffers.write_back(layer, self._bytes_of(positions))
 
     def _bytes_of(self, positions: Sequence[Positions]) -> list[ByteRange]:
-        size = self._layout.position_bytes
-        return [(first * size, count * size) for first, count in positions]
+        return [stretch for run in positions for stretch in self._layout.byte_ranges(run)]
 
 
 class _SinkLayers:

@@ -8,7 +8,7 @@ Legend: B batch, T tokens, N heads, d head size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -19,6 +19,8 @@ KeyValue = tuple[Tensor, Tensor]
 AttentionKernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 """q_BNTd, k_BNTd, v_BNTd to o_BNTd."""
 Capability = tuple[int, int]
+Part = tuple[Tensor, Tensor]
+"""Attention to some of the keys: o_TNd, and lse_NT, the natural logarithm of the sum of exponentials."""
 
 _CUDNN_MAJORS = (9, 10)
 """Compute capabilities (Hopper, data-centre Blackwell) on which PyTorch prefers cuDNN."""
@@ -74,6 +76,28 @@ def cudnn_attention(q_BNTd: Tensor, k_BNTd: Tensor, v_BNTd: Tensor) -> Tensor:
         q_BNTd, k_BNTd, v_BNTd, None, compute_log_sumexp=True
     )[0]
     return o_BNTd
+
+
+def cudnn_part(q_BTNd: Tensor, k_BTNd: Tensor, v_BTNd: Tensor) -> Part:
+    """Return the attention to some keys and its log-sum-exp [B, N, T], by cuDNN, else by PyTorch's flash."""
+    q_BNTd, k_BNTd, v_BNTd = heads = [x.transpose(1, 2) for x in (q_BTNd, k_BTNd, v_BTNd)]
+    aten = torch.ops.aten
+    if torch._fused_sdp_choice(q_BNTd, k_BNTd, v_BNTd) == _CUDNN_CHOICE:
+        o_BNTd, lse = aten._scaled_dot_product_cudnn_attention(
+            *heads, None, compute_log_sumexp=True
+        )[:2]
+    else:
+        o_BNTd, lse = aten._scaled_dot_product_flash_attention(*heads)[:2]
+    return o_BNTd.transpose(1, 2), lse.reshape(o_BNTd.shape[:3])
+
+
+def merge_parts(parts: Sequence[Part]) -> Tensor:
+    """Return the attention to all keys from the attentions to disjoint parts of them."""
+    lse_PNT = torch.stack([lse_NT for _, lse_NT in parts])
+    share_PTN1 = lse_PNT.softmax(0).transpose(1, 2)[..., None]
+    merged_TNd = sum(o.float() * share for (o, _), share in zip(parts, share_PTN1, strict=True))
+    assert isinstance(merged_TNd, Tensor)
+    return merged_TNd.to(parts[0][0].dtype)
 
 
 @cache

@@ -44,8 +44,9 @@ class RingPlanes:
 class RingLayout:
     """Layout of one layer of a ring in one buffer of bytes.
 
-    Position after position, so that any run of positions is one stretch of bytes; inside each the planes,
-    wide items first, which keeps every item aligned without padding.
+    Plane after plane, each the keys' and then the values', so that keys of all positions that are stored
+    as they are can be attended to where they lie. Wide items come first, which keeps every item aligned
+    without padding.
     """
 
     codec: KVCodec
@@ -53,31 +54,38 @@ class RingLayout:
     tokens_per_frame: int
 
     @property
-    def position_bytes(self) -> int:
-        """One latent frame: keys and values."""
-        return 2 * self.tokens_per_frame * sum(plane.num_bytes for plane in self.codec.planes)
-
-    @property
     def num_bytes(self) -> int:
         """One layer."""
-        return self.window * self.position_bytes
+        return 2 * sum(self._plane_bytes)
+
+    @property
+    def _plane_bytes(self) -> list[int]:
+        """Of every plane, the keys' part."""
+        tokens = self.window * self.tokens_per_frame
+        return [tokens * plane.num_bytes for plane in self.codec.planes]
 
     def view(self, buffer: Tensor) -> RingPlanes:
         """Return the planes of one layer, as views of its bytes (uint8, 1-D)."""
         assert buffer.dtype == torch.uint8 and buffer.numel() == self.num_bytes
-        views = iter(self._views(buffer.view(self.window, self.position_bytes)))
-        keys, values = zip(*zip(views, views, strict=True), strict=True)
+        parts = buffer.split([size for size in self._plane_bytes for _ in range(2)])
+        keys, values = (self._viewed(some) for some in (parts[0::2], parts[1::2]))
         return RingPlanes(keys, values)
 
-    def _views(self, positions: Tensor) -> Iterator[Tensor]:
-        """Return the keys' and the values' part of every plane."""
+    def byte_ranges(self, positions: Positions) -> Iterator[tuple[int, int]]:
+        """Yield (first byte, number of bytes) of these positions in every plane."""
+        first, count = positions
         begin = 0
-        for plane in self.codec.planes:
-            for _ in range(2):
-                end = begin + self.tokens_per_frame * plane.num_bytes
-                shape = (self.window, self.tokens_per_frame, *plane.shape)
-                yield positions[:, begin:end].view(plane.dtype).view(shape)
-                begin = end
+        for size in (size for size in self._plane_bytes for _ in range(2)):
+            each = size // self.window
+            yield begin + first * each, count * each
+            begin += size
+
+    def _viewed(self, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        shape = (self.window, self.tokens_per_frame)
+        return tuple(
+            part.view(plane.dtype).view(*shape, *plane.shape)
+            for part, plane in zip(parts, self.codec.planes, strict=True)
+        )
 
 
 class RingStorage(Protocol):

@@ -57,6 +57,7 @@ def plan_distributed(
         dtype=settings.dtype,
         hardware=_hardware(settings.device),
         kernels=settings.kernels,
+        attention=settings.attention,
         graphs="off",  # ranks launch kernel by kernel
     )
     if inputs.hardware.has_fp8 and inputs.precision in {None, "fp8"}:

@@ -18,7 +18,7 @@ from lipcast.config.gpu_options import KernelName
 from lipcast.config.models import DiTConfig, VAEConfig
 from lipcast.config.precision import KVPrecision, Precision
 from lipcast.planning.hardware import Hardware
-from lipcast.planning.kernel_counts import KernelCounts, WeightReading, kernel_counts
+from lipcast.planning.kernel_counts import KernelCounts, KeyReading, WeightReading, kernel_counts
 from lipcast.planning.tensors import decoder_stages
 
 HOST_S_PER_LAUNCH: Mapping[KernelName, float] = MappingProxyType({"plain": 1e-5, "triton": 2.5e-5})
@@ -93,9 +93,21 @@ def weight_reading(hardware: Hardware, precision: Precision) -> WeightReading:
     return "in registers" if hardware.kernels == "triton" else "dequantised"
 
 
+def key_reading(hardware: Hardware) -> KeyReading:
+    """Return how attention finds the keys of ring and sink."""
+    asked = hardware.attention
+    if hardware.kernels != "triton":
+        return "joined"
+    if asked == "triton" or (asked == "auto" and not hardware.prefers_cudnn):
+        return "in place"
+    # PyTorch's own gives the log-sum-exp that parts are merged by where it is cuDNN's; all others do.
+    is_torch = asked in {"auto", "sdpa"}
+    return "joined" if is_torch and not hardware.prefers_cudnn else "by parts"
+
+
 def attends_in_place(hardware: Hardware) -> bool:
-    """Return whether attention reads ring and sink where they lie; else they are joined first."""
-    return hardware.kernels == "triton" and not hardware.prefers_cudnn
+    """Return whether one kernel attends to ring and sink where they lie, which needs no workspace."""
+    return key_reading(hardware) == "in place"
 
 
 def needs_dequantising(hardware: Hardware, precision: Precision) -> bool:
@@ -139,7 +151,7 @@ def tick_counts(
         kv_precision,
         num_lanes=num_lanes,
         kernels=hardware.kernels,
-        in_place=attends_in_place(hardware),
+        attends=key_reading(hardware),
         reading=weight_reading(hardware, precision),
     )
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from lipcast.config.gpu_options import KernelChoice, KernelName
+from lipcast.config.gpu_options import AttentionChoice, KernelChoice, KernelName
 from lipcast.config.units import GIB, format_bytes
 from lipcast.errors import UsageError
 
@@ -77,7 +77,9 @@ class Hardware:
     kernels: KernelName = "triton"
     """What computes whatever is no matrix product."""
     prefers_cudnn: bool = True
-    """Whether attention is cuDNN's, which wants the keys of ring and sink joined."""
+    """Whether PyTorch's attention is cuDNN's, faster than the fused kernel that reads keys in place."""
+    attention: AttentionChoice = "auto"
+    """What was asked for to compute self-attention."""
 
     @property
     def has_fp8(self) -> bool:
@@ -329,6 +331,9 @@ def _key(description: str) -> str:
     return "".join(word for word in words if word not in _NOISE and not _VARIANT.fullmatch(word))
 
 
-def expected_kernels(hardware: Hardware, choice: KernelChoice) -> Hardware:
-    """Return the hardware with the kernels that a choice leads to where they are not tried out."""
-    return hardware if choice == "auto" else replace(hardware, kernels=choice)
+def expected_kernels(
+    hardware: Hardware, choice: KernelChoice, *, attention: AttentionChoice = "auto"
+) -> Hardware:
+    """Return the hardware with the kernels that the choices lead to where they are not tried out."""
+    kernels = hardware.kernels if choice == "auto" else choice
+    return replace(hardware, kernels=kernels, attention=attention)

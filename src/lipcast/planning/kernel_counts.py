@@ -57,11 +57,16 @@ class CountTable:
     """Keys and values are encoded where they are written and decoded where they are read."""
     several_lanes: KernelCounts
     """Lanes are joined for what they share."""
+    by_parts: KernelCounts = KernelCounts()
+    """What attending by parts adds to joining, and saves."""
 
 
 WeightReading = Literal["as stored", "in registers", "dequantised"]
 """How stored weights are multiplied: as they are, restored tile by tile in the product, or expanded to two
 bytes before it."""
+KeyReading = Literal["joined", "by parts", "in place"]
+"""How attention finds the keys of ring and sink: laid side by side; those of two bytes where they lie, ring
+and sink apart, and the parts are merged; or all where they lie, by one kernel."""
 
 TABLES: Mapping[KernelName, CountTable] = MappingProxyType(
     {
@@ -77,7 +82,7 @@ TABLES: Mapping[KernelName, CountTable] = MappingProxyType(
             ),
             several_lanes=KernelCounts(13.8, launches_per_layer=12, launches_per_injector=4),
         ),
-        # Ring and sink are joined, as on Hopper.
+        # Ring and sink are joined, but for the last row.
         "triton": CountTable(
             half=KernelCounts(56.1, 4.0, 8.0, 20.0, 0.0, 14, 4, 6),
             single=KernelCounts(84.1, 8.0, 16.0, 28.0, 0.0, 14, 4, 6),
@@ -89,6 +94,7 @@ TABLES: Mapping[KernelName, CountTable] = MappingProxyType(
                 }
             ),
             several_lanes=KernelCounts(13.8, launches_per_layer=12, launches_per_injector=4),
+            by_parts=KernelCounts(8.1, bytes_per_key=-8.0, launches_per_lane_layer=2),
         ),
     }
 )
@@ -111,11 +117,11 @@ def kernel_counts(
     num_lanes: int,
     reading: WeightReading,
     kernels: KernelName,
-    in_place: bool = False,
+    attends: KeyReading = "joined",
 ) -> KernelCounts:
     """Return the counts of a tick, `reading` being how the weights are multiplied.
 
-    `in_place`: attention reads ring and sink where they lie; nothing is written per key.
+    `attends`: how attention finds the keys of ring and sink.
     """
     table = TABLES[kernels]
     counts = table.single if precision == "fp32" else table.half
@@ -124,9 +130,11 @@ def kernel_counts(
     elif precision == "fp8" and reading == "as stored":
         counts += table.fp8_products
     counts += table.rings.get(kv_precision, KernelCounts())
+    if attends == "by parts" and kv_precision == "bf16" and precision != "fp32":
+        counts += table.by_parts
     if num_lanes > 1:
         counts += table.several_lanes
-    if in_place:  # without the pass that joins
+    if attends == "in place":  # without the pass that joins
         launches = counts.launches_per_lane_layer - 1
         counts = replace(counts, bytes_per_key=0.0, launches_per_lane_layer=launches)
     return counts

@@ -4,9 +4,10 @@ The same methods as `plain.Kernels`. Sums and norms are float32 and results are 
 twin rounds; what differs is the order of sums, so that numbers before rounding agree to some units of
 float32, and rounded ones are the same or neighbours.
 
-Keys and values are attended where they lie, in whatever precision the ring stores them; or are first laid
-side by side by one kernel, for cuDNN, whose attention on Hopper and data-centre Blackwell is faster than
-Triton's by more than that pass takes.
+Keys and values are attended where they lie, in whatever precision the ring stores them, by Triton's kernel;
+or by a back end that gives a log-sum-exp, which on Hopper and data-centre Blackwell is cuDNN and faster.
+That attends to a ring of its own precision part by part, and one kernel merges the parts; keys and values of
+another precision are first laid side by side by one kernel.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from torch.nn import functional
 
 from lipcast.config.gpu_options import KernelName
 from lipcast.models.attention import Capability, KeyValue, prefers_cudnn
+from lipcast.models.attention_backends import AttentionBackend
 from lipcast.models.kernels import operators as _operators
 from lipcast.models.kernels import stored_linear as _products
 from lipcast.models.kernels.plain import Affine, Kernels, Modulation, Remembered, RowFormat
+from lipcast.models.kv_codec import PlainCodec
 from lipcast.models.layers import QueryKeyNorms, RMSNorm
 from lipcast.models.quant_formats import QuantisedRows, Rows, StoredWeight
 from lipcast.models.rope import RotaryTable
@@ -31,14 +34,27 @@ assert _operators and _products
 
 
 class FusedKernels(Kernels):
-    """The operations in Triton. `in_place` None: attend in place where that is expected to be faster."""
+    """The operations in Triton.
+
+    `in_place`: whether Triton's kernel attends; None: where that is expected to be faster. `attention`:
+    what computes attention otherwise; `merges`: to the parts of a plain ring and of the sink, without
+    laying them side by side.
+    """
 
     name: KernelName = "triton"
     norms_when_rotating = True
     joins_products = True
 
-    def __init__(self, capability: Capability | None, *, in_place: bool | None = None) -> None:
-        self._capability, self._in_place = capability, in_place
+    def __init__(
+        self,
+        capability: Capability | None,
+        *,
+        in_place: bool | None = None,
+        attention: AttentionBackend | None = None,
+        merges: bool = True,
+    ) -> None:
+        super().__init__(attention)
+        self._capability, self._in_place, self._merges = capability, in_place, merges
 
     def add(self, x_GSD: Tensor, branch_GSD: Tensor, gate_G1D: Tensor | None = None) -> Tensor:
         total: Tensor = _ops.add(x_GSD.contiguous(), branch_GSD.contiguous(), gate_G1D)
@@ -110,10 +126,29 @@ class FusedKernels(Kernels):
         return out_TNd
 
     def attend(self, q_TNd: Tensor, remembered: Remembered) -> Tensor:
-        if not self.attends_in_place:
-            return super().attend(q_TNd, remembered)
-        attended: Tensor = _ops.attend_segments(q_TNd, *_segments(remembered))
-        return attended
+        if self.attends_in_place:
+            attended: Tensor = _ops.attend_segments(q_TNd, *_segments(remembered))
+            return attended
+        codec = remembered.ring.codec
+        is_plain = isinstance(codec, PlainCodec) and codec.dtype == q_TNd.dtype
+        if self.attention is not None and self._merges and is_plain:
+            return self._attend_parts(q_TNd, remembered)
+        return super().attend(q_TNd, remembered)
+
+    def _attend_parts(self, q_TNd: Tensor, remembered: Remembered) -> Tensor:
+        """Attend to the ring, to the reference and to the motion apart, and merge what comes out."""
+        (keys,), (values,), ref_keys, motion_keys, sink_values = _segments(remembered)
+        num_ref = ref_keys.shape[0]
+        parts = (
+            (keys.flatten(0, 1), values.flatten(0, 1)),
+            (ref_keys, sink_values[:num_ref]),
+            (motion_keys, sink_values[num_ref:]),
+        )
+        made = [self._part(q_TNd, k_TNd, v_TNd) for k_TNd, v_TNd in parts if len(k_TNd)]
+        merged: Tensor = _ops.merge_parts(
+            *([x.contiguous() for x in each] for each in zip(*made, strict=True))
+        )
+        return merged
 
     def joined(self, like_TNd: Tensor, remembered: Remembered) -> KeyValue:
         k_TNd, v_TNd = _ops.join_keys_values(*_segments(remembered), like_TNd.dtype)

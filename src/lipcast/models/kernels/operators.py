@@ -34,6 +34,7 @@ _SCHEMAS = {
     " Tensor sink_values, ScalarType dtype) -> (Tensor, Tensor)",
     "attend_segments": "(Tensor q, Tensor[] keys, Tensor[] values, Tensor ref_keys,"
     " Tensor motion_keys, Tensor sink_values) -> Tensor",
+    "merge_parts": "(Tensor[] outputs, Tensor[] lse) -> Tensor",
 }
 """Operators write to what they are given to write to, and do not read it."""
 _LOG2_E = 1.4426950408889634
@@ -189,6 +190,18 @@ def attend_segments(
     return out
 
 
+def merge_parts(outputs: Sequence[Tensor], lse: Sequence[Tensor]) -> Tensor:
+    """Return the attention to all keys from that to one, two or three parts: [T, N, d], and [N, T]."""
+    merged = torch.empty_like(outputs[0])
+    tokens, heads, head_dim = merged.shape
+    first, second, third = (*zip(outputs, lse, strict=True), *[(outputs[0], lse[0])] * 2)[:3]
+    _code().merge_parts[(tokens,)](
+        *first, *second, *third, merged, tokens, heads * head_dim,
+        HEAD=head_dim, PARTS=len(outputs), **_row_block(heads * head_dim),
+    )  # fmt: skip
+    return merged
+
+
 _STRICT = {"enable_fp_fusion": False}
 """Multiply and add round apart, as in the plain twin; kernels that wait for memory lose nothing."""
 
@@ -312,6 +325,7 @@ _OPERATORS: dict[str, Operator] = {
     "rotate_and_write": (rotate_and_write, lambda *_: None),
     "join_keys_values": (join_keys_values, _joined),
     "attend_segments": (attend_segments, lambda q, *_: torch.empty_like(q)),
+    "merge_parts": (merge_parts, lambda outputs, _: torch.empty_like(outputs[0])),
 }
 
 register_operators(_OPERATORS, _SCHEMAS)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lipcast.config.gpu_options import KernelName
-from lipcast.models.attention import KeyValue, attend
+from lipcast.models.attention import KeyValue, Part, attend
+from lipcast.models.attention_backends import AttentionBackend
 from lipcast.models.kv_ring import KVRing
 from lipcast.models.layers import QueryKeyNorms, RMSNorm, layer_norm32
 from lipcast.models.quant_formats import Rows, StoredWeight, quantise_rows
@@ -99,6 +100,10 @@ class Kernels:
     joins_products = False
     """Whether queries, keys and values are one product where their weights lie side by side."""
 
+    def __init__(self, attention: AttentionBackend | None = None) -> None:
+        """`attention`: what computes self-attention; None: PyTorch's own choice."""
+        self.attention = attention
+
     def add(self, x_GSD: Tensor, branch_GSD: Tensor, gate_G1D: Tensor | None = None) -> Tensor:
         """Return x plus a branch, times its gate."""
         return x_GSD + (branch_GSD if gate_G1D is None else gate_G1D * branch_GSD)
@@ -161,7 +166,16 @@ class Kernels:
 
     def attend(self, q_TNd: Tensor, remembered: Remembered) -> Tensor:
         """Attend to what a lane remembers."""
-        return attend(q_TNd, *self.joined(q_TNd, remembered))
+        k_TNd, v_TNd = self.joined(q_TNd, remembered)
+        if self.attention is None:
+            return attend(q_TNd, k_TNd, v_TNd)
+        return self._part(q_TNd, k_TNd, v_TNd)[0]
+
+    def _part(self, q_TNd: Tensor, k_TNd: Tensor, v_TNd: Tensor) -> Part:
+        """Attend to some of the keys with the back end that was chosen."""
+        assert self.attention is not None
+        o_BTNd, lse_BNT = self.attention.attend_part(q_TNd[None], k_TNd[None], v_TNd[None])
+        return o_BTNd[0], lse_BNT[0]
 
     def joined(self, like_TNd: Tensor, remembered: Remembered) -> KeyValue:
         """Return the keys and values of the ring, then of the sink, side by side."""

@@ -272,3 +272,33 @@ def join_keys_values(
         tl.store(K_OUT + token * dim + channel, y.to(K_OUT.dtype.element_ty), mask=valid)
     else:
         tl.store(V_OUT + token * dim + channel, y.to(V_OUT.dtype.element_ty), mask=valid)
+
+
+@triton.jit
+def merge_parts(
+    FIRST, FIRST_LSE, SECOND, SECOND_LSE, THIRD, THIRD_LSE, OUT, num_tokens, dim,
+    BLOCK: tl.constexpr, HEAD: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Store the attention to all keys of one token, from that to parts of them by exp(log-sum-exp)."""
+    token = tl.program_id(0).to(tl.int64)
+    channel = tl.arange(0, BLOCK)
+    valid = channel < dim
+    place, kept = token * dim + channel, channel // HEAD * num_tokens + token
+    first = tl.load(FIRST_LSE + kept, mask=valid, other=0.0)
+    second, third = first, first
+    if PARTS > 1:
+        second = tl.load(SECOND_LSE + kept, mask=valid, other=0.0)
+    if PARTS > 2:
+        third = tl.load(THIRD_LSE + kept, mask=valid, other=0.0)
+    peak = tl.maximum(tl.maximum(first, second), third)
+    share = tl.exp(first - peak)
+    total, sums = share, tl.load(FIRST + place, mask=valid, other=0.0).to(tl.float32) * share
+    if PARTS > 1:
+        share = tl.exp(second - peak)
+        total += share
+        sums += tl.load(SECOND + place, mask=valid, other=0.0).to(tl.float32) * share
+    if PARTS > 2:
+        share = tl.exp(third - peak)
+        total += share
+        sums += tl.load(THIRD + place, mask=valid, other=0.0).to(tl.float32) * share
+    tl.store(OUT + place, (sums / total).to(OUT.dtype.element_ty), mask=valid)
