@@ -44,8 +44,9 @@ class Breaks(CheapRenderer):
 @pytest.fixture
 def cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        here = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        patch.setenv("PYTHONPATH", os.pathsep.join(here))
+        here = Path(__file__).parent
+        found = [str(here), str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        patch.setenv("PYTHONPATH", os.pathsep.join(found))
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         patch.setenv("RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES", "1")
         ray.init(
