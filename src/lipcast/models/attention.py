@@ -15,15 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lipcast.planning.hardware import CUDNN_MAJORS, Capability
+
 KeyValue = tuple[Tensor, Tensor]
 AttentionKernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 """q_BNTd, k_BNTd, v_BNTd to o_BNTd."""
-Capability = tuple[int, int]
 Part = tuple[Tensor, Tensor]
 """Attention to some of the keys: o_TNd, and lse_NT, the natural logarithm of the sum of exponentials."""
 
-_CUDNN_MAJORS = (9, 10)
-"""Compute capabilities (Hopper, data-centre Blackwell) on which PyTorch prefers cuDNN."""
 _CUDNN_CHOICE = 3
 """`SDPBackend.CUDNN_ATTENTION`, as `torch._fused_sdp_choice` returns it."""
 
@@ -60,7 +59,7 @@ def attention_kernel(capability: Capability | None) -> AttentionKernel:
 
 def prefers_cudnn(capability: Capability | None) -> bool:
     """Return whether cuDNN is PyTorch's first choice on such a device."""
-    return capability is not None and capability[0] in _CUDNN_MAJORS
+    return capability is not None and capability[0] in CUDNN_MAJORS
 
 
 def cudnn_attention(q_BNTd: Tensor, k_BNTd: Tensor, v_BNTd: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from lipcast.config.gpu_options import AttentionName
-from lipcast.models.attention import Capability, Part, cudnn_part, prefers_cudnn
+from lipcast.models.attention import Part, cudnn_part, prefers_cudnn
+from lipcast.planning.hardware import Capability
 
 Compute = Callable[[Any, Tensor, Tensor, Tensor], Part]
 """(module, q, k, v) to (o, log-sum-exp)."""

@@ -15,10 +15,11 @@ import torch
 from lipcast.config.gpu_options import AttentionChoice, KernelChoice
 from lipcast.config.models import DiTConfig
 from lipcast.errors import UsageError
-from lipcast.models.attention import Capability, prefers_cudnn
+from lipcast.models.attention import prefers_cudnn
 from lipcast.models.attention_backends import BACKENDS, SDPA, AttentionBackend, gives_log_sum_exp
 from lipcast.models.kernels.plain import Kernels
 from lipcast.models.vae_kernels import ConvKernels
+from lipcast.planning.hardware import Capability
 
 _SMALLEST_HEAD = 16
 """Tensor cores multiply no narrower matrices."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lipcast.config.gpu_options import KernelName
-from lipcast.models.attention import Capability, KeyValue, prefers_cudnn
+from lipcast.models.attention import KeyValue, prefers_cudnn
 from lipcast.models.attention_backends import AttentionBackend
 from lipcast.models.kernels import operators as _operators
 from lipcast.models.kernels import stored_linear as _products
@@ -28,6 +28,7 @@ from lipcast.models.kv_codec import PlainCodec
 from lipcast.models.layers import QueryKeyNorms, RMSNorm
 from lipcast.models.quant_formats import QuantisedRows, Rows, StoredWeight
 from lipcast.models.rope import RotaryTable
+from lipcast.planning.hardware import Capability
 
 _ops = torch.ops.lipcast
 assert _operators and _products
