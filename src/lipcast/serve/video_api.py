@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Header, Path, Query, Request
@@ -150,7 +151,7 @@ def _add_create(app: FastAPI, queue: VideoQueue) -> None:
                 settings=queue.settings,
             )
             job = await asyncio.to_thread(queue.add, form, key=idempotency_key)
-        return _video(queue, job)
+        return _video(queue, job, queue.store.segments(job.id))
 
 
 def _add_reading(app: FastAPI, queue: VideoQueue) -> None:
@@ -169,7 +170,8 @@ def _add_reading(app: FastAPI, queue: VideoQueue) -> None:
             if not places:
                 raise _unknown()
             jobs = jobs[places[0] + 1 :]
-        data = [_video(queue, job) for job in jobs[:limit]]
+        segments = queue.store.all_segments()
+        data = [_video(queue, job, segments[job.id]) for job in jobs[:limit]]
         first, last = (data[0].id, data[-1].id) if data else (None, None)
         has_more = len(jobs) > len(data)
         return VideoList(data=data, first_id=first, last_id=last, has_more=has_more)
@@ -180,7 +182,7 @@ def _add_reading(app: FastAPI, queue: VideoQueue) -> None:
         job = _found(queue, video_id)
         if job.state in {WAITING, RUNNING}:
             response.headers["openai-poll-after-ms"] = str(_POLL_MS)
-        return _video(queue, job)
+        return _video(queue, job, queue.store.segments(job.id))
 
     @app.delete(f"{VIDEOS_PATH}/{{video_id}}", responses=responses(404, 422, 507), tags=["videos"])
     def delete_video(video_id: _Id) -> VideoDeleted:
@@ -236,8 +238,7 @@ def _unknown() -> HTTPException:
     return HTTPException(404, "no such video; it may have been deleted")
 
 
-def _video(queue: VideoQueue, job: Job) -> Video:
-    segments = queue.store.segments(job.id)
+def _video(queue: VideoQueue, job: Job, segments: Mapping[int, Segment]) -> Video:
     ended, keep_s = queue.ended_s(job), queue.settings.keep_videos_s
     num_frames = sum(int(segment.report.get("frames", 0)) for segment in segments.values())
     durations: Counter[str] = Counter()
@@ -263,7 +264,7 @@ def _video(queue: VideoQueue, job: Job) -> Video:
     )
 
 
-def _size(job: Job, segments: dict[int, Segment]) -> str:
+def _size(job: Job, segments: Mapping[int, Segment]) -> str:
     for segment in segments.values():
         geometry = segment.report.get("video", {}).get("geometry")
         if geometry is not None:

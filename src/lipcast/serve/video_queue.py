@@ -158,10 +158,6 @@ class VideoQueue:
         """Return all jobs, in order of submission."""
         return self.store.jobs((WAITING, RUNNING, FINISHED, FAILED))
 
-    def num_waiting(self) -> int:
-        """Return how many jobs wait."""
-        return len(self.store.jobs((WAITING,)))
-
     def delete(self, name: str) -> None:
         """Remove a job and its files; one that is being made ends after the block in flight."""
         with suppress(InputError):  # somebody else has deleted it
