@@ -8,7 +8,7 @@ checkpoint without adapters, a prompt that is known, `PROCESS_S` for Python, tor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 
 from lipcast.config.precision import Precision
@@ -48,7 +48,7 @@ class StartTime:
 
     @property
     def total_s(self) -> float:
-        """Return the seconds until the first pictures."""
+        """Seconds until the first pictures."""
         loading = max(self.read_s, self.quantise_s)
         return self.process_s + loading + self.pin_s + self.prepare_s + self.first_block_s
 
@@ -76,13 +76,9 @@ def start_time(plan: Plan, *, converted: bool = False) -> StartTime:
 def start_document(plan: Plan) -> dict[str, float]:
     """Return the parts as plain values."""
     start = start_time(plan)
-    return {
-        "process_s": start.process_s,
-        "read_s": round(start.read_s, 2),
-        "quantise_s": round(start.quantise_s, 2),
-        "pin_s": round(start.pin_s, 2),
-        "prepare_s": round(start.prepare_s, 2),
-        "first_block_s": round(start.first_block_s, 2),
-        "total_s": round(start.total_s, 2),
-        "converted_total_s": round(start_time(plan, converted=True).total_s, 2),
+    seconds = {
+        **asdict(start),
+        "total_s": start.total_s,
+        "converted_total_s": start_time(plan, converted=True).total_s,
     }
+    return {name: round(value, 2) for name, value in seconds.items()}
