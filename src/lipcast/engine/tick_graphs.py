@@ -29,8 +29,8 @@ _log = logger("engine.tick_graphs")
 
 LaneKey = tuple[int, int]
 """(step, number of the set of tensors that stay)."""
-TickKey = tuple[tuple[int, int, int, int], ...]
-"""Of every lane: step, set, position of its first frame in the ring, frames in the ring."""
+TickKey = tuple[tuple[int, int, int], ...]
+"""Of every lane: step, set, position of its first frame in the ring, which is full."""
 
 
 class _Inputs:
@@ -166,7 +166,7 @@ def _key(lanes: Sequence[Lane], lane_keys: Sequence[LaneKey]) -> TickKey | None:
         position, filled = lane.ring.span(conditions.first_frame, frames)
         if filled < lane.ring.window or conditions.sink.ref_keys_LSNd is None:
             return None
-        found.append((step, number, position, filled))
+        found.append((step, number, position))
     return tuple(found)
 
 
