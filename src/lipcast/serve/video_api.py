@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from lipcast.config.models import VIDEO_FPS
+from lipcast.jobs.progress import progress
 from lipcast.jobs.store import FAILED, FINISHED, RUNNING, WAITING, Job, Segment
 from lipcast.media.stills import write_spritesheet, write_thumbnail
 from lipcast.serve.problems import responses
@@ -171,7 +172,7 @@ def _add_reading(app: FastAPI, queue: VideoQueue) -> None:
                 raise _unknown()
             jobs = jobs[places[0] + 1 :]
         segments = queue.store.all_segments()
-        data = [_video(queue, job, segments[job.id]) for job in jobs[:limit]]
+        data = [_video(queue, job, segments.get(job.id, {})) for job in jobs[:limit]]
         first, last = (data[0].id, data[-1].id) if data else (None, None)
         has_more = len(jobs) > len(data)
         return VideoList(data=data, first_id=first, last_id=last, has_more=has_more)
@@ -240,7 +241,7 @@ def _unknown() -> HTTPException:
 
 def _video(queue: VideoQueue, job: Job, segments: Mapping[int, Segment]) -> Video:
     ended, keep_s = queue.ended_s(job), queue.settings.keep_videos_s
-    num_frames = sum(int(segment.report.get("frames", 0)) for segment in segments.values())
+    num_frames = progress(job, segments.values()).num_frames
     durations: Counter[str] = Counter()
     for segment in segments.values():
         durations.update(segment.report.get("seconds", {}))
