@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,20 +162,18 @@ class Talk(io.ComfyNode):
             **_given(options, left_open=("", 0)),
         )
         path = _new_file()
-        pictures = []
         with session:
-            for block in lipcast.save_blocks(_with_progress(session), path):
-                pictures.append(block.frames if all_images else block.frames[-1:])
-                if not all_images:
-                    del pictures[:-1]
+            blocks = lipcast.save_blocks(_with_progress(session), path)
+            pictures = deque(
+                (block.frames if all_images else block.frames[-1:] for block in blocks),
+                maxlen=None if all_images else 1,
+            )
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), to_batch(pictures))
 
 
 def _given(options: Mapping[str, Any], *, left_open: tuple[object, ...]) -> dict[str, Any]:
     """Return the options without those that have a value which leaves the choice to the library."""
-    return {
-        name: value for name, value in options.items() if value not in left_open or value is False
-    }
+    return {name: value for name, value in options.items() if value not in left_open}
 
 
 def _new_file() -> Path:

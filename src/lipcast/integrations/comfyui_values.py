@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from lipcast.errors import InputError
 
 
-def to_portrait(image_BHWC: torch.Tensor) -> Image.Image:
-    """Return the first picture of a batch, with 8 bits a channel; raises InputError for an empty batch."""
+def to_portrait(image_BHWC: torch.Tensor) -> NDArray[np.uint8]:
+    """Return the first picture of a batch, [height, width, channels]. Raises InputError for no picture."""
     if image_BHWC.ndim != 4 or 0 in image_BHWC.shape:
         raise InputError(
             f"the IMAGE input holds no picture (its shape is {list(image_BHWC.shape)}); connect a portrait"
@@ -28,8 +27,8 @@ def to_portrait(image_BHWC: torch.Tensor) -> Image.Image:
     picture_HWC = image_BHWC[0].detach().cpu().float()
     if picture_HWC.shape[-1] == 1:
         picture_HWC = picture_HWC.expand(-1, -1, 3)
-    levels = (picture_HWC * 255).round().clamp(0, 255).to(torch.uint8).numpy()
-    return Image.fromarray(levels)
+    levels: NDArray[np.uint8] = (picture_HWC * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+    return levels
 
 
 def to_sound(audio: Mapping[str, Any]) -> bytes:
