@@ -80,13 +80,23 @@ MAIN = (
     ),
 )  # fmt: skip
 
-SPEECH = (
-    Option(
+
+def tts_option(*others: str) -> Option:
+    """Return the option that names the speech synthesis; `others` may be chosen beside the engines."""
+    engines = ", ".join(
+        ("hibari (English, lipcast[tts])", "espeak (the program espeak-ng)", *others)
+    )
+    return Option(
         "tts",
-        "Speech synthesis: hibari (English, lipcast[tts]), espeak (the program espeak-ng), or the URL of a "
-        "server with OpenAI's /v1/audio/speech, whose key is in LIPCAST_TTS_KEY.",
-        section=Section.SPEECH, metavar="auto|hibari|espeak|URL", show_default="auto: the first found",
-    ),
+        f"Speech synthesis: {engines}, or the URL of a server with OpenAI's /v1/audio/speech, whose key "
+        "is in LIPCAST_TTS_KEY.",
+        section=Section.SPEECH, metavar="|".join(("auto", "hibari", "espeak", *others, "URL")),
+        show_default="auto: the first found",
+    )  # fmt: skip
+
+
+SPEECH = (
+    tts_option(),
     Option(
         "tts_voice", "Voice of the speech synthesis, as it calls it.",
         section=Section.SPEECH, metavar="NAME", show_default="heart, en or alloy",

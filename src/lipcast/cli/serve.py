@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lipcast.cli.command import Option, Section, command, toggle
 from lipcast.cli.compat_flags import accepted_flags
 from lipcast.cli.console import Console
-from lipcast.cli.options import MODEL, options_from, options_named
+from lipcast.cli.options import MODEL, options_from, options_named, tts_option
 from lipcast.cli.request import DEFAULT_MODEL, generate_options, gpu_options, precision
 from lipcast.cli.types import COUNT, FILE, FOLDER, SECONDS, TEXT
 from lipcast.config.memory_options import MemoryOptions
@@ -29,12 +29,7 @@ if TYPE_CHECKING:
     from lipcast.serve.settings import ServeSettings
 
 _SPEECH = (
-    Option(
-        "tts",
-        "Speech synthesis: hibari (English, lipcast[tts]), espeak (the program espeak-ng), off, or the URL "
-        "of a server with OpenAI's /v1/audio/speech, whose key is in LIPCAST_TTS_KEY.",
-        section=Section.SPEECH, metavar="auto|hibari|espeak|off|URL", show_default="auto: the first found",
-    ),
+    tts_option("off"),
     *options_named("tts_voice", "tts_model"),
     Option(
         "asr_url",
