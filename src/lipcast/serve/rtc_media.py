@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from lipcast.config.models import VIDEO_FPS
 from lipcast.engine.live_types import AVFrame
 from lipcast.media.rtc_frames import picture_frame, sound_frame
+from lipcast.speech.sound import to_int16
 
 PIECE_S = 0.5 / VIDEO_FPS
 """Length of a packet of sound, of which a slot has two."""
@@ -82,7 +83,7 @@ class Tracks:
 
     def begin(self, frame: AVFrame | None) -> None:
         """Begin a slot with a frame, or with silence."""
-        self._sound = None if frame is None else _as_int16(frame.sound)
+        self._sound = None if frame is None else to_int16(frame.sound)
         if frame is not None:
             self.video.put(picture_frame(frame.picture, Fraction(self.num_slots, VIDEO_FPS)))
 
@@ -112,7 +113,3 @@ class Tracks:
             self._num_pieces -= waiting
             for _ in range(waiting):
                 self.put_piece()
-
-
-def _as_int16(sound: NDArray[np.float32]) -> NDArray[np.int16]:
-    return np.ascontiguousarray(sound.clip(-1, 1) * 32_767).astype(np.int16)
