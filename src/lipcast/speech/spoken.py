@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
-import tempfile
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,9 +16,9 @@ from typing import TypeVar
 from lipcast.env import cache_dir
 from lipcast.errors import InputError
 from lipcast.media.audio import AudioFile, open_audio
-from lipcast.media.target import explained
 from lipcast.speech.sound import wav_bytes
 from lipcast.speech.synthesis import TextToSpeech, find_tts
+from lipcast.weights.disk import make_directory, replacing
 
 MAX_TEXT = 50_000
 """Characters of a text: about an hour of speech."""
@@ -47,24 +45,10 @@ def spoken_file(text: str, engine: TextToSpeech) -> Path:
     if path.is_file():
         return path
     content = _run(_spoken(text, engine))
-    try:
-        _write(path, content)
-    except OSError as error:
-        raise explained(path, error) from error
+    make_directory(path.parent)
+    with replacing(path) as file:
+        file.write(content)
     return path
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file that is there whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(scratch).replace(path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
 
 
 async def _spoken(text: str, engine: TextToSpeech) -> bytes:
