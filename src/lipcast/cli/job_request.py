@@ -17,6 +17,7 @@ SEGMENT_S = 60.0
 def as_job(request: GenerateRequest, **how: Any) -> dict[str, Any]:
     """Return a request as a job; `how` are fields that only jobs have. Raises UsageError, InputError."""
     from lipcast.jobs.runner import input_sha256
+    from lipcast.jobs.tasks import JOB_DEFAULTS
 
     segment_s = SEGMENT_S if request.segment_s is None else request.segment_s
     if segment_s <= 0:
@@ -50,11 +51,7 @@ def as_job(request: GenerateRequest, **how: Any) -> dict[str, Any]:
         "gpus": asdict(request.gpus),
         "options": asdict(request.options),
         "segment_s": segment_s,
-        "keep_segments": False,
-        "independent": False,
-        "anonymous": False,
-        "webhook": None,
-        "hls": False,
+        **JOB_DEFAULTS,
         **signed,
         **how,
     }

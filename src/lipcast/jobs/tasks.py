@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from lipcast.config.models import VIDEO_FPS
@@ -19,6 +20,16 @@ from lipcast.media.split import BLOCK_FRAMES
 BLOCK_S = BLOCK_FRAMES / VIDEO_FPS
 VOICES = "voices"
 """Folder of the pieces of a voice, for independent segments."""
+JOB_DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {
+        "keep_segments": False,
+        "independent": False,
+        "anonymous": False,
+        "webhook": None,
+        "hls": False,
+    }
+)
+"""Fields of a job that a request for one video has not: how it is made, and who is told."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ from lipcast.errors import (
 )
 from lipcast.jobs.runner import input_sha256, run_leased
 from lipcast.jobs.store import CANCELLED, FAILED, FINISHED, RUNNING, WAITING, Job, Lease, Store
-from lipcast.jobs.tasks import JobEstimate, SegmentRenderer, SegmentTask
+from lipcast.jobs.tasks import JOB_DEFAULTS, JobEstimate, SegmentRenderer, SegmentTask
 from lipcast.media.image import load_portrait
 from lipcast.media.target import explained
 from lipcast.media.uploads import cut_sound, sound_length_s
@@ -211,8 +211,7 @@ class VideoQueue:
             "image": "portrait", "audio": "voice", "output": VIDEO,
             "sha256": {name: input_sha256(folder / name) for name in ("portrait", "voice")},
             "prompt": form.prompt, "prompt_is_file": False, "options": asdict(form.options),
-            "segment_s": settings.segment_s, "keep_segments": False, "independent": False,
-            "anonymous": True, "webhook": None, "hls": False, "seconds": seconds, **signed,
+            "segment_s": settings.segment_s, **JOB_DEFAULTS, "anonymous": True, "seconds": seconds, **signed,
         }  # fmt: skip
 
     # The thread that makes them.
