@@ -174,14 +174,13 @@ def _link(plan: Plan) -> Table:
 def _seconds(plan: Plan) -> Table:
     time = plan.time
     table = _table("Seconds per block", "stream", "s")
-    for name, value in (
+    parts = (
         ("compute: transformer", time.compute_s),
         ("compute: decoder", time.decode_s),
         ("copies over the link", time.copy_s),
         ("reading from disk", time.disk_s),
-    ):
-        if value:
-            table.add_row(name, f"{value:.3f}")
+    )
+    _add_seconds(table, parts, digits=3)
     if time.hidden_s >= _LEAST_SHOWN_S:
         table.add_row("hidden by overlap", f"-{time.hidden_s:.3f}")
     table.add_section()
@@ -189,19 +188,25 @@ def _seconds(plan: Plan) -> Table:
     return table
 
 
+def _add_seconds(table: Table, parts: Iterable[tuple[str, float]], *, digits: int) -> None:
+    """Add a row for every part that takes any time."""
+    for name, value in parts:
+        if value:
+            table.add_row(name, f"{value:.{digits}f}")
+
+
 def _start(plan: Plan) -> Table:
     start = start_time(plan)
     table = _table("From the start to the first pictures, s", "part", "s")
-    for name, value in (
+    parts = (
         ("Python, torch and CUDA", start.process_s),
         ("reading the published weights", start.read_s),
         ("to the GPU and quantised, while reading", start.quantise_s),
         ("locking host memory", start.pin_s),
         ("portrait and sink", start.prepare_s),
         ("first block", start.first_block_s),
-    ):
-        if value:
-            table.add_row(name, f"{value:.1f}")
+    )
+    _add_seconds(table, parts, digits=1)
     table.add_section()
     table.add_row("first pictures", f"{start.total_s:.1f}")
     converted = start_time(plan, converted=True).total_s
