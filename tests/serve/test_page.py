@@ -172,7 +172,7 @@ def test_what_failed_is_named(page, running, tmp_path):
     until(page, "document.getElementById('state').textContent.includes('microphone was refused')")
 
 
-def test_nothing_can_be_used_before_the_server_has_answered(browser, running):
+def test_nothing_can_be_used_before_the_server_has_answered(browser, running, tmp_path):
     waiting: list[Any] = []
 
     def hold(route: Any) -> None:
@@ -183,10 +183,12 @@ def test_nothing_can_be_used_before_the_server_has_answered(browser, running):
     opened.goto(running.server.url)
     while not waiting:
         opened.wait_for_timeout(100)
-    for name in ("#example", "#microphone", "#portrait-file", "#speak-file"):
+    opened.set_input_files("#sound-file", write_wav(tmp_path / "hello.wav", 1))
+    until(opened, "document.getElementById('state').textContent.includes('ready to be spoken')")
+    for name in ("#example", "#microphone", "#portrait-file", "#speak-file", "#make-video"):
         assert opened.locator(name).is_disabled()
     waiting[0].continue_()
-    for name in ("#example", "#microphone", "#portrait-file"):
+    for name in ("#example", "#microphone", "#portrait-file", "#speak-file", "#make-video"):
         until(opened, f"!document.querySelector('{name}').disabled")
     opened.close()
 

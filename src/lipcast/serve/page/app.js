@@ -426,6 +426,7 @@ function show() {
   $("record").textContent = session.recorded ? "Save" : "Record";
   $("again").hidden = !localStorage.getItem(SAVED) || open;
   talk.show();
+  gallery.show();
 }
 
 const DOINGS = {
@@ -512,7 +513,6 @@ const upload = (file) => guarded(async () => {
 
 function takeSound(file) {
   soundFile = file;
-  document.dispatchEvent(new Event("sound"));
   say(`${file.name} is ready to be spoken.`, "good");
   show();
 }

@@ -10,11 +10,10 @@ class Gallery {
     this.list = list;
     this.items = new Map();
     this.timer = null;
-    this.show();
     this.look();
   }
 
-  show() { $("make-video").disabled = !soundFile; }
+  show() { $("make-video").disabled = !soundFile || !info; }
 
   // Ask for all videos; again soon while one is not finished.
   async look() {
@@ -159,5 +158,4 @@ class GalleryItem {
 
 const gallery = new Gallery($("videos"));
 $("make-video").addEventListener("click", () => guarded(() => gallery.make()));
-document.addEventListener("sound", () => gallery.show());
 document.addEventListener("visibilitychange", () => { if (!document.hidden) gallery.look(); });
