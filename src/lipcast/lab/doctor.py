@@ -87,7 +87,7 @@ def _torch(cards: Sequence[DriverCard]) -> Iterator[Finding]:
 
 
 def _driver(torch: Any, cards: Sequence[DriverCard]) -> Finding:
-    """Yield what torch and the driver say about CUDA together."""
+    """Return what torch and the driver say about CUDA together."""
     listed = cards[0].driver_version if cards else ""
     if torch.cuda.is_available():
         return Finding("CUDA", "ok", f"{torch.version.cuda}, driver {listed or 'unknown'}")
@@ -139,7 +139,7 @@ def _kernels(device: Any) -> Iterator[Finding]:
 
 
 def _attention(torch: Any) -> Finding:
-    """Yield the back ends of torch's attention that compute one head of the model's size here."""
+    """Return the back ends of torch's attention that compute one head of the model's size here."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     on_gpu = torch.cuda.is_available()

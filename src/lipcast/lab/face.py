@@ -151,7 +151,7 @@ def _look(
 
 
 def _places(frame: Frame) -> list[tuple[float, float, float]]:
-    """Yield squares (centre x, centre y, side) of four sizes that overlap by half."""
+    """Return squares (centre x, centre y, side) of four sizes that overlap by half."""
     height, width = frame.shape[:2]
     places = []
     for scale in _SCALES:

@@ -112,7 +112,7 @@ def figures(record: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def read_results(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """Yield every whole record of some files, in order. Raises InputError."""
+    """Return every whole record of some files, in order. Raises InputError."""
     return [record for path in paths for record in _read(path)]
 
 

@@ -204,7 +204,7 @@ class DiT(nn.Module):
         ]
 
     def _each_layer(self, use: WeightUse) -> Iterator[tuple[int, TransformerBlock]]:
-        """Return the layers in order, each with its weights at hand."""
+        """Yield the layers in order, each with its weights at hand."""
         for layer, block in enumerate(self.layers):
             self.ensure_resident(use, layer)
             yield layer, block

@@ -215,7 +215,7 @@ class KVRing:
         return min(self.window, next_frame - self._start_frame)
 
     def _runs(self, first_frame: int, num_frames: int) -> list[tuple[int, int, int]]:
-        """Yield (index, position, count) of each run of new frames without a wrap."""
+        """Return (index, position, count) of each run of new frames without a wrap."""
         assert num_frames <= self.window, "a block does not fit the window"
         start = first_frame - self._start_frame
         assert start >= 0, "a frame before the ring's first"

@@ -95,7 +95,7 @@ class AttentionProjections(nn.Module):
         return self.heads(self.norm_k(self.k(x))), self.heads(self.v(x))
 
     def queries_keys_values(self, x: Rows, *, joined: bool) -> tuple[Tensor, ...]:
-        """[..., D] -> queries, keys and values [..., D], before any norm.
+        """Project [..., D] to queries, keys and values [..., D], before any norm.
 
         `joined`: by one product if possible; they are then parts of one tensor, with a stride of rows.
         """

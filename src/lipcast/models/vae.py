@@ -189,7 +189,7 @@ def decoder_units(layers: Sequence[nn.Module]) -> list[Unit]:
 
 
 def encoder_stages(config: VAEConfig, dims: list[int]) -> Iterator[nn.Module]:
-    """Return the residual blocks of each width, a downsampling between two widths."""
+    """Yield the residual blocks of each width, a downsampling between two widths."""
     for stage, out_dim in enumerate(dims[1:]):
         in_dim = dims[stage]
         for _ in range(config.num_res_blocks):
@@ -200,7 +200,7 @@ def encoder_stages(config: VAEConfig, dims: list[int]) -> Iterator[nn.Module]:
 
 
 def decoder_stages(config: VAEConfig) -> Iterator[nn.Module]:
-    """Return the residual blocks of each width, an upsampling (which halves the width) between two."""
+    """Yield the residual blocks of each width, an upsampling (which halves the width) between two."""
     in_dim = config.dim * config.dim_mult[-1]
     temporal_upsample = tuple(reversed(config.temporal_downsample))
     for stage, mult in enumerate(reversed(config.dim_mult)):

@@ -70,7 +70,7 @@ class TinyDecoder(nn.Module):
     def _with_memory(
         self, name: str, block: MemoryBlock, x_TCHW: Tensor, state: StreamState
     ) -> Tensor:
-        """Return a block over some pictures, each beside the one before it; zeros before the first."""
+        """Run a block over some pictures, each beside the one before it; zeros before the first."""
         newest = state.caches.get(name, torch.zeros_like(x_TCHW[:1]))
         before_TCHW = torch.cat((newest, x_TCHW[:-1]))
         state.caches[name] = x_TCHW[-1:].clone()

@@ -148,7 +148,7 @@ class DistributedModel:
 
     @property
     def _prefers_wavefront(self) -> bool:
-        """Return whether stages run all their steps in one pass, as streamed weights prefer."""
+        """Whether stages run all their steps in one pass, as streamed weights prefer."""
         plans = [rank.plan for rank in self.plan.ranks if rank.plan is not None]
         return self._is_planned and any(plan.num_lanes > 1 for plan in plans)
 

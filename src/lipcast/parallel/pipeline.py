@@ -236,7 +236,7 @@ class _RemoteFrames:
 
     @property
     def is_ready(self) -> bool:
-        """Return whether `collect` would return at once."""
+        """Whether `collect` would return at once."""
         return self.video.has_frames(self.block)
 
     def collect(self) -> NDArray[np.uint8]:

@@ -104,7 +104,7 @@ class RankHandle:
 
     @property
     def is_alive(self) -> bool:
-        """Return whether neither an error nor the end of its process is known."""
+        """Whether neither an error nor the end of its process is known."""
         is_gone = self.process is not None and self.process.poll() is not None
         return self.failure is None and not is_gone
 

@@ -25,12 +25,12 @@ class Role:
 
     @property
     def decodes(self) -> bool:
-        """Return whether this rank decodes frames."""
+        """Whether this rank decodes frames."""
         return self.rank == decoder_rank(self.layout)
 
     @property
     def is_last_stage(self) -> bool:
-        """Return whether blocks become clean on this rank."""
+        """Whether blocks become clean on this rank."""
         return self.stage == self.layout.stages - 1
 
     @property

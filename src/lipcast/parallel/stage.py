@@ -227,7 +227,7 @@ class DecoderVideo:
 
     @property
     def is_decoding(self) -> bool:
-        """Return whether frames are left to be collected."""
+        """Whether frames are left to be collected."""
         return len(self._queue) > 0
 
     def run(self, tick: Tick) -> None:

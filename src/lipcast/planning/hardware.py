@@ -83,7 +83,7 @@ class Hardware:
 
     @property
     def has_fp8(self) -> bool:
-        """Return whether fp8 weights are multiplied as they are."""
+        """Whether fp8 weights are multiplied as they are."""
         return self.fp8_flops > 0 and self.multiplies_fp8
 
 
@@ -104,7 +104,7 @@ class _Sheet:
 
     @property
     def memory_bytes(self) -> int:
-        """Return the memory that programs can use."""
+        """Memory that programs can use."""
         return int(self.memory_gib * _VISIBLE_MEMORY * GIB)
 
     def hardware(self, capability: Capability) -> Hardware:

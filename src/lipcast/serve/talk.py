@@ -114,7 +114,7 @@ class Talk:
                 self.interrupt_speech()
 
     def end_turn(self) -> None:
-        """Whoever asks has said all."""
+        """End the turn of whoever asks."""
         ended = self._listener.end() if self._listener is not None else None
         if ended is not None:
             self._take_turn(ended)

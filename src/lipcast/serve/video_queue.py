@@ -277,7 +277,7 @@ class VideoQueue:
                     self.store.remove(name)
 
     def on_segment(self) -> None:
-        """A segment begins: wait while its memory is left to live sessions."""
+        """Begin a segment: wait while its memory is left to live sessions."""
         self._num_frames = 0
         self.rest(max(0.0, self._refused_until - time.monotonic()))
 

@@ -86,11 +86,11 @@ class Answer:
     """[text, seconds]."""
 
     def begin(self, sentence: str) -> None:
-        """The next sentence is going to be spoken."""
+        """Begin the next sentence, which is going to be spoken."""
         self.sentences.append([sentence, 0.0])
 
     def extend(self, seconds: float) -> None:
-        """The speech of the last sentence is longer by so much."""
+        """Add seconds to the speech of the last sentence."""
         self.sentences[-1][1] += seconds
 
     def cut(self, unspoken_s: float) -> None:

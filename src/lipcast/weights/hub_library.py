@@ -41,7 +41,7 @@ class HubLibrary:
 
     @property
     def is_offline(self) -> bool:
-        """Return whether the environment says that there is no network."""
+        """Whether the environment says that there is no network."""
         return bool(self._library.constants.HF_HUB_OFFLINE)
 
     def __call__(self, repo: str, **options: Any) -> Any:

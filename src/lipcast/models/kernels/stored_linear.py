@@ -54,7 +54,7 @@ def stored_linear(
 
 
 def _readable(numbers: Tensor) -> Tensor:
-    """8-bit floats as bytes for a device without instructions that read them."""
+    """Return 8-bit floats as bytes for a device without instructions that read them."""
     native = numbers.dtype != FP8 or has_fp8_instructions(numbers.device)
     return numbers if native else numbers.view(torch.uint8)
 
