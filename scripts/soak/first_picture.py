@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import sys
-import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -25,9 +24,7 @@ import torch
 import websockets
 
 sys.path.append(str(Path(__file__).parent))
-from live import make_hub
-
-from lipcast.serve.run import RunningServer
+from live import make_hub, serving
 
 PHASES = ("session", "stream", "picture")
 
@@ -68,26 +65,18 @@ def main() -> None:
     parser.add_argument("--same", action="store_true", help="the same portrait each time, prepared")
     args = parser.parse_args()
     hub = make_hub(args.model, args.size)
-    server = RunningServer(hub)
-    thread = threading.Thread(target=server.run)
-    thread.start()
     found: list[dict[str, tuple[float, float]]] = []
-    try:
-        while not hub.is_ready and hub.failure is None:
-            time.sleep(0.1)
+    with serving(hub) as url:
         names = hub.portraits.example_names
         for number in range(args.sessions):
             while args.same and number and not hub.is_prepared:
                 time.sleep(0.1)
             name = names[0 if args.same else number % len(names)]
-            times = asyncio.run(first_picture(server.url, name))
+            times = asyncio.run(first_picture(url, name))
             found.append(times)
             began = times["start"]
             print("  ".join(f"{phase} {times[phase][0] - began[0]:.3f} s "
                             f"({times[phase][1] - began[1]:.3f} CPU s)" for phase in PHASES))  # fmt: skip
-    finally:
-        server.stop()
-        thread.join()
     figures = [
         {phase: [round(each[phase][i] - each["start"][i], 3) for i in (0, 1)] for phase in PHASES}
         for each in found

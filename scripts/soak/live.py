@@ -19,6 +19,8 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,21 @@ def make_hub(model: str, size: str | None) -> Hub:
     return Hub(FakeModel, settings, options=options)
 
 
+@contextmanager
+def serving(hub: Hub) -> Iterator[str]:
+    """Run a server in a thread of this process; yields its address when the model is loaded or has failed."""
+    server = RunningServer(hub)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not hub.is_ready and hub.failure is None:
+            time.sleep(0.1)
+        yield server.url
+    finally:
+        server.stop()
+        thread.join()
+
+
 def main() -> int:
     """Run the soak; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -127,20 +144,11 @@ def main() -> int:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--size", default="64*64")
     args = parser.parse_args()
-    hub = make_hub(args.model, args.size)
-    server = RunningServer(hub)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not hub.is_ready and hub.failure is None:
-            time.sleep(0.1)
+    with serving(make_hub(args.model, args.size)) as url:
         client = Client(args.minutes)
         began = time.monotonic()
-        asyncio.run(client.run(server.url))
+        asyncio.run(client.run(url))
         seconds = time.monotonic() - began
-    finally:
-        server.stop()
-        thread.join()
     settled = client.memory[len(client.memory) // 10 :]
     growth = settled[-1] / settled[0] - 1
     skew_s = max(abs(skew) for skew in client.skews)

@@ -16,8 +16,6 @@ import io
 import json
 import os
 import sys
-import threading
-import time
 import urllib.request
 import wave
 from pathlib import Path
@@ -28,10 +26,9 @@ import websockets
 from numpy.typing import NDArray
 
 sys.path += [str(Path(__file__).parents[2] / "tests"), str(Path(__file__).parent)]
-from live import make_hub
+from live import make_hub, serving
 
 import lipcast
-from lipcast.serve.run import RunningServer
 from pixels import correlation, mouth_opening
 
 ROOT = Path(__file__).parents[2]
@@ -98,17 +95,8 @@ def main() -> None:
     args = parser.parse_args()
     voice = ROOT / "examples" / f"{args.voice}.wav"
     drive = np.load(ROOT / "tests" / "data" / f"{args.voice}_mouth_open.npy")
-    hub = make_hub("tiny", None)
-    server = RunningServer(hub)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not hub.is_ready and hub.failure is None:
-            time.sleep(0.1)
-        pictures, sound = read(asyncio.run(record(server.url, args.portrait, voice)))
-    finally:
-        server.stop()
-        thread.join()
+    with serving(make_hub("tiny", None)) as url:
+        pictures, sound = read(asyncio.run(record(url, args.portrait, voice)))
     offline = lipcast.load("tiny").generate(
         image=ROOT / "examples" / args.portrait, audio=voice, prompt=PROMPT, seed=SEED, num_clip=2
     )
