@@ -176,7 +176,14 @@ class LiveSession:
 
         Raises SessionFailedError where the session was ended by an error.
         """
-        with self._notifying():
+        return self._poll(max_frames)[0]
+
+    def _poll(self, max_frames: int) -> tuple[list[AVFrame], bool]:
+        """Return what `poll` returns, and whether the session had ended at that moment.
+
+        Only frames that were taken are a change: whoever waits for some must not wake itself by looking.
+        """
+        with self._changed:
             if self._failure:
                 raise SessionFailedError(f"the session has failed: {self._failure}; open a new one")
             found: list[AVFrame] = []
@@ -196,7 +203,10 @@ class LiveSession:
                     )
                 )
                 self._num_given += 1
-            return found
+            has_ended = self._has_ended
+        if found:
+            self._notify()
+        return found, has_ended
 
     def next_kind(self) -> tuple[int, bool] | None:
         """Return the epoch of the next frame, and whether it speaks; None where none is ready."""
@@ -210,8 +220,8 @@ class LiveSession:
         while True:
             with self._changed:
                 self._changed.wait_for(self._can_poll)
-                found, ended = self.poll(), self._has_ended
-            if not found and ended:
+            found, has_ended = self._poll(1)
+            if not found and has_ended:
                 return
             yield from found
 
@@ -224,10 +234,12 @@ class LiveSession:
                 loop.call_soon_threadsafe(ready.set)
 
         with self.listening(wake):
-            while not (found := self.poll(max_frames)) and not self._has_ended:
+            while True:
+                found, has_ended = self._poll(max_frames)
+                if found or has_ended:
+                    return found
                 await ready.wait()
                 ready.clear()
-            return found
 
     async def __aiter__(self) -> AsyncIterator[AVFrame]:
         """Yield the frames as they are made, in an event loop."""
@@ -325,6 +337,10 @@ class LiveSession:
         """Hold the lock, then wake whoever waits."""
         with self._changed:
             yield
+        self._notify()
+
+    def _notify(self) -> None:
+        with self._changed:
             self._changed.notify_all()
             listeners = tuple(self._listeners)
         if self.wake_runner is not None:
