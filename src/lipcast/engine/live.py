@@ -15,13 +15,13 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lipcast.config.closing import Closing
 from lipcast.engine.frames import FrameBlock
 from lipcast.engine.live_timeline import LiveBlock, LiveTimeline
 from lipcast.engine.live_types import AVFrame, LiveLimits, LiveState, LiveStats
@@ -29,7 +29,7 @@ from lipcast.engine.session import Session
 from lipcast.errors import CancelledError, SessionFailedError, UsageError
 
 
-class LiveSession:
+class LiveSession(Closing):
     """Push sound, take frames. Made by `Lipcast.live`; a context manager."""
 
     def __init__(
@@ -306,9 +306,10 @@ class LiveSession:
                 return
             if made.is_speech:
                 self._drop_idle()
+                self._num_utterances += made.begins_utterance
                 if self._utterance_began is not None:
                     self._first_frame_s = self._clock() - self._utterance_began
-                    self._utterance_began, self._num_utterances = None, self._num_utterances + 1
+                    self._utterance_began = None
             sounds = np.split(block.audio, len(block.frames))
             self._frames.extend((made, *each) for each in zip(block.frames, sounds, strict=True))
 
@@ -347,14 +348,3 @@ class LiveSession:
             self.wake_runner()
         for listener in listeners:
             listener()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
