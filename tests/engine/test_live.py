@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import time
 import weakref
@@ -14,65 +13,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from live_by_hand import LIMITS, RATE, Live
 
-from fake_live import BLOCK, FakeSession
+from fake_live import BLOCK
 from lipcast.config.models import VIDEO_FPS
-from lipcast.engine.live import LiveSession
 from lipcast.engine.live_runner import LiveRunner
-from lipcast.engine.live_timeline import LiveSounds
-from lipcast.engine.live_types import LiveLimits, LiveState
+from lipcast.engine.live_types import LiveState
 from lipcast.errors import CancelledError, InputError, SessionFailedError, UsageError
-from lipcast.media.audio import PcmSource
 from planned import manager_of, planned
 from sounds import syllables
 
 SMALL: dict[str, Any] = {"size": "64*64", "sample_steps": 2}
-RATE = 16_000
 BLOCK_SAMPLES = BLOCK * RATE // VIDEO_FPS
-LIMITS = LiveLimits(max_pending_s=5, max_frames_ahead=24, patience_s=1)
-
-
-class Clock:
-    """Seconds that pass only when told."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Live:
-    """A live session on a `FakeSession`, advanced by hand."""
-
-    def __init__(self, tiny, **options: Any) -> None:
-        self.clock = Clock()
-        self.timeline = LiveSounds(tiny.bundle).timeline(
-            lambda rate: PcmSource(rate, mux_rate=RATE),
-            video_frames_per_block=BLOCK,
-            sample_rate=RATE,
-            max_pending_s=LIMITS.max_pending_s,
-        )
-        self.fake = FakeSession(self.timeline)
-        self.session = LiveSession(
-            self.fake, self.timeline, encode_prompt=torch.tensor, limits=LIMITS, clock=self.clock, **options
-        )  # fmt: skip
-        self.runner = LiveRunner(lambda _: self.fake.tick(), threaded=False)
-        self.runner.add(self.session)
-
-    def run(self, most: int = 50) -> None:
-        while most and self.runner.step():
-            most -= 1
-
-    def take(self, count: int = 10_000) -> list:
-        """Take frames as far as they come, advancing the session in between."""
-        taken = []
-        while len(taken) < count:
-            found = self.session.poll(count - len(taken))
-            taken += found
-            if not found and not self.runner.step():
-                break
-        return taken
 
 
 @pytest.fixture
@@ -189,7 +141,17 @@ def test_another_rate_begins_another_utterance(live):
     live.session.finish()
     frames = live.take()
     assert len(frames) == 3 * 36 and live.session.state is LiveState.CLOSED
-    assert live.fake.closed
+    assert live.fake.closed and live.session.stats().num_utterances == 3
+
+
+def test_utterances_that_wait_are_counted_where_they_are_shown(live):
+    for _ in range(3):
+        live.session.push_audio(tone(RATE), sample_rate=RATE)
+        live.session.end_utterance()
+    live.clock.now = 0.5
+    counts = [live.session.stats().num_utterances for _ in range(3) if live.take(36)]
+    assert counts == [1, 2, 3]
+    assert live.session.stats().first_frame_s == 0.5  # of the one that nothing was shown before
 
 
 def test_wrong_sound_is_explained(live):
@@ -214,69 +176,6 @@ def test_a_failure_reaches_the_consumer(live):
     with pytest.raises(SessionFailedError, match="lost"):
         live.session.poll()
     assert live.session.state is LiveState.CLOSED
-
-
-def test_frames_in_an_event_loop(live):
-    async def scenario() -> tuple[int, bool]:
-        taking = asyncio.create_task(live.session.next_frames(100))
-        await asyncio.sleep(0)
-        assert not taking.done()
-        live.run()
-        found = await asyncio.wait_for(taking, 5)
-        live.session.close()
-        return len(found), [frame async for frame in live.session] == []
-
-    assert asyncio.run(scenario()) == (BLOCK, True)
-
-
-def test_waiting_for_frames_wakes_nobody(tiny):
-    live, woken = Live(tiny, idle=False), []
-    live.session.wake_runner = lambda: woken.append(None)
-
-    async def scenario() -> None:
-        taking = asyncio.create_task(live.session.next_frames())
-        for _ in range(50):
-            await asyncio.sleep(0)
-        assert not taking.done()
-        taking.cancel()
-
-    asyncio.run(scenario())
-    assert woken == []
-
-
-class Turnstile:
-    """A lock that does something once, when it has been left for the n-th time."""
-
-    def __init__(self, lock: Any, act: Any, *, after: int) -> None:
-        self._lock, self._act, self._left = lock, act, after
-
-    def __enter__(self) -> Any:
-        return self._lock.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        self._lock.__exit__(*error)
-        self._left -= 1
-        if self._left == 0:
-            self._act()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._lock, name)
-
-
-@pytest.mark.parametrize("moment", range(1, 4))
-def test_a_failure_while_somebody_begins_to_wait_is_not_lost(live, moment):
-    session, error = live.session, SessionFailedError("the session has failed: lost")
-    session._changed = Turnstile(session._changed, lambda: session.fail(error), after=moment)
-
-    async def scenario() -> None:
-        async with asyncio.timeout(60):
-            taking = asyncio.create_task(session.next_frames())
-            await asyncio.sleep(0)
-            session.resume()  # leaves the lock again, for the later moments
-            await taking
-
-    with pytest.raises(SessionFailedError, match="lost"):
-        asyncio.run(scenario())
 
 
 ACTIONS = st.lists(

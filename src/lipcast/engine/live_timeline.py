@@ -60,6 +60,7 @@ class LiveBlock:
     epoch: int
     is_speech: bool
     samples: Samples
+    begins_utterance: bool = False
 
 
 class _Utterance:
@@ -228,7 +229,7 @@ class LiveTimeline:
             if taken is None:
                 return None
             features, samples = taken
-            self._begun.append(LiveBlock(epoch, True, samples))
+            self._begun.append(LiveBlock(epoch, True, samples, utterance.num_begun == 1))
             self._forget_finished()
             return features
 

@@ -75,6 +75,6 @@ class LiveStats:
     num_utterances: int
     """Utterances of which pictures were made."""
     first_frame_s: float | None
-    """From the first sound of the last utterance to its first picture."""
+    """From the first sound of the last utterance that did not wait for another to its first picture."""
     block_s: float | None
     """Seconds of computing for the last block."""

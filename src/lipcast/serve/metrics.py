@@ -99,7 +99,8 @@ class Metrics:
         self._dropped.labels("interrupted").inc(grown("num_interrupted_dropped"))
         self._lost_sound.inc(grown("dropped_sound_s"))
         self._interrupts.inc(grown("num_interrupts"))
-        if now.first_frame_s is not None and (before is None or grown("num_utterances")):
+        last = before.first_frame_s if before else None
+        if now.first_frame_s is not None and now.first_frame_s != last:
             self.first_frame.observe(now.first_frame_s)
         if now.block_s is not None and grown("num_frames_made"):
             self.block.observe(now.block_s)
