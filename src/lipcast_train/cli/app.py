@@ -1,0 +1,30 @@
+"""The `lipcast-train` command with its subcommands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lipcast.cli.command import Command, Group
+
+_HELP = """Train a model of the Live Avatar family.
+
+\b
+Train every network from nothing, small, in three minutes:
+  lipcast-train all --preset smoke -o out/smoke
+  lipcast generate --model out/smoke/model --image me.png --audio hello.wav -o out.mp4
+"""
+SUBCOMMANDS: tuple[Command, ...] = ()
+
+
+def make_app() -> Group:
+    """Return the command with all its subcommands."""
+    app = Group("lipcast-train", help=_HELP)
+    for subcommand in SUBCOMMANDS:
+        app.add_command(subcommand)
+    return app
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run one command; returns its exit code, or lets its error through."""
+    result = make_app().main(list(arguments), prog_name="lipcast-train", standalone_mode=False)
+    return result if isinstance(result, int) else 0
