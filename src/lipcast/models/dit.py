@@ -153,10 +153,7 @@ class DiT(nn.Module):
     ) -> None:
         """Run the condition tokens [reference | motion] at time zero; `sink` keeps keys and values."""
         height, width = self._patches(*ref_C1HW.shape[2:])
-        ref_TD = conv32(self.patch_embedding, ref_C1HW).flatten(1).T
-        motion_TD = self.frame_packer(motion_CFHW)
-        mask = self.trainable_cond_mask.weight
-        x_1TD = torch.cat((ref_TD + mask[_REF_ROW], motion_TD + mask[_MOTION_ROW]))[None]
+        x_1TD = self.embed_condition(ref_C1HW, motion_CFHW)[None]
         ref = self.rotary.video(REF_FRAME, 1, height, width).to(self.device)
         motion = self.rotary.motion(height, width).to(self.device)
         rows_16D = self.encode_time(0.0).block_6D[None]
@@ -181,7 +178,7 @@ class DiT(nn.Module):
 
     def forward(self, lanes: Sequence[Lane]) -> list[Tensor]:
         """Return velocities_CFHW, one per lane. Rings of the lanes are written; lanes have equal S."""
-        x_GSD = torch.cat([self._embed_noisy(lane.latent_CFHW) for lane in lanes])
+        x_GSD = torch.cat([self.embed_noisy(lane.latent_CFHW) for lane in lanes])
         frames = [lane.latent_CFHW.shape[1] for lane in lanes]
         rows_G6D = torch.cat(
             [_per_frame(lane.time.block_6D, f) for lane, f in zip(lanes, frames, strict=True)]
@@ -200,7 +197,7 @@ class DiT(nn.Module):
                 x_GSD = self.kernels.add(x_GSD, residual_GSD)
         patches = self.head(x_GSD, head_GD).split(frames)
         return [
-            self._unpatchify(p, lane.latent_CFHW) for p, lane in zip(patches, lanes, strict=True)
+            self.unpatchify(p, lane.latent_CFHW) for p, lane in zip(patches, lanes, strict=True)
         ]
 
     def _each_layer(self, use: WeightUse) -> Iterator[tuple[int, TransformerBlock]]:
@@ -209,7 +206,14 @@ class DiT(nn.Module):
             self.ensure_resident(use, layer)
             yield layer, block
 
-    def _embed_noisy(self, latent_CFHW: Tensor) -> Tensor:
+    def embed_condition(self, ref_C1HW: Tensor, motion_CFHW: Tensor) -> Tensor:
+        """Return the condition tokens_TD, [reference | motion]."""
+        ref_TD = conv32(self.patch_embedding, ref_C1HW).flatten(1).T
+        motion_TD = self.frame_packer(motion_CFHW)
+        mask = self.trainable_cond_mask.weight
+        return torch.cat((ref_TD + mask[_REF_ROW], motion_TD + mask[_MOTION_ROW]))
+
+    def embed_noisy(self, latent_CFHW: Tensor) -> Tensor:
         """Return tokens_FSD. Without a pose the condition latent is zero: its encoder adds its bias only."""
         tokens_DFhw = conv32(self.patch_embedding, latent_CFHW)
         tokens_FSD = tokens_DFhw.flatten(2).permute(1, 2, 0)
@@ -217,7 +221,7 @@ class DiT(nn.Module):
         added_D = self.cond_encoder.bias + self.trainable_cond_mask.weight[_NOISY_ROW]
         return tokens_FSD + added_D
 
-    def _unpatchify(self, patches_FSP: Tensor, like_CFHW: Tensor) -> Tensor:
+    def unpatchify(self, patches_FSP: Tensor, like_CFHW: Tensor) -> Tensor:
         """Turn rows of (ph, pw, c), c fastest, back into a picture."""
         _, ph, pw = self.config.patch_size
         frames, height, width = like_CFHW.shape[1:]
