@@ -105,6 +105,12 @@ def merged(a: Tensor, b: Tensor, smooth: float) -> Tensor:
     return b + (a - b) * share - smooth * share * (1 - share)
 
 
+def common(a: Tensor, b: Tensor, radius: float) -> Tensor:
+    """Return the intersection of two shapes, its corner rounded."""
+    outer = (a.add(radius).clamp_min(0).square() + b.add(radius).clamp_min(0).square()).sqrt()
+    return outer + torch.maximum(a, b).add(radius).clamp_max(0) - radius
+
+
 def texture(pattern_HW: Tensor, x: Tensor, y: Tensor, scale: float) -> Tensor:
     """Return a pattern that tiles the plane by reflection, seen at coordinates."""
     x, y = torch.broadcast_tensors(x / scale, y / scale)

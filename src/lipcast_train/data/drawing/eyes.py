@@ -32,7 +32,9 @@ def draw_eyes(canvas: Canvas, head: Head) -> None:
     face = head.person.face
     for side in (-1.0, 1.0):
         middle = side * face.eye_spread
-        area = head.window(canvas, middle - 0.30, face.eye_y - 0.28, middle + 0.30, face.eye_y + 0.24)
+        area = head.window(
+            canvas, middle - 0.30, face.eye_y - 0.28, middle + 0.30, face.eye_y + 0.24
+        )
         eye = _eye(area, head, side)
         _draw_ball(area, head, eye)
         _draw_lids(area, head, eye)
@@ -66,10 +68,17 @@ def _draw_ball(area: Canvas, head: Head, eye: _Eye) -> None:
     iris = ellipse(ix, iy, radius, radius)
     mask = white * inside(iris)
     area.paint(head.colour(person.iris), mask)
-    area.paint(head.colour(person.iris, 1.75), mask * fade(iris, 0.05, -0.5) * fade(iy, -0.05, 0.09) * 0.75)
+    area.paint(
+        head.colour(person.iris, 1.75), mask * fade(iris, 0.05, -0.5) * fade(iy, -0.05, 0.09) * 0.75
+    )
     area.paint(head.colour(person.iris, 0.32), mask * fade(iris, -0.28, 0.0) * 0.85)
-    area.paint(head.colour((0.03, 0.02, 0.03)), white * inside(ellipse(ix, iy, radius * 0.46, radius * 0.46)))
-    area.paint(head.colour((0.28, 0.20, 0.22)), white * fade(eye.y - eye.upper, 0.085, -0.01) * 0.50)
+    area.paint(
+        head.colour((0.03, 0.02, 0.03)),
+        white * inside(ellipse(ix, iy, radius * 0.46, radius * 0.46)),
+    )
+    area.paint(
+        head.colour((0.28, 0.20, 0.22)), white * fade(eye.y - eye.upper, 0.085, -0.01) * 0.50
+    )
     _draw_catch_lights(area, head, ix, iy, radius, white)
 
 
@@ -98,7 +107,11 @@ def _draw_lids(area: Canvas, head: Head, eye: _Eye) -> None:
         start = (face.eye_width * 0.90, -0.015)
         flick = segment(eye.out, eye.y, start, (face.eye_width * 1.22, -0.075)) - 0.013
         area.paint(head.colour(_LASH), inside(flick) * 0.9)
-        lid = fade(eye.y - eye.upper, -0.09, -0.02) * (eye.y < eye.upper) * fade(eye.along.abs(), 1.05, 0.7)
+        lid = (
+            fade(eye.y - eye.upper, -0.09, -0.02)
+            * (eye.y < eye.upper)
+            * fade(eye.along.abs(), 1.05, 0.7)
+        )
         area.paint(head.shadow(person.skin, 1.2), lid * 0.35 * face.lashes)
 
 
@@ -110,14 +123,20 @@ def draw_brows(canvas: Canvas, head: Head) -> None:
         dark = (0.26, 0.18, 0.14)
     for side in (-1.0, 1.0):
         middle = side * face.eye_spread
-        area = head.window(canvas, middle - 0.40, face.brow_y - 0.40, middle + 0.40, face.brow_y + 0.30)
+        area = head.window(
+            canvas, middle - 0.40, face.brow_y - 0.40, middle + 0.40, face.brow_y + 0.30
+        )
         x, y = head.at(area, _DEPTH)
         out = x * side - face.eye_spread
         along = (out - 0.02) / 0.30
         inward = (0.35 - along).clamp(-0.6, 1.35)
         height = face.brow_y - 0.15 * pose["brows"] - 0.115 * pose["brow_tilt"] * inward
         height = height - 0.065 * (1 - (along - 0.15).square()).clamp(-1, 1) + 0.02 * along
-        weight = face.brow_weight * (1.05 - 0.55 * fade(along, -0.1, 1.0)) * fade(along.abs(), 1.04, 0.78)
+        weight = (
+            face.brow_weight
+            * (1.05 - 0.55 * fade(along, -0.1, 1.0))
+            * fade(along.abs(), 1.04, 0.78)
+        )
         hairs = 0.85 + 0.15 * torch.sin(70 * (out + 0.6 * (y - height)) + 3 * torch.sin(9 * out))
         mask = inside((y - height).abs() - weight) * (along.abs() < 1.04)
         area.paint(head.colour((dark[0], dark[1], dark[2])), mask * hairs * 0.93)
@@ -154,5 +173,5 @@ def _rim(head: Head, out: Tensor, y: Tensor) -> Tensor:
     if kind == "round":
         return (out.square() + y.square()).sqrt() - 0.285
     if kind == "cat":
-        return box(out, y + 0.22 * out.clamp_min(0), 0.30, 0.20 , 0.15)
+        return box(out, y + 0.22 * out.clamp_min(0), 0.30, 0.20, 0.15)
     return box(out, y, 0.30, 0.205, 0.09 if kind == "square" else 0.14)

@@ -31,7 +31,7 @@ def draw_neck(canvas: Canvas, head: Head) -> None:
     neck = torch.maximum(x.abs() - width, 0.5 - y)
     area.paint(head.colour(head.person.skin, 0.94), inside(neck))
     hx, hy = head.at(area)
-    drop = face_shape(head, hx - 0.10 * head.person.finish.light[0] * -1, hy - 0.26)
+    drop = face_shape(head, hx + 0.10 * head.person.finish.light[0], hy - 0.26)
     area.paint(head.shadow(head.person.skin, 0.85), inside(neck) * fade(drop, 0.06, -0.16) * 0.85)
 
 
@@ -49,8 +49,12 @@ def draw_ears(canvas: Canvas, head: Head) -> None:
         inner = ellipse(x - 0.02 + 0.12 * (y - 0.08), y - 0.06, 0.09, 0.18)
         area.paint(head.shadow(head.person.skin, 0.75), inside(ear) * fade(inner, 0.35, -0.4) * 0.6)
         if head.person.earrings:
-            area.paint(head.colour((0.90, 0.74, 0.36)), inside(ellipse(x + 0.02, y - 0.40, 0.055, 0.055)))
-            area.paint(head.colour((1.0, 0.95, 0.80)), inside(ellipse(x + 0.03, y - 0.385, 0.018, 0.018)))
+            area.paint(
+                head.colour((0.90, 0.74, 0.36)), inside(ellipse(x + 0.02, y - 0.40, 0.055, 0.055))
+            )
+            area.paint(
+                head.colour((1.0, 0.95, 0.80)), inside(ellipse(x + 0.03, y - 0.385, 0.018, 0.018))
+            )
 
 
 def draw_face(canvas: Canvas, head: Head) -> None:
@@ -64,7 +68,9 @@ def draw_face(canvas: Canvas, head: Head) -> None:
     turned_x, turned_y = x - 0.25 * head.pose["yaw"], y - 0.25 * head.pose["pitch"]
     lit = (light_x * turned_x + light_y * 0.75 * (turned_y - 0.05)) / 1.05
     area.paint(head.shadow(person.skin), mask * fade(-lit, 0.05, 1.15) * min(0.9, 0.55 * strength))
-    area.paint(head.colour(person.skin, 1.14), mask * fade(lit, 0.1, 1.1) * min(0.8, 0.5 * strength))
+    area.paint(
+        head.colour(person.skin, 1.14), mask * fade(lit, 0.1, 1.1) * min(0.8, 0.5 * strength)
+    )
     rim = fade(x.abs(), 0.62, 1.05) * (1 - fade(y, 0.9, 1.2))
     area.paint(head.shadow(person.skin, 0.7), mask * rim * 0.35)
     _draw_cheeks(area, head, mask)
@@ -80,7 +86,10 @@ def _draw_cheeks(area: Canvas, head: Head, mask: Tensor) -> None:
     rosy = (min(1, person.skin[0] * 1.02), person.skin[1] * 0.76, person.skin[2] * 0.74)
     area.paint(head.colour(rosy), mask * cheek * (0.25 + 0.5 * face.blush))
     apple = blob(x.abs() - 0.52, y - 0.30 + lift, 0.17, 0.10)
-    area.paint(head.colour(person.skin, 1.15), mask * apple * (0.30 + 0.25 * head.pose["corners"].clamp_min(0)))
+    area.paint(
+        head.colour(person.skin, 1.15),
+        mask * apple * (0.30 + 0.25 * head.pose["corners"].clamp_min(0)),
+    )
     socket = blob(x.abs() - face.eye_spread, y - face.eye_y + 0.06, 0.30, 0.19)
     area.paint(head.shadow(person.skin, 0.8), mask * socket * 0.30)
     under_lip = blob(x, y - face.mouth_y - 0.27 - 0.38 * head.pose["opening"], 0.24, 0.06)
@@ -118,7 +127,9 @@ def draw_nose(canvas: Canvas, head: Head) -> None:
     width = face.nose_width
     ridge = fade(y, -0.52, -0.10) * fade(y, 0.06, -0.04)
     area.paint(dark, blob(x - away * 0.11, y * 0, 0.075, 1.0) * ridge * 0.34)
-    area.paint(head.colour(person.skin, 1.16), blob(x + away * 0.015, y * 0, 0.05, 1.0) * ridge * 0.5)
+    area.paint(
+        head.colour(person.skin, 1.16), blob(x + away * 0.015, y * 0, 0.05, 1.0) * ridge * 0.5
+    )
     tip = ellipse(x, y + 0.01, width * 0.62, 0.105)
     area.paint(head.colour(person.skin, 1.06), fade(tip, 0.25, -0.6) * 0.45)
     wings = ellipse(x.abs() - width * 0.74, y - 0.005, width * 0.42, 0.072)
@@ -126,8 +137,12 @@ def draw_nose(canvas: Canvas, head: Head) -> None:
     area.paint(dark, edge * 0.8)
     base = (1 - (tip.abs() / 0.22).clamp(0, 1)) * fade(y, 0.02, 0.09)
     area.paint(dark, base * 0.75)
-    nostrils = ellipse(x.abs() - width * 0.48, y - 0.055 + 0.10 * (x.abs() - width * 0.48), width * 0.26, 0.026)
+    nostrils = ellipse(
+        x.abs() - width * 0.48, y - 0.055 + 0.10 * (x.abs() - width * 0.48), width * 0.26, 0.026
+    )
     area.paint(deep, inside(nostrils) * 0.72)
-    area.paint(head.colour((1.0, 0.98, 0.95)), blob(x + away * 0.035, y + 0.055, 0.042, 0.034) * 0.42)
+    area.paint(
+        head.colour((1.0, 0.98, 0.95)), blob(x + away * 0.035, y + 0.055, 0.042, 0.034) * 0.42
+    )
     philtrum = blob(x, y - 0.19, 0.035, 0.075)
     area.paint(dark, philtrum * 0.28)

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipcast_train.data.drawing.canvas import Canvas, blob, ellipse, fade, inside, merged, texture
+from lipcast_train.data.drawing.canvas import (
+    Canvas,
+    blob,
+    common,
+    ellipse,
+    fade,
+    inside,
+    merged,
+    texture,
+)
 from lipcast_train.data.drawing.face import face_shape
 from lipcast_train.data.drawing.head import Head
 
@@ -43,7 +52,9 @@ _STYLES = {
     "bob": _Style(top=0.18, side=0.17, end=1.02, opening=0.86, back=1.12, back_width=1.2, slope=0.5),
     "fringe": _Style(top=0.18, side=0.16, end=1.1, opening=0.84, back=1.5, back_width=1.16),
     "long": _Style(top=0.16, side=0.13, end=1.9, opening=0.84, back=2.9, back_width=1.18, slope=0.6),
-    "wavy": _Style(top=0.22, side=0.20, end=1.9, opening=0.84, back=2.7, back_width=1.30, bumps=0.06, slope=0.55),
+    "wavy": _Style(
+        top=0.22, side=0.20, end=1.9, opening=0.84, back=2.7, back_width=1.30, bumps=0.06, slope=0.55
+    ),
     "bun": _Style(top=0.08, side=0.03, end=0.08, slope=0.30),
     "ponytail": _Style(top=0.09, side=0.04, end=0.10, slope=0.35),
 }  # fmt: skip
@@ -63,7 +74,10 @@ def draw_hair_behind(canvas: Canvas, head: Head) -> None:
     mask = inside(shape)
     area.paint(head.colour(person.hair_colour, 0.66), mask)
     _draw_strands(area, head, x, y, mask, straight=True)
-    area.paint(head.colour(person.hair_colour, 0.35), mask * fade(x.abs(), 1.0, 0.3) * fade(y, 0.7, 1.3) * 0.7)
+    area.paint(
+        head.colour(person.hair_colour, 0.35),
+        mask * fade(x.abs(), 1.0, 0.3) * fade(y, 0.7, 1.3) * 0.7,
+    )
 
 
 def _behind(head: Head, style: _Style, x: Tensor, y: Tensor) -> Tensor | None:
@@ -72,7 +86,10 @@ def _behind(head: Head, style: _Style, x: Tensor, y: Tensor) -> Tensor | None:
     if head.person.hair == "ponytail":
         side = 1.0 if head.person.face.parting < 0 else -1.0
         bend = x * side - 1.02 - 0.22 * torch.sin(1.7 * (y + 0.9))
-        return torch.maximum(bend.abs() - 0.26 * fade(y, 1.9, 0.2) - 0.05, ellipse(x * side - 1.0, y - 0.45, 0.9, 1.45))
+        return torch.maximum(
+            bend.abs() - 0.26 * fade(y, 1.9, 0.2) - 0.05,
+            ellipse(x * side - 1.0, y - 0.45, 0.9, 1.45),
+        )
     if style.back is None:
         return None
     wave = style.bumps * torch.sin(5.5 * y + 1.0) * fade(y, -0.2, 0.6)
@@ -109,9 +126,13 @@ def _dome(head: Head, style: _Style, x: Tensor, y: Tensor) -> Tensor:
     if style.bumps and head.person.hair != "wavy":
         angle = torch.atan2(x, -(y + 0.2))
         rough = torch.sin(13 * angle + 1.3) + 0.7 * torch.sin(21 * angle)
-        x, y = x * (1 - style.bumps * 0.5 * rough), (y + 0.2) * (1 - style.bumps * 0.5 * rough) - 0.2
+        x, y = (
+            x * (1 - style.bumps * 0.5 * rough),
+            (y + 0.2) * (1 - style.bumps * 0.5 * rough) - 0.2,
+        )
     top = style.top * volume
-    wave = 0.06 * torch.sin(5.5 * y + 1.0) * fade(y, 0.0, 0.8) if head.person.hair == "wavy" else 0.0
+    amount = 0.06 if head.person.hair == "wavy" else 0.0
+    wave = amount * torch.sin(5.5 * y + 1.0) * fade(y, 0.0, 0.8)
     skull = ellipse(x, y + 0.26 + 0.5 * top, 1.0 + style.side, 1.04 + 0.5 * top)
     if head.person.hair == "quiff":
         lean = 0.25 if head.person.face.parting > 0 else -0.25
@@ -125,20 +146,14 @@ def _dome(head: Head, style: _Style, x: Tensor, y: Tensor) -> Tensor:
 def _opening(head: Head, style: _Style, x: Tensor, y: Tensor) -> Tensor:
     """Return the part of the face that hair leaves free."""
     face = head.person.face
-    line = face.hairline + (0.22 if head.person.hair == "fringe" else 0.0)
     if head.person.hair == "fringe":
-        line = line + 0.025 * torch.sin(23 * x) + 0.06 * x.square()
+        line = face.hairline + 0.22 + 0.025 * torch.sin(23 * x) + 0.06 * x.square()
     else:
         centre = face.parting * (0.9 if style.slope > 0.3 else 0.0)
-        line = line + style.slope * ((x - centre).square() + 0.02).sqrt() - 0.14 * style.slope
-        line = line + 0.30 * x.square().square()
+        away = ((x - centre).square() + 0.02).sqrt() - 0.14
+        line = face.hairline + style.slope * away + 0.30 * x.square().square()
     width = style.opening + 0.05 * fade(y, 0.0, 0.8)
-    sides = x.abs() - width
-    top = line - y
-    # The corner between hairline and temple is round.
-    return (sides.clamp_min(-0.15).add(0.15).square() + top.clamp_min(-0.15).add(0.15).square()).sqrt() - 0.15 + torch.maximum(
-        sides, top
-    ).clamp_max(-0.15) + 0.15
+    return common(x.abs() - width, line - y, 0.15)
 
 
 def _draw_strands(
@@ -155,7 +170,7 @@ def _draw_strands(
         across, along = x + 0.05 * torch.sin(3 * y), y * 0.06
     else:
         parting = person.face.parting
-        across = torch.atan2(x - parting, 0.55 - y - 1.15 * 0 + 0.75)
+        across = torch.atan2(x - parting, 1.3 - y)
         along = (x.square() + (y - 0.2).square()).sqrt() * 0.08
     fine = texture(pattern, across, along, 0.9 if straight else 0.55)
     area.paint(head.colour(person.hair_colour, 1.5), mask * fade(fine, 0.35, 1.5) * 0.38)
@@ -170,7 +185,9 @@ def _draw_volume(
     light_x, _, strength = person.finish.light
     area.paint(head.colour(person.hair_colour, 0.48), mask * fade(dome, -0.16, 0.02) * 0.45)
     area.paint(head.colour(person.hair_colour, 0.42), mask * fade(opening, 0.12, 0.0) * 0.45)
-    area.paint(head.colour(person.hair_colour, 0.55), mask * fade(-light_x * x, 0.2, 1.2) * 0.35 * strength)
+    area.paint(
+        head.colour(person.hair_colour, 0.55), mask * fade(-light_x * x, 0.2, 1.2) * 0.35 * strength
+    )
     if person.hair in {"afro", "curly", "shaved"}:
         return
     ring = (x * 0.75 - 0.35 * light_x).square() + (y - 0.1).square()
@@ -184,8 +201,8 @@ def _draw_scarf(canvas: Canvas, head: Head) -> None:
     area = head.window(canvas, -1.5, -1.7, 1.5, 2.4)
     x, y = head.at(area, 0.0)
     outer = merged(ellipse(x, y + 0.24, 1.14, 1.20), ellipse(x, y - 0.75, 0.98, 1.05), 0.4)
-    drape = torch.maximum(x.abs() - 0.75 - 0.55 * fade(y, 1.0, 2.1), (1.0 - y).abs() * 0 + 0.8 - y)
-    opening = merged(ellipse(x, y - 0.0, 0.84, 0.86), ellipse(x, y - 0.55, 0.70, 0.66), 0.3)
+    drape = torch.maximum(x.abs() - 0.75 - 0.55 * fade(y, 1.0, 2.1), 0.8 - y)
+    opening = merged(ellipse(x, y, 0.84, 0.86), ellipse(x, y - 0.55, 0.70, 0.66), 0.3)
     hole = inside(opening)
     mask = inside(torch.maximum(merged(outer, drape, 0.2), -opening))
     area.paint(head.shadow(person.skin, 1.1), hole * fade(opening, -0.16, 0.0) * 0.5)
@@ -194,7 +211,10 @@ def _draw_scarf(canvas: Canvas, head: Head) -> None:
     area.paint(head.colour(person.hair_colour, 0.72), mask * fade(folds, 0.2, 1.0) * 0.5)
     area.paint(head.colour(person.hair_colour, 1.16), mask * fade(-folds, 0.3, 1.0) * 0.5)
     area.paint(head.colour(person.hair_colour, 0.6), mask * fade(opening, 0.12, 0.0) * 0.6)
-    area.paint(head.colour(person.hair_colour, 0.62), mask * fade(-person.finish.light[0] * x, 0.1, 1.2) * 0.5)
+    area.paint(
+        head.colour(person.hair_colour, 0.62),
+        mask * fade(-person.finish.light[0] * x, 0.1, 1.2) * 0.5,
+    )
 
 
 def draw_beard(canvas: Canvas, head: Head) -> None:
@@ -205,10 +225,17 @@ def draw_beard(canvas: Canvas, head: Head) -> None:
     area = head.window(canvas, -1.05, 0.1, 1.05, 1.5)
     x, y = head.at(area, 0.06)
     skin = inside(face_shape(head, *head.at(area)))
-    line = face.mouth_y - 0.42 + 0.55 * (x.abs() - 0.25).clamp_min(0) - 0.95 * (x.abs() - 0.62).clamp_min(0)
+    line = (
+        face.mouth_y
+        - 0.42
+        + 0.55 * (x.abs() - 0.25).clamp_min(0)
+        - 0.95 * (x.abs() - 0.62).clamp_min(0)
+    )
     cheeks = fade(y - line, 0.0, 0.13)
     hang = y - face.mouth_y + 0.165 - 0.28 * x.square()
-    lip = fade(hang.abs() - 0.075 * (1 - (x / 0.46).square()).clamp_min(0).sqrt(), 0.02, -0.03) * fade(x.abs(), 0.45, 0.36)
+    lip = fade(
+        hang.abs() - 0.075 * (1 - (x / 0.46).square()).clamp_min(0).sqrt(), 0.02, -0.03
+    ) * fade(x.abs(), 0.45, 0.36)
     if person.beard == "moustache":
         mask, opacity = lip * skin, 0.92
     else:
@@ -218,5 +245,7 @@ def draw_beard(canvas: Canvas, head: Head) -> None:
     if person.beard == "stubble":
         opacity = 0.30
     shade = 0.75 if sum(person.hair_colour) < 1.2 else 0.6
-    area.paint(head.colour(person.hair_colour, shade), mask * opacity * (1 + 0.18 * hairs).clamp(0, 1.1))
+    area.paint(
+        head.colour(person.hair_colour, shade), mask * opacity * (1 + 0.18 * hairs).clamp(0, 1.1)
+    )
     area.paint(head.colour(person.hair_colour, 1.4), mask * fade(hairs, 0.6, 1.6) * 0.3 * opacity)

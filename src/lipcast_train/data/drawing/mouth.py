@@ -42,7 +42,7 @@ def draw_mouth(canvas: Canvas, head: Head) -> None:
     x, y = head.at(area, _DEPTH)
     y = y - face.mouth_y
     lips = _lips(head, x)
-    _draw_lips(area, head, lips, x, y)
+    _draw_lips(area, head, lips, y)
     hole = inside(torch.maximum(lips.upper - y, y - lips.lower)) * (lips.along.abs() < 1)
     area.paint(head.colour(INSIDE), hole)
     _draw_tongue(area, head, lips, x, y, hole)
@@ -64,13 +64,17 @@ def _lips(head: Head, x: Tensor) -> _Lips:
     upper, lower = seam - 0.27 * opening * arch, seam + 0.73 * opening * arch
     full = face.lip_weight * (1 + 0.30 * pose["rounding"]) * (1 - 0.18 * pose["opening"])
     full = full * (1 - 0.12 * pose["corners"].clamp_min(0))
-    bow = 1 - 0.26 * torch.exp(-(along / 0.17).square()) + 0.10 * torch.exp(-((along.abs() - 0.3) / 0.2).square())
+    bow = (
+        1
+        - 0.26 * torch.exp(-(along / 0.17).square())
+        + 0.10 * torch.exp(-((along.abs() - 0.3) / 0.2).square())
+    )
     top = upper - 0.108 * full * bow * profile.pow(0.8)
     bottom = lower + 0.150 * full * profile.pow(0.75)
     return _Lips(along, profile, top, upper, seam, lower, bottom)
 
 
-def _draw_lips(area: Canvas, head: Head, lips: _Lips, x: Tensor, y: Tensor) -> None:
+def _draw_lips(area: Canvas, head: Head, lips: _Lips, y: Tensor) -> None:
     person = head.person
     within = lips.along.abs() < 1
     whole = inside(torch.maximum(lips.top - y, y - lips.bottom)) * within
@@ -88,9 +92,7 @@ def _draw_lips(area: Canvas, head: Head, lips: _Lips, x: Tensor, y: Tensor) -> N
     area.paint(head.shadow(person.skin, 0.9), line * 0.5 * folds)
 
 
-def _draw_tongue(
-    area: Canvas, head: Head, lips: _Lips, x: Tensor, y: Tensor, hole: Tensor
-) -> None:
+def _draw_tongue(area: Canvas, head: Head, lips: _Lips, x: Tensor, y: Tensor, hole: Tensor) -> None:
     pose, width = head.pose, head.person.face.mouth_width
     height = 0.05 + 0.15 * pose["opening"] + 0.10 * pose["tongue"]
     centre = lips.lower + 0.03 - 0.10 * pose["tongue"]

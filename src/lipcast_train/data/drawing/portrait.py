@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipcast_train.data.clips import MouthTrack
-from lipcast_train.data.drawing import eyes, face, hair, mouth, scenery
+from lipcast_train.data.drawing import camera, clothes, eyes, face, hair, mouth, scenery
 from lipcast_train.data.drawing.canvas import Canvas
 from lipcast_train.data.drawing.head import Head
 from lipcast_train.data.drawing.person import Person
@@ -48,7 +48,7 @@ def draw_batches(
         canvas = Canvas.blank(len(head), side, device=device)
         canvas.rgb_N3HW.copy_(still.rgb_N3HW)
         _draw_person(canvas, head)
-        yield scenery.photographed(canvas.rgb_N3HW, head, first_frame=first)
+        yield camera.photographed(canvas.rgb_N3HW, head, first_frame=first)
 
 
 def face_boxes(person: Person, movement: Movement, *, side: int = 256) -> dict[str, Box]:
@@ -64,7 +64,7 @@ def face_boxes(person: Person, movement: Movement, *, side: int = 256) -> dict[s
 def _draw_person(canvas: Canvas, head: Head) -> None:
     hair.draw_hair_behind(canvas, head)
     face.draw_neck(canvas, head)
-    scenery.draw_clothes(canvas, head)
+    clothes.draw_clothes(canvas, head)
     face.draw_ears(canvas, head)
     face.draw_face(canvas, head)
     hair.draw_beard(canvas, head)
