@@ -1,7 +1,7 @@
 """Drawn people who speak: a clip for every number, with the truth of its mouth.
 
-Every clip shows another person. The sound is cut, the movement follows from it, and the portrait is the person
-at rest, so that the prompt alone says which expression comes.
+Every clip shows another person. The sound is cut, the movement follows from it, and the portrait is the
+person at rest, so that the prompt alone says which expression comes.
 """
 
 from __future__ import annotations

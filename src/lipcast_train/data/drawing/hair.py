@@ -140,7 +140,7 @@ def _dome(head: Head, style: _Style, x: Tensor, y: Tensor) -> Tensor:
     if head.person.hair == "afro":
         skull = merged(skull, ellipse(x, y + 0.35, 1.42, 1.42), 0.1)
     sides = torch.maximum((x - wave).abs() - 1.0 - style.side, -0.26 - y)
-    return torch.minimum(skull, sides) if style.end > 0.4 else skull
+    return torch.minimum(skull, sides) if style.end > 0.8 else skull
 
 
 def _opening(head: Head, style: _Style, x: Tensor, y: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipcast_train.data.drawing.canvas import Canvas, blob, fade, inside
+from lipcast_train.data.drawing.canvas import Canvas, Colour, blob, colour, fade, inside
 from lipcast_train.data.drawing.head import Head
+from lipcast_train.data.drawing.person import Rgb
 
 MAX_OPENING = 0.50
 """Distance of the inner lips at an opening of 1."""
@@ -20,6 +21,16 @@ INSIDE = (0.30, 0.07, 0.09)
 _TEETH = (0.96, 0.94, 0.90)
 _TONGUE = (0.80, 0.38, 0.40)
 _DEPTH = 0.13
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Pixels between the lips, [N, H, W]: the place along the width, the height, and both edges' heights."""
+
+    along: Tensor
+    y: Tensor
+    upper: Tensor
+    lower: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +54,13 @@ def draw_mouth(canvas: Canvas, head: Head) -> None:
     y = y - face.mouth_y
     lips = _lips(head, x)
     _draw_lips(area, head, lips, y)
-    hole = inside(torch.maximum(lips.upper - y, y - lips.lower)) * (lips.along.abs() < 1)
-    area.paint(head.colour(INSIDE), hole)
-    _draw_tongue(area, head, lips, x, y, hole)
-    _draw_teeth(area, head, lips, x, y, hole)
+    draw_inside(area, Gap(lips.along, y, lips.upper, lips.lower), head.pose)
     _draw_seam(area, head, lips, y)
 
 
 def _lips(head: Head, x: Tensor) -> _Lips:
     face, pose = head.person.face, head.pose
-    spread = 1 + 0.34 * (pose["width"] - 0.5) - 0.34 * pose["rounding"]
+    spread = 1 + 0.28 * (pose["width"] - 0.5) - 0.30 * pose["rounding"]
     half = face.mouth_width * (spread + 0.16 * pose["corners"].clamp_min(0))
     along = x / half
     profile = (1 - along.square()).clamp_min(0)
@@ -60,7 +68,7 @@ def _lips(head: Head, x: Tensor) -> _Lips:
     corners = pose["corners"] + face.smile
     seam = -0.20 * corners * (along.square().clamp_max(1.3) - 0.35)
     seam = seam + 0.010 * torch.exp(-(along / 0.25).square())
-    opening = MAX_OPENING * pose["opening"] * (1 - 0.25 * pose["rounding"])
+    opening = MAX_OPENING * pose["opening"] * (1 - 0.08 * pose["rounding"])
     upper, lower = seam - 0.27 * opening * arch, seam + 0.73 * opening * arch
     full = face.lip_weight * (1 + 0.30 * pose["rounding"]) * (1 - 0.18 * pose["opening"])
     full = full * (1 - 0.12 * pose["corners"].clamp_min(0))
@@ -92,30 +100,51 @@ def _draw_lips(area: Canvas, head: Head, lips: _Lips, y: Tensor) -> None:
     area.paint(head.shadow(person.skin, 0.9), line * 0.5 * folds)
 
 
-def _draw_tongue(area: Canvas, head: Head, lips: _Lips, x: Tensor, y: Tensor, hole: Tensor) -> None:
-    pose, width = head.pose, head.person.face.mouth_width
-    height = 0.05 + 0.15 * pose["opening"] + 0.10 * pose["tongue"]
-    centre = lips.lower + 0.03 - 0.10 * pose["tongue"]
-    shape = (x / (0.62 * width)).square() + ((y - centre) / height).square() - 1
-    mask = hole * inside(shape) * fade(pose["opening"], 0.02, 0.15)
-    area.paint(head.colour(_TONGUE), mask * 0.92)
-    area.paint(head.colour(_TONGUE, 1.18), mask * fade(shape, -0.3, -0.9) * 0.5)
-    area.paint(head.colour(_TONGUE, 0.7), mask * blob(x, y * 0, 0.02, 1.0) * 0.45)
+def draw_inside(area: Canvas, gap: Gap, pose: dict[str, Tensor], *, light: float = 1.0) -> None:
+    """Draw what is seen between the lips: the dark, the tongue and the teeth.
+
+    Teeth and tongue take a share of the gap that leaves most of it dark, unless a hiss bares the teeth.
+    """
+    hole = inside(torch.maximum(gap.upper - gap.y, gap.y - gap.lower)) * (gap.along.abs() < 1)
+    area.paint(_lit(INSIDE, light, area), hole)
+    height = gap.lower - gap.upper
+    _draw_tongue(area, gap, height, hole, pose, light)
+    _draw_teeth(area, gap, height, hole, pose, light)
 
 
-def _draw_teeth(area: Canvas, head: Head, lips: _Lips, x: Tensor, y: Tensor, hole: Tensor) -> None:
-    pose = head.pose
-    shown = pose["teeth"]
-    bite = lips.upper + (0.035 + 0.085 * shown) * (0.55 + 0.45 * lips.profile)
-    mask = hole * inside(y - bite) * fade(lips.along.abs(), 0.96, 0.82) * fade(shown, 0.0, 0.2)
-    area.paint(head.colour(_TEETH), mask)
-    gaps = ((x / 0.088).sub(0.5).remainder(1) - 0.5).abs()
-    area.paint(head.colour((0.62, 0.52, 0.48)), mask * fade(gaps, 0.09, 0.0) * 0.42)
-    area.paint(head.colour((0.45, 0.30, 0.28)), mask * fade(lips.along.abs(), 0.35, 0.95) * 0.62)
-    area.paint(head.colour((0.40, 0.26, 0.25)), mask * fade(y - lips.upper, 0.045, 0.0) * 0.5)
-    rest = lips.lower - 0.055 * shown * lips.profile
-    low = hole * inside(rest - y) * fade(lips.along.abs(), 0.75, 0.6)
-    area.paint(head.colour((0.88, 0.84, 0.80)), low * fade(pose["opening"], 0.35, 0.6) * 0.8)
+def _draw_tongue(
+    area: Canvas, gap: Gap, height: Tensor, hole: Tensor, pose: dict[str, Tensor], light: float
+) -> None:
+    rise = (0.16 + 0.20 * pose["tongue"]) * height * (1 - (gap.along / 0.72).square()).clamp_min(0)
+    mask = hole * inside(gap.lower - rise - gap.y) * fade(height, 0.03, 0.10)
+    area.paint(_lit(_TONGUE, light, area), mask * 0.92)
+    area.paint(
+        _lit(_TONGUE, 1.18 * light, area),
+        mask * blob(gap.along, gap.y - gap.lower + 0.02, 0.4, 0.05) * 0.5,
+    )
+    area.paint(_lit(_TONGUE, 0.7 * light, area), mask * blob(gap.along, gap.y * 0, 0.05, 1.0) * 0.4)
+
+
+def _draw_teeth(
+    area: Canvas, gap: Gap, height: Tensor, hole: Tensor, pose: dict[str, Tensor], light: float
+) -> None:
+    shown, along = pose["teeth"], gap.along.abs()
+    share = 0.13 + 0.12 * shown + 0.50 * fade(shown, 0.55, 0.95)
+    mask = hole * inside(gap.y - gap.upper - share * height) * fade(along, 0.96, 0.84)
+    mask = mask * fade(shown, 0.0, 0.2)
+    area.paint(_lit(_TEETH, light, area), mask)
+    seams = ((gap.along / 0.24).sub(0.5).remainder(1) - 0.5).abs()
+    area.paint(_lit((0.62, 0.52, 0.48), light, area), mask * fade(seams, 0.09, 0.0) * 0.42)
+    area.paint(_lit((0.45, 0.30, 0.28), light, area), mask * fade(along, 0.35, 0.95) * 0.62)
+    shadow = fade((gap.y - gap.upper) / (share * height).clamp_min(1e-3), 0.5, 0.0)
+    area.paint(_lit((0.40, 0.26, 0.25), light, area), mask * shadow * 0.4)
+    low = hole * inside(gap.lower - 0.10 * height - gap.y) * fade(along, 0.7, 0.55)
+    area.paint(_lit((0.86, 0.82, 0.78), light, area), low * fade(height, 0.22, 0.36) * 0.75)
+
+
+def _lit(rgb: Rgb, light: float, area: Canvas) -> Colour:
+    red, green, blue = (min(1.0, light * channel) for channel in rgb)
+    return colour(red, green, blue, device=area.x_W.device)
 
 
 def _draw_seam(area: Canvas, head: Head, lips: _Lips, y: Tensor) -> None:
