@@ -1,8 +1,8 @@
 """Real clips: videos with sound in a folder, cut into whole blocks.
 
 Input: a folder of .mp4, .m4v, .mov, .mkv or .webm files; a .txt of the same name beside one is its prompt.
-Output: clips at 25 frames/s and 16 kHz, cropped to the face where the face detector is installed, else to the middle.
-Videos are read as streams: clips that are asked for in order cost one pass.
+Output: clips at 25 frames/s and 16 kHz, cropped to the face where the face detector is installed, else to the
+middle. Videos are read as streams: clips that are asked for in order cost one pass.
 """
 
 from __future__ import annotations

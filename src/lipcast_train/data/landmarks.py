@@ -41,7 +41,8 @@ def mouth_opening(points: Points) -> Curve:
     """Return the distance of the inner lips, 0 to 1 of the mouth's width at the most; [n]."""
     gap = np.linalg.norm(points[:, 13] - points[:, 14], axis=1)
     width = np.linalg.norm(points[:, 61] - points[:, 291], axis=1)
-    return np.clip(gap / np.maximum(width, 1e-6), 0, 1).astype(np.float32)
+    opening: Curve = np.clip(gap / np.maximum(width, 1e-6), 0, 1).astype(np.float32)
+    return opening
 
 
 def _around(points: Points, side: int) -> Box:
