@@ -6,7 +6,7 @@ GPU.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lipcast_train.networks.build import Sizes
 from lipcast_train.training.loop import Recipe
@@ -35,9 +35,6 @@ class Preset:
     cache_bytes: int = 4 << 30
     sample_every: int = 500
     seed: int = 0
-    phases: tuple[str, ...] = field(
-        default=("speech", "autoencoder", "decoder", "transformer", "few_steps")
-    )
 
 
 TINY = Preset(

@@ -28,7 +28,7 @@ class Progress:
     step: int = 0
     losses: tuple[float, ...] = ()
     identity: str = ""
-    """What is trained on what; a state of something else is refused."""
+    """What is trained on what; the state of something else is not continued."""
 
     @property
     def loss_factor(self) -> float:
