@@ -2,7 +2,7 @@
 
 Input: a model, and clips that it was not trained on. Output: a report, as plain data: per clip and on average
 
-    lip_sync      correlation of the mouth's opening with the track that drew the clip; -1 to 1, higher is better
+    lip_sync      correlation of the mouth's opening with the track that drew it; -1 to 1, higher is better
     still_psnr    PSNR of the pixels that stand still in the clip, dB; higher is better
     sharpness     correlation of the spatial gradients of the eyes with the clip's; -1 to 1, higher is better
 
@@ -52,7 +52,7 @@ def measure_model(model: str | Path, clips: Iterable[tuple[int, Clip]]) -> dict[
     for index, clip in clips:
         with tempfile.TemporaryDirectory() as folder:
             sound = Path(folder) / "voice.wav"
-            _write_wave(sound, clip.wave_N)
+            write_wave(sound, clip.wave_N)
             video = loaded.generate(image=clip.portrait_HWC, audio=sound, prompt=clip.prompt)
         rows.append(measure_clip(index, clip, np.asarray(video.frames)))
     return report_of(str(model), rows)
@@ -147,7 +147,8 @@ def _correlation(a: Floats, b: Floats) -> float | None:
     return float(np.corrcoef(a, b)[0, 1])
 
 
-def _write_wave(path: Path, wave_N: NDArray[np.float32]) -> None:
+def write_wave(path: Path, wave_N: NDArray[np.float32]) -> None:
+    """Write a voice as 16-bit sound."""
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)

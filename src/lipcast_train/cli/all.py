@@ -116,7 +116,10 @@ def train(
     (
         click.Argument(["model"], help="Model: a name, or the folder of a checkpoint."),
         _PRESET,
-        Option("output", "File of the report.", section=Section.FILES, also=("-o",), type=FILE, required=True),
+        Option(
+            "output", "File of the report.",
+            section=Section.FILES, also=("-o",), type=FILE, required=True,
+        ),
         *JSON_DEBUG,
     ),
     examples=("lipcast-train report tiny --preset tiny -o embedded.json",),

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lipcast.weights.disk import make_directory
 from lipcast_train.training.devices import Devices, Share, placed_like, whole
 from lipcast_train.training.state import Progress, read_progress, read_state, write_state
 
@@ -85,6 +86,7 @@ def run_phase(phase: Phase, devices: Devices, settings: LoopSettings) -> Progres
 
     The objective holds the moving average when the phase is finished. Raises OutputError.
     """
+    make_directory(settings.folder)
     trainer = _Trainer(phase, devices, settings)
     saved = time.monotonic()
     while trainer.progress.step < phase.recipe.num_steps:
@@ -137,11 +139,13 @@ class _Trainer:
         with torch.no_grad():
             for name, weight in self._weights.items():
                 self._average[name].lerp_(weight.detach(), 1 - kept)
-        loss = self._devices.mean(losses)["loss"]
+        loss = round(self._devices.mean(losses)["loss"], 6)
         self.progress = replace(self.progress, step=step + 1, losses=(*self.progress.losses, loss))
 
     def save(self) -> None:
-        """Write everything that the next step depends on."""
+        """Write everything that the next step depends on; nothing before the first."""
+        if not self.progress.step:
+            return
         tensors = dict(self._named("model", self._weights.items()))
         tensors |= self._named("average", self._average.items())
         for moment in _MOMENTS:
