@@ -136,6 +136,10 @@ def _tensors(clip: EncodedClip) -> dict[str, Tensor]:
 
 def _read(path: Path) -> EncodedClip:
     source = open_tensors(path)
-    names = ("latents", "still", "features", "weights")
-    prompt = json.loads(source.metadata[_KEY])["prompt"]
-    return EncodedClip(*(source.read(name) for name in names), prompt)
+    return EncodedClip(
+        source.read("latents"),
+        source.read("still"),
+        source.read("features"),
+        source.read("weights"),
+        prompt=json.loads(source.metadata[_KEY])["prompt"],
+    )

@@ -46,8 +46,9 @@ class HearingObjective(nn.Module):
 
     def _error(self, heard: Heard) -> Tensor:
         features_GDF = encode_voice(self.speech, heard.wave_N, len(heard.tracks_FK))
-        read_FK = self.reader(features_GDF.flatten(0, 1).T)
-        return (read_FK - heard.tracks_FK).square().mean()
+        read_FK: Tensor = self.reader(features_GDF.flatten(0, 1).T)
+        error: Tensor = (read_FK - heard.tracks_FK).square().mean()
+        return error
 
 
 def speech_phase(
