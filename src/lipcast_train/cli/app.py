@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lipcast.cli.command import Command, Group
+from lipcast_train.cli.lora import lora
 
 _HELP = """Train a model of the Live Avatar family.
 
@@ -13,7 +14,7 @@ Train every network from nothing, small, in three minutes:
   lipcast-train all --preset smoke -o out/smoke
   lipcast generate --model out/smoke/model --image me.png --audio hello.wav -o out.mp4
 """
-SUBCOMMANDS: tuple[Command, ...] = ()
+SUBCOMMANDS: tuple[Command, ...] = (lora,)
 
 
 def make_app() -> Group:

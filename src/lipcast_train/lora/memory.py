@@ -1,7 +1,7 @@
 """Bytes that training adapters takes, from configurations alone, before anything is loaded.
 
-Input: `TrainingShape`. Output: `TrainingMemory`, by part, and whether it fits. Layers keep their inputs and run
-again for their gradients, so what grows with the number of layers are inputs, and the sink's keys and values.
+Input: `TrainingShape`. Output: `TrainingMemory`, by part, and whether it fits. Layers keep their inputs and
+run again for their gradients: what grows with their number are inputs, and the sink's keys and values.
 The working memory of one layer is a multiple of one activation, counted on the modules (see the constants).
 
 Legend: T tokens of the windows, K tokens of the sinks, D model width, b bytes of a number.
@@ -158,11 +158,11 @@ def _time_work(shape: TrainingShape) -> int:
     return _FP32 * 6 * shape.config.dim**2
 
 
-def check_memory(shape: TrainingShape, available: int) -> TrainingMemory:
-    """Return the plan of a training that fits. Raises MemoryBudgetError with what would fit."""
+def check_memory(shape: TrainingShape, available: int) -> None:
+    """Raise MemoryBudgetError, with what would fit, where a training does not."""
     plan = plan_memory(shape)
     if plan.total <= available:
-        return plan
+        return
     smaller = [
         f"{words} ({format_bytes(size)})"
         for words, other in _smaller(shape)

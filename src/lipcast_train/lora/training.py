@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from lipcast.config.geometry import Geometry
-from lipcast.config.models import Models
+from lipcast.config.models import VIDEO_FRAMES_PER_LATENT, Models
 from lipcast.config.precision import Precision
+from lipcast.engine.loading import read_precision
 from lipcast.env import cache_dir
 from lipcast.errors import InputError, UsageError
 from lipcast.models.dit import DiT
@@ -39,7 +40,7 @@ from lipcast_train.data.windows import (
     window_batches,
 )
 from lipcast_train.lora.adapters import AdaptedLinear, AdapterOptions, adapter_tensors, add_adapters
-from lipcast_train.lora.memory import TrainingMemory, TrainingShape, check_memory
+from lipcast_train.lora.memory import TrainingMemory, TrainingShape, check_memory, plan_memory
 from lipcast_train.lora.objective import AdapterObjective
 from lipcast_train.networks.frozen import freeze
 from lipcast_train.training.devices import Devices
@@ -98,27 +99,43 @@ class LoraResult:
     loss_after: float
 
 
-def plan_training(request: LoraRequest, source: ClipSource) -> tuple[TrainingShape, TrainingMemory]:
-    """Return the sizes of a training and its memory; nothing is loaded.
+def training_precision(weights: str | None, device: torch.device) -> tuple[Precision, torch.dtype]:
+    """Return the format of the weights that stay, and the dtype that is computed in.
 
-    Raises InputError for clips that cannot be used, MemoryBudgetError where it does not fit.
+    That is bf16 on a GPU and float32 on a CPU, unless `weights` is one of the two. Raises UsageError.
     """
+    dtype, asked = read_precision(weights, device)
+    if device.type == "cpu" and weights != "bf16":
+        dtype = torch.float32
+    return asked or ("bf16" if dtype == torch.bfloat16 else "fp32"), dtype
+
+
+def window_blocks(request: LoraRequest) -> int:
+    """Return the blocks of a window, as asked for or as many as the model remembers."""
+    config = read_configs(request.model).dit
+    frames = config.infer_frames // VIDEO_FRAMES_PER_LATENT
+    return request.num_blocks or max(1, frames // config.latents_per_block)
+
+
+def training_shape(request: LoraRequest, source: ClipSource) -> TrainingShape:
+    """Return the sizes of a training; nothing is loaded. Raises InputError where there are no clips."""
     models = read_configs(request.model)
     if not len(source):
-        raise InputError("there are no clips to train on; give a folder with videos that have sound")
+        raise InputError(
+            "there are no clips to train on; give a folder with videos that have sound"
+        )
     frames_THWC = source.clip(0).frames_THWC
     geometry = _geometry(models, frames_THWC.shape[1], frames_THWC.shape[2])
-    shape = TrainingShape(
+    return TrainingShape(
         config=models.dit,
         geometry=geometry,
         weights=request.weights,
         adapters=request.adapters,
-        num_blocks=request.num_blocks or geometry.window // geometry.latents_per_block,
+        num_blocks=window_blocks(request),
         batch=request.recipe.batch_size,
         number_bytes=request.dtype.itemsize,
         on_gpu=request.device.type == "cuda",
     )
-    return shape, check_memory(shape, request.available_bytes)
 
 
 def _geometry(models: Models, height: int, width: int) -> Geometry:
@@ -135,10 +152,13 @@ def train_lora(
 ) -> LoraResult:
     """Train adapters and write them; a training that was stopped goes on where its state was saved.
 
-    Raises UsageError for a state of another training, and what `plan_training` raises.
+    Raises UsageError for a state of another training, InputError for clips that cannot be used,
+    MemoryBudgetError where the training does not fit.
     """
-    shape, memory = plan_training(request, source)
-    report("\n".join(("memory of this training:", *memory.lines())))
+    shape = training_shape(request, source)
+    memory = plan_memory(shape)
+    report("\n".join(("memory of this training:", *(f"  {line}" for line in memory.lines()))))
+    check_memory(shape, request.available_bytes)
     identity = _identity(request, shape)
     _check_state(request, identity)
     clips, contexts = _encode(request, source, report)
@@ -247,15 +267,16 @@ def _embed(prompts: Sequence[str], files: CheckpointFiles) -> dict[str, Tensor]:
     """Return the contexts of prompts; the encoder is loaded once, and only for new ones."""
     cache = PromptCache(cache_dir() / "prompts")
     identity = cache.text_identity(files)
-    known = {prompt: cache.get(prompt, identity) for prompt in prompts}
-    missing = [prompt for prompt, context in known.items() if context is None]
+    found = {prompt: cache.get(prompt, identity) for prompt in prompts}
+    known = {prompt: context for prompt, context in found.items() if context is not None}
+    missing = [prompt for prompt in prompts if prompt not in known]
     if missing:
         encoder = load_text_encoder(files)
         for prompt in missing:
-            known[prompt] = encoder.encode(prompt)
+            # A copy: the encoder's tensors are of inference mode, which no gradient may meet.
+            known[prompt] = encoder.encode(prompt).clone()
             cache.put(PromptEmbedding(known[prompt], prompt, identity))
-    # The encoder's tensors are of inference mode, which no gradient may meet.
-    return {prompt: c.clone() for prompt, c in known.items() if c is not None}
+    return known
 
 
 def _window_shape(shape: TrainingShape, clips: LatentCache) -> WindowShape:
@@ -318,11 +339,12 @@ def _differences(stored: str, wanted: str) -> list[str]:
 
 def _digest(*parts: str | Path | None) -> str:
     """Return a short hash of texts and of files by their names, sizes and times."""
-    words = [str(part) if not isinstance(part, Path) else _stamp(part) for part in parts]
+    words = [str(part) if not isinstance(part, Path) else stamp_of(part) for part in parts]
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 
 
-def _stamp(path: Path) -> str:
+def stamp_of(path: Path) -> str:
+    """Return the names, sizes and times of a file, or of all files in a folder."""
     files: Iterable[Path] = sorted(path.rglob("*")) if path.is_dir() else (path,)
     stats = ((file.name, file.stat()) for file in files if file.is_file())
     return "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)

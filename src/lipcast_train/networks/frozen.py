@@ -40,7 +40,8 @@ class FrozenKernels(Kernels):
     def linear(self, x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
         """Return x times a stored weight plus a bias, with a gradient for x."""
         parts = (weight.numbers, weight.scale, weight.minimum)
-        product: Tensor = _StoredProduct.apply(x, *(part for part in parts if part is not None))
+        stored = [part for part in parts if part is not None]
+        product: Tensor = _StoredProduct.apply(x, *stored)  # type: ignore[no-untyped-call]
         return product if bias is None else product + bias.to(product.dtype)
 
 
