@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import sys
 from pathlib import Path
@@ -23,14 +22,10 @@ from typing import Any
 TESTS = Path(__file__).parents[2] / "tests"
 sys.path += [str(TESTS), str(TESTS / "serve")]
 
-from playwright.sync_api import sync_playwright  # noqa: E402
 from running import Running  # noqa: E402
 
-FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--autoplay-policy=no-user-gesture-required",
-    "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
-    "--allow-loopback-in-peer-connection",
-)  # fmt: skip
+from browser import chromium  # noqa: E402
+
 MEASURE = """async ([kind, numBeeps]) => {
     const wait = (ms) => new Promise((next) => setTimeout(next, ms));
     document.getElementById('transport').value = kind;
@@ -112,15 +107,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--beeps", type=int, default=12)
     args = parser.parse_args()
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    with Running(grace_s=60) as running, sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=list(FLAGS))
+    with Running(grace_s=60) as running, chromium("--allow-loopback-in-peer-connection") as browser:
         result: dict[str, Any] = {
             kind: measure(browser, running.server.url, kind, args.beeps)
             for kind in ("websocket", "webrtc")
         }
         result |= {"chromium": browser.version, "cpus": os.cpu_count(), "load": os.getloadavg()[0]}
-        browser.close()
     print(json.dumps(result))
 
 

@@ -5,18 +5,17 @@ Needs a Chromium of the system (`apt-get install chromium`); skipped where there
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from browser import CHROMIUM, chromium
 from drawn import SIDE, drawn_clip, syllable_opening
 from lipcast.lab.report import read, render
 from lipcast.media.video import VideoWriter
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
-playwright = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH")
 FRAMES = 50
 
@@ -40,10 +39,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("width", [390, 1200])
 def test_the_page_in_chromium(page_file, width):
     errors, requests = [], []
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": width, "height": 800})
         page.on("console", lambda message: errors.append(message.text))
         page.on("pageerror", lambda error: errors.append(str(error)))
@@ -55,7 +51,6 @@ def test_the_page_in_chromium(page_file, width):
             "slider => { slider.value = 0.5; slider.dispatchEvent(new Event('input')); }"
         )
         times = page.evaluate("[...document.querySelectorAll('video')].map(v => v.currentTime)")
-        browser.close()
     assert errors == []
     assert all(url.startswith(("file:", "data:")) for url in requests), requests
     assert overflow <= 0

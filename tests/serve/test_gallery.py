@@ -10,18 +10,14 @@ from typing import Any
 import pytest
 from in_process import Drawing
 from running import Running
-from test_page import CHROMIUM, FLAGS, until
 
+from browser import chromium, needs_chromium, opened_page, until
 from lipcast.errors import OutputError
 from lipcast.jobs.tasks import SegmentTask
 from sounds import EXAMPLES, write_wav
 
-playwright = pytest.importorskip("playwright.sync_api")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(900),  # above what all the waits of one test may take
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH"),
-]
+pytest.importorskip("playwright.sync_api")
+pytestmark = needs_chromium
 GO = threading.Event()
 ITEMS = "[...document.querySelectorAll('#videos li')]"
 FIRST = "document.querySelector('#videos li')"
@@ -40,22 +36,14 @@ class Held(Drawing):
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[Any]:
     """The page of a server without videos; it may not make an error, nor ask another server."""
-    errors: list[str] = []
     GO.clear()
     with (
         Running(make_renderer=Held, workspace=tmp_path / "videos", segment_s=0.96) as running,
-        playwright.sync_playwright() as driver,
+        chromium() as browser,
+        opened_page(browser, running.server.url) as opened,
     ):
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        opened = browser.new_page(viewport={"width": 1200, "height": 900})
-        opened.set_default_timeout(120_000)
-        opened.on("pageerror", lambda error: errors.append(str(error)))
-        opened.goto(running.server.url)
-        until(opened, "!document.getElementById('example').disabled")
         yield opened
         GO.set()
-        browser.close()
-    assert errors == []
 
 
 def make(page: Any, prompt: str) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from running import Running
-from test_page import CHROMIUM, FLAGS, playwright, until
 
+from browser import chromium, needs_chromium, opened_page, until
 from fake_openai import FakeOpenAI
 from fake_speech import FakeTTS, loud
 from lipcast.speech.chat import ChatModel
@@ -16,10 +16,8 @@ from lipcast.speech.recognition import Transcriber
 from lipcast.speech.services import SpeechServices
 from sounds import write_wav
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH"),
-]
+pytest.importorskip("playwright.sync_api")
+pytestmark = needs_chromium
 HAS_TURNS = "document.getElementById('turns').textContent.includes('{}')"
 
 
@@ -44,18 +42,11 @@ def running(fake: FakeOpenAI) -> Iterator[Running]:
 @pytest.fixture
 def page(running: Running, tmp_path: Any) -> Iterator[Any]:
     voice = write_wav(tmp_path / "voice.wav", 4)
-    flags = [*FLAGS, f"--use-file-for-fake-audio-capture={voice}%noloop"]
-    errors: list[str] = []
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
-        opened = browser.new_page(viewport={"width": 1200, "height": 1000})
-        opened.set_default_timeout(20_000)
-        opened.on("pageerror", lambda error: errors.append(str(error)))
-        opened.goto(running.server.url)
-        until(opened, "!document.getElementById('example').disabled")
+    with (
+        chromium(voice=f"{voice}%noloop") as browser,
+        opened_page(browser, running.server.url, height=1000) as opened,
+    ):
         yield opened
-        browser.close()
-    assert errors == []
 
 
 def test_a_text_is_typed_spoken_and_answered(page, running, fake):

@@ -10,26 +10,33 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from running import Running
-from test_page import CHROMIUM, FLAGS, RECORDS, SPEAKING, WAIT_S, playwright, until
 
+from browser import (
+    SPEAKING,
+    STATE,
+    TIME,
+    WAIT_S,
+    chromium,
+    hears,
+    needs_chromium,
+    opened_page,
+    until,
+)
 from sounds import write_wav
 
+pytest.importorskip("playwright.sync_api")
 TURNSERVER = shutil.which("turnserver")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH"),
-]
+pytestmark = needs_chromium
 OWN_FLAGS = (
     "--allow-loopback-in-peer-connection",
     "--disable-features=WebRtcHideLocalIpsWithMdns",
 )
-TIME = "document.getElementById('video').currentTime"
-STATE = "document.getElementById('state').textContent"
 
 
 @pytest.fixture(scope="module")
@@ -48,32 +55,22 @@ def running(loopback: None) -> Iterator[Running]:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     voice = write_wav(tmp_path_factory.mktemp("voice") / "voice.wav", 4)
-    flags = [*FLAGS, *OWN_FLAGS, f"--use-file-for-fake-audio-capture={voice}"]
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
+    with chromium(*OWN_FLAGS, voice=voice) as started:
         yield started
-        started.close()
 
 
-def open_page(browser: Any, url: str, kind: str) -> Any:
-    opened = browser.new_page()
-    opened.set_default_timeout(WAIT_S * 1000)
-    opened.add_init_script(RECORDS)
-    opened.goto(url)
-    until(opened, "!document.getElementById('transport').disabled")
-    opened.click("summary")
-    opened.select_option("#transport", kind)
-    return opened
+@contextmanager
+def page_over(browser: Any, url: str, kind: str) -> Iterator[Any]:
+    with opened_page(browser, url) as opened:
+        opened.click("summary")
+        opened.select_option("#transport", kind)
+        yield opened
 
 
 @pytest.fixture
 def page(browser: Any, running: Running) -> Iterator[Any]:
-    errors: list[str] = []
-    opened = open_page(browser, running.server.url, "webrtc")
-    opened.on("pageerror", lambda error: errors.append(str(error)))
-    yield opened
-    opened.close()
-    assert errors == []
+    with page_over(browser, running.server.url, "webrtc") as opened:
+        yield opened
 
 
 def test_the_example_moves_and_is_heard_and_is_interrupted(page, running):
@@ -82,20 +79,7 @@ def test_the_example_moves_and_is_heard_and_is_interrupted(page, running):
     until(page, f"{TIME} > 1")
     assert page.locator("#n-first").text_content().endswith("s")
     assert page.locator("#record").is_disabled()
-    heard = page.evaluate(
-        """async () => {
-            const context = new AudioContext(), analyser = context.createAnalyser();
-            context.createMediaStreamSource(document.getElementById('video').srcObject).connect(analyser);
-            const data = new Float32Array(2048);
-            for (const end = performance.now() + 60000; performance.now() < end; ) {
-                await new Promise((next) => setTimeout(next, 50));
-                analyser.getFloatTimeDomainData(data);
-                if (Math.max(...data) > 0.02) return true;
-            }
-            return false;
-        }"""
-    )
-    assert heard
+    assert hears(page, by_stream=True)
     page.keyboard.press("Escape")
     until(page, "muted.includes(true)")
     until(page, "!document.getElementById('video').muted")
@@ -118,10 +102,9 @@ def test_the_microphone_is_a_track_and_a_lost_peer_comes_back(page):
 
 
 def test_a_relay_that_is_not_there_is_named(browser, running):
-    page = open_page(browser, running.server.url, "relay")
-    page.click("#example")
-    until(page, f"{STATE}.includes('names no relay')")
-    page.close()
+    with page_over(browser, running.server.url, "relay") as page:
+        page.click("#example")
+        until(page, f"{STATE}.includes('names no relay')")
 
 
 @pytest.fixture
@@ -164,8 +147,10 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
 @pytest.mark.skipif(TURNSERVER is None, reason="no turnserver on the PATH (apt-get install coturn)")
 def test_through_a_relay_only(browser, loopback, relay):
     turn = {"turn_url": f"turn:127.0.0.1:{relay}", "turn_user": "user", "turn_password": "password"}
-    with Running(token="test-token-1", **turn) as running:
-        page = open_page(browser, running.server.url, "relay")
+    with (
+        Running(token="test-token-1", **turn) as running,
+        page_over(browser, running.server.url, "relay") as page,
+    ):
         page.click("#example")
         until(page, SPEAKING)
         until(page, f"{TIME} > 1")
@@ -178,4 +163,3 @@ def test_through_a_relay_only(browser, loopback, relay):
         )
         assert kinds == "relay"
         assert "password" not in page.content()
-        page.close()
