@@ -31,6 +31,8 @@ _STEP_COPIES = 2
 _STREAM_UNITS, _BRANCH_UNITS, _FFN_UNITS = 28.0, 8.5, 4.1
 """Working memory of one layer, per T D: float32 of the stream and the norms; numbers of attention; and, times
 the ratio of the widths, numbers of the feed-forward."""
+_MARGIN = 1.05
+"""For biases, tables of positions and what else is small."""
 _SMALLEST_WEIGHTS: tuple[Precision, ...] = ("fp8", "int4")
 
 
@@ -96,8 +98,8 @@ def plan_memory(shape: TrainingShape) -> TrainingMemory:
     return TrainingMemory(
         weights=frozen_bytes(shape.config, shape.weights, number_bytes=shape.number_bytes),
         adapters=_KEPT_COPIES * _FP32 * parameters,
-        kept_inputs=_kept_inputs(shape),
-        working=working,
+        kept_inputs=int(_MARGIN * _kept_inputs(shape)),
+        working=int(_MARGIN * working),
         overhead=overhead,
     )
 
@@ -126,13 +128,16 @@ _STORED: tuple[Precision, ...] = ("fp8", "int8", "int4")
 
 
 def _kept_inputs(shape: TrainingShape) -> int:
-    """Return what is kept from the forward pass: the stream before every layer, sinks, text keys."""
+    """Return what is kept beside the layer that runs again.
+
+    The streams before all layers at first; the gradients of sinks and text keys of all layers at last.
+    """
     config, b = shape.config, shape.number_bytes
-    stream = _FP32 * (shape.tokens + shape.sink_tokens)
-    sink = 3 * b * shape.sink_tokens  # keys before and after their rotation, and values
-    text = 2 * b * shape.batch * config.text_len
-    injectors = _FP32 * shape.tokens * len(config.audio_inject_layers)
-    return config.dim * (config.num_layers * (stream + sink + text) + injectors)
+    # Keys of a sink before and after their rotation, and its values; keys and values of the text.
+    shared = b * (3 * shape.sink_tokens + 2 * shape.batch * config.text_len)
+    streams = _FP32 * shape.tokens * (config.num_layers + len(config.audio_inject_layers))
+    condition = config.num_layers * (_FP32 * shape.sink_tokens + shared)
+    return config.dim * (condition + max(streams, config.num_layers * shared))
 
 
 def _layer_work(shape: TrainingShape) -> int:
@@ -140,7 +145,7 @@ def _layer_work(shape: TrainingShape) -> int:
     config, b = shape.config, shape.number_bytes
     ratio = config.ffn_dim / config.dim
     units = _STREAM_UNITS + b * (_BRANCH_UNITS + _FFN_UNITS * ratio)
-    restored = 3 * b * max(config.ffn_dim, 2 * config.dim) * config.dim
+    restored = b * config.ffn_dim * config.dim if shape.weights in _STORED else 0
     return int(units * shape.tokens * config.dim) + _joined_keys(shape) + restored
 
 
@@ -168,7 +173,7 @@ def check_memory(shape: TrainingShape, available: int) -> None:
         for words, other in _smaller(shape)
         if (size := plan_memory(other).total) <= available
     ]
-    advice = f"what fits: {', or '.join(smaller)}" if smaller else "use a smaller --size as well"
+    advice = f"what fits: {', or '.join(smaller)}" if smaller else "use a smaller --side as well"
     raise MemoryBudgetError(
         f"training these adapters needs {format_bytes(plan.total)}, and {format_bytes(available)} are "
         f"there; {advice}"
