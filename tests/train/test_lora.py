@@ -27,7 +27,6 @@ from lipcast_train.lora.training import LoraRequest, LoraResult, load_adapted, t
 from lipcast_train.networks.frozen import freeze
 from lipcast_train.training.loop import Recipe
 from lipcast_train.training.state import Progress
-from sounds import EXAMPLES
 from synthetic import SMALL, write_synthetic
 
 CPU = torch.device("cpu")
@@ -336,16 +335,14 @@ def test_the_loss_on_the_clips_halves(style: LoraResult) -> None:
 
 
 @pytest.mark.slow
-def test_the_adapter_changes_the_frames(style: LoraResult) -> None:
+def test_the_adapter_changes_the_frames(
+    style: LoraResult, portrait: Path, sound: Callable[[float], Path]
+) -> None:
+    voice = sound(0.48)
+
     def first_frames(*loras: str) -> Tensor:
         model = lipcast.load("tiny", device="cpu", precision="fp32", loras=list(loras))
-        blocks = model.stream(
-            image=EXAMPLES / "portrait_0.png",
-            audio=EXAMPLES / "speech_a.wav",
-            size="64*64",
-            num_clip=1,
-            sample_steps=1,
-        )
+        blocks = model.stream(image=portrait, audio=voice, size="64*64", num_clip=1, sample_steps=1)
         with blocks:
             return torch.from_numpy(next(iter(blocks)).frames).float()
 

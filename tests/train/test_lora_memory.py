@@ -42,8 +42,8 @@ from lipcast_train.networks.frozen import freeze
 GIB = 2**30
 PUBLISHED = DiTConfig()
 NARROW = DiTConfig(
-    dim=192, ffn_dim=512, num_heads=3, num_layers=3, text_dim=64, audio_dim=64, num_audio_layers=4,
-    audio_inject_layers=(0, 2),
+    dim=192, ffn_dim=512, num_heads=3, num_layers=2, text_dim=64, audio_dim=64, num_audio_layers=4,
+    audio_inject_layers=(0,),
 )  # fmt: skip
 
 
@@ -143,7 +143,7 @@ def assert_bounds(shape: TrainingShape, held: int, ratio: float) -> None:
 
 @pytest.mark.parametrize(
     ("weights", "number_bytes", "blocks", "batch"),
-    [("int8", 4, 2, 1), ("fp32", 4, 1, 2), ("int4", 2, 2, 1)],
+    [("int8", 4, 2, 1), ("int4", 4, 1, 2)],
 )
 def test_the_plan_bounds_what_a_step_holds_on_the_cpu(
     weights: Precision, number_bytes: int, blocks: int, batch: int
