@@ -6,7 +6,7 @@ GPU.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lipcast_train.networks.build import Sizes
 from lipcast_train.training.loop import Recipe
@@ -35,9 +35,6 @@ class Preset:
     cache_bytes: int = 4 << 30
     sample_every: int = 500
     seed: int = 0
-    phases: tuple[str, ...] = field(
-        default=("speech", "autoencoder", "decoder", "transformer", "few_steps")
-    )
 
 
 TINY = Preset(
@@ -71,14 +68,14 @@ SMOKE = Preset(
     ),
     side=64,
     clip_frames=48,
-    num_clips=48,
+    num_clips=32,
     held_out=2,
-    speech=Recipe(100, 8, 3e-3),
-    autoencoder=Recipe(150, 2, 4e-3),
-    decoder=Recipe(60, 2, 4e-3),
-    transformer=Recipe(400, 8, 2e-3),
-    few_steps=Recipe(20, 8, 5e-4),
-    footage_lengths=(17, 25),
+    speech=Recipe(100, 8, 3e-3, average=0.95),
+    autoencoder=Recipe(120, 1, 4e-3, average=0.97),
+    decoder=Recipe(60, 1, 4e-3, average=0.95),
+    transformer=Recipe(300, 8, 2e-3, average=0.98),
+    few_steps=Recipe(10, 8, 3e-4, average=0.8),
+    footage_lengths=(9, 17),
     window_frames=6,
     sample_every=0,
 )  # fmt: skip

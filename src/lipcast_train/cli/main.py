@@ -22,3 +22,7 @@ def main(arguments: Sequence[str]) -> int:
 def run() -> None:
     """Run the `lipcast-train` command of this process."""
     lipcast_main.run(_train)
+
+
+if __name__ == "__main__":
+    run()

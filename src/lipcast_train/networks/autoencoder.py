@@ -7,12 +7,37 @@ Shapes: B batch (1), C channels, T frames, H height, W width; latents have F fra
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lipcast.models.vae import VideoVAE, latent_statistics
-from lipcast.models.vae_blocks import DecoderState, EncoderState
+from lipcast.models.vae_blocks import CausalConv3d, DecoderState, EncoderState
 from lipcast.models.vae_tiny import TinyDecoder
+
+
+def convolve_in_planes(vae: VideoVAE) -> None:
+    """Compute convolutions over time and space as 2-D ones over stacked frames, with the same weights.
+
+    Within rounding the numbers are the same. On a CPU the gradients of narrow 3-D convolutions take several
+    times as long.
+    """
+    for module in vae.modules():
+        if isinstance(module, CausalConv3d) and module.kernel_size[1:] == (3, 3):
+            module.__dict__["convolve"] = partial(_planes, module)
+
+
+def _planes(conv: CausalConv3d, x_BCTHW: Tensor) -> Tensor:
+    """Return the convolution of one video, whose past is in front already."""
+    reach = conv.kernel_size[0]
+    frames_TCHW = x_BCTHW[0].transpose(0, 1)
+    count = len(frames_TCHW) - reach + 1
+    stacked = torch.cat([frames_TCHW[i : i + count] for i in range(reach)], dim=1)
+    weight = conv.weight.transpose(1, 2).flatten(1, 2)
+    made = functional.conv2d(stacked, weight, conv.bias, padding=1)
+    return made.transpose(0, 1)[None]
 
 
 def encode_moments(vae: VideoVAE, video_BCTHW: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from lipcast.models.text import TextEncoder
 from lipcast.models.vae import VideoVAE
 from lipcast.models.vae_tiny import TinyDecoder
 from lipcast.weights.checkpoint import checkpoint_dir, read_json
+from lipcast_train.networks.autoencoder import convolve_in_planes
 
 DOCUMENTS = {
     "dit": "config.json",
@@ -93,6 +94,7 @@ def build_networks(sizes: Sizes, *, seed: int) -> Networks:
             SpeechEncoder(SpeechConfig.from_json(sizes.document("speech"))),
             TinyDecoder(sizes.decoder_widths, z_dim=models.vae.z_dim),
         )  # fmt: skip
+    convolve_in_planes(networks.vae)
     networks.to(torch.device("cpu"))
     return networks
 

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lipcast.weights.disk import make_directory
 from lipcast_train.training.devices import Devices, Share, placed_like, whole
 from lipcast_train.training.state import Progress, read_progress, read_state, write_state
 
@@ -84,6 +86,7 @@ def run_phase(phase: Phase, devices: Devices, settings: LoopSettings) -> Progres
 
     The objective holds the moving average when the phase is finished. Raises OutputError.
     """
+    make_directory(settings.folder)
     trainer = _Trainer(phase, devices, settings)
     saved = time.monotonic()
     while trainer.progress.step < phase.recipe.num_steps:
@@ -109,8 +112,10 @@ class _Trainer:
         self._path = settings.folder / f"{phase.name}.safetensors"
         self._was_finished = False
         phase.objective.to(devices.device)
-        devices.shard(phase.objective)
-        self._weights = {n: p for n, p in phase.objective.named_parameters() if p.requires_grad}
+        # A copy is sharded: what comes after this phase computes with the whole weights.
+        self._objective = phase.objective if devices.mesh is None else deepcopy(phase.objective)
+        devices.shard(self._objective)
+        self._weights = {n: p for n, p in self._objective.named_parameters() if p.requires_grad}
         self._average = {name: weight.detach().clone() for name, weight in self._weights.items()}
         self._optimiser = torch.optim.AdamW(
             self._weights.values(), lr=phase.recipe.learning_rate, betas=(0.9, 0.98),
@@ -125,7 +130,7 @@ class _Trainer:
         self._optimiser.param_groups[0]["lr"] = recipe.rate(step)
         batch = self._phase.batch(step, self._devices.share)
         with self._precision():
-            losses: dict[str, Tensor] = self._phase.objective(batch)
+            losses: dict[str, Tensor] = self._objective(batch)
         losses["loss"].backward()
         nn.utils.clip_grad_norm_(self._weights.values(), recipe.max_norm)
         self._optimiser.step()
@@ -134,11 +139,13 @@ class _Trainer:
         with torch.no_grad():
             for name, weight in self._weights.items():
                 self._average[name].lerp_(weight.detach(), 1 - kept)
-        loss = self._devices.mean(losses)["loss"]
+        loss = round(self._devices.mean(losses)["loss"], 6)
         self.progress = replace(self.progress, step=step + 1, losses=(*self.progress.losses, loss))
 
     def save(self) -> None:
-        """Write everything that the next step depends on."""
+        """Write everything that the next step depends on; nothing before the first."""
+        if not self.progress.step:
+            return
         tensors = dict(self._named("model", self._weights.items()))
         tensors |= self._named("average", self._average.items())
         for moment in _MOMENTS:
@@ -148,10 +155,15 @@ class _Trainer:
 
     def finish(self) -> None:
         """Put the average into the objective, and keep nothing else of the state."""
-        self._assign(self._average)
+        averages = self._named("average", self._average.items())
         if not self._was_finished:
-            self._write(self._named("average", self._average.items()))
-        self.sample()
+            self._write(averages)
+        with torch.no_grad():
+            for name, weight in self._phase.objective.named_parameters():
+                if weight.requires_grad:
+                    weight.copy_(averages[f"average.{name}"])
+        if not self._was_finished:
+            self.sample()
 
     def sample(self) -> None:
         """Write a picture, of what the average makes."""

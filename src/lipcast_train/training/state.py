@@ -28,7 +28,7 @@ class Progress:
     step: int = 0
     losses: tuple[float, ...] = ()
     identity: str = ""
-    """What is trained on what; a state of something else is refused."""
+    """What is trained on what; the state of something else is not continued."""
 
     @property
     def loss_factor(self) -> float:
@@ -41,8 +41,9 @@ class Progress:
 def write_state(path: Path, tensors: Mapping[str, Tensor], progress: Progress) -> None:
     """Write a state in place of the one before. Raises OutputError."""
     infos = [TensorInfo(name, tuple(t.shape), t.dtype) for name, t in tensors.items()]
-    losses = [round(loss, 6) for loss in progress.losses]
-    content = {"step": progress.step, "losses": losses, "identity": progress.identity}
+    content = {
+        "step": progress.step, "losses": progress.losses, "identity": progress.identity,
+    }  # fmt: skip
     metadata = {_KEY: json.dumps(content)}
     write_safetensors(path, infos, lambda name: tensors[name].cpu(), metadata=metadata)
 
