@@ -91,11 +91,11 @@ def read_request(flags: Mapping[str, Any]) -> GenerateRequest:
 
 def generate_options(flags: Mapping[str, Any]) -> GenerateOptions:
     """Return the options of a video; a negative seed becomes a random one."""
-    seed = flags.get("base_seed")
+    seed, pose = flags.get("base_seed"), "pose_video" in flags
     if seed is None:
-        return options_from(GenerateOptions, flags)
+        return options_from(GenerateOptions, flags, pose=pose)
     seed = secrets.randbelow(_MAX_SEED) if seed < 0 else seed
-    return options_from(GenerateOptions, flags, seed=seed)
+    return options_from(GenerateOptions, flags, seed=seed, pose=pose)
 
 
 def precision(flags: Mapping[str, Any]) -> Precision | None:
@@ -134,12 +134,23 @@ def _prompt(flags: Mapping[str, Any]) -> str | Path:
 
 
 def _direction(flags: Mapping[str, Any]) -> Direction:
-    """Return what directs the video; its files are read. Raises InputError, UsageError."""
+    """Return what directs the video; its files are read, and clips opened. Raises InputError, UsageError."""
+    if "pose_end" in flags and "pose_video" not in flags:
+        raise UsageError("--pose_end: says what follows a pose video; give one with --pose_video")
+    names = [
+        name for name in ("prompts", "pose_video", "pose_end", "continue_from") if name in flags
+    ]
+    if not names:
+        return UNDIRECTED
+    from lipcast.media.clip import Clip
     from lipcast.media.split import BLOCK_FRAMES
 
-    if "prompts" not in flags:
-        return UNDIRECTED
-    direction = Direction(prompts=_input_file(flags, "prompts", "a prompts"))
+    if "prompts" in flags:
+        _input_file(flags, "prompts", "a prompts")
+    for name in ("pose_video", "continue_from"):
+        if name in flags:
+            Clip.of(flags[name])
+    direction = Direction(**{name: flags[name] for name in names})
     direction.prompts_by_block(_prompt(flags), BLOCK_FRAMES)
     return direction
 
