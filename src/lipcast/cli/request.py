@@ -64,6 +64,8 @@ class GenerateRequest:
 def read_request(flags: Mapping[str, Any]) -> GenerateRequest:
     """Check the given options and their files; makes the folder of the output."""
     accepted, options, weights = accepted_flags(flags), generate_options(flags), precision(flags)
+    if "pose_end" in flags and "pose_video" not in flags:
+        raise UsageError("--pose_end: says what follows a pose video; give one with --pose_video")
     image, audio = _input_file(flags, "image", "a picture"), _audio_file(flags)
     output, is_automatic = _output_file(flags, options)
     _check_output(output, (image,) if audio is None else (image, audio))
@@ -135,8 +137,6 @@ def _prompt(flags: Mapping[str, Any]) -> str | Path:
 
 def _direction(flags: Mapping[str, Any]) -> Direction:
     """Return what directs the video; its files are read, and clips opened. Raises InputError, UsageError."""
-    if "pose_end" in flags and "pose_video" not in flags:
-        raise UsageError("--pose_end: says what follows a pose video; give one with --pose_video")
     names = [
         name for name in ("prompts", "pose_video", "pose_end", "continue_from") if name in flags
     ]
