@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
@@ -9,7 +10,8 @@ from typing import Any
 
 import numpy as np
 from livekit import rtc
-from livekit.agents.voice.avatar import AudioSegmentEnd, QueueAudioOutput
+from livekit.agents.voice.avatar import AudioSegmentEnd
+from livekit.agents.voice.io import AudioOutput
 
 from lipcast.integrations.livekit import Avatar, LiveVideo
 
@@ -41,11 +43,68 @@ class Room(rtc.EventEmitter):
         pass
 
     def join(self, identity: str, kind: int = VIEWER) -> None:
-        self.remote_participants[identity] = SimpleNamespace(identity=identity, kind=kind)
+        self.remote_participants[identity] = SimpleNamespace(
+            identity=identity, kind=kind, state=rtc.ParticipantState.PARTICIPANT_STATE_ACTIVE
+        )
         self.emit("participant_connected", self.remote_participants[identity])
 
     def leave(self, identity: str) -> None:
         self.emit("participant_disconnected", self.remote_participants.pop(identity))
+
+
+class Peer(Room):
+    """One of two ends of a room, which hear each other's calls and streams of bytes."""
+
+    def __init__(self, identity: str, *viewers: str) -> None:
+        super().__init__(*viewers)
+        self.identity, self.other = identity, self
+        self._rpc_handlers: dict[str, Any] = {}
+        self._streams: dict[str, Any] = {}
+
+    def meet(self, other: Peer) -> None:
+        """Be in one room with another agent."""
+        for one, two in ((self, other), (other, self)):
+            one.other = two
+            one.join(two.identity, AGENT)
+
+    def register_rpc_method(self, method: str, handler: Any) -> None:
+        self._rpc_handlers[method] = handler
+
+    async def perform_rpc(self, *, destination_identity: str, method: str, payload: str) -> str:
+        assert destination_identity == self.other.identity
+        data = SimpleNamespace(caller_identity=self.identity, payload=payload)
+        return self.other._rpc_handlers[method](data)
+
+    def register_byte_stream_handler(self, topic: str, handler: Any) -> None:
+        self._streams[topic] = handler
+
+    async def stream_bytes(self, *, topic: str, attributes: dict[str, str], **_names: Any) -> Bytes:
+        stream = Bytes(attributes)
+        self.other._streams[topic](stream, self.identity)
+        return stream
+
+    async def set_attributes(self, attributes: dict[str, str]) -> None:
+        self.attributes = attributes
+
+
+class Bytes:
+    """A stream of bytes: what one end writes, the other reads."""
+
+    def __init__(self, attributes: dict[str, str]) -> None:
+        self.info = SimpleNamespace(attributes=attributes, stream_id="1")
+        self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+    async def write(self, data: bytes) -> None:
+        self._pieces.put_nowait(data)
+
+    async def aclose(self) -> None:
+        self._pieces.put_nowait(None)
+
+    async def __anext__(self) -> bytes:
+        piece = await self._pieces.get()
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
 
 
 class Watched:
@@ -110,7 +169,7 @@ class Watched:
 class Events:
     """What an agent is told of the playback."""
 
-    def __init__(self, voice: QueueAudioOutput) -> None:
+    def __init__(self, voice: AudioOutput) -> None:
         self.names: list[str] = []
         self.positions: list[float] = []
         self.times: list[float] = []
@@ -133,7 +192,7 @@ def tone(seconds: float, rate: int = RATE) -> list[rtc.AudioFrame]:
     return [rtc.AudioFrame(piece.tobytes(), rate, 1, len(piece)) for piece in pieces]
 
 
-async def say(voice: QueueAudioOutput, seconds: float) -> None:
+async def say(voice: AudioOutput, seconds: float) -> None:
     """Hand a segment to an avatar at once, as a fast speech synthesis does."""
     for piece in tone(seconds):
         await voice.capture_frame(piece)

@@ -34,6 +34,7 @@ _LATE_S = _FRAME_S / 2
 """A frame later than this begins a new clock; an earlier one is caught up with."""
 _SETTLE_S = 0.15
 """How long an interruption waits at most until sound that was handed on has been taken."""
+_ROUNDING_S = 0.001
 _COMINGS = "connection_state_changed", "participant_connected", "participant_disconnected"
 
 
@@ -80,7 +81,7 @@ class LiveVideo(VideoGenerator):
         if self._live.has_ended:
             return True
         waiting_s = self._live.stats().pending_s
-        fits = not waiting_s or waiting_s + seconds <= self._live.limits.max_pending_s
+        fits = not waiting_s or waiting_s + seconds < self._live.limits.max_pending_s - _ROUNDING_S
         return fits and not self._is_ending
 
     def clear_buffer(self) -> Coroutine[None, None, None] | None:
@@ -176,24 +177,52 @@ class Avatar:
             ),
         )
         self.video.synchronizer = self.runner.av_sync
+        self._has_left = asyncio.Event()
+        self._is_started = self._is_closed = False
 
     async def start(self) -> None:
         """Begin to listen, and to show the face as soon as somebody is in the room who is no agent."""
-        for event in _COMINGS:
-            self._room.on(event, self._look_around)
         self._look_around()
         await self.runner.start()
+        self._is_started = True
+        for event in _COMINGS:
+            self._room.on(event, self._look_around)
+        self._room.on("disconnected", self._leave)
+        self._look_around()
 
     async def wait(self) -> None:
-        """Wait until the session or the voice ends. Raises SessionFailedError where an error has ended it."""
-        await self.runner.wait_for_complete()
+        """Wait until the session has ended or the room is left.
+
+        Raises SessionFailedError where an error has ended the session.
+        """
+        endings = [
+            asyncio.create_task(each)
+            for each in (self.runner.wait_for_complete(), self._has_left.wait())
+        ]
+        try:
+            done, _ = await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in endings:
+                task.cancel()
 
     async def aclose(self) -> None:
-        """Leave the room's tracks, and close the session."""
-        for event in _COMINGS:
-            self._room.off(event, self._look_around)
-        await self.runner.aclose()
+        """End the tracks, and close the session. May be called before `start`, and again."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._is_started:
+            for event in _COMINGS:
+                self._room.off(event, self._look_around)
+            self._room.off("disconnected", self._leave)
+            await self.runner.aclose()
+        else:
+            await self.runner.av_sync.aclose()
         await asyncio.to_thread(self._live.close)
+
+    def _leave(self, *_event: object) -> None:
+        self._has_left.set()
 
     def _look_around(self, *_event: object) -> None:
         """Make nothing while nobody watches."""
@@ -204,7 +233,7 @@ class Avatar:
 
 
 def _watches(participant: rtc.RemoteParticipant) -> bool:
-    return participant.kind != rtc.ParticipantKind.PARTICIPANT_KIND_AGENT
+    return bool(participant.kind != rtc.ParticipantKind.PARTICIPANT_KIND_AGENT)
 
 
 def mono_of(frame: rtc.AudioFrame) -> NDArray[np.int16]:
