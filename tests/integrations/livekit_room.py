@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,13 +13,37 @@ from livekit import rtc
 from livekit.agents.voice.avatar import AudioSegmentEnd
 from livekit.agents.voice.io import AudioOutput
 
+from fake_live import FakeModel
+from lipcast.config.generate_options import GenerateOptions
+from lipcast.engine.live import LiveSession
 from lipcast.integrations.livekit import Avatar, LiveVideo
 
 AGENT = rtc.ParticipantKind.PARTICIPANT_KIND_AGENT
 VIEWER = rtc.ParticipantKind.PARTICIPANT_KIND_STANDARD
 RATE = 24_000
 """Of the voice, in Hz."""
-PIECE = RATE // 10
+OUT_RATE = 48_000
+"""Of the sound of an avatar, in Hz."""
+
+
+def run(test: Callable[[], Coroutine[None, None, None]]) -> None:
+    """Run a test in an event loop; it has a minute."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(60):
+            await test()
+
+    asyncio.run(bounded())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+def open_live(model: FakeModel | None = None) -> LiveSession:
+    options = GenerateOptions()
+    return (model or FakeModel()).live(image=None, prompt="", sample_rate=OUT_RATE, options=options)
 
 
 class Room(rtc.EventEmitter):
