@@ -276,6 +276,13 @@ def test_an_agent_of_another_process_speaks_and_interrupts() -> None:
         await say(voice, 0.2)  # after the end of the stream that was dropped
         await until(lambda: events.names[4:] == ["started", "finished"])
         assert watched.order.count("E") == 2
+        for _ in range(2):  # who stops waiting leaves the avatar alone
+            leaving = asyncio.create_task(avatar.wait())
+            await asyncio.sleep(0)
+            leaving.cancel()
+            await asyncio.wait([leaving])
+        await say(voice, 0.2)
+        await until(lambda: events.names[6:] == ["started", "finished"])
         leaving = asyncio.create_task(avatar.wait())
         await asyncio.sleep(0)
         here.emit("disconnected")

@@ -195,10 +195,8 @@ class Avatar:
 
         Raises SessionFailedError where an error has ended the session.
         """
-        endings = [
-            asyncio.create_task(each)
-            for each in (self.runner.wait_for_complete(), self._has_left.wait())
-        ]
+        complete = asyncio.shield(self.runner.wait_for_complete())  # `wait` may be cancelled alone
+        endings = [complete, asyncio.ensure_future(self._has_left.wait())]
         try:
             done, _ = await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
