@@ -143,6 +143,17 @@ def test_a_clip_of_any_rate_is_sampled_to_25_frames_a_second(tmp_path: Path, fps
         assert np.array_equal(frame, frames[min(19, round(n * fps / 25))])
 
 
+def test_a_stream_without_times_has_the_rate_of_its_header(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "clip.h264"), "w", format="h264") as container:
+        stream = container.add_stream("libx264rgb", rate=25, options={"bf": "0"})
+        stream.height, stream.width, stream.pix_fmt = 80, 120, "rgb24"
+        for frame in pictures(10):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    clip = Clip.of(tmp_path / "clip.h264")
+    assert clip.num_frames == len(list(clip.frames(0, 64, 64))) == 10
+
+
 def test_a_folder_of_pictures_is_a_clip(tmp_path: Path, clip: Path) -> None:
     folder = tmp_path / "pose"
     folder.mkdir()

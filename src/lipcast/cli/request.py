@@ -68,7 +68,10 @@ def read_request(flags: Mapping[str, Any]) -> GenerateRequest:
         raise UsageError("--pose_end: says what follows a pose video; give one with --pose_video")
     image, audio = _input_file(flags, "image", "a picture"), _audio_file(flags)
     output, is_automatic = _output_file(flags, options)
-    _check_output(output, (image,) if audio is None else (image, audio))
+    directing = [
+        flags[name] for name in ("prompts", "pose_video", "continue_from") if name in flags
+    ]
+    _check_output(output, (image, *directing, *(() if audio is None else (audio,))))
     return GenerateRequest(
         image=image,
         audio=_spoken_file(flags) if audio is None else audio,
@@ -223,7 +226,7 @@ def file_name(prompt: str, num_steps: int | None = None) -> str:
 
 def _check_output(output: Path, inputs: tuple[Path, ...]) -> None:
     """Find out before the work that the file can be written, without touching what is there."""
-    if any(output.exists() and output.samefile(path) for path in inputs):
+    if output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
         raise UsageError(f"--output: {output} is an input of this command; choose another file")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

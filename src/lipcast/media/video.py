@@ -318,8 +318,12 @@ def frame_times(path: str | os.PathLike[str]) -> NDArray[np.float64]:
 def _picture_times(path: str | os.PathLike[str]) -> NDArray[np.float64]:
     with _open_video(path) as container:
         stream = container.streams.video[0]
-        packets = (p for p in container.demux(stream) if p.pts is not None and not p.is_discard)
-        times = np.array([float(p.pts * p.time_base) for p in packets], np.float64)
+        packets = [(p.pts, p.size) for p in container.demux(stream) if not p.is_discard]
+        rate, time_base = float(stream.guessed_rate or VIDEO_FPS), float(stream.time_base or 0)
+    pts = [pts for pts, _ in packets if pts is not None]
+    if not pts:  # a stream without times, such as raw H.264
+        return np.arange(sum(size > 0 for _, size in packets)) / rate
+    times = np.array(pts, np.float64) * time_base
     times.sort()
     return times
 
