@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_pose import pictures, write_clip
 
 import lipcast
+from clips import pictures, write_clip
 from lipcast.errors import InputError
 from lipcast.lab.footage import Footage, survey
 from lipcast.lab.seams import seams

@@ -14,6 +14,7 @@ from PIL import Image
 from torch.nn import functional
 
 import lipcast
+from clips import pictures, write_clip
 from lipcast.engine.snapshot import SessionSnapshot
 from lipcast.engine.snapshot_file import read_snapshot, write_snapshot
 from lipcast.errors import InputError
@@ -23,27 +24,6 @@ from lipcast.models.dit import DiT
 SMALL: dict[str, Any] = {"size": "64*64", "infer_frames": 16}
 """Clips of four latent frames: every block of three crosses a border of clips, or begins at one."""
 Made = tuple[list[torch.Tensor], SessionSnapshot]
-
-
-def pictures(count: int, height: int = 80, width: int = 120) -> list[np.ndarray]:
-    """A disc that moves to the right, before a gradient."""
-    y, x = np.mgrid[:height, :width]
-    found = []
-    for n in range(count):
-        disc = (x - 10 - 3 * n) ** 2 + (y - 40) ** 2 < 150
-        found.append(np.stack([255 * disc, 2 * x, 3 * y], axis=-1).astype(np.uint8))
-    return found
-
-
-def write_clip(path: Path, frames: list[np.ndarray], fps: int = 25) -> Path:
-    """Lossless, so that what is read is known."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264rgb", rate=fps, options={"crf": "0", "bf": "0"})
-        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "rgb24"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    return path
 
 
 @pytest.fixture
