@@ -225,6 +225,7 @@ BAD_IMPORTS = (
     ("serve/hub.py", "import httpx2"),
     ("cli/serve.py", "import folder_paths"),
     ("jobs/local.py", "import lipcast_train"),
+    ("cli/serve.py", "import livekit.rtc"),
 )
 
 

@@ -57,6 +57,8 @@ class BlockConditions:
     sink: PlacedSink
     text: tuple[KeyValue, ...]
     audio: AudioConditioning
+    pose_FSD: Tensor | None = None
+    """Tokens of a pose, with the encoder's bias; None: without a pose, the bias alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,10 @@ class DiT(nn.Module):
             prepared.append(self.audio_injector.prepare(index, overall_AFD, local_AFKD))
         return AudioConditioning(tuple(prepared), mask_AFS)
 
+    def encode_pose(self, pose_CFHW: Tensor) -> Tensor:
+        """Return the tokens [F, S, D] of a block's pose latents; called once per block."""
+        return conv32(self.cond_encoder, pose_CFHW).flatten(2).permute(1, 2, 0)
+
     def sink_layout(self, latent_height: int, latent_width: int) -> SinkLayout:
         """Return what a sink for pictures of this size holds."""
         height, width = self._patches(latent_height, latent_width)
@@ -178,14 +184,13 @@ class DiT(nn.Module):
 
     def forward(self, lanes: Sequence[Lane]) -> list[Tensor]:
         """Return velocities_CFHW, one per lane. Rings of the lanes are written; lanes have equal S."""
-        x_GSD = torch.cat([self.embed_noisy(lane.latent_CFHW) for lane in lanes])
+        x_GSD = torch.cat(
+            [self.embed_noisy(lane.latent_CFHW, lane.conditions.pose_FSD) for lane in lanes]
+        )
         frames = [lane.latent_CFHW.shape[1] for lane in lanes]
-        rows_G6D = torch.cat(
-            [_per_frame(lane.time.block_6D, f) for lane, f in zip(lanes, frames, strict=True)]
-        )
-        head_GD = torch.cat(
-            [_per_frame(lane.time.head_D, f) for lane, f in zip(lanes, frames, strict=True)]
-        )
+        times = list(zip((lane.time for lane in lanes), frames, strict=True))
+        rows_G6D = torch.cat([_per_frame(time.block_6D, count) for time, count in times])
+        head_GD = torch.cat([_per_frame(time.head_D, count) for time, count in times])
         audio = join_audio([lane.conditions.audio for lane in lanes])
         injectors = {layer: i for i, layer in enumerate(self.config.audio_inject_layers)}
         for layer, block in self._each_layer("tick"):
@@ -208,18 +213,19 @@ class DiT(nn.Module):
 
     def embed_condition(self, ref_C1HW: Tensor, motion_CFHW: Tensor) -> Tensor:
         """Return the condition tokens_TD, [reference | motion]."""
-        ref_TD = conv32(self.patch_embedding, ref_C1HW).flatten(1).T
-        motion_TD = self.frame_packer(motion_CFHW)
-        mask = self.trainable_cond_mask.weight
-        return torch.cat((ref_TD + mask[_REF_ROW], motion_TD + mask[_MOTION_ROW]))
+        ref_TD, mask = conv32(self.patch_embedding, ref_C1HW).flatten(1).T, self.trainable_cond_mask
+        motion_TD = self.frame_packer(motion_CFHW) + mask.weight[_MOTION_ROW]
+        return torch.cat((ref_TD + mask.weight[_REF_ROW], motion_TD))
 
-    def embed_noisy(self, latent_CFHW: Tensor) -> Tensor:
+    def embed_noisy(self, latent_CFHW: Tensor, pose_FSD: Tensor | None = None) -> Tensor:
         """Return tokens_FSD. Without a pose the condition latent is zero: its encoder adds its bias only."""
         tokens_DFhw = conv32(self.patch_embedding, latent_CFHW)
         tokens_FSD = tokens_DFhw.flatten(2).permute(1, 2, 0)
-        assert self.cond_encoder.bias is not None
-        added_D = self.cond_encoder.bias + self.trainable_cond_mask.weight[_NOISY_ROW]
-        return tokens_FSD + added_D
+        mask_D, bias_D = self.trainable_cond_mask.weight[_NOISY_ROW], self.cond_encoder.bias
+        assert bias_D is not None
+        return (
+            tokens_FSD + (bias_D + mask_D) if pose_FSD is None else tokens_FSD + pose_FSD + mask_D
+        )
 
     def unpatchify(self, patches_FSP: Tensor, like_CFHW: Tensor) -> Tensor:
         """Turn rows of (ph, pw, c), c fastest, back into a picture."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lipcast.cli.command import Command, Group
 from lipcast_train.cli.all import gates, report, train
+from lipcast_train.cli.lora import lora
 
 _HELP = """Train a model of the Live Avatar family.
 
@@ -13,8 +14,12 @@ _HELP = """Train a model of the Live Avatar family.
 Train every network from nothing, small, in three minutes:
   lipcast-train all --preset smoke -o out/smoke
   lipcast generate --model out/smoke/model --image me.png --audio hello.wav -o out.mp4
+
+\b
+Train an adapter of a model on videos of one person:
+  lipcast-train lora --data clips/ --model tiny --out style.safetensors
 """
-SUBCOMMANDS: tuple[Command, ...] = (train, report, gates)
+SUBCOMMANDS: tuple[Command, ...] = (train, lora, report, gates)
 
 
 def make_app() -> Group:

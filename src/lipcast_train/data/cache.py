@@ -29,7 +29,6 @@ from lipcast_train.networks.voices import encode_voice
 
 STILL_LATENTS = 3
 """Latents of the portrait at rest before the clip begins, as the decoder is primed with."""
-_STILL_FRAMES = 1 + 4 * (STILL_LATENTS - 1)
 _KEY = "lipcast_train"
 
 
@@ -46,16 +45,21 @@ class EncodedClip:
 
 @torch.no_grad()
 def encode_clip(
-    clip: Clip, vae: VideoVAE, speech: SpeechEncoder, *, device: torch.device
+    clip: Clip,
+    vae: VideoVAE,
+    speech: SpeechEncoder,
+    *,
+    device: torch.device,
+    still_latents: int = STILL_LATENTS,
 ) -> EncodedClip:
     """Encode a clip as the continuation of its portrait at rest."""
-    still = np.repeat(clip.portrait_HWC[None], _STILL_FRAMES, axis=0)
+    still = np.repeat(clip.portrait_HWC[None], 1 + 4 * (still_latents - 1), axis=0)
     video = video_of_frames(np.concatenate([still, clip.frames_THWC]), device)
     latents = encode_normalised(vae, video)[0].float()
     wave_N = torch.from_numpy(clip.wave_N).to(device)
     features = encode_voice(speech, wave_N, len(clip.frames_THWC))
     weights = functional.avg_pool2d(pixel_weights(clip)[None], vae.config.spatial_factor)[0]
-    split = [STILL_LATENTS, latents.shape[1] - STILL_LATENTS]
+    split = [still_latents, latents.shape[1] - still_latents]
     still_CFHW, latents_CFHW = latents.cpu().split(split, dim=1)
     return EncodedClip(latents_CFHW, still_CFHW, features.cpu(), weights, clip.prompt)
 
@@ -73,10 +77,13 @@ class LatentCache:
         identity: str,
         device: torch.device,
         max_bytes: int,
+        still_latents: int = STILL_LATENTS,
     ) -> None:
+        """`still_latents`: those of the portrait before a clip; all motion latents, where they differ."""
         self._folder, self._pool = folder, pool
         self._vae, self._speech, self._device = vae, speech, device
         self._identity, self._max_bytes = identity, max_bytes
+        self._still_latents = still_latents
         self._kept: dict[int, EncodedClip] = {}
         make_directory(folder)
         for path in folder.glob("*.safetensors"):
@@ -94,8 +101,9 @@ class LatentCache:
                 self._kept[index] = _read(path)
             else:
                 clip = encode_clip(
-                    self._pool.clip(index), self._vae, self._speech, device=self._device
-                )
+                    self._pool.clip(index), self._vae, self._speech,
+                    device=self._device, still_latents=self._still_latents,
+                )  # fmt: skip
                 self._kept[index] = clip
                 self._write(path, clip)
             self._forget()

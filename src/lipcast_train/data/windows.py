@@ -84,7 +84,7 @@ def draw_window(clip: EncodedClip, shape: WindowShape, random: Random) -> Window
         clean_CFHW=clean,
         noise_CFHW=noise_like(clean, random.getrandbits(62)),
         ref_C1HW=ref,
-        motion_CFHW=clip.still_CFHW[:, 2:3].expand(-1, shape.motion_frames, -1, -1),
+        motion_CFHW=_motion(clip.still_CFHW, shape.motion_frames),
         features_LEV=clip.features_LEV[:, :, 4 * first : 4 * (first + shape.frames)],
         weights_HW=clip.weights_HW,
         prompt="" if random.random() < _NO_PROMPT else clip.prompt,
@@ -92,6 +92,13 @@ def draw_window(clip: EncodedClip, shape: WindowShape, random: Random) -> Window
         distances=tuple(random.randint(NEAREST, FARTHEST) for _ in range(num_blocks)),
         level=random.random(),
     )
+
+
+def _motion(still_CFHW: Tensor, count: int) -> Tensor:
+    """Return the latents before the first: those of the portrait, or its third one throughout."""
+    if still_CFHW.shape[1] >= count:
+        return still_CFHW[:, :count]
+    return still_CFHW[:, 2:3].expand(-1, count, -1, -1)
 
 
 def window_batches(

@@ -6,6 +6,7 @@ what the model itself made of noise in the steps before, so that it sees its own
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -50,14 +51,7 @@ class WindowModel(nn.Module):
     def prepare(self, batch: WindowBatch) -> WindowConditions:
         """Embed the prompts; every text once."""
         known = {prompt: self._embedded(prompt) for prompt in sorted(set(batch.prompts))}
-        return WindowConditions(
-            batch.ref_BC1HW,
-            batch.motion_BCFHW,
-            batch.features_BLEV,
-            tuple(known[prompt] for prompt in batch.prompts),
-            batch.first_frames,
-            batch.distances,
-        )
+        return conditions_of(batch, known)
 
     def _embedded(self, prompt: str) -> Tensor:
         ids = torch.tensor([self.text.token_ids(prompt)], device=self.dit.device)
@@ -81,16 +75,42 @@ class WindowModel(nn.Module):
         return window_velocity(self.dit, latent, times, prepared).float()
 
     def noise_level(self, level: float) -> float:
-        """Return the sigma of a uniform number: mostly one of an inference step, else any."""
-        steps = self.flow.sigmas[:-1]
-        if level < _AT_STEPS:
-            level /= _AT_STEPS
-            if level < _LAST_STEP or len(steps) == 1:
-                return steps[-1]
-            return steps[int((level - _LAST_STEP) / (1 - _LAST_STEP) * (len(steps) - 1))]
-        uniform = (level - _AT_STEPS) / (1 - _AT_STEPS)
-        shifted = self._shift * uniform / (1 + (self._shift - 1) * uniform)
-        return max(_LEAST_NOISE, shifted)
+        """Return the sigma of a uniform number."""
+        return noise_level(level, self.flow, shift=self._shift)
+
+
+def conditions_of(batch: WindowBatch, contexts: Mapping[str, Tensor]) -> WindowConditions:
+    """Return what windows are made from, with the embedded prompts by their texts."""
+    return WindowConditions(
+        batch.ref_BC1HW,
+        batch.motion_BCFHW,
+        batch.features_BLEV,
+        tuple(contexts[prompt] for prompt in batch.prompts),
+        batch.first_frames,
+        batch.distances,
+    )
+
+
+def noise_level(level: float, flow: FlowSchedule, *, shift: float) -> float:
+    """Return the sigma of a uniform number: mostly one of an inference step, else any."""
+    steps = flow.sigmas[:-1]
+    if level < _AT_STEPS:
+        level /= _AT_STEPS
+        if level < _LAST_STEP or len(steps) == 1:
+            return steps[-1]
+        return steps[int((level - _LAST_STEP) / (1 - _LAST_STEP) * (len(steps) - 1))]
+    uniform = (level - _AT_STEPS) / (1 - _AT_STEPS)
+    return max(_LEAST_NOISE, shift * uniform / (1 + (shift - 1) * uniform))
+
+
+def flow_matching_loss(
+    batch: WindowBatch, sigmas: Sequence[float], velocity_of: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Return the weighted squared error of the velocity from data to noise, at a noise level a sample."""
+    sigma_B1 = batch.clean_BCFHW.new_tensor(sigmas)[:, None, None, None, None]
+    latent = (1 - sigma_B1) * batch.clean_BCFHW + sigma_B1 * batch.noise_BCFHW
+    error = velocity_of(latent) - (batch.noise_BCFHW - batch.clean_BCFHW)
+    return (error.square() * batch.weights_B1HW[:, :, None]).mean()
 
 
 class FlowObjective(WindowModel):
@@ -99,10 +119,10 @@ class FlowObjective(WindowModel):
     def forward(self, batch: WindowBatch) -> dict[str, Tensor]:
         """Return the weighted squared error of the velocity."""
         sigmas = [self.noise_level(level) for level in batch.levels]
-        sigma_B1 = batch.clean_BCFHW.new_tensor(sigmas)[:, None, None, None, None]
-        latent = (1 - sigma_B1) * batch.clean_BCFHW + sigma_B1 * batch.noise_BCFHW
-        error = self.velocity(batch, latent, sigmas) - (batch.noise_BCFHW - batch.clean_BCFHW)
-        return {"loss": (error.square() * batch.weights_B1HW[:, :, None]).mean()}
+        loss = flow_matching_loss(
+            batch, sigmas, lambda latent: self.velocity(batch, latent, sigmas)
+        )
+        return {"loss": loss}
 
 
 class RolloutObjective(WindowModel):
