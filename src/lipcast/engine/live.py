@@ -28,6 +28,9 @@ from lipcast.engine.live_types import AVFrame, LiveLimits, LiveState, LiveStats
 from lipcast.engine.session import Session
 from lipcast.errors import CancelledError, SessionFailedError, UsageError
 
+_Queued = tuple[LiveBlock, int, NDArray[np.uint8], NDArray[np.float32]]
+"""The block of a frame, its number in it from 1, its picture and its sound."""
+
 
 class LiveSession(Closing):
     """Push sound, take frames. Made by `Lipcast.live`; a context manager."""
@@ -48,7 +51,7 @@ class LiveSession(Closing):
         self.sample_rate = timeline.sample_rate
         self._encode_prompt, self._idle, self._clock = encode_prompt, idle, clock
         self._changed = timeline.changed
-        self._frames: deque[tuple[LiveBlock, NDArray[np.uint8], NDArray[np.float32]]] = deque()
+        self._frames: deque[_Queued] = deque()
         self._listeners: list[Callable[[], None]] = []
         self.wake_runner: Callable[[], None] | None = None
         """Called when something has changed that may allow a tick."""
@@ -188,7 +191,7 @@ class LiveSession(Closing):
                 raise SessionFailedError(f"the session has failed: {self._failure}; open a new one")
             found: list[AVFrame] = []
             while self._frames and len(found) < max_frames and not self._is_paused:
-                block, picture, sound = self._frames[0]
+                block, num, picture, sound = self._frames[0]
                 if found and (found[0].epoch, found[0].is_speech) != (block.epoch, block.is_speech):
                     break
                 self._frames.popleft()
@@ -200,6 +203,7 @@ class LiveSession(Closing):
                         self._num_given,
                         block.epoch,
                         block.is_speech,
+                        block.spoken_s(num),
                     )
                 )
                 self._num_given += 1
@@ -311,7 +315,8 @@ class LiveSession(Closing):
                     self._first_frame_s = self._clock() - self._utterance_began
                     self._utterance_began = None
             sounds = np.split(block.audio, len(block.frames))
-            self._frames.extend((made, *each) for each in zip(block.frames, sounds, strict=True))
+            frames = zip(block.frames, sounds, strict=True)
+            self._frames.extend((made, num, *each) for num, each in enumerate(frames, start=1))
 
     def _drop_idle(self) -> None:
         kept = [frame for frame in self._frames if frame[0].is_speech]
