@@ -145,9 +145,10 @@ async def test_speech_comes_out_as_it_came_in_between_its_frames(hurried):
         assert contexts == ["one"] * 18 + ["two"] * 13
 
 
+@pytest.mark.parametrize("late", [0, 2])
 @in_a_loop
-async def test_every_picture_follows_its_sound_by_two_frames(hurried):
-    async with Running() as running:
+async def test_every_picture_follows_its_sound(hurried, late):
+    async with Running(pictures_late=late) as running:
         await running.say(*utterance(0.96))
         await running.sink.until(is_stopped)
         shown = [
@@ -156,7 +157,7 @@ async def test_every_picture_follows_its_sound_by_two_frames(hurried):
             if isinstance(frame, TTSAudioRawFrame) or is_white(frame)
         ]
         is_sound = [isinstance(frame, TTSAudioRawFrame) for frame in shown]
-        assert is_sound == [True, True, *[True, False] * 22]
+        assert is_sound == [*[True] * late, *[True, False] * (24 - late)]
         picture = shown[-1]
         assert picture.sync_with_audio and picture.format == "RGB" and picture.size == (SIDE, SIDE)
 

@@ -19,7 +19,6 @@ from fake_live import FakeModel
 pytest.importorskip("pipecat", reason="pipecat-ai is not installed")
 
 from pipecat.frames.frames import (
-    InputAudioRawFrame,
     InterruptionFrame,
     TTSAudioRawFrame,
     TTSStartedFrame,
@@ -27,8 +26,6 @@ from pipecat.frames.frames import (
 )
 from pipecat.transports.smallwebrtc.connection import SmallWebRTCConnection
 from pipecat_bot import ServedBot, load_bot
-
-from lipcast.integrations.pipecat import LipcastVideoService
 
 pytestmark = pytest.mark.slow  # the example imports a speech detector and a server
 RATE = 24_000

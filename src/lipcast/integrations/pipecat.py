@@ -69,12 +69,12 @@ class LipcastVideoService(AIService):
         image: ImageSource,
         prompt: str = "",
         options: GenerateOptions | None = None,
-        pictures_late: int = 2,
+        pictures_late: int = 0,
         **service: Any,
     ) -> None:
         """`pictures_late`: pictures are pushed so many frames after their sound.
 
-        Two put both in step over SmallWebRTC, where sound waits in a buffer longer than pictures do.
+        For a transport that delays sound, such as one with a sampling rate other than the pipeline's.
         """
         super().__init__(settings=ServiceSettings(model=None), **service)
         self._model, self._image, self._prompt = model, image, prompt
