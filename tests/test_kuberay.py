@@ -1,4 +1,4 @@
-"""The manifest for KubeRay: valid by the published schemas, trimmed by scripts/kuberay_schema.py; whole in itself."""
+"""The manifest for KubeRay: valid by the published schemas, trimmed by scripts/kuberay_schema.py."""
 
 from __future__ import annotations
 

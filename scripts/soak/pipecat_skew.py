@@ -3,10 +3,10 @@
     .venv/bin/python scripts/soak/pipecat_skew.py --beeps 12
 
 The example of integrations/pipecat runs with a model that computes nothing, and is white while something is
-said. A beep comes every two seconds; the page in headless Chromium notes when the picture turns white and when
-the sound is loud: positive is a late picture. Then something long is interrupted, and the sound that is heard
-after the InterruptionFrame was queued is measured. Needs a Chromium of the system. The last line is one JSON
-document.
+said. A beep comes every two seconds; the page in headless Chromium notes when the picture turns white
+and when the sound is loud: positive is a late picture. Then something long is interrupted; how long sound is
+heard after the InterruptionFrame was queued is measured. Needs a Chromium of the system. The last line is one
+JSON document.
 """
 
 from __future__ import annotations

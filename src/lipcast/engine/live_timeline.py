@@ -61,10 +61,12 @@ class LiveBlock:
     is_speech: bool
     samples: Samples
     begins_utterance: bool = False
+    num_fillers: int = 0
+    """Frames at the end of the block that come after the utterance."""
     begin_s: float = 0.0
     """Sound of the epoch that was pushed before that of this block."""
     end_s: float = 0.0
-    """The same with the sound of this block, without the silence that fills it up."""
+    """The same with the sound of this block."""
 
     def spoken_s(self, num_frames: int) -> float:
         """Return how much sound of the epoch has been given out with the first frames of the block."""
@@ -131,6 +133,14 @@ class _Utterance:
             return None
         self.first_block, self.num_begun = first, self.num_begun + 1
         return features, self._timeline.take_samples(settings.video_frames_per_block)
+
+    @property
+    def num_fillers(self) -> int:
+        """Frames of the blocks that have begun that no sound was pushed for."""
+        if self.is_open:
+            return 0
+        begun = self.num_begun * self._settings.video_frames_per_block
+        return max(0, begun - -(-self.num_pushed * VIDEO_FPS // self.sample_rate))
 
     @property
     def is_over(self) -> bool:
@@ -225,6 +235,14 @@ class LiveTimeline:
             begun = bool(self._utterances) and self._utterances[0].first_block is not None
             return begun or any(block.is_speech for block in self._begun)
 
+    @property
+    def has_unshown(self) -> bool:
+        """Whether there is sound of this epoch whose pictures the session has not given out."""
+        with self.changed:
+            blocks = (*self._begun, *self._made)
+            unshown = (block.is_speech and block.epoch == self.epoch for block in blocks)
+            return bool(self._utterances) or any(unshown)
+
     # Blocks out, to the session.
 
     @property
@@ -252,7 +270,8 @@ class LiveTimeline:
                 return None
             features, samples = taken
             begins, end_s = utterance.num_begun == 1, before_s + utterance.used_s
-            self._begun.append(LiveBlock(epoch, True, samples, begins, begin_s, end_s))
+            num_fillers = utterance.num_fillers
+            self._begun.append(LiveBlock(epoch, True, samples, begins, num_fillers, begin_s, end_s))
             self._forget_finished()
             return features
 
@@ -279,7 +298,7 @@ class LiveTimeline:
         frames = self._settings.video_frames_per_block
         samples = np.zeros((frames * self.sample_rate // VIDEO_FPS, 1), np.float32)
         spoken_s = self._finished_s
-        self._begun.append(LiveBlock(epoch, False, samples, False, spoken_s, spoken_s))
+        self._begun.append(LiveBlock(epoch, False, samples, begin_s=spoken_s, end_s=spoken_s))
         return self._settings.silent_features
 
 

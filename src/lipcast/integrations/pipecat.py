@@ -223,7 +223,7 @@ class LipcastVideoService(AIService):
         """Push a frame's sound, and the picture of some frames before it."""
         if frame.epoch != self._epoch:
             return
-        has_sound = frame.spoken_s > self._spoken_s + _SAME_S
+        has_sound = frame.is_speech and not frame.is_filler
         if not has_sound:  # nothing paces it on its way: the silence after the last word, or idle
             await self._wait_until_due(float)
         async with self._turn:
