@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from lipcast.errors import UsageError
 from lipcast_train.data.clips import Clip, ClipSource
 from lipcast_train.presets import Preset
 
@@ -18,19 +17,13 @@ _HELD_OUT_SEED = 1_000_003
 
 
 def open_source(preset: Preset, data: Path | None, device: torch.device) -> ClipSource:
-    """Return drawn clips, or those of a folder. Raises UsageError for a folder without any."""
+    """Return drawn clips, or those of a folder. Raises InputError for a folder without any."""
     num_blocks = preset.clip_frames // _FRAMES_PER_BLOCK
     if data is None:
         return _drawn(preset, preset.num_clips, preset.seed, device)
     from lipcast_train.data.folder import FolderClips  # needs FFmpeg
 
-    clips = FolderClips(data, num_blocks=num_blocks, side=preset.side)
-    if not len(clips):
-        seconds = preset.clip_frames / 25
-        raise UsageError(
-            f"--data: {data} has no video of at least {seconds:g} s; give a folder of videos with sound"
-        )
-    return clips
+    return FolderClips(data, num_blocks=num_blocks, side=preset.side)
 
 
 def held_out_clips(preset: Preset) -> list[tuple[int, Clip]]:
