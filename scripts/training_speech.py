@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make speech for training with every voice that is installed, into a folder; what is there already is kept."""
+"""Make speech for training with every voice that is installed; files that are there already are kept."""
 
 import argparse
 from pathlib import Path
