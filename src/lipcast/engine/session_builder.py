@@ -7,9 +7,9 @@ State: the executor and the decoder in force. Invariant: after `release`, and af
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,7 +40,8 @@ from lipcast.planning.plan import Plan
 FitPortrait = Callable[[int, int], NDArray[np.uint8]]
 """(height, width) -> pixels RGB [height, width, 3]."""
 MakeExecutor = Callable[..., LaneExecutor]
-"""Called as `LaneExecutor` is: (model, spec, reference, context_TC, *, memory, snapshot, graphs)."""
+"""Called as `LaneExecutor` is: (model, spec, reference, context_TC, *, memory, snapshot, graphs,
+later_contexts)."""
 MakeGraphs = Callable[[torch.device], GraphBackend]
 
 
@@ -58,10 +59,11 @@ class Networks(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """Conditioning inputs: a portrait loader and the text embedding [T, C]."""
+    """Conditioning inputs: a portrait loader, the text embedding [T, C], and those of later blocks."""
 
     fit: FitPortrait
     context_TC: Tensor
+    later_contexts: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,7 @@ class SessionBuilder:
                 memory=memory,
                 snapshot=seen,
                 graphs=self._graphs(plan),
+                later_contexts=self._conditioning.later_contexts,
             )
         except BaseException:
             memory.release()
