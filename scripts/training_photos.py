@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Fetch portraits in the public domain for `PhotoClips`: official pictures of NASA and the White House.
 
-They are taken out of two packages of PyPI (scikit-image's wheel, face_recognition's source), which pip downloads.
+They are taken out of two packages of PyPI (the wheel of scikit-image, the source of face_recognition) by pip.
 """
 
 import argparse
@@ -29,13 +29,16 @@ def main() -> None:
         (wheel,), (source,) = Path(downloads).glob("*.whl"), Path(downloads).glob("*.tar.gz")
         with zipfile.ZipFile(wheel) as archive:
             (folder / "astronaut.png").write_bytes(archive.read(ASTRONAUT))
-        with tarfile.open(source) as archive:
-            for member in archive.getmembers():
-                if member.name.endswith(OFFICIAL):
-                    content = archive.extractfile(member)
-                    assert content is not None
-                    (folder / Path(member.name).name).write_bytes(content.read())
+        _unpack(source, folder)
     print(*sorted(folder.iterdir()), sep="\n")
+
+
+def _unpack(source: Path, folder: Path) -> None:
+    with tarfile.open(source) as archive:
+        for member in archive.getmembers():
+            content = archive.extractfile(member) if member.name.endswith(OFFICIAL) else None
+            if content is not None:
+                (folder / Path(member.name).name).write_bytes(content.read())
 
 
 def _download(package: str, folder: str, kind: str) -> None:
