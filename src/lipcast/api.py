@@ -31,7 +31,6 @@ from lipcast.config.keywords import (
     make_options,
 )
 from lipcast.config.memory_options import MemoryOptions
-from lipcast.config.models import VIDEO_FPS
 from lipcast.config.video_spec import VideoSpec, video_spec, with_prompt_blocks
 from lipcast.engine.backend import Backend, LocalBackend
 from lipcast.engine.engine import Engine
@@ -49,6 +48,7 @@ from lipcast.engine.sound_timeline import AudioSource, AudioTimeline, Timeline
 from lipcast.engine.speech_features import FeatureStream
 from lipcast.env import launched, logger
 from lipcast.media.audio import AudioFile, PcmSource, open_audio
+from lipcast.media.clip import open_motion, open_pose
 from lipcast.media.image import ImageSource, fit_portrait, load_portrait
 from lipcast.media.video import VideoWriter
 from lipcast.parallel.distributed_model import DistributedModel
@@ -251,22 +251,19 @@ class Lipcast(Closing):
         """Make a video block by block: an iterator of `FrameBlock`s, memory flat over any length.
 
         audio: a file, or what `open_audio` has made of one. prompt: a text, or the `Path` of its
-        embedding, which needs no text encoder. direction: prompts over time.
+        embedding, which needs no text encoder. direction: prompts over time, a pose, a beginning.
         snapshot: `snapshot` of an earlier session of the same video, which this one goes on from, with the
         same picture, whole sound and options. end_block: the session ends before this block.
         """
         checked = generate_options(options, keywords)
+        checked = replace(checked, pose=direction.pose_video is not None)
         portrait = load_portrait(image, crop=checked.crop)
         source = (
             audio if isinstance(audio, AudioFile) else open_audio(audio, clean=checked.clean_audio)
         )
+        block_range = BlockRange(snapshot, end_block)
         session = self._open(
-            portrait,
-            source,
-            prompt,
-            checked,
-            direction=direction,
-            block_range=BlockRange(snapshot, end_block),
+            portrait, source, prompt, checked, direction=direction, block_range=block_range
         )
         _warn_of_late_prompts(session)
         return session
@@ -370,9 +367,16 @@ class Lipcast(Closing):
     ) -> Session:
         spec = self.spec(options, height=portrait.height, width=portrait.width)
         prompts = direction.prompts_by_block(prompt, spec.video_frames_per_block)
-        spec = with_prompt_blocks(spec, prompts)
+        spec, num_motion = with_prompt_blocks(spec, prompts), self.bundle.dit.config.motion_frames
+        size = {"height": spec.geometry.height, "width": spec.geometry.width}
         contexts = self.bundle.encode_prompts(prompts)
-        conditioning = Conditioning(partial(fit_portrait, portrait), contexts.pop(0), contexts)
+        conditioning = Conditioning(
+            partial(fit_portrait, portrait),
+            contexts.pop(0),
+            contexts,
+            pose=open_pose(direction),
+            motion=open_motion(direction, num_motion, **size),
+        )
         parts = self.backend.open(spec, conditioning, block_range.snapshot)
         try:
             timeline: Timeline = (
@@ -388,11 +392,6 @@ class Lipcast(Closing):
 
 def _warn_of_late_prompts(session: Session) -> None:
     """Log the prompts that begin after the end of the sound."""
-    end, block_s = session.num_blocks, session.spec.video_frames_per_block / VIDEO_FPS
-    late = [b for b in sorted(session.spec.order.prompt_blocks) if end is not None and b >= end]
-    if late:
-        _LOG.warning(
-            "%d prompts begin at %.2f s or later, after the end of the video",
-            len(late),
-            late[0] * block_s,
-        )
+    end, blocks = session.num_blocks, session.spec.order.prompt_blocks
+    if late := [block for block in blocks if end and block >= end]:
+        _LOG.warning("%d prompts begin at the end of the video or after it", len(late))
