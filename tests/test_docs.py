@@ -172,6 +172,7 @@ OTHER_PAGES = (
     "docs/low-vram-study.md",
     "docs/api-reference.md",
     "docs/lora-training.md",
+    "docs/training.md",
     "docs/decisions/README.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",

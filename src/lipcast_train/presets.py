@@ -1,6 +1,6 @@
 """How large a model is and how long each of its networks is trained.
 
-`smoke` shows in minutes on two CPU cores that everything learns. `tiny` is the embedded model's size, for one
+`smoke` is small enough for a CPU. `tiny` is the embedded model's size, for one
 GPU.
 """
 

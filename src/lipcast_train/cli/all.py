@@ -27,7 +27,7 @@ _PRESETS = ("smoke", "tiny")
 _REPORT = "report.json"
 _EVERY_S = 5.0
 _PRESET = Option(
-    "preset", "Sizes and lengths: smoke (minutes on two CPU cores) or tiny (the embedded model's, one GPU).",
+    "preset", "Sizes and lengths: smoke (small enough for a CPU) or tiny (the embedded model's, one GPU).",
     type=click.Choice(_PRESETS), default="smoke", show_default=True,
 )  # fmt: skip
 _OUTPUT = Option(
