@@ -200,10 +200,8 @@ class DiT(nn.Module):
             if layer in injectors:
                 residual_GSD = self.audio_injector(injectors[layer], x_GSD, audio)
                 x_GSD = self.kernels.add(x_GSD, residual_GSD)
-        patches = self.head(x_GSD, head_GD).split(frames)
-        return [
-            self.unpatchify(p, lane.latent_CFHW) for p, lane in zip(patches, lanes, strict=True)
-        ]
+        patches = zip(self.head(x_GSD, head_GD).split(frames), lanes, strict=True)
+        return [self.unpatchify(p, lane.latent_CFHW) for p, lane in patches]
 
     def _each_layer(self, use: WeightUse) -> Iterator[tuple[int, TransformerBlock]]:
         """Yield the layers in order, each with its weights at hand."""
@@ -219,13 +217,12 @@ class DiT(nn.Module):
 
     def embed_noisy(self, latent_CFHW: Tensor, pose_FSD: Tensor | None = None) -> Tensor:
         """Return tokens_FSD. Without a pose the condition latent is zero: its encoder adds its bias only."""
-        tokens_DFhw = conv32(self.patch_embedding, latent_CFHW)
-        tokens_FSD = tokens_DFhw.flatten(2).permute(1, 2, 0)
+        tokens_FSD = conv32(self.patch_embedding, latent_CFHW).flatten(2).permute(1, 2, 0)
         mask_D, bias_D = self.trainable_cond_mask.weight[_NOISY_ROW], self.cond_encoder.bias
         assert bias_D is not None
-        return (
-            tokens_FSD + (bias_D + mask_D) if pose_FSD is None else tokens_FSD + pose_FSD + mask_D
-        )
+        if pose_FSD is None:
+            return tokens_FSD + (bias_D + mask_D)
+        return tokens_FSD + pose_FSD + mask_D
 
     def unpatchify(self, patches_FSP: Tensor, like_CFHW: Tensor) -> Tensor:
         """Turn rows of (ph, pw, c), c fastest, back into a picture."""

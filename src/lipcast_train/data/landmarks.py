@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from lipcast.lab.face import face_track
 from lipcast.lab.footage import Footage
-from lipcast_train.data.movement import Curve
 
 Points = NDArray[np.float64]
 Box = tuple[int, int, int, int]
@@ -37,12 +36,19 @@ def boxes_of(points: Points, *, side: int) -> dict[str, Box]:
     }
 
 
-def mouth_opening(points: Points) -> Curve:
-    """Return the distance of the inner lips, 0 to 1 of the mouth's width at the most; [n]."""
-    gap = np.linalg.norm(points[:, 13] - points[:, 14], axis=1)
-    width = np.linalg.norm(points[:, 61] - points[:, 291], axis=1)
-    opening: Curve = np.clip(gap / np.maximum(width, 1e-6), 0, 1).astype(np.float32)
-    return opening
+def with_open_mouth(points: Points) -> Points:
+    """Return the points of a face with its lower lip as low as it goes."""
+    opened = points.copy()
+    opened[[14, 17], 1] += 0.4 * float(np.linalg.norm(points[61] - points[291]))
+    return opened
+
+
+def turned(points: Points) -> float:
+    """Return how far the tip of the nose is from the middle between the eyes, in distances of the eyes."""
+    left, right, nose = points[33], points[263], points[1]
+    across = right - left
+    along = float((nose - (left + right) / 2) @ across) / float(across @ across)
+    return abs(along)
 
 
 def _around(points: Points, side: int) -> Box:

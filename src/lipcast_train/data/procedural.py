@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from lipcast_train.data.augment import recorded, retimed
 from lipcast_train.data.clips import Clip
 from lipcast_train.data.drawing.person import Person, Variety, person
 from lipcast_train.data.drawing.portrait import draw, face_boxes
 from lipcast_train.data.drive import drive
 from lipcast_train.data.hearing import SAMPLES_PER_FRAME
 from lipcast_train.data.movement import at_rest
-from lipcast_train.data.voices import Babble, Voices, Wave
+from lipcast_train.data.voices import Babble, Voices, Wave, spoken
 from lipcast_train.data.words import Mood, mood
 
 FRAMES_PER_BLOCK = 12
@@ -50,7 +49,8 @@ class ProceduralClips:
             raise IndexError(f"expected a clip from 0 to {self.num_clips - 1}, got {index}")
         rng = np.random.default_rng((self.seed, index, 5))
         feeling, number = mood(rng), int(rng.integers(2**31))
-        clean, wave = self._sound(number, rng)
+        num_samples = self.num_blocks * FRAMES_PER_BLOCK * SAMPLES_PER_FRAME
+        clean, wave = spoken(self.voices, num_samples, number, rng=rng if self.augment else None)
         return self.clip_of(self.person(index), clean, feeling, seed=number, wave_N=wave)
 
     def clip_of(
@@ -70,14 +70,3 @@ class ProceduralClips:
     def person(self, index: int) -> Person:
         """Return who is shown in a clip."""
         return person(self.seed, index % (self.num_people or self.num_clips), self.variety)
-
-    def _sound(self, number: int, rng: np.random.Generator) -> tuple[Wave, Wave]:
-        """Return the speech that the mouth follows, and the recording of it that is heard."""
-        num_samples = self.num_blocks * FRAMES_PER_BLOCK * SAMPLES_PER_FRAME
-        if not self.augment:
-            speech = self.voices.speech(num_samples, number)
-            return speech, speech
-        # A fifth more, for speech that is spoken faster.
-        longer = self.voices.speech(num_samples * 6 // 5, number)
-        speech = retimed(longer, num_samples, rng)
-        return speech, recorded(speech, rng)

@@ -16,6 +16,7 @@ from lipcast.config.models import SAMPLE_RATE
 from lipcast.env import logger
 from lipcast.errors import InputError
 from lipcast.media.audio import open_audio
+from lipcast_train.data.augment import recorded, retimed
 from lipcast_train.data.babble import babble
 
 Wave = NDArray[np.float32]
@@ -63,6 +64,21 @@ class FolderVoices:
             pause = np.zeros(int(rng.uniform(*_PAUSE_S) * SAMPLE_RATE), np.float32)
             parts += [pause, read_wave(speaker[int(rng.integers(len(speaker)))])]
         return np.concatenate(parts)[:num_samples]
+
+
+def spoken(
+    voices: Voices, num_samples: int, seed: int, *, rng: np.random.Generator | None
+) -> tuple[Wave, Wave]:
+    """Return the speech that a mouth follows, and the recording of it that is heard.
+
+    With `rng` the speech is spoken at another speed and recorded in another room; without, both are the same.
+    """
+    if rng is None:
+        speech = voices.speech(num_samples, seed)
+        return speech, speech
+    # A fifth more, for speech that is spoken faster.
+    speech = retimed(voices.speech(num_samples * 6 // 5, seed), num_samples, rng)
+    return speech, recorded(speech, rng)
 
 
 @lru_cache(maxsize=64)

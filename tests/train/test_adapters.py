@@ -192,6 +192,7 @@ def test_stored_weights_give_the_gradients_of_what_they_stand_for(
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["bf16", "int4"])
 def test_training_leaves_the_weights_as_they_are(weights: Precision, request_for: Request) -> None:
     dtype = torch.bfloat16 if weights == "bf16" else torch.float32
@@ -262,6 +263,7 @@ def stopped(request: LoraRequest, at: int) -> None:
         train_lora(request, DrawnFaces(count=2), progress=stop)
 
 
+@pytest.mark.slow
 def test_a_training_that_was_stopped_continues_to_the_same_file(
     request_for: Request, tmp_path: Path
 ) -> None:

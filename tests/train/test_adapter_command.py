@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from faces import DrawnFaces
-from test_lora import CONFIGS, TINY
+from test_adapters import CONFIGS, TINY
 
 from lipcast.media.video import VideoWriter
 from lipcast.weights.bundle import load_bundle
