@@ -31,7 +31,7 @@ from lipcast.weights.prompts import PromptEmbedding, write_embedding
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", *(f"docs/{name}.md" for name in (
-    "generate", "checkpoints", "python-api", "architecture", "troubleshooting", "lab",
+    "generate", "directing", "checkpoints", "python-api", "architecture", "troubleshooting", "lab",
     "long-videos", "cluster",
     "low-memory",
     "many-gpus",
@@ -66,14 +66,9 @@ def commands() -> list[tuple[str, list[str]]]:
     return found
 
 
-@pytest.fixture(scope="module")
-def tiny() -> lipcast.Lipcast:
-    return lipcast.load("tiny", device="cpu")
-
-
 @pytest.fixture
 def folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: lipcast.Lipcast, videos: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: lipcast.Lipcast, videos: Path
 ) -> Iterator[Path]:
     """What the pages suppose to be there, with sounds of one block; the model is loaded once."""
     load = lipcast.api.load
@@ -81,7 +76,7 @@ def folder(
     def load_once(name: str | Path = "tiny", **how: Any) -> lipcast.Lipcast:
         changed = any(how.get(key) for key in _OTHER_MODEL)
         is_plain = name == "tiny" and not changed
-        return tiny if is_plain else load(name, **how)
+        return quick if is_plain else load(name, **how)
 
     monkeypatch.setattr("lipcast.api.load", load_once)
     supply_models(tmp_path, monkeypatch)
@@ -93,6 +88,7 @@ def folder(
     shutil.copy(ROOT / "examples" / "portrait_0.png", tmp_path / "me.png")
     write_wav(tmp_path / "hello.wav")
     shutil.copytree(videos, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "prompts.csv").write_text("second,prompt\n1,he laughs\n")
     # One cell, which is refused before a process is started.
     (tmp_path / "matrix.toml").write_text("[axes]\nenable_online_decode = [false]\n")
     here = Path.cwd()
@@ -123,9 +119,9 @@ def write_wav(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two videos of a second."""
+    """Videos of a second."""
     folder = tmp_path_factory.mktemp("videos")
-    for name, seed in (("out.mp4", 0), ("other.mp4", 1)):
+    for name, seed in (("out.mp4", 0), ("other.mp4", 1), ("pose.mp4", 2), ("shot.mp4", 3)):
         frames = np.stack(drawn_clip(syllable_opening(26, seed)))
         with VideoWriter(
             folder / name, width=SIDE, height=SIDE, sample_rate=16_000, num_channels=1

@@ -63,8 +63,9 @@ def generate(console: Console, **flags: Any) -> None:
     minute: the file appears at the end, the same command continues after an interruption, and
     `lipcast job watch` shows the progress.
 
-    The flags of the public Live Avatar scripts work as they are, with underscores or dashes. A flag that this
-    version cannot follow (--pose_video, --enable_tts and so on) is refused with the reason, never ignored.
+    The flags of the public Live Avatar scripts work as they are, with underscores or dashes. A flag that
+    this version cannot follow (--enable_tts, --use_dataset and so on) is refused with the reason, never
+    ignored.
     """
     if _served_as_rank():
         return
@@ -115,7 +116,8 @@ def _check(request: GenerateRequest, console: Console) -> Image:
         from lipcast.weights.prompts import read_embedding
 
         read_embedding(request.prompt)
-    need = MODEL_PARTS if isinstance(request.prompt, Path) else ALL_PARTS
+    is_embedded = isinstance(request.prompt, Path) and not request.direction.prompts
+    need = MODEL_PARTS if is_embedded else ALL_PARTS
     find_checkpoint(checkpoint_dir(request.model), need=need)
     if notice := _NOTICES.get(request.model):
         console.warn(notice)
@@ -154,7 +156,11 @@ def _make(
     with (
         closing(model),
         model.stream(
-            image=portrait, audio=sound, prompt=request.prompt, options=options
+            image=portrait,
+            audio=sound,
+            prompt=request.prompt,
+            direction=request.direction,
+            options=options,
         ) as session,
     ):
         console.detail(f"making {session.num_frames} frames")

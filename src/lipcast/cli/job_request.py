@@ -8,6 +8,7 @@ from typing import Any
 
 from lipcast.cli.request import DEFAULT_MODEL, GenerateRequest
 from lipcast.cli.types import FILE
+from lipcast.config.direction import UNDIRECTED, Direction
 from lipcast.env import expand_home
 from lipcast.errors import UsageError
 
@@ -28,11 +29,18 @@ def as_job(request: GenerateRequest, **how: Any) -> dict[str, Any]:
     prompt = [Path(request.prompt)] if is_file else []
     signing = request.signing
     signed = {} if signing is None else {"sign": signing.as_job()}
+    directed, clips = _directed(request.direction)
+    if directed and how.get("independent"):
+        raise UsageError(
+            "--independent_segments: every segment begins anew, which a directed video cannot; leave out "
+            "what directs it, or make the segments one after the other"
+        )
     files = [
         request.image,
         request.audio,
         *prompt,
         *decoder,
+        *clips,
         *(path for _, path in loras if path is not None),
     ]
     return {
@@ -52,9 +60,23 @@ def as_job(request: GenerateRequest, **how: Any) -> dict[str, Any]:
         "options": asdict(request.options),
         "segment_s": segment_s,
         **JOB_DEFAULTS,
+        **directed,
         **signed,
         **how,
     }
+
+
+def _directed(direction: Direction) -> tuple[dict[str, Any], list[Path]]:
+    """Return the field of a directed job, with absolute paths, and the files of its clips."""
+    if direction == UNDIRECTED:
+        return {}, []
+    from lipcast.media.clip import files_of
+
+    found = asdict(direction)
+    given = (name for name in ("pose_video", "continue_from") if found[name])
+    clips = {name: Path(found[name]).resolve() for name in given}
+    field = {"direction": found | {name: str(path) for name, path in clips.items()}}
+    return field, [file for path in clips.values() for file in files_of(path)]
 
 
 def _from_anywhere(model: str) -> str:

@@ -15,6 +15,7 @@ import click
 from lipcast.cli.command import Option, Section, switch, toggle, value_options
 from lipcast.cli.compat_flags import COMPAT_FLAGS
 from lipcast.cli.types import FILE, FOLDER, OUTPUT, SECONDS, TEXT
+from lipcast.config.direction import POSE_ENDS
 from lipcast.config.generate_options import CROPS, REFERENCE_ENCODINGS, SCHEDULES
 from lipcast.config.gpu_options import ATTENTION_CHOICES, GRAPH_CHOICES, KERNEL_CHOICES
 from lipcast.config.precision import KV_PRECISIONS, PRECISIONS
@@ -104,6 +105,32 @@ SPEECH = (
     Option(
         "tts_model", "Model of the server that speaks.",
         section=Section.SPEECH, metavar="NAME", show_default="tts-1",
+    ),
+)  # fmt: skip
+
+DIRECTING = (
+    Option(
+        "prompts",
+        "Table of prompts over time, with the columns second and prompt: CSV or JSON. Each begins at the "
+        "nearest border of a block (0.48 s) and holds until the next; --prompt holds before the first.",
+        section=Section.DIRECTING, type=FILE,
+    ),
+    Option(
+        "pose_video",
+        "Video whose pose is followed from the beginning, or a folder of pictures in the order of their "
+        "names, 25 a second.",
+        section=Section.DIRECTING, type=FILE,
+    ),
+    Option(
+        "pose_end",
+        "What comes after the end of --pose_video: hold its last picture, loop it, or black pictures, as "
+        "published.",
+        section=Section.DIRECTING, type=click.Choice(POSE_ENDS), show_default="hold",
+    ),
+    Option(
+        "continue_from",
+        "Video from whose last frames this one goes on, of the same aspect; its sound is not used.",
+        section=Section.DIRECTING, type=FILE,
     ),
 )  # fmt: skip
 
@@ -273,7 +300,7 @@ GPUS = (
 )  # fmt: skip
 
 OPTIONS: tuple[Option, ...] = (
-    *MAIN, *SPEECH, *FILES, *VIDEO, *COMPUTE, *MEMORY, *GPUS, *CONSOLE,
+    *MAIN, *DIRECTING, *SPEECH, *FILES, *VIDEO, *COMPUTE, *MEMORY, *GPUS, *CONSOLE,
     *(flag.option() for flag in COMPAT_FLAGS),
 )  # fmt: skip
 

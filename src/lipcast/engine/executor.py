@@ -8,8 +8,9 @@ Invariant: the latents do not depend on how units are grouped into ticks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -38,8 +39,11 @@ class Executor(Protocol):
     def num_outstanding(self) -> int:
         """Blocks that were run to their last step and have not come out yet."""
 
-    def start(self, block: int, features_LCV: Tensor) -> None:
-        """Prepare a block for its first step. Features: [layers, channels, video frames]."""
+    def start(self, block: int, features_LCV: Tensor, *, pose_CFHW: Tensor | None = None) -> None:
+        """Prepare a block for its first step. Features: [layers, channels, video frames].
+
+        `pose_CFHW`: latents of the block's pose, in a video that follows one.
+        """
 
     def run(self, tick: Tick) -> list[tuple[int, Tensor]]:
         """Compute the units of a tick; return the clean blocks with their latents [C, F, H, W].
@@ -64,6 +68,7 @@ class _InFlight:
     rotary: RotaryTable
     audio: AudioConditioning
     text: tuple[KeyValue, ...]
+    pose_FSD: Tensor | None
     inputs: tuple[Tensor, ...] = ()
     """Input latents of each step so far."""
     placed: tuple[int, PlacedSink] | None = None
@@ -87,8 +92,10 @@ class LaneExecutor:
         steps: range | None = None,
         on_replayed: Callable[[], None] | None = None,
         graphs: TickGraphs | None = None,
+        later_contexts: Mapping[int, Tensor] = MappingProxyType({}),
     ) -> None:
-        """`memory` holds rings and sink; by default all of it is on the device of the model.
+        """`context_TC` holds until one of `later_contexts` begins, which are by block.
+        `memory` holds rings and sink; by default all of it is on the device of the model.
         `steps`: those computed here, by default all. `on_replayed` is called after every replayed block.
         `graphs` replays ticks while all memory is on the device.
 
@@ -99,6 +106,11 @@ class LaneExecutor:
         self._spec = spec
         self._motion_CFHW = reference.motion_CFHW
         self._noise = NoiseSource(spec.options.seed, spec.geometry)
+        first_block = 0 if snapshot is None else snapshot.first_block
+        begun = max((block for block in later_contexts if block <= first_block), default=None)
+        context_TC = context_TC if begun is None else later_contexts[begun]
+        self._contexts = {b: x for b, x in later_contexts.items() if b > first_block}
+        """Text embeddings by the block that each begins with, of those to come."""
         self._text: tuple[KeyValue, ...] = _encode_text(model, context_TC)
         self._times = [model.encode_time(t) for t in spec.flow.timesteps]
         self._steps = steps or range(spec.order.num_steps)
@@ -126,12 +138,20 @@ class LaneExecutor:
                 self._swap_ref_C1HW = snapshot.first_C1HW
 
     @torch.inference_mode()
-    def start(self, block: int, features_LCV: Tensor, latent_CFHW: Tensor | None = None) -> None:
+    def start(
+        self,
+        block: int,
+        features_LCV: Tensor,
+        latent_CFHW: Tensor | None = None,
+        *,
+        pose_CFHW: Tensor | None = None,
+    ) -> None:
         """Prepare a block for its first step here; `latent_CFHW` is the output of the previous stage."""
         if block == self._spec.order.swap_block:
             self.swap_reference()
         self.prepare()
-        self._enter(block, features_LCV, latent_CFHW)
+        self.renew_context(block)
+        self._enter(block, features_LCV, latent_CFHW, pose_CFHW)
 
     @torch.inference_mode()
     def prepare(self) -> None:
@@ -151,19 +171,40 @@ class LaneExecutor:
         self._text = _encode_text(self._model, context_TC)
         self._next_ref_C1HW = self._ref_C1HW if self._next_ref_C1HW is None else self._next_ref_C1HW
 
+    def set_context_from(self, block: int, context_TC: Tensor) -> None:
+        """Change the text embedding [T, C] when a block starts."""
+        self._contexts[block] = context_TC
+
+    @torch.inference_mode()
+    def renew_context(self, block: int) -> None:
+        """Change the text embedding, if another begins with this block, and the sink with it."""
+        if block in self._contexts:
+            self.set_context(self._contexts[block])
+            self._prefill()
+            del self._contexts[block]  # a call that ran out of memory is repeated
+
     def set_first_latent(self, first_C1HW: Tensor) -> None:
         """Receive the first clean latent from the stage that computed it."""
         self._swap_ref_C1HW = first_C1HW
 
-    def _enter(self, block: int, features_LCV: Tensor, latent_CFHW: Tensor | None = None) -> None:
+    def _enter(
+        self,
+        block: int,
+        features_LCV: Tensor,
+        latent_CFHW: Tensor | None,
+        pose_CFHW: Tensor | None,
+    ) -> None:
         """Put the block in flight, as pure noise by default."""
-        first = self._spec.first_frame(block)
+        first, device = self._spec.first_frame(block), self._model.device
         self._in_flight[block] = _InFlight(
             latent_CFHW=self._noise_of(block) if latent_CFHW is None else latent_CFHW,
             first_frame=first,
             rotary=self._model.block_rotary(first, *self._latent_size),
-            audio=self._model.encode_audio(upload(features_LCV[None], self._model.device)),
+            audio=self._model.encode_audio(upload(features_LCV[None], device)),
             text=self._text,
+            pose_FSD=None
+            if pose_CFHW is None
+            else self._model.encode_pose(upload(pose_CFHW, device)),
         )
 
     @torch.inference_mode()
@@ -224,6 +265,7 @@ class LaneExecutor:
             sink=self._placed_sink(unit),
             text=state.text,
             audio=state.audio,
+            pose_FSD=state.pose_FSD,
         )
         ring = self.memory.rings[unit.step - self._steps.start]
         return Lane(state.latent_CFHW, self._times[unit.step], ring, conditions)
@@ -257,9 +299,11 @@ class LaneExecutor:
         if self._snapshot is None:
             return
         for block, remembered in enumerate(self._snapshot.blocks, self._snapshot.first_block):
+            self.renew_context(block)
             inputs = remembered.inputs or self._estimated_inputs(block, remembered.latent_CFHW)
             try:
-                self._enter(block, remembered.features_LCV, inputs[self._steps.start])
+                pose_CFHW, first = remembered.pose_CFHW, inputs[self._steps.start]
+                self._enter(block, remembered.features_LCV, first, pose_CFHW)
                 for step in self._steps:
                     self._in_flight[block].latent_CFHW = inputs[step].to(self._model.device)
                     self._model([self._lane(Unit(block, step))])

@@ -61,6 +61,8 @@ class LiveBlock:
     is_speech: bool
     samples: Samples
     begins_utterance: bool = False
+    num_fillers: int = 0
+    """Frames at the end of the block that come after the utterance."""
 
 
 class _Utterance:
@@ -113,6 +115,14 @@ class _Utterance:
             return None
         self.first_block, self.num_begun = first, self.num_begun + 1
         return features, self._timeline.take_samples(settings.video_frames_per_block)
+
+    @property
+    def num_fillers(self) -> int:
+        """Frames of the blocks that have begun that no sound was pushed for."""
+        if self.is_open:
+            return 0
+        begun = self.num_begun * self._settings.video_frames_per_block
+        return max(0, begun - -(-self.num_pushed * VIDEO_FPS // self.sample_rate))
 
     @property
     def is_over(self) -> bool:
@@ -204,6 +214,14 @@ class LiveTimeline:
             begun = bool(self._utterances) and self._utterances[0].first_block is not None
             return begun or any(block.is_speech for block in self._begun)
 
+    @property
+    def has_unshown(self) -> bool:
+        """Whether there is sound of this epoch whose pictures the session has not given out."""
+        with self.changed:
+            blocks = (*self._begun, *self._made)
+            unshown = (block.is_speech and block.epoch == self.epoch for block in blocks)
+            return bool(self._utterances) or any(unshown)
+
     # Blocks out, to the session.
 
     @property
@@ -229,7 +247,9 @@ class LiveTimeline:
             if taken is None:
                 return None
             features, samples = taken
-            self._begun.append(LiveBlock(epoch, True, samples, utterance.num_begun == 1))
+            self._begun.append(
+                LiveBlock(epoch, True, samples, utterance.num_begun == 1, utterance.num_fillers)
+            )
             self._forget_finished()
             return features
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lipcast.config.models import VIDEO_FRAMES_PER_LATENT
 from lipcast.config.schedule import Tick
 from lipcast.config.video_spec import VideoSpec
 from lipcast.engine.decode import PendingFrames
+from lipcast.engine.pose import PosePictures, first_of_clip
 from lipcast.engine.session_builder import Conditioning
 from lipcast.engine.snapshot import SessionSnapshot
 from lipcast.errors import CancelledError, MemoryBudgetError
@@ -27,12 +30,15 @@ from lipcast.parallel.messages import (
     BlockDone,
     Encoded,
     EncodePortrait,
+    EncodePose,
     EndSession,
     FirstLatent,
     Floats,
     Frames,
+    PoseLatents,
     RankStats,
     RunTick,
+    SetContext,
     StartSession,
     StepInputs,
     VideoFailed,
@@ -55,6 +61,7 @@ class DistributedSession:
         self._failure: VideoFailed | None = None
         self._clean: dict[int, Tensor] = {}
         self._frames: dict[int, NDArray[np.uint8]] = {}
+        self._poses: dict[int, Tensor] = {}
         self._inputs: dict[int, dict[int, tuple[Floats, ...]]] = {}
         """Noisy latents by block and first step of a stage."""
         self._encoded: Encoded | None = None
@@ -65,12 +72,16 @@ class DistributedSession:
         snapshot = None if snapshot is None else snapshot.to("cpu")
         spec, geometry = self.spec, self.spec.geometry
         portrait = conditioning.fit(geometry.height, geometry.width)
-        self.send(EncodePortrait(self._number, spec, portrait, snapshot), lambda role: role.decodes)
+        last = conditioning.motion
+        frames = None if last is None else last(geometry.height, geometry.width)
+        asked = EncodePortrait(self._number, spec, portrait, snapshot, frames)
+        self.send(asked, lambda role: role.decodes)
         self._pump_until(lambda: self._encoded is not None)
         assert self._encoded is not None
         ref, motion = self._encoded.ref_C1HW, self._encoded.motion_CFHW
-        context_TC = conditioning.context_TC.float().cpu().numpy()
-        opened = StartSession(self._number, spec, ref, motion, context_TC, snapshot)
+        context_TC = _floats(conditioning.context_TC)
+        later = {block: _floats(x) for block, x in conditioning.later_contexts.items()}
+        opened = StartSession(self._number, spec, ref, motion, context_TC, later, snapshot)
         self.send(opened, _has_steps)
 
     def send(self, message: Any, where: Where = everywhere) -> None:
@@ -97,6 +108,11 @@ class DistributedSession:
     def take_clean(self, block: int, *, wait: bool) -> Tensor | None:
         """Return the latents of a clean block; None if they have not arrived and `wait` is false."""
         latent: Tensor | None = self._take(self._clean, block, wait=wait)
+        return latent
+
+    def take_pose(self, block: int) -> Tensor:
+        """Wait for the pose latents of a block, and return them."""
+        latent: Tensor = self._take(self._poses, block, wait=True)
         return latent
 
     def take_frames(self, block: int) -> NDArray[np.uint8]:
@@ -152,6 +168,8 @@ class DistributedSession:
                 self._inputs.setdefault(block, {})[first_step] = latents
             case Frames(_, block, pixels_FHWC):
                 self._frames[block] = pixels_FHWC
+            case PoseLatents(_, block, latent_CFHW):
+                self._poses[block] = torch.from_numpy(latent_CFHW)
             case VideoFailed():
                 self._failure = message
 
@@ -176,6 +194,7 @@ class PipelineExecutor:
     def __init__(self, video: DistributedSession, snapshot: SessionSnapshot | None) -> None:
         self._video = video
         self._expected: deque[int] = deque()
+        self._next_block = 0 if snapshot is None else snapshot.next_block
         self._swap_block = video.spec.order.swap_block if snapshot is None else None
         """Block before which the stages are sent the first latent; with a snapshot they have it."""
 
@@ -184,12 +203,17 @@ class PipelineExecutor:
         """Blocks that were run to their last step and have not come out yet."""
         return len(self._expected)
 
-    def start(self, block: int, features_LCV: Tensor) -> None:
+    def start(self, block: int, features_LCV: Tensor, *, pose_CFHW: Tensor | None = None) -> None:
         """Send every stage the features of a block and, before the swap block, its new reference."""
         if block == self._swap_block:
             self._video.send(FirstLatent(self._video.first_latent()), _has_steps)
-        features = features_LCV.detach().float().cpu().numpy()
-        self._video.send(AudioFeatures(block, features), _has_steps)
+        pose = None if pose_CFHW is None else _floats(pose_CFHW)
+        self._video.send(AudioFeatures(block, _floats(features_LCV), pose), _has_steps)
+        self._next_block = block + 1
+
+    def set_context(self, context_TC: Tensor) -> None:
+        """Change the text embedding [T, C] on every stage for the blocks that begin from now on."""
+        self._video.send(SetContext(self._next_block, _floats(context_TC)), _has_steps)
 
     def run(self, tick: Tick) -> list[tuple[int, Tensor]]:
         """Have every stage run its units; return the clean blocks that have arrived, see `Executor.run`."""
@@ -209,6 +233,29 @@ class PipelineExecutor:
     def inputs_of(self, block: int) -> tuple[Tensor, ...]:
         """Return what each step took of a block that has come out."""
         return self._video.inputs_of(block)
+
+
+class RemotePose:
+    """The pose of a video, encoded by the rank that decodes, one block ahead."""
+
+    def __init__(self, video: DistributedSession, pictures: PosePictures, first_block: int) -> None:
+        self._video, self._next_block = video, first_block
+        geometry = video.spec.geometry
+        self._block_frames = geometry.latents_per_block * VIDEO_FRAMES_PER_LATENT
+        latent = first_block * geometry.latents_per_block
+        first = first_of_clip(latent, geometry.window) * VIDEO_FRAMES_PER_LATENT
+        self._num_before = first_block * self._block_frames - first
+        """Pictures of the first block's clip that come before it."""
+        self._frames = pictures.frames(first, geometry.height, geometry.width)
+
+    def latents(self, block: int) -> Tensor:
+        """Wait for the latents of the next block, and return them; ask for those of the one after it."""
+        while self._next_block <= block + 1:
+            count, self._num_before = self._block_frames + self._num_before, 0
+            pixels = np.stack(list(islice(self._frames, count)))
+            self._video.send(EncodePose(self._next_block, pixels), lambda role: role.decodes)
+            self._next_block += 1
+        return self._video.take_pose(block)
 
 
 class RemoteDecoder:
@@ -242,6 +289,11 @@ class _RemoteFrames:
     def collect(self) -> NDArray[np.uint8]:
         """Wait for the frames, and return them."""
         return self.video.take_frames(self.block)
+
+
+def _floats(x: Tensor) -> Floats:
+    array: Floats = x.detach().float().cpu().numpy()
+    return array
 
 
 def _has_steps(role: Role) -> bool:

@@ -60,6 +60,7 @@ class PlannerInputs:
             constraints=constraints,
             sample_steps=options.sample_steps or self.models.dit.sample_steps,
             fold_last_step=options.fold_last_step,
+            pose=options.pose,
         )
 
 

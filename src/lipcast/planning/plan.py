@@ -62,6 +62,8 @@ class PlanRequest:
     constraints: PlanConstraints = field(default_factory=PlanConstraints)
     sample_steps: int = 4
     fold_last_step: bool = True
+    pose: bool = False
+    """A pose video is encoded while the video is made."""
 
     @property
     def num_evaluations(self) -> int:
