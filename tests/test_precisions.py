@@ -14,7 +14,7 @@ import lipcast
 from lipcast.cli.main import main
 
 SMALL: dict[str, Any] = {"infer_frames": 12, "size": "128*128"}
-LEAST_DB = {"int8": 45.0, "fp8": 35.0, "int4": 25.0, "nvfp4": 25.0}
+LEAST_DB = {"int8": 45.0, "fp8": 35.0, "int4": 25.0}
 """What is promised; measured over whole clips: 55, 43, 36 dB."""
 
 
