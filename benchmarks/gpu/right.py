@@ -8,6 +8,7 @@ from gpu.runner import Part
 PARTS = (
     Part("environment", right_numbers.environment, 40),
     Part("fp8", right_numbers.fp8_rows, 60),
+    Part("fp4", right_numbers.fp4_rows, 40),
     Part("stored", right_numbers.stored_forms, 40),
     Part("attention", right_numbers.attention, 40),
     Part("kernels", right_kernels.kernels, 90),

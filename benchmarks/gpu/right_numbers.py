@@ -22,12 +22,15 @@ import lipcast
 from gpu.report import Report, Settings
 from gpu.timing import median_ms
 from lipcast.config.gpu_options import KernelName
+from lipcast.config.precision import StoredPrecision
 from lipcast.memory.pinned import PinnedMaker
 from lipcast.models.attention import attend
 from lipcast.models.kv_codec import kv_codec
+from lipcast.models.quant_formats import quantise_rows_fp4
 from lipcast.models.vae import VideoVAE
+from lipcast.weights.fp4 import has_fp4_matmul
 from lipcast.weights.fp8 import has_fp8_matmul
-from lipcast.weights.quant_linear import QuantLinear, use_fp8_matmul
+from lipcast.weights.quant_linear import QuantLinear, use_products_of_device
 from lipcast.weights.schemes import SCHEMES
 
 _SMI = (
@@ -40,6 +43,8 @@ _MATRICES = ((5120, 5120), (5120, 13824), (13824, 5120), (5120, 15360))
 """(in, out)."""
 _FP8_ERROR = 0.04
 """Of the product, relative, against float64 with unrounded activations; 2.6 % are expected."""
+_FP4_ERROR = 0.01
+"""Of the product, relative, against float64 with the numbers that it multiplies."""
 
 
 def environment(settings: Settings, report: Report) -> None:
@@ -95,7 +100,7 @@ def fp8_rows(settings: Settings, report: Report) -> None:
     report.figure("fp8 matrix units", has_fp8_matmul(settings.device))
     milliseconds = {}
     for num_in, num_out in matrices:
-        layer, weight = _fp8_layer(num_in, num_out, settings.device)
+        layer, weight = _layer("fp8", num_in, num_out, settings.device)
         for num_rows in rows:
             text = f"fp8 {num_rows} x {num_in} x {num_out} is within {_FP8_ERROR:.0%} of float64"
             with report.attempt(text), torch.inference_mode():
@@ -108,15 +113,39 @@ def fp8_rows(settings: Settings, report: Report) -> None:
     report.figure("milliseconds", milliseconds)
 
 
-def _fp8_layer(num_in: int, num_out: int, device: torch.device) -> tuple[QuantLinear, Tensor]:
+def fp4_rows(settings: Settings, report: Report) -> None:
+    """NVFP4 layers at the model's own shapes, against their emulation: the same numbers, in float64."""
+    rows, matrices = ((1, 15, 48), ((64, 128), (128, 64)))
+    if settings.is_full:
+        rows, matrices = _ROWS, _MATRICES
+    report.figure("NVFP4 matrix units", has_fp4_matmul(settings.device))
+    milliseconds = {}
+    for num_in, num_out in matrices:
+        layer, weight = _layer("nvfp4", num_in, num_out, settings.device)
+        for num_rows in rows:
+            text = f"nvfp4 {num_rows} x {num_in} x {num_out} is within {_FP4_ERROR:.0%} of its emulation"
+            with report.attempt(text), torch.inference_mode():
+                x = torch.randn(num_rows, num_in, dtype=torch.bfloat16, device=settings.device)
+                fed = quantise_rows_fp4(x).restore() if layer.multiplies else x
+                exact = fed.double() @ weight.double().t() + layer.bias.double()
+                error = _relative(layer(x), exact)
+                report.claim(text, error < _FP4_ERROR, error)
+                found = median_ms(partial(layer, x), settings)
+                milliseconds[f"{num_rows}x{num_in}x{num_out}"] = found
+    report.figure("milliseconds", milliseconds)
+
+
+def _layer(
+    precision: StoredPrecision, num_in: int, num_out: int, device: torch.device
+) -> tuple[QuantLinear, Tensor]:
     """A layer, and the weight that it stores."""
-    scheme = SCHEMES["fp8"]
+    scheme = SCHEMES[precision]
     linear = nn.Linear(num_in, num_out, dtype=torch.bfloat16, device=device).requires_grad_(False)
     parts = scheme.quantise(linear.weight.float())
     layer = QuantLinear(linear, scheme, dtype=torch.bfloat16)
     layer.fill(parts)
     holder = nn.Sequential(layer)
-    use_fp8_matmul(holder, enabled=has_fp8_matmul(device))
+    use_products_of_device(holder, device)
     return layer, scheme.dequantise(parts, torch.float32)
 
 

@@ -24,7 +24,7 @@ from lipcast.config.precision import StoredPrecision
 from lipcast.weights.checkpoint import find_checkpoint
 from lipcast.weights.convert import ConvertRequest, convert
 from lipcast.weights.files import open_tensors
-from lipcast.weights.quant_linear import use_fp8_matmul
+from lipcast.weights.quant_linear import use_direct_products
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "src" / "lipcast" / "assets" / "tiny"
@@ -57,7 +57,7 @@ def generate(
     directory: Path, videos: list[tuple[str, str]], clips: int, *, fp8_matmul: bool = False
 ) -> list[NDArray[np.uint8]]:
     model = lipcast.load(directory, device="cpu", precision="fp32")
-    use_fp8_matmul(model.bundle.dit, enabled=fp8_matmul)
+    use_direct_products(model.bundle.dit, enabled=fp8_matmul)
     return [
         model.generate(
             image=ROOT / "examples" / image, audio=ROOT / "examples" / audio, num_clip=clips

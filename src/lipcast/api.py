@@ -86,7 +86,7 @@ def load(
 
     device: "cpu", "cuda", "cuda:1"; None takes the first GPU, else the CPU.
     precision: "fp32" computes everything exactly; "bf16" is faster, on a CPU too if it multiplies
-    bfloat16 itself. None chooses bf16 wherever the hardware has it. "fp8", "int8" and "int4" compute
+    bfloat16 itself. None chooses bf16 wherever the hardware has it. "fp8", "int8", "int4" and "nvfp4" compute
     as None does, and quantise the transformer's weights while they are read.
     loras: adapters as "path", "path:0.8" or `LoraSpec`, merged after the published one, which is
     merged where it lies beside the weights.

@@ -36,7 +36,7 @@ CASES = {
     "fused, fp8": StepCase("fp8"),
     "plain, int4, fp8 ring": StepCase("int4", "fp8", kernels="plain"),
     "wavefront, int4 ring": StepCase("bf16", "int4", num_lanes=3),
-    "dequantised fp8": StepCase("fp8", fp8_matmul=False),
+    "dequantised fp8": StepCase("fp8", direct=False),
 }
 
 

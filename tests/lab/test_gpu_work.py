@@ -35,7 +35,9 @@ BUDGETS = {
     StepCase("fp8", in_place=True): (864, 48.7e9),
     StepCase("int4"): (892, 53.3e9),
     StepCase("int8"): (892, 53.3e9),
-    StepCase("fp8", fp8_matmul=False): (892, 53.3e9),
+    StepCase("fp8", direct=False): (892, 53.3e9),
+    StepCase("nvfp4"): (3324, 81.1e9),
+    StepCase("nvfp4", direct=False): (6476, 239.7e9),
     StepCase("int4", "int4", in_place=True): (772, 48.6e9),
     StepCase("fp8", "fp8", num_lanes=3): (1770, 229.2e9),
     StepCase("fp8", kernels="plain"): (5708, 406.6e9),
@@ -83,8 +85,10 @@ KEY_READINGS: dict[tuple[bool | None, bool], KeyReading] = {
 
 def reading_of(case: StepCase) -> WeightReading:
     """How a case multiplies its weights."""
-    if case.precision == "bf16" or (case.precision == "fp8" and case.fp8_matmul):
+    if case.precision == "bf16" or (case.precision in {"fp8", "nvfp4"} and case.direct):
         return "as stored"
+    if case.precision == "nvfp4":
+        return "dequantised"
     return "in registers" if case.kernels == "triton" else "dequantised"
 
 

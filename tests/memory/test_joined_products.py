@@ -18,7 +18,7 @@ from lipcast.weights.checkpoint import checkpoint_dir
 from lipcast.weights.files import open_tensors
 from lipcast.weights.load import load_into, without_memory
 from lipcast.weights.quant import quantised
-from lipcast.weights.quant_linear import QuantLinear, replace_linears, use_fp8_matmul
+from lipcast.weights.quant_linear import QuantLinear, replace_linears, use_direct_products
 from lipcast.weights.schemes import SCHEMES
 
 WEIGHTS = checkpoint_dir("tiny") / "diffusion_pytorch_model.safetensors"
@@ -50,7 +50,7 @@ def loaded(tiny: lipcast.Lipcast, precision: StoredPrecision) -> tuple[DiT, Weig
         model = DiT(config)
     load_into(model, source, dtype=torch.bfloat16, place=store.place)
     store.attach(model)
-    use_fp8_matmul(model, enabled=True)
+    use_direct_products(model, enabled=True)
     return model.eval().requires_grad_(False), store
 
 

@@ -21,7 +21,9 @@ from lipcast.models.kernels.plain import Kernels
 from lipcast.planning import costs, items, sizes
 from lipcast.planning.inputs import supposed_spec
 from lipcast.planning.planner import make_plan
+from lipcast.weights import quant_linear
 from lipcast.weights.checkpoint import checkpoint_dir
+from lipcast.weights.fp4 import Fp4Support
 from lipcast.weights.fp8 import Fp8Support
 
 GPU = torch.device("cuda", 0)
@@ -41,7 +43,8 @@ def card(monkeypatch: pytest.MonkeyPatch, name: str, support: Fp8Support) -> lis
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (31 << 30, 32 << 30))
     monkeypatch.setattr(probe, "link_bytes_per_s", lambda _: 50e9)
-    monkeypatch.setattr(probe, "fp8_support", trial)
+    monkeypatch.setitem(quant_linear._SUPPORT, "fp8", trial)
+    monkeypatch.setitem(quant_linear._SUPPORT, "nvfp4", lambda *_: Fp4Support(False))
     plain = ChosenKernels(Kernels(), "no card to try")
     monkeypatch.setattr(planner_inputs, "choose_kernels", lambda *_: plain)
     return asked

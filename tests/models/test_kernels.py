@@ -21,7 +21,7 @@ from lipcast.models.kernels.plain import Affine, Kernels, Modulation, Remembered
 from lipcast.models.kv_codec import kv_codec
 from lipcast.models.kv_ring import KVRing, RingLayout
 from lipcast.models.layers import QueryKeyNorms, RMSNorm
-from lipcast.models.quant_formats import FP8, QuantisedRows, Rows, quantise_rows_fp8
+from lipcast.models.quant_formats import FP8, Fp4Rows, QuantisedRows, Rows, quantise_rows_fp8
 from lipcast.models.rope import Rotary
 from lipcast.models.sink import PlacedSink, Sink, SinkLayout, SinkPlanes
 
@@ -70,6 +70,39 @@ def modulation(frames: int, dim: int, seed: int) -> Modulation:
 def affine(dim: int, seed: int) -> Affine:
     weight, bias = drawn(2, dim, seed=seed, dtype=BF16)
     return Affine(weight, bias, 1e-6)
+
+
+@settings(max_examples=12)
+@given(
+    tokens=st.integers(1, 4),
+    dim=st.sampled_from([16, 32, 48, 96, 160]),
+    magnitude=st.sampled_from([0.0, 1e-30, 1e-3, 1.0, 300.0]),
+    dtype=st.sampled_from([BF16, torch.float32]),
+    seed=st.integers(0, 99),
+)
+def test_nvfp4_rows(tokens: int, dim: int, magnitude: float, dtype: torch.dtype, seed: int) -> None:
+    """The same bits: every operation is rounded as in the plain twin."""
+    x = (drawn(tokens, dim, seed=seed) * drawn(tokens, 1, seed=seed + 1).exp() * magnitude).to(
+        dtype
+    )
+    form = RowFormat(dtype, fp4=True)
+    found, expected = FUSED.rows(x, form), PLAIN.rows(x, form)
+    assert isinstance(found, Fp4Rows) and isinstance(expected, Fp4Rows)
+    assert torch.equal(found.numbers, expected.numbers)
+    assert torch.equal(found.scale.view(torch.uint8), expected.scale.view(torch.uint8))
+    assert torch.equal(found.tensor_scale, expected.tensor_scale)
+
+
+def test_nvfp4_rows_of_norms_and_gelu() -> None:
+    form, x = RowFormat(BF16, fp4=True), drawn(2, 3, 64, seed=5)
+    for rows in (FUSED.normalise(x, affine(64, 6), form), FUSED.gelu(x.to(BF16), form)):
+        assert isinstance(rows, Fp4Rows) and rows.numbers.shape == (2, 3, 32)
+    assert torch.equal(
+        FUSED.gelu(x.to(BF16), form).restore(), PLAIN.gelu(x.to(BF16), form).restore()
+    )
+    ones = torch.ones(1, 16, dtype=BF16)
+    ones[0, 3] = torch.nan
+    assert FUSED.rows(ones, form).restore().isnan().all()
 
 
 MAGNITUDES = st.sampled_from([0.0, 1e-41, 1e-20, 1e-3, 1.0, 300.0, 1e12])

@@ -196,6 +196,19 @@ def test_fused_kernels_restore_weights_in_registers(card: str, efficiency: float
             assert both[0] - both[1] == pytest.approx(extra)
 
 
+@pytest.mark.parametrize("card", ["h100", "rtx5090", "b200"])
+def test_nvfp4_is_fast_where_matrix_units_have_it(card: str) -> None:
+    hardware, is_native = gpu(card), card != "h100"
+    reading = costs.weight_reading(hardware, "nvfp4")
+    assert reading == ("as stored" if is_native else "dequantised")
+    assert costs.needs_dequantising(hardware, "nvfp4") is not is_native
+    nvfp4_s, bf16_s = (
+        tick_seconds(FULL, geometry(), hardware, precision=p, kv_precision="bf16", num_lanes=1)
+        for p in ("nvfp4", "bf16")
+    )
+    assert (nvfp4_s < bf16_s) is is_native
+
+
 # Cards and sizes
 
 

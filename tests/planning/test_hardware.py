@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,6 +104,15 @@ def test_cards_before_ampere_have_no_bf16() -> None:
 def test_cards_without_row_wise_products_dequantise() -> None:
     assert not gpu("rtx5090").has_fp8 and gpu("rtx5090").fp8_flops > 0
     assert gpu("rtx4090").has_fp8 and not gpu("rtx3090").has_fp8
+
+
+def test_only_blackwell_multiplies_nvfp4() -> None:
+    assert {name for name in gpu_names() if gpu(name).has_fp4} == {
+        "b200", "rtx5060ti", "rtx5070", "rtx5070ti", "rtx5080", "rtx5090", "rtxpro6000",
+    }  # fmt: skip
+    assert gpu("b200").fp4_flops == 2 * gpu("b200").fp8_flops
+    assert gpu("rtx5090").fp4_flops == 4 * gpu("rtx5090").fp8_flops
+    assert not replace(gpu("b200"), multiplies_fp4=False).has_fp4
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_only_matrices_of_layers_are_quantised() -> None:
     assert not any("norm" in name or "bias" in name or "modulation" in name for name in quantised)
 
 
-@pytest.mark.parametrize("precision", ["fp8", "int8", "int4"])
+@pytest.mark.parametrize("precision", ["fp8", "int8", "int4", "nvfp4"])
 @given(rows=st.integers(1, 300), columns=st.integers(1, 400))
 def test_parts_are_those_that_the_quantiser_stores(
     precision: Precision, rows: int, columns: int

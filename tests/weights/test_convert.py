@@ -62,7 +62,7 @@ def request(
     return ConvertRequest(source, out, precision, shard_bytes=SHARD_BYTES, **more)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32", "fp8", "int8", "int4"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32", "fp8", "int8", "int4", "nvfp4"])
 def test_the_result_is_a_checkpoint_that_loads_mapped(
     source: Path, tmp_path: Path, precision: StoredPrecision
 ) -> None:

@@ -10,15 +10,9 @@ import torch
 from torch import nn
 
 from lipcast.weights import quant_linear
-from lipcast.weights.fp8 import (
-    MIN_ROWS,
-    Fp8Products,
-    Fp8Support,
-    fp8_support,
-    linear_row_wise,
-    try_fp8,
-)
-from lipcast.weights.quant_linear import QuantLinear, use_fp8_matmul, use_fp8_of_device
+from lipcast.weights.fp8 import MIN_ROWS, Fp8Support, fp8_support, linear_row_wise, try_fp8
+from lipcast.weights.products import DirectProducts
+from lipcast.weights.quant_linear import QuantLinear, use_direct_products, use_products_of_device
 from lipcast.weights.schemes import SCHEMES
 
 CPU = torch.device("cpu")
@@ -74,13 +68,13 @@ def test_a_refused_shape_is_dequantised_and_told_once(caplog: pytest.LogCaptureF
     layer = fp8_layer()
     x = torch.randn(15, 32, dtype=torch.bfloat16)
     expected = layer(x)
-    layer.fp8_products = Fp8Products(multiply)
+    layer.products = DirectProducts("fp8", multiply)
     with caplog.at_level(logging.WARNING, logger="lipcast"):
         assert torch.equal(layer(x), expected)
         assert torch.equal(layer(x), expected)
         layer(x[:3])
     assert calls == [15, 3]
-    assert layer.fp8_products.refused == {(15, 32, 48), (3, 32, 48)}
+    assert layer.products.refused == {(15, 32, 48), (3, 32, 48)}
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 2
     assert "15 rows, 32 inputs and 48 outputs" in told[0] and "NOT_SUPPORTED" in told[0]
@@ -100,10 +94,10 @@ def test_other_failures_are_not_taken_for_a_refusal(error: RuntimeError) -> None
         raise error
 
     layer = fp8_layer()
-    layer.fp8_products = Fp8Products(multiply)
+    layer.products = DirectProducts("fp8", multiply)
     with pytest.raises(type(error)):
         layer(torch.zeros(1, 32))
-    assert not layer.fp8_products.refused
+    assert not layer.products.refused
 
 
 def test_a_device_is_tried_on_the_sizes_of_the_model() -> None:
@@ -131,9 +125,9 @@ def test_layers_of_refused_sizes_stay_dequantised(monkeypatch: pytest.MonkeyPatc
         asked.extend(sizes)
         return Fp8Support("row-wise", frozenset({(64, 48)}))
 
-    monkeypatch.setattr(quant_linear, "fp8_support", support)
-    use_fp8_of_device(layers, CPU)
+    monkeypatch.setitem(quant_linear._SUPPORT, "fp8", support)
+    use_products_of_device(layers, CPU)
     assert asked == [(32, 48), (64, 48)]
-    assert [layer.fp8_matmul for layer in layers] == [True, False, False]
-    use_fp8_matmul(layers, enabled=False)
-    assert not any(layer.fp8_matmul for layer in layers)
+    assert [layer.multiplies for layer in layers] == ["fp8", None, None]
+    use_direct_products(layers, enabled=False)
+    assert not any(layer.multiplies for layer in layers)

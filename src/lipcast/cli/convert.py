@@ -24,7 +24,7 @@ from lipcast.config.units import parse_bytes
 if TYPE_CHECKING:
     from lipcast.config.precision import StoredPrecision
 
-_PRECISIONS: tuple[StoredPrecision, ...] = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
+_PRECISIONS: tuple[StoredPrecision, ...] = ("fp32", "fp16", "bf16", "fp8", "int8", "int4", "nvfp4")
 _NUM_WORST = 5
 
 

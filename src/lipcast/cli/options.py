@@ -216,8 +216,8 @@ COMPUTE = (
     ),
     Option(
         "precision",
-        "fp32 and bf16: precision of the computation. fp8, int8 and int4: quantise the weights while they "
-        "are read.",
+        "fp32 and bf16: precision of the computation. fp8, int8, int4 and nvfp4: quantise the weights while "
+        "they are read.",
         section=Section.COMPUTE, type=click.Choice(PRECISIONS), show_default="what suits the device",
     ),
     switch("fp8", "Same as --precision fp8.", section=Section.COMPUTE),

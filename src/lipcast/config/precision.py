@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Precision = Literal["fp32", "bf16", "fp8", "int8", "int4"]
+Precision = Literal["fp32", "bf16", "fp8", "int8", "int4", "nvfp4"]
 """Precision of the transformer's weights. With fp32 and bf16 everything computes in it."""
 PlainPrecision = Literal["fp32", "bf16"]
 """Precision of what is not quantised."""

@@ -44,7 +44,7 @@ from lipcast.weights.tiny_decoder import load_tiny_decoder
 _log = logger("engine.loading")
 _BF16_INSTRUCTIONS = "amx_bf16"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_QUANTISED: tuple[Precision, ...] = ("fp8", "int8", "int4")
+_QUANTISED: tuple[Precision, ...] = ("fp8", "int8", "int4", "nvfp4")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from math import prod
 from types import MappingProxyType
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -164,7 +165,8 @@ def _touched_bytes(tensor: Tensor) -> int:
 
 
 def _linear_flop(read: list[Tensor], out: Tensor) -> int:
-    return 2 * out.numel() * read[0].shape[-1]
+    per_element = 2 if read[0].dtype == torch.float4_e2m1fn_x2 else 1
+    return 2 * out.numel() * read[0].shape[-1] * per_element
 
 
 def _addmm_flop(read: list[Tensor], out: Tensor) -> int:
@@ -191,7 +193,16 @@ def _convolution_flop(read: list[Tensor], out: Tensor) -> int:
 FLOP_OF: Mapping[str, Callable[[list[Tensor], Tensor], int]] = MappingProxyType(
     {
         **dict.fromkeys(
-            ("linear", "mm", "bmm", "matmul", "_scaled_mm", "_int_mm", "stored_linear"),
+            (
+                "linear",
+                "mm",
+                "bmm",
+                "matmul",
+                "_scaled_mm",
+                "_scaled_mm_v2",
+                "_int_mm",
+                "stored_linear",
+            ),
             _linear_flop,
         ),
         **dict.fromkeys(("addmm", "baddbmm"), _addmm_flop),

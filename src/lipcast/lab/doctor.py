@@ -103,6 +103,7 @@ def _driver(torch: Any, cards: Sequence[DriverCard]) -> Finding:
 
 def _gpu(torch: Any, index: int) -> Iterator[Finding]:
     from lipcast.memory.probe import link_bytes_per_s
+    from lipcast.weights.fp4 import has_fp4_matmul
     from lipcast.weights.fp8 import has_fp8_matmul
 
     device = torch.device("cuda", index)
@@ -110,7 +111,8 @@ def _gpu(torch: Any, index: int) -> Iterator[Finding]:
     major, minor = torch.cuda.get_device_capability(index)
     free, total = torch.cuda.mem_get_info(index)
     fp8 = "multiplies fp8" if has_fp8_matmul(device) else "no fp8 products"
-    yield Finding(topic, "ok", f"{name}, compute capability {major}.{minor}, {fp8}")
+    fp4 = "multiplies NVFP4" if has_fp4_matmul(device) else "no NVFP4 products"
+    yield Finding(topic, "ok", f"{name}, compute capability {major}.{minor}, {fp8}, {fp4}")
     memory = f"{format_bytes(free)} free of {format_bytes(total)}"
     if free < total / 2:
         advice = "other programs hold the rest; end them, or plan with --vram"

@@ -38,7 +38,7 @@ from lipcast.models.vae import VideoVAE
 from lipcast.models.vae_channels_last import to_channels_last
 from lipcast.weights.load import without_memory
 from lipcast.weights.quant import kept_because
-from lipcast.weights.quant_linear import replace_linears, use_fp8_matmul
+from lipcast.weights.quant_linear import replace_linears, use_direct_products
 from lipcast.weights.schemes import PLAIN_DTYPES, SCHEMES
 from lipcast.weights.source import TensorInfo
 
@@ -56,8 +56,8 @@ class StepCase:
     kv_precision: KVPrecision | None = None
     """None: as the model computes (bf16)."""
     num_lanes: int = 1
-    fp8_matmul: bool = True
-    """Whether fp8 weights are multiplied as they are; otherwise they are dequantised first."""
+    direct: bool = True
+    """Whether fp8 and NVFP4 weights are multiplied as they are; otherwise they are dequantised first."""
     kernels: KernelName = "triton"
     in_place: bool | None = None
     """Whether the fused kernel attends to ring and sink; None: as on Hopper."""
@@ -131,7 +131,7 @@ def steady_executor(
 ) -> Iterator[tuple[LaneExecutor, tuple[Unit, ...]]]:
     """Give an executor whose rings are full, and a tick that it is ready to run. Needs `fake_cuda`."""
     spec = replace(spec, max_lanes=case.num_lanes)
-    dit = fake_dit(config, case.precision, fp8_matmul=case.fp8_matmul)
+    dit = fake_dit(config, case.precision, direct=case.direct)
     resident = SessionPlan.resident(config.num_layers)
     apply_kernels(dit, fake_kernels(case))
     plan = replace(resident, kv_precision=case.kv_precision)
@@ -171,7 +171,7 @@ def _start_new(executor: LaneExecutor, tick: tuple[Unit, ...], config: DiTConfig
             executor.start(unit.block, fake_features(config))
 
 
-def fake_dit(config: DiTConfig, precision: StoredPrecision, *, fp8_matmul: bool = True) -> DiT:
+def fake_dit(config: DiTConfig, precision: StoredPrecision, *, direct: bool = True) -> DiT:
     """Return the transformer with weights of a precision, on the fake device."""
     dtype = PLAIN_DTYPES.get(precision, torch.bfloat16)
     with without_memory():
@@ -184,7 +184,7 @@ def fake_dit(config: DiTConfig, precision: StoredPrecision, *, fp8_matmul: bool 
     for pack in layer_params(dit, dtype).values():  # tensors lie in memory as loading places them
         buffer = torch.empty(pack.num_bytes, dtype=torch.uint8, device=DEVICE)
         pack.attach(pack.layout.views(buffer))
-    use_fp8_matmul(dit, enabled=fp8_matmul)
+    use_direct_products(dit, enabled=direct)
     return dit
 
 

@@ -30,7 +30,7 @@ _POINTERS = {
     "X": "fp32", "SUM": "fp32", "GATE": "fp32", "SCALES": "fp32", "COS": "fp32", "SIN": "fp32",
     "eps": "fp32", "to_log2": "fp32",
 }  # fmt: skip
-_DIVISIBLE = {"dim", "outputs", "numbers_stride", "row_stride", "tokens_per_frame"}
+_DIVISIBLE = {"dim", "total", "outputs", "numbers_stride", "row_stride", "tokens_per_frame"}
 """Sizes that are multiples of 16."""
 _READ_AS_FP8: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"attend_segments": ("K_NUMBERS", "V_NUMBERS"), "stored_linear": ("NUMBERS",)}
@@ -83,6 +83,8 @@ def _cases(config: DiTConfig) -> Iterator[KernelCase]:
     rows = {"X": "*bf16", "NUMBERS": "*u8"}
     yield _case("GELU, fp8", "quantise_rows", {"GELU": True}, rows, wide)
     yield _case("fp8", "quantise_rows", {"GELU": False}, rows, row)
+    fp4 = rows | {"TENSOR_SCALE": "*fp32", "SCALES": "*u8"}
+    yield _case("NVFP4", "quantise_fp4", {}, fp4, row_block(1024))
     yield _case("RMS norm", "rms_norm", {}, {"X": "*bf16"}, row)
     head = config.head_dim
     merged = dict.fromkeys(("FIRST", "SECOND", "THIRD", "OUT"), "*bf16")

@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from lipcast.memory.pinned import PinnedMaker
-from lipcast.models.quant_formats import FP8
+from lipcast.models.quant_formats import FP8, StoredWeight, quantise_rows_fp4
 from lipcast.planning.hardware import FIRST_BF16, Hardware, known_gpu
-from lipcast.weights.fp8 import SMALLEST_SIZE, LayerSize, fp8_support, linear_row_wise
-from lipcast.weights.quant_linear import has_whole_tiles
+from lipcast.weights.fp4 import linear_fp4
+from lipcast.weights.fp8 import linear_row_wise
+from lipcast.weights.products import LayerSize
+from lipcast.weights.quant_linear import multiplies_directly
 
 _COPY_BYTES = 256 << 20
 _NUM_RUNS = 5
@@ -30,29 +32,24 @@ _HEADS, _HEAD_DIM, _KEYS = 40, 128, 15_312
 def describe_gpu(device: torch.device, layer_sizes: Iterable[LayerSize] = ()) -> Hardware:
     """Return the memory of a GPU, its link as measured, and its other rates, known or measured.
 
-    Whether fp8 weights of a model with these (inputs, outputs) are multiplied is tried out, as it is
-    when they are loaded: the planner counts with what the layers will do.
+    Whether fp8 and NVFP4 weights of a model with these (inputs, outputs) are multiplied is tried out, as
+    it is when they are loaded: the planner counts with what the layers will do.
     """
     properties = torch.cuda.get_device_properties(device)
-    multiplies = multiplies_fp8(device, layer_sizes)
+    sizes = frozenset(layer_sizes)
+    fp8, fp4 = (multiplies_directly(device, each, sizes) for each in ("fp8", "nvfp4"))
     link = link_bytes_per_s(device)
     found = known_gpu(properties.name, properties.total_memory)
     if found is None:
         with torch.cuda.device(device):
-            found = _measured(device, properties.name, properties.total_memory, multiplies)
+            found = _measured(device, properties.name, properties.total_memory, fp8=fp8, fp4=fp4)
     return replace(
         found,
         link_bytes_per_s=link,
         peer_bytes_per_s=found.peer_bytes_per_s or link / 2,
-        multiplies_fp8=multiplies,
+        multiplies_fp8=fp8,
+        multiplies_fp4=fp4,
     )
-
-
-def multiplies_fp8(device: torch.device, layer_sizes: Iterable[LayerSize]) -> bool:
-    """Return whether a device multiplies the fp8 weights of layers with these (inputs, outputs)."""
-    sizes = frozenset(size for size in layer_sizes if has_whole_tiles(size))
-    support = fp8_support(device, sizes)
-    return all(support.multiplies(size) for size in sizes or {SMALLEST_SIZE})
 
 
 def link_bytes_per_s(device: torch.device) -> float:
@@ -68,17 +65,23 @@ def link_bytes_per_s(device: torch.device) -> float:
     return _COPY_BYTES / seconds
 
 
-def _measured(device: torch.device, name: str, memory_bytes: int, multiplies_fp8: bool) -> Hardware:
+def _measured(
+    device: torch.device, name: str, memory_bytes: int, *, fp8: bool, fp4: bool
+) -> Hardware:
     has_bf16 = torch.cuda.get_device_capability(device) >= FIRST_BF16
     dtype = torch.bfloat16 if has_bf16 else torch.float32
     x = torch.randn(_ROWS, _SIDE, dtype=dtype, device=device)
     weight = torch.randn(_SIDE, _SIDE, dtype=dtype, device=device)
     products = 2.0 * _ROWS * _SIDE * _SIDE
-    fp8_flops = 0.0
-    if multiplies_fp8:
+    fp8_flops = fp4_flops = 0.0
+    if fp8:
         scale = torch.ones(_SIDE, device=device)
         fp8_weight = weight.to(FP8)
         fp8_flops = products / _seconds(lambda: linear_row_wise(x, fp8_weight, scale, None))
+    if fp4:
+        rows, stored = quantise_rows_fp4(x), quantise_rows_fp4(weight)
+        fp4_weight = StoredWeight(stored.numbers, stored.scale, tensor_scale=stored.tensor_scale)
+        fp4_flops = products / _seconds(lambda: linear_fp4(rows, fp4_weight, None))
     flops = products / _seconds(lambda: functional.linear(x, weight))
     return Hardware(
         name="measured",
@@ -86,6 +89,7 @@ def _measured(device: torch.device, name: str, memory_bytes: int, multiplies_fp8
         memory_bytes=memory_bytes,
         bf16_flops=flops if has_bf16 else 2 * flops,
         fp8_flops=fp8_flops,
+        fp4_flops=fp4_flops,
         attention_flops=_attention_flops(device, dtype),
         memory_bytes_per_s=2 * weight.nbytes / _seconds(weight.clone),
         link_bytes_per_s=0.0,

@@ -22,7 +22,6 @@ from lipcast.engine.session_builder import Conditioning
 from lipcast.engine.snapshot import SessionSnapshot
 from lipcast.env import Launched, logger
 from lipcast.errors import CancelledError, RankError, UsageError
-from lipcast.parallel.fp8_trial import try_elsewhere
 from lipcast.parallel.messages import InitRank, RankStats
 from lipcast.parallel.pipeline import (
     DistributedSession,
@@ -30,6 +29,7 @@ from lipcast.parallel.pipeline import (
     RemoteDecoder,
     RemotePose,
 )
+from lipcast.parallel.product_trial import try_elsewhere
 from lipcast.parallel.rank_group import FileRendezvous, RankGroup, StartRank, start_process
 from lipcast.parallel.roles import decoder_rank, roles_of
 from lipcast.parallel.torchrun import TorchrunRendezvous
@@ -66,8 +66,11 @@ def plan_distributed(
         graphs="off",  # ranks launch kernel by kernel
     )
     if inputs.hardware.has_fp8 and inputs.precision in {None, "fp8"}:
-        multiplies = try_elsewhere(settings.device, linear_sizes(inputs.models.dit))
+        multiplies = try_elsewhere(settings.device, "fp8", linear_sizes(inputs.models.dit))
         inputs = replace(inputs, hardware=replace(inputs.hardware, multiplies_fp8=multiplies))
+    if inputs.hardware.has_fp4 and inputs.precision == "nvfp4":
+        multiplies = try_elsewhere(settings.device, "nvfp4", linear_sizes(inputs.models.dit))
+        inputs = replace(inputs, hardware=replace(inputs.hardware, multiplies_fp4=multiplies))
     request = inputs.request(default_geometry(inputs.models), expected)
     constraints = layout_constraints(options, uses_all=exactly)
     found = with_enough_steps(request, options.num_gpus, constraints)

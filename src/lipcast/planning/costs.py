@@ -78,6 +78,8 @@ def gemm_flops_per_s(hardware: Hardware, precision: Precision) -> float:
     """Return the rate of matrix products with weights stored so; weight-only formats compute in bf16."""
     if precision == "fp8" and hardware.has_fp8:
         return hardware.fp8_flops
+    if precision == "nvfp4" and hardware.has_fp4:
+        return hardware.fp4_flops
     if weight_reading(hardware, precision) == "in registers":
         is_data_centre = hardware.prefers_cudnn
         efficiency = DATA_CENTRE_EFFICIENCY if is_data_centre else STORED_PRODUCT_EFFICIENCY
@@ -87,9 +89,11 @@ def gemm_flops_per_s(hardware: Hardware, precision: Precision) -> float:
 
 def weight_reading(hardware: Hardware, precision: Precision) -> WeightReading:
     """Return how weights stored so are multiplied."""
-    is_plain = precision in {"fp32", "bf16"}
-    if is_plain or (precision == "fp8" and hardware.has_fp8):
+    direct = {"fp32": True, "bf16": True, "fp8": hardware.has_fp8, "nvfp4": hardware.has_fp4}
+    if direct.get(precision):
         return "as stored"
+    if precision == "nvfp4":  # no kernel restores it tile by tile
+        return "dequantised"
     return "in registers" if hardware.kernels == "triton" else "dequantised"
 
 

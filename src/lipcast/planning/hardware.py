@@ -46,6 +46,8 @@ FIRST_BF16: Capability = (8, 0)
 """From here on tensor cores multiply bf16; older cards compute in fp32."""
 CUDNN_MAJORS = (9, 10)
 """Compute capabilities (Hopper, data-centre Blackwell) on which PyTorch prefers cuDNN's attention."""
+FP4_MAJORS = (10, 12)
+"""Compute capabilities (data-centre and GeForce Blackwell) whose tensor cores multiply NVFP4."""
 _NO_ROW_WISE_FP8: Capability = (12, 0)
 """Here cuBLAS multiplies fp8 only with one scale per tensor, which the engine does not use."""
 
@@ -74,6 +76,10 @@ class Hardware:
     has_bf16: bool = True
     multiplies_fp8: bool = True
     """Whether the engine multiplies 8-bit floats here; else it dequantises fp8 weights before use."""
+    fp4_flops: float = 0.0
+    """NVFP4 matrix products; 0 where the GPU has none."""
+    multiplies_fp4: bool = True
+    """Whether the engine multiplies NVFP4 here; else it dequantises such weights before use."""
     kernels: KernelName = "triton"
     """What computes whatever is no matrix product."""
     prefers_cudnn: bool = True
@@ -85,6 +91,11 @@ class Hardware:
     def has_fp8(self) -> bool:
         """Whether fp8 weights are multiplied as they are."""
         return self.fp8_flops > 0 and self.multiplies_fp8
+
+    @property
+    def has_fp4(self) -> bool:
+        """Whether NVFP4 weights are multiplied as they are."""
+        return self.fp4_flops > 0 and self.multiplies_fp4
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +118,12 @@ class _Sheet:
         """Memory that programs can use."""
         return int(self.memory_gib * _VISIBLE_MEMORY * GIB)
 
+    def _fp4(self, capability: Capability) -> float:
+        if capability[0] not in FP4_MAJORS:
+            return 0.0
+        # GeForce cards sum fp8 in float32 at half their rate, NVFP4 at the whole one.
+        return self.fp8 * (4 if self.label.startswith("GeForce") else 2)
+
     def hardware(self, capability: Capability) -> Hardware:
         link = self.link_gbs * 1e9 * _LINK_EFFICIENCY
         nvlink = self.nvlink_gbs * 1e9 * _PEER_EFFICIENCY
@@ -124,6 +141,7 @@ class _Sheet:
             source="data sheet × efficiency",
             has_bf16=has_bf16,
             multiplies_fp8=capability[0] != _NO_ROW_WISE_FP8[0],
+            fp4_flops=self._fp4(capability) * 1e12 * _GEMM_FP8_EFFICIENCY,
             prefers_cudnn=capability[0] in CUDNN_MAJORS,
         )
 

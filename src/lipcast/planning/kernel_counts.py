@@ -53,6 +53,8 @@ class CountTable:
     """Weights, activations and rings in float32."""
     fp8_products: KernelCounts
     """Activations are quantised for products of 8-bit floats."""
+    fp4_products: KernelCounts
+    """Activations are quantised for products of NVFP4, and block scales are laid out for them."""
     rings: Mapping[KVPrecision, KernelCounts]
     """Keys and values are encoded where they are written and decoded where they are read."""
     several_lanes: KernelCounts
@@ -74,6 +76,7 @@ TABLES: Mapping[KernelName, CountTable] = MappingProxyType(
             half=KernelCounts(344.4, 4.0, 8.0, 80.0, 0.0, 57, 27, 18),
             single=KernelCounts(280.4, 8.0, 16.0, 64.0, 0.0, 42, 23, 14),
             fp8_products=KernelCounts(125.0, 25.0, 0.0, 50.0, 0.0, 48, 0, 16),
+            fp4_products=KernelCounts(834.6, 166.9, 0.0, 333.6, 0.09, 240, 0, 78),
             rings=MappingProxyType(
                 {
                     "fp8": KernelCounts(42.7, bytes_per_key=6.06, launches_per_lane_layer=20),
@@ -87,6 +90,7 @@ TABLES: Mapping[KernelName, CountTable] = MappingProxyType(
             half=KernelCounts(56.1, 4.0, 8.0, 20.0, 0.0, 14, 4, 6),
             single=KernelCounts(84.1, 8.0, 16.0, 28.0, 0.0, 14, 4, 6),
             fp8_products=KernelCounts(3.0, -1.0, 0.0, 2.0, 0.0, 2, 0, 1),
+            fp4_products=KernelCounts(24.9, 4.94, 0.0, 9.75, 0.09, 56, 0, 16),
             rings=MappingProxyType(
                 {
                     "fp8": KernelCounts(-0.3, bytes_per_key=-1.94),
@@ -104,6 +108,9 @@ DEQUANTISED: Mapping[Precision, KernelCounts] = MappingProxyType(
         "int8": KernelCounts(bytes_per_weight=7.0, launches_per_layer=16, launches_per_injector=4),
         "int4": KernelCounts(
             bytes_per_weight=15.1, launches_per_layer=48, launches_per_injector=12
+        ),
+        "nvfp4": KernelCounts(
+            bytes_per_weight=14.8, launches_per_layer=130, launches_per_injector=32
         ),
     }
 )
@@ -129,6 +136,8 @@ def kernel_counts(
         counts += DEQUANTISED[precision]
     elif precision == "fp8" and reading == "as stored":
         counts += table.fp8_products
+    elif precision == "nvfp4" and reading == "as stored":
+        counts += table.fp4_products
     counts += table.rings.get(kv_precision, KernelCounts())
     if attends == "by parts" and kv_precision == "bf16" and precision != "fp32":
         counts += table.by_parts

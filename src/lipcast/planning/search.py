@@ -67,7 +67,7 @@ class Candidate:
         )
 
 
-_PLAINNESS = ("fp32", "bf16", "fp8", "int8", "int4")
+_PLAINNESS = ("fp32", "bf16", "fp8", "int8", "int4", "nvfp4")
 
 
 def configs(request: PlanRequest) -> Iterator[PlanConfig]:

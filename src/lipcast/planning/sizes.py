@@ -48,10 +48,12 @@ class WeightFormat:
     """Bytes per group of each side tensor: the scale, and for 4 bits the minimum."""
     group: int = 0
     """Numbers of a row that share a scale; 0: the whole row."""
+    tensor_bytes: tuple[int, ...] = ()
+    """Bytes of side tensors that all rows share; only then a short row takes no smaller group."""
 
     def fits(self, num_in: int) -> bool:
         """Return whether rows of this length can be stored so; else the weight is not quantised."""
-        return self.bits >= 8 or num_in % 2 == 0
+        return self.bits >= 8 or num_in % (self.group if self.tensor_bytes else 2) == 0
 
     def part_bytes(self, shape: Shape) -> tuple[int, ...]:
         """Return the bytes of the numbers and of each side tensor."""
@@ -59,7 +61,11 @@ class WeightFormat:
         # A short row takes the largest power of two that divides it.
         group = min(self.group, columns & -columns) if self.group else columns
         groups = rows * (columns // group)
-        return (prod(shape) * self.bits // 8, *(groups * side for side in self.side_bytes))
+        return (
+            prod(shape) * self.bits // 8,
+            *(groups * side for side in self.side_bytes),
+            *self.tensor_bytes,
+        )
 
 
 WEIGHT_FORMATS: Mapping[Precision, WeightFormat] = MappingProxyType(
@@ -69,6 +75,7 @@ WEIGHT_FORMATS: Mapping[Precision, WeightFormat] = MappingProxyType(
         "fp8": WeightFormat(8, side_bytes=(4,)),
         "int8": WeightFormat(8, side_bytes=(4,)),
         "int4": WeightFormat(4, side_bytes=(2, 2), group=64),
+        "nvfp4": WeightFormat(4, side_bytes=(1,), group=16, tensor_bytes=(4,)),
     }
 )
 

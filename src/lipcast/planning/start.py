@@ -24,7 +24,7 @@ PAGEABLE_BYTES_PER_S = 6.9e9
 PINNING_BYTES_PER_S = 2**31 / 1.1
 """Locking pages of host memory, measured beside that H100."""
 QUANTISING_BYTES: Mapping[Precision, float] = MappingProxyType(
-    {"fp8": 41.0, "int8": 49.0, "int4": 193.9}
+    {"fp8": 41.0, "int8": 49.0, "int4": 193.9, "nvfp4": 847.8}
 )
 """Memory traffic per weight that is quantised on a GPU; counted (`tests/planning/test_start.py`)."""
 _PREPARE_DECODES = (25.3 + 46.1) / 27.4

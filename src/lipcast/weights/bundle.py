@@ -160,7 +160,7 @@ def load_bundle(
     Of what is not among `networks` there are shapes only, and it cannot be computed with.
 
     `dtype` is what the transformer computes in; VAE and speech encoder are float32 on a CPU and
-    follow it on a GPU. `precision` fp8, int8 or int4 quantises the transformer while it is read.
+    follow it on a GPU. `precision` fp8, int8, int4 or nvfp4 quantises the transformer while it is read.
     `load_dit` fills the transformer in place of `load_into`. `speech_device` (by default `device`) is where
     the speech encoder runs.
     Raises CheckpointError for anything missing, broken or of another model.
@@ -252,7 +252,7 @@ def _only_float(source: TensorSource) -> torch.dtype | None:
     parts = {
         f"{layer}.{part}"
         for layer, scheme in quantised_layers(source)
-        for part in scheme.part_shapes(2, 2)
+        for part in scheme.part_shapes(16, 16)
     }
     found = {info.dtype for name, info in source.infos.items() if name not in parts}
     return None if len(found) == 1 else torch.bfloat16

@@ -2,8 +2,8 @@
 
 The weight has one scale per output row, the activations one per token. Not every GPU, and on some
 GPUs not every shape, has a kernel for such scales, and only a trial tells: `fp8_support` tries the
-sizes of a model when it is loaded, and `Fp8Products` gives up a shape that is refused later.
-Off switch: `use_fp8_matmul(module, enabled=False)`; the layer then multiplies by the dequantised
+sizes of a model when it is loaded.
+Off switch: `use_direct_products(module, enabled=False)`; the layer then multiplies by the dequantised
 weight, as it does for every refused shape.
 
 Legend: T tokens (rows), D inputs, O outputs.
@@ -11,7 +11,7 @@ Legend: T tokens (rows), D inputs, O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -20,27 +20,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lipcast.env import logger
-from lipcast.models.quant_formats import FP8, Rows, quantise_rows
-
-_log = logger("weights.fp8")
+from lipcast.models.quant_formats import FP8, Fp4Rows, Rows, StoredWeight, quantise_rows
+from lipcast.weights.products import TRIAL_ROWS, LayerSize, ScaledProduct, runs
 
 FIRST_CAPABILITY = (8, 9)
 """CUDA compute capability from which tensor cores multiply e4m3 (Ada, Hopper, Blackwell)."""
 MIN_ROWS = 272
 """Products of fewer rows are padded to so many: with a scale per row, cuBLAS on Hopper refuses up
 to 256 rows when the rows are long."""
-TRIAL_ROWS = (15, 48, 512)
-"""Rows of the trial: the audio tokens of a block, a picture of 64×64, a prompt."""
 SMALLEST_SIZE = (16, 16)
 
-ScaledProduct = Callable[..., Tensor]
-"""`torch._scaled_mm`, or what a test puts in its place."""
-RowWiseLinear = Callable[[Rows, Tensor, Tensor, "Tensor | None"], Tensor]
-LayerSize = tuple[int, int]
-"""Inputs and outputs of a linear layer."""
-ProductShape = tuple[int, int, int]
-"""Rows, inputs and outputs of a product."""
 Fp8Kind = Literal["none", "per-tensor", "row-wise"]
 
 
@@ -57,6 +46,7 @@ def linear_row_wise(
     x is quantised per token, unless it is already. The product is summed in float32 and rounded to
     bf16; the result has the dtype of x. Raises RuntimeError for a shape without a kernel.
     """
+    assert not isinstance(x, Fp4Rows)
     rows = quantise_rows(x) if isinstance(x, Tensor) else x
     q_TD, scale_T1 = rows.numbers.flatten(0, -2), rows.scale.flatten(0, -2)
     num_rows = q_TD.shape[0]
@@ -77,46 +67,9 @@ def linear_row_wise(
     return y_TO[:num_rows].to(rows.dtype).view(*rows.numbers.shape[:-1], -1)
 
 
-class Fp8Products:
-    """Row-wise products of the layers of one module, and the shapes that were refused."""
-
-    def __init__(self, multiply: RowWiseLinear = linear_row_wise) -> None:
-        self._multiply = multiply
-        self._refused: set[ProductShape] = set()
-
-    @property
-    def refused(self) -> frozenset[ProductShape]:
-        """The shapes that this device has no kernel for, as far as they were met."""
-        return frozenset(self._refused)
-
-    def linear(self, x: Rows, qweight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor | None:
-        """Return what `linear_row_wise` does, or None for a shape that has no kernel here."""
-        num_out, num_in = qweight.shape
-        numbers = x if isinstance(x, Tensor) else x.numbers
-        shape = (numbers.numel() // num_in, num_in, num_out)
-        if shape in self._refused:
-            return None
-        try:
-            return self._multiply(x, qweight, scale, bias)
-        except RuntimeError as error:
-            if not _is_refusal(error):
-                raise
-            self._refused.add(shape)
-            _log.warning(
-                "fp8: this GPU has no row-wise kernel for %d rows, %d inputs and %d outputs (%s); "
-                "such products use dequantised weights from now on, which is slower",
-                *shape,
-                str(error).strip().partition("\n")[0],
-            )
-            return None
-
-
-def _is_refusal(error: RuntimeError) -> bool:
-    """Return whether an error means "no kernel", not "out of memory" or "the GPU failed"."""
-    if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
-        return False
-    text = str(error)
-    return "ALLOC_FAILED" not in text and "out of memory" not in text
+def linear_fp8(x: Rows, weight: StoredWeight, bias: Tensor | None) -> Tensor:
+    """Return what `linear_row_wise` does with a stored weight."""
+    return linear_row_wise(x, weight.numbers, weight.scale, bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,28 +108,17 @@ def try_fp8(
     """Try row-wise products of every size, and a product with one scale per tensor."""
 
     def has_kernel(size: LayerSize) -> bool:
-        return _runs(lambda: _row_wise_trial(device, size, multiply))
+        return runs(lambda: _row_wise_trial(device, size, multiply))
 
     if has_kernel(SMALLEST_SIZE):
         return Fp8Support("row-wise", frozenset(size for size in sizes if not has_kernel(size)))
-    per_tensor = _runs(lambda: _per_tensor_trial(device, multiply))
+    per_tensor = runs(lambda: _per_tensor_trial(device, multiply))
     return Fp8Support("per-tensor" if per_tensor else "none")
 
 
 def has_fp8_matmul(device: torch.device) -> bool:
     """Return whether `linear_row_wise` runs on this device's matrix units."""
     return fp8_support(device).kind == "row-wise"
-
-
-def _runs(trial: Callable[[], object]) -> bool:
-    try:
-        trial()
-    except (AttributeError, TypeError):  # this PyTorch has no such product
-        return False
-    except RuntimeError as error:
-        # Too little memory for a trial says nothing about kernels: the product finds out.
-        return not _is_refusal(error)
-    return True
 
 
 def _row_wise_trial(device: torch.device, size: LayerSize, multiply: ScaledProduct | None) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lipcast.errors import CheckpointError
-from lipcast.weights.quant_linear import quantised_layers, replace_linears, use_fp8_of_device
+from lipcast.weights.quant_linear import quantised_layers, replace_linears, use_products_of_device
 from lipcast.weights.source import TensorInfo, TensorSource, summarise_names
 
 _FILLS = frozenset(
@@ -81,7 +81,7 @@ def load_into(
     _check_shapes(slots, source)
     if place is not None:
         _load_homes(source, place(module))
-        use_fp8_of_device(module, device)
+        use_products_of_device(module, device)
         return
     for name, tensor in source:
         target = slots[name]
@@ -89,7 +89,7 @@ def load_into(
         loaded = tensor.to(device=device, dtype=wanted)
         for alias in target.names:
             _assign(module, alias, loaded, is_parameter=target.is_parameter)
-    use_fp8_of_device(module, device)
+    use_products_of_device(module, device)
     left = [n for n, t in [*module.named_parameters(), *module.named_buffers()] if t.is_meta]
     assert not left, f"a buffer that no checkpoint stores was built on the meta device: {left}"
 

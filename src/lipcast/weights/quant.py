@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lipcast.config.precision import StoredPrecision
 from lipcast.errors import CheckpointError
-from lipcast.models.quant_formats import quantise_rows_fp8
+from lipcast.models.quant_formats import quantise_rows, quantise_rows_fp4
 from lipcast.weights.schemes import PLAIN_DTYPES, SCHEMES, Parts, Scheme
 from lipcast.weights.source import QWEIGHT, TensorInfo, TensorSource
 
@@ -49,8 +49,8 @@ NOT_A_MATRIX = "norms, biases, modulations and convolutions: small, and not a ma
 class LayerReport:
     """Relative errors of one quantised layer (root of the sum of squares).
 
-    `output_error`: of the layer's output on normally distributed activations; for fp8 these are
-    quantised per token, as the fast path does.
+    `output_error`: of the layer's output on normally distributed activations; for fp8 and nvfp4 these are
+    quantised, too, as the fast path does.
     """
 
     layer: str
@@ -152,12 +152,14 @@ def _kept_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def quantise_weight(weight: Tensor, scheme: Scheme, *, device: torch.device) -> Parts:
     """Return the parts of one weight [out, in] of any float dtype, made on `device`."""
-    parts = _empty_parts(weight, scheme, device)
+    shared = {name: part.to(device) for name, part in scheme.shared(weight).items()}
+    parts = _empty_parts(weight, scheme, device) | shared
     limit = PIECE_ELEMENTS if device.type == "cpu" else GPU_PIECE_ELEMENTS
     for rows in row_slices(*weight.shape, limit=limit):
         exact = weight[rows].to(device).float()
-        for name, values in scheme.quantise(exact).items():
-            parts[name][rows] = values
+        for name, values in scheme.quantise(exact, shared).items():
+            if name not in shared:
+                parts[name][rows] = values
     return parts
 
 
@@ -170,15 +172,17 @@ def _empty_parts(weight: Tensor, scheme: Scheme, device: torch.device) -> Parts:
 
 def quantise_layer(layer: str, weight: Tensor, scheme: Scheme) -> tuple[Parts, LayerReport]:
     """Return the parts of one weight [out, in] of any float dtype, and their error."""
-    parts = _empty_parts(weight, scheme, weight.device)
+    shared = scheme.shared(weight)
+    parts = _empty_parts(weight, scheme, weight.device) | shared
     probes = _probes(weight.shape[1]).to(weight.device)
-    rounded = _round_trip(probes) if scheme.precision == "fp8" else probes
+    rounded = _round_trip(probes, scheme)
     sums = torch.zeros(4, dtype=torch.float64, device=weight.device)
     for rows in row_slices(*weight.shape):
         exact = weight[rows].float()
-        piece = scheme.quantise(exact)
+        piece = scheme.quantise(exact, shared)
         for name, values in piece.items():
-            parts[name][rows] = values
+            if name not in shared:
+                parts[name][rows] = values
         restored = scheme.dequantise(piece, torch.float32)
         output = probes @ exact.t()
         sums += torch.stack(
@@ -205,6 +209,8 @@ def _probes(num_in: int) -> Tensor:
     return torch.randn(NUM_PROBES, num_in, generator=torch.Generator().manual_seed(0))
 
 
-def _round_trip(x: Tensor) -> Tensor:
-    q, scale = quantise_rows_fp8(x)
-    return q.float() * scale
+def _round_trip(x: Tensor, scheme: Scheme) -> Tensor:
+    """Return activations as the direct product of a scheme rounds them, if it has one."""
+    if scheme.precision == "nvfp4":
+        return quantise_rows_fp4(x).restore()
+    return quantise_rows(x).restore() if scheme.precision == "fp8" else x

@@ -26,7 +26,7 @@ from lipcast.models.kernels import stored_linear as _products
 from lipcast.models.kernels.plain import Affine, Kernels, Modulation, Remembered, RowFormat
 from lipcast.models.kv_codec import PlainCodec
 from lipcast.models.layers import QueryKeyNorms, RMSNorm
-from lipcast.models.quant_formats import QuantisedRows, Rows, StoredWeight
+from lipcast.models.quant_formats import Fp4Rows, QuantisedRows, Rows, StoredWeight, tensor_scale
 from lipcast.models.rope import RotaryTable
 from lipcast.planning.hardware import Capability
 
@@ -93,10 +93,12 @@ class FusedKernels(Kernels):
 
     def gelu(self, x: Tensor, form: RowFormat) -> Rows:
         if not form.fp8:
-            return functional.gelu(x, approximate="tanh")
+            return self.rows(functional.gelu(x, approximate="tanh"), form)
         return _rows(_ops.quantise_rows(x.contiguous(), True), form)
 
     def rows(self, x: Tensor, form: RowFormat) -> Rows:
+        if form.fp4:
+            return _fp4_rows(x)
         return _rows(_ops.quantise_rows(x.contiguous(), False), form) if form.fp8 else x
 
     def rms_norm(self, x: Tensor, norm: RMSNorm) -> Tensor:
@@ -181,7 +183,15 @@ def _affine(norm: Affine | Modulation) -> tuple[Tensor, Tensor, bool, float]:
 
 def _rows(made: Sequence[Tensor], form: RowFormat) -> Rows:
     numbers, scale = made
+    if form.fp4:
+        return _fp4_rows(numbers)
     return QuantisedRows(numbers, scale, form.dtype) if form.fp8 else numbers
+
+
+def _fp4_rows(x: Tensor) -> Fp4Rows:
+    of_all = tensor_scale(x)
+    numbers, scale = _ops.quantise_fp4(x.contiguous(), of_all)
+    return Fp4Rows(numbers, scale, of_all, x.dtype)
 
 
 def _segments(

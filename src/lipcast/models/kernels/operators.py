@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lipcast.models.kernels.register import Operator, register_operators
-from lipcast.models.quant_formats import FP8
+from lipcast.models.quant_formats import FP4_BLOCK, FP8
 
 _SCHEMAS = {
     "add": "(Tensor x, Tensor branch, Tensor? gate) -> Tensor",
@@ -27,6 +27,7 @@ _SCHEMAS = {
     "add_normalise": "(Tensor x, Tensor branch, Tensor? gate, Tensor weight, Tensor bias,"
     " bool modulates, float eps, ScalarType dtype, bool fp8) -> (Tensor, Tensor, Tensor)",
     "quantise_rows": "(Tensor x, bool gelu) -> (Tensor, Tensor)",
+    "quantise_fp4": "(Tensor x, Tensor tensor_scale) -> (Tensor, Tensor)",
     "rms_norm": "(Tensor x, Tensor weight, float eps) -> Tensor",
     "rotate_and_write": "(Tensor q, Tensor k, Tensor v, Tensor? weight_q, Tensor? weight_k, float eps,"
     " Tensor cos, Tensor sin, Tensor(a!) q_out, Tensor(b!)[] keys, Tensor(c!)[] values) -> ()",
@@ -41,6 +42,8 @@ _LOG2_E = 1.4426950408889634
 _MAX_WARPS = 16
 _VALUES_PER_WARP = 512
 _FP8_INSTRUCTIONS = (8, 9)
+_FP4_PIECE = 1024
+"""Numbers that one program quantises to NVFP4, whose blocks do not depend on one another."""
 _LEAST_SIDE = 16
 """Tensor cores multiply no narrower matrices."""
 
@@ -109,6 +112,16 @@ def quantise_rows(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
     dim = x.shape[-1]
     _code().quantise_rows[(x.numel() // dim,)](
         x, _bytes(numbers), scales, dim, GELU=gelu, **_row_block(dim)
+    )
+    return numbers, scales
+
+
+def quantise_fp4(x: Tensor, tensor_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the numbers and block scales of x [..., D] in NVFP4."""
+    numbers, scales = _new_fp4(x)
+    total, block = x.numel(), _row_block(_FP4_PIECE)
+    _code().quantise_fp4[(-(-total // _FP4_PIECE),)](
+        x, numbers, _bytes(scales), tensor_scale, total, **block
     )
     return numbers, scales
 
@@ -294,6 +307,12 @@ def _new_rows(x: Tensor, dtype: torch.dtype, fp8: bool) -> tuple[Tensor, Tensor]
     return numbers, x.new_empty((*x.shape[:-1], 1) if fp8 else (0,), dtype=torch.float32)
 
 
+def _new_fp4(x: Tensor) -> tuple[Tensor, Tensor]:
+    *rows, dim = x.shape
+    numbers = x.new_empty((*rows, dim // 2), dtype=torch.uint8)
+    return numbers, x.new_empty((*rows, dim // FP4_BLOCK), dtype=FP8)
+
+
 def _joined(
     keys: Sequence[Tensor],
     values: Sequence[Tensor],
@@ -321,6 +340,7 @@ _OPERATORS: dict[str, Operator] = {
     "normalise": (normalise, lambda x, *norm: _new_rows(x, *norm[-2:])),
     "add_normalise": (add_normalise, _fake_add_normalise),
     "quantise_rows": (quantise_rows, lambda x, _: _new_rows(x, x.dtype, True)),
+    "quantise_fp4": (quantise_fp4, lambda x, _: _new_fp4(x)),
     "rms_norm": (rms_norm, lambda x, *_: torch.empty_like(x)),
     "rotate_and_write": (rotate_and_write, lambda *_: None),
     "join_keys_values": (join_keys_values, _joined),

@@ -1,8 +1,8 @@
 """The operations between the matrix products, in PyTorch's own operators.
 
 Inputs: the float32 residual stream, branches and projections in the dtype of the linear layers, rings
-and sinks. Outputs: the stream, and rows for the next linear layer: numbers, or 8-bit floats with a scale
-per row where that layer multiplies those. The fused twin has the same methods (`fused.FusedKernels`).
+and sinks. Outputs: the stream, and rows for the next linear layer: numbers, or fp8 with a scale per row or
+NVFP4 where that layer multiplies those. The fused twin has the same methods (`fused.FusedKernels`).
 
 Legend: G latent frames of all lanes, S tokens per latent frame, T tokens, D model width, N heads, d head
 size.
@@ -21,26 +21,30 @@ from lipcast.models.attention import KeyValue, Part, attend
 from lipcast.models.attention_backends import AttentionBackend
 from lipcast.models.kv_ring import KVRing
 from lipcast.models.layers import QueryKeyNorms, RMSNorm, layer_norm32
-from lipcast.models.quant_formats import Rows, StoredWeight, quantise_rows
+from lipcast.models.quant_formats import Rows, StoredWeight, quantise_rows, quantise_rows_fp4
 from lipcast.models.rope import RotaryTable
 from lipcast.models.sink import PlacedSink
 
 
 @dataclass(frozen=True, slots=True)
 class RowFormat:
-    """What a linear layer is fed with: numbers of `dtype`, quantised per row where `fp8`."""
+    """What a linear layer is fed with: numbers of `dtype`, in fp8 per row or in NVFP4 where it says so."""
 
     dtype: torch.dtype
     fp8: bool = False
+    fp4: bool = False
 
     @classmethod
     def of(cls, *linears: nn.Module, dtype: torch.dtype) -> RowFormat:
         """Return the format that all these layers take."""
-        return cls(dtype, all(getattr(linear, "fp8_matmul", False) for linear in linears))
+        formats = {getattr(linear, "multiplies", None) for linear in linears}
+        return cls(dtype, fp8=formats == {"fp8"}, fp4=formats == {"nvfp4"})
 
     def rows(self, x: Tensor) -> Rows:
         """Return x in this format."""
         x = x.to(self.dtype)
+        if self.fp4:
+            return quantise_rows_fp4(x)
         return quantise_rows(x) if self.fp8 else x
 
 

@@ -101,6 +101,36 @@ def quantise_rows(X, NUMBERS, SCALES, dim, BLOCK: tl.constexpr, GELU: tl.constex
 
 
 @triton.jit
+def quantise_fp4(X, NUMBERS, SCALES, TENSOR_SCALE, total, BLOCK: tl.constexpr):
+    """X, in pieces of BLOCK numbers, as e2m1, two neighbours in a byte, with an e4m3 scale per 16."""
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    place = start + tl.arange(0, BLOCK)
+    x = tl.load(X + place, mask=place < total, other=0.0).to(tl.float32)
+    blocks = tl.reshape(x, (BLOCK // 16, 16))
+    tensor_scale = tl.load(TENSOR_SCALE)
+    peak = tl.max(tl.abs(blocks), 1)
+    scale = _encode_e4m3(tl.minimum(tl.div_rn(peak, 6.0 * tensor_scale), 448.0))
+    block = start // 16 + tl.arange(0, BLOCK // 16)
+    tl.store(SCALES + block, scale, mask=block < total // 16)
+    step = (decode_e4m3(scale) * tensor_scale)[:, None]
+    scaled = tl.where(step > 0.0, tl.div_rn(blocks, tl.where(step > 0.0, step, 1.0)), 0.0)
+    first, second = tl.split(tl.reshape(_encode_e2m1(scaled), (BLOCK // 2, 2)))
+    pair = start // 2 + tl.arange(0, BLOCK // 2)
+    tl.store(NUMBERS + pair, (first | (second << 4)).to(tl.uint8), mask=pair < total // 2)
+
+
+@triton.jit
+def _encode_e2m1(x):
+    """Float32 to the bits of the nearest e2m1, ties to even."""
+    size = tl.minimum(tl.abs(x), 6.0)
+    # Numbers are 0.5 apart below 2, 1 below 4, and 2 above.
+    steps = tl.where(size < 2.0, 2.0 * size, tl.where(size < 4.0, size, 0.5 * size))
+    code = ((steps + _ROUNDS_TO_INTEGER) - _ROUNDS_TO_INTEGER).to(tl.int32)
+    code += tl.where(size < 2.0, 0, tl.where(size < 4.0, 2, 4))
+    return code | ((x.to(tl.int32, bitcast=True) >> 28) & 8)
+
+
+@triton.jit
 def _rms_normed(x, WEIGHT, dim, eps, channel, valid):
     weight = tl.load(WEIGHT + channel, mask=valid, other=0.0).to(tl.float32)
     return x * tl.rsqrt(tl.sum(x * x, 0) / dim + eps) * weight

@@ -14,7 +14,7 @@ from lipcast.config.gpu_options import GpuOptions
 from lipcast.engine.loading import LoadSettings
 from lipcast.parallel import distributed_model
 from lipcast.parallel.distributed_model import plan_distributed
-from lipcast.parallel.fp8_trial import try_elsewhere
+from lipcast.parallel.product_trial import try_elsewhere
 from lipcast.weights.checkpoint import checkpoint_dir
 
 _CARD = SimpleNamespace(name="NVIDIA GeForce RTX 4090", total_memory=24 << 30, major=8, minor=9)
@@ -26,7 +26,8 @@ def test_layouts_are_planned_with_the_answer_of_the_trial(
 ) -> None:
     asked: list[tuple[torch.device, frozenset[tuple[int, int]]]] = []
 
-    def tried(device: torch.device, sizes: frozenset[tuple[int, int]]) -> bool:
+    def tried(device: torch.device, precision: str, sizes: frozenset[tuple[int, int]]) -> bool:
+        assert precision == "fp8"
         asked.append((device, sizes))
         return answer
 
@@ -41,12 +42,12 @@ def test_layouts_are_planned_with_the_answer_of_the_trial(
 
 
 def test_the_trial_answers_from_its_own_process() -> None:
-    assert try_elsewhere(torch.device("cpu"), {(5120, 5120)}) is False
+    assert try_elsewhere(torch.device("cpu"), "fp8", {(5120, 5120)}) is False
 
 
 def test_a_trial_that_fails_counts_as_no(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    assert try_elsewhere(torch.device("cpu"), {(5120, 5120)}) is False
+    assert try_elsewhere(torch.device("cpu"), "fp8", {(5120, 5120)}) is False
     assert "could not be tried on cpu" in caplog.text
