@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from lipcast.config.geometry import Geometry
 from lipcast.config.video_spec import VideoSpec, respecified
-from lipcast.engine.conditioning import ReferenceLatents, encode_reference
+from lipcast.engine.conditioning import ReferenceLatents, encode_reference, token_mask
 from lipcast.engine.decode import FrameDecoder, StreamingDecoder
 from lipcast.engine.executor import LaneExecutor, session_shape
 from lipcast.engine.fallback import Ladder
@@ -39,8 +40,10 @@ from lipcast.planning.plan import Plan
 
 FitPortrait = Callable[[int, int], NDArray[np.uint8]]
 """(height, width) -> pixels RGB [height, width, 3]."""
+FitMasks = Callable[[int, int], NDArray[np.uint8]]
+"""(height, width) -> masks [A, height, width], above 0 where each of several characters is."""
 MakeExecutor = Callable[..., LaneExecutor]
-"""Called as `LaneExecutor` is: (model, spec, reference, context_TC, *, memory, snapshot, graphs)."""
+"""Called as `LaneExecutor` is: (model, spec, reference, context_TC, *, memory, snapshot, graphs, mask_AS)."""
 MakeGraphs = Callable[[torch.device], GraphBackend]
 
 
@@ -58,10 +61,17 @@ class Networks(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """Conditioning inputs: a portrait loader and the text embedding [T, C]."""
+    """Conditioning inputs: a portrait loader and the text embedding [T, C]; where several characters are."""
 
     fit: FitPortrait
     context_TC: Tensor
+    fit_masks: FitMasks | None = None
+
+    def mask(self, geometry: Geometry) -> Tensor | None:
+        """Return the tokens of each character [A, S]; None where there is one. Raises InputError."""
+        if self.fit_masks is None:
+            return None
+        return token_mask(self.fit_masks(geometry.height, geometry.width), geometry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +162,7 @@ class SessionBuilder:
             in_lanes = replace(spec, max_lanes=plan.num_lanes)
             spec = respecified(in_lanes, geometry, dit.config, steps=steps)
             self._tiles = plan.config.tiles
-        reference = self._encode_reference(spec)
+        mask_AS, reference = self._conditioning.mask(spec.geometry), self._encode_reference(spec)
         seen = None if snapshot is None else _adapted(snapshot, spec)
         memory = SessionMemory(
             dit,
@@ -169,6 +179,7 @@ class SessionBuilder:
                 memory=memory,
                 snapshot=seen,
                 graphs=self._graphs(plan),
+                mask_AS=mask_AS,
             )
         except BaseException:
             memory.release()

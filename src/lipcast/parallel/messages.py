@@ -59,11 +59,13 @@ class StartSession:
     motion_CFHW: Floats
     context_TC: Floats
     snapshot: SessionSnapshot | None
+    mask_AS: Floats | None = None
+    """Tokens that the voice of each of several characters moves."""
 
 
 @dataclass(frozen=True, slots=True)
 class AudioFeatures:
-    """Speech features of a block, before its first step."""
+    """Speech features of a block, before its first step; of several characters [A, L, C, V]."""
 
     block: int
     features_LCV: Floats

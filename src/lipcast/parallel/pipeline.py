@@ -64,13 +64,15 @@ class DistributedSession:
         """Encode the portrait on the rank that decodes, then begin the video on every stage."""
         snapshot = None if snapshot is None else snapshot.to("cpu")
         spec, geometry = self.spec, self.spec.geometry
+        mask_AS = conditioning.mask(geometry)
         portrait = conditioning.fit(geometry.height, geometry.width)
         self.send(EncodePortrait(self._number, spec, portrait, snapshot), lambda role: role.decodes)
         self._pump_until(lambda: self._encoded is not None)
         assert self._encoded is not None
         ref, motion = self._encoded.ref_C1HW, self._encoded.motion_CFHW
         context_TC = conditioning.context_TC.float().cpu().numpy()
-        opened = StartSession(self._number, spec, ref, motion, context_TC, snapshot)
+        mask = None if mask_AS is None else mask_AS.numpy()
+        opened = StartSession(self._number, spec, ref, motion, context_TC, snapshot, mask)
         self.send(opened, _has_steps)
 
     def send(self, message: Any, where: Where = everywhere) -> None:

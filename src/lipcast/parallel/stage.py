@@ -154,6 +154,7 @@ class StageVideo:
                 snapshot=snapshot,
                 steps=self._steps,
                 on_replayed=self._join_replay,
+                mask_AS=None if opened.mask_AS is None else self._tensor(opened.mask_AS),
             )
         except BaseException:
             memory.release()
