@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lipcast.api import (
         AVFrame,
+        Direction,
         FrameBlock,
         GenerateOptions,
         GpuOptions,
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "AVFrame", "FrameBlock", "GenerateOptions", "GpuOptions", "Lipcast", "LiveLimits", "LiveSession",
-    "MemoryOptions", "PushSession", "Video", "__version__", "load", "save_blocks", "speak",
+    "AVFrame", "Direction", "FrameBlock", "GenerateOptions", "GpuOptions", "Lipcast", "LiveLimits",
+    "LiveSession", "MemoryOptions", "PushSession", "Video", "__version__", "load", "save_blocks", "speak",
 ]  # fmt: skip
 
 

@@ -9,22 +9,30 @@ with model.live(image=…) as live: live.push_audio(pcm, …); …         sound
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack, cast
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from lipcast.config.closing import Closing
-from lipcast.config.generate_options import EARLIER_NAMES, OPTION_NAMES, GenerateOptions
-from lipcast.config.gpu_options import GPU_OPTION_NAMES, GpuOptions
-from lipcast.config.keywords import GenerateKeywords, MachineKeywords
-from lipcast.config.memory_options import MEMORY_OPTION_NAMES, MemoryOptions
-from lipcast.config.video_spec import VideoSpec, video_spec
+from lipcast.config.direction import UNDIRECTED, Direction
+from lipcast.config.generate_options import GenerateOptions
+from lipcast.config.gpu_options import GpuOptions
+from lipcast.config.keywords import (
+    GenerateKeywords,
+    MachineKeywords,
+    generate_options,
+    machine_options,
+    make_options,
+)
+from lipcast.config.memory_options import MemoryOptions
+from lipcast.config.models import VIDEO_FPS
+from lipcast.config.video_spec import VideoSpec, video_spec, with_prompt_blocks
 from lipcast.engine.backend import Backend, LocalBackend
 from lipcast.engine.engine import Engine
 from lipcast.engine.frames import FrameBlock
@@ -39,8 +47,7 @@ from lipcast.engine.session_builder import Conditioning
 from lipcast.engine.snapshot import WHOLE_VIDEO, BlockRange, SessionSnapshot
 from lipcast.engine.sound_timeline import AudioSource, AudioTimeline, Timeline
 from lipcast.engine.speech_features import FeatureStream
-from lipcast.env import launched
-from lipcast.errors import UsageError
+from lipcast.env import launched, logger
 from lipcast.media.audio import AudioFile, PcmSource, open_audio
 from lipcast.media.image import ImageSource, fit_portrait, load_portrait
 from lipcast.media.video import VideoWriter
@@ -54,9 +61,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
-    "AVFrame", "FrameBlock", "GenerateOptions", "GpuOptions", "Lipcast", "LiveLimits", "LiveSession",
-    "MemoryOptions", "PushSession", "Video", "load", "make_options", "open_writer", "save_blocks", "speak",
+    "AVFrame", "Direction", "FrameBlock", "GenerateOptions", "GpuOptions", "Lipcast", "LiveLimits",
+    "LiveSession", "MemoryOptions", "PushSession", "Video", "load", "make_options", "open_writer",
+    "save_blocks", "speak",
 ]  # fmt: skip
+
+
+_LOG = logger("api")
 
 
 def load(
@@ -90,7 +101,7 @@ def load(
     Raises MemoryBudgetError where nothing fits, CheckpointError for missing or broken files,
     UsageError for an unknown device, precision or option, RankError where a process fails.
     """
-    memory, gpus = _machine_options(memory_options, gpu_options, machine)
+    memory, gpus = machine_options(memory_options, gpu_options, machine)
     chosen = read_device(device)
     dtype, asked = read_precision(precision, chosen)
     settings = LoadSettings(
@@ -204,13 +215,19 @@ class Lipcast(Closing):
         image: ImageSource,
         audio: str | Path | AudioFile,
         prompt: str | Path = "",
+        direction: Direction = UNDIRECTED,
         on_block: Callable[[FrameBlock], None] | None = None,
         options: GenerateOptions | None = None,
         **keywords: Unpack[GenerateKeywords],
     ) -> Video:
         """Make a whole video in memory. `keywords` are the fields of `GenerateOptions`."""
         with self.stream(
-            image=image, audio=audio, prompt=prompt, options=options, **keywords
+            image=image,
+            audio=audio,
+            prompt=prompt,
+            direction=direction,
+            options=options,
+            **keywords,
         ) as session:
             blocks = []
             for block in session:
@@ -225,6 +242,7 @@ class Lipcast(Closing):
         image: ImageSource,
         audio: str | Path | AudioFile,
         prompt: str | Path = "",
+        direction: Direction = UNDIRECTED,
         snapshot: SessionSnapshot | None = None,
         end_block: int | None = None,
         options: GenerateOptions | None = None,
@@ -233,16 +251,25 @@ class Lipcast(Closing):
         """Make a video block by block: an iterator of `FrameBlock`s, memory flat over any length.
 
         audio: a file, or what `open_audio` has made of one. prompt: a text, or the `Path` of its
-        embedding, which needs no text encoder.
+        embedding, which needs no text encoder. direction: prompts over time.
         snapshot: `snapshot` of an earlier session of the same video, which this one goes on from, with the
         same picture, whole sound and options. end_block: the session ends before this block.
         """
-        checked = _generate_options(options, keywords)
+        checked = generate_options(options, keywords)
         portrait = load_portrait(image, crop=checked.crop)
         source = (
             audio if isinstance(audio, AudioFile) else open_audio(audio, clean=checked.clean_audio)
         )
-        return self._open(portrait, source, prompt, checked, BlockRange(snapshot, end_block))
+        session = self._open(
+            portrait,
+            source,
+            prompt,
+            checked,
+            direction=direction,
+            block_range=BlockRange(snapshot, end_block),
+        )
+        _warn_of_late_prompts(session)
+        return session
 
     def session(
         self,
@@ -255,7 +282,7 @@ class Lipcast(Closing):
     ) -> PushSession:
         """Open a session for pushed sound: push PCM at `sample_rate`, iterate blocks."""
         source = PcmSource(sample_rate)
-        checked = _generate_options(options, keywords)
+        checked = generate_options(options, keywords)
         session = self._open(load_portrait(image, crop=checked.crop), source, prompt, checked)
         return PushSession(session, source)
 
@@ -276,7 +303,7 @@ class Lipcast(Closing):
         All live sessions of a model are advanced by one thread, in common passes of the transformer.
         """
         bounds = limits or LiveLimits()
-        checked = _generate_options(options, keywords)
+        checked = generate_options(options, keywords)
         portrait = load_portrait(image, crop=checked.crop)
         spec = self.spec(checked, height=portrait.height, width=portrait.width)
         timeline = self._live_sounds.timeline(
@@ -337,11 +364,15 @@ class Lipcast(Closing):
         source: AudioSource | LiveTimeline,
         prompt: str | Path,
         options: GenerateOptions,
+        *,
+        direction: Direction = UNDIRECTED,
         block_range: BlockRange = WHOLE_VIDEO,
     ) -> Session:
         spec = self.spec(options, height=portrait.height, width=portrait.width)
-        context_TC = self.bundle.encode_prompt(prompt)
-        conditioning = Conditioning(partial(fit_portrait, portrait), context_TC)
+        prompts = direction.prompts_by_block(prompt, spec.video_frames_per_block)
+        spec = with_prompt_blocks(spec, prompts)
+        contexts = self.bundle.encode_prompts(prompts)
+        conditioning = Conditioning(partial(fit_portrait, portrait), contexts.pop(0), contexts)
         parts = self.backend.open(spec, conditioning, block_range.snapshot)
         try:
             timeline: Timeline = (
@@ -355,36 +386,13 @@ class Lipcast(Closing):
         return Session(parts, timeline, device=self.bundle.device)
 
 
-def make_options(keywords: Mapping[str, Any]) -> GenerateOptions:
-    """Return checked options from keyword arguments; raises UsageError for an unknown name."""
-    keywords = {EARLIER_NAMES.get(name, name): value for name, value in keywords.items()}
-    _check_names(keywords, OPTION_NAMES)
-    return GenerateOptions(**keywords)
-
-
-def _generate_options(
-    options: GenerateOptions | None, keywords: GenerateKeywords
-) -> GenerateOptions:
-    if options is None:
-        return make_options(keywords)
-    if keywords:
-        raise UsageError("give options either as GenerateOptions or as keywords, not as both")
-    return options
-
-
-def _machine_options(
-    memory: MemoryOptions | None, gpus: GpuOptions | None, keywords: MachineKeywords
-) -> tuple[MemoryOptions, GpuOptions]:
-    _check_names(keywords, (*MEMORY_OPTION_NAMES, *GPU_OPTION_NAMES))
-    given = cast("dict[str, Any]", keywords)
-    of_memory = {name: given[name] for name in MEMORY_OPTION_NAMES if name in given}
-    of_gpus = {name: given[name] for name in GPU_OPTION_NAMES if name in given}
-    if (memory and of_memory) or (gpus and of_gpus):
-        raise UsageError("give options either as objects or as keywords, not as both")
-    return memory or MemoryOptions(**of_memory), gpus or GpuOptions(**of_gpus)
-
-
-def _check_names(keywords: Mapping[str, Any], known: Sequence[str]) -> None:
-    for name in keywords:
-        if name not in known:
-            raise UsageError(f"unknown option {name!r}; expected one of: {', '.join(known)}")
+def _warn_of_late_prompts(session: Session) -> None:
+    """Log the prompts that begin after the end of the sound."""
+    end, block_s = session.num_blocks, session.spec.video_frames_per_block / VIDEO_FPS
+    late = [b for b in sorted(session.spec.order.prompt_blocks) if end is not None and b >= end]
+    if late:
+        _LOG.warning(
+            "%d prompts begin at %.2f s or later, after the end of the video",
+            len(late),
+            late[0] * block_s,
+        )

@@ -171,7 +171,7 @@ def messages(role: Role, layout: Layout) -> list[Any]:
     if role.decodes and layout.vae_rank:
         found.append(EncodePortrait(1, spec(), None, None))  # type: ignore[arg-type]
     if role.stage is not None:
-        found.append(StartSession(1, spec(), None, None, None, None))  # type: ignore[arg-type]
+        found.append(StartSession(1, spec(), None, None, None, {}, None))  # type: ignore[arg-type]
     return [*found, *map(RunTick, ticks(layout)), Stop()]
 
 

@@ -27,6 +27,7 @@ class Section(StrEnum):
     """The sections of a help page, in order."""
 
     MAIN = "Main options"
+    DIRECTING = "Directing"
     SPEECH = "Speech"
     FILES = "Input and output"
     VIDEO = "Video"

@@ -115,7 +115,8 @@ def _check(request: GenerateRequest, console: Console) -> Image:
         from lipcast.weights.prompts import read_embedding
 
         read_embedding(request.prompt)
-    need = MODEL_PARTS if isinstance(request.prompt, Path) else ALL_PARTS
+    is_embedded = isinstance(request.prompt, Path) and not request.direction.prompts
+    need = MODEL_PARTS if is_embedded else ALL_PARTS
     find_checkpoint(checkpoint_dir(request.model), need=need)
     if notice := _NOTICES.get(request.model):
         console.warn(notice)
@@ -154,7 +155,11 @@ def _make(
     with (
         closing(model),
         model.stream(
-            image=portrait, audio=sound, prompt=request.prompt, options=options
+            image=portrait,
+            audio=sound,
+            prompt=request.prompt,
+            direction=request.direction,
+            options=options,
         ) as session,
     ):
         console.detail(f"making {session.num_frames} frames")

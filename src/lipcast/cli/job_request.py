@@ -8,6 +8,7 @@ from typing import Any
 
 from lipcast.cli.request import DEFAULT_MODEL, GenerateRequest
 from lipcast.cli.types import FILE
+from lipcast.config.direction import UNDIRECTED
 from lipcast.env import expand_home
 from lipcast.errors import UsageError
 
@@ -28,6 +29,12 @@ def as_job(request: GenerateRequest, **how: Any) -> dict[str, Any]:
     prompt = [Path(request.prompt)] if is_file else []
     signing = request.signing
     signed = {} if signing is None else {"sign": signing.as_job()}
+    directed = {} if request.direction == UNDIRECTED else {"direction": asdict(request.direction)}
+    if directed and how.get("independent"):
+        raise UsageError(
+            "--independent_segments: every segment begins anew, which a directed video cannot; leave out "
+            "--prompts, or make the segments one after the other"
+        )
     files = [
         request.image,
         request.audio,
@@ -52,6 +59,7 @@ def as_job(request: GenerateRequest, **how: Any) -> dict[str, Any]:
         "options": asdict(request.options),
         "segment_s": segment_s,
         **JOB_DEFAULTS,
+        **directed,
         **signed,
         **how,
     }

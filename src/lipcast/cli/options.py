@@ -107,6 +107,15 @@ SPEECH = (
     ),
 )  # fmt: skip
 
+DIRECTING = (
+    Option(
+        "prompts",
+        "Table of prompts over time, with the columns second and prompt: CSV or JSON. Each begins at the "
+        "nearest border of a block (0.48 s) and holds until the next; --prompt holds before the first.",
+        section=Section.DIRECTING, type=FILE,
+    ),
+)  # fmt: skip
+
 FILES = (
     MODEL,
     Option(
@@ -273,7 +282,7 @@ GPUS = (
 )  # fmt: skip
 
 OPTIONS: tuple[Option, ...] = (
-    *MAIN, *SPEECH, *FILES, *VIDEO, *COMPUTE, *MEMORY, *GPUS, *CONSOLE,
+    *MAIN, *DIRECTING, *SPEECH, *FILES, *VIDEO, *COMPUTE, *MEMORY, *GPUS, *CONSOLE,
     *(flag.option() for flag in COMPAT_FLAGS),
 )  # fmt: skip
 

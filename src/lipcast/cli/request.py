@@ -16,12 +16,14 @@ from typing import Any
 
 from lipcast.cli.compat_flags import accepted_flags
 from lipcast.cli.options import options_from
+from lipcast.config.direction import UNDIRECTED, Direction
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.gpu_options import GpuOptions
 from lipcast.config.memory_options import MemoryOptions
 from lipcast.config.precision import Precision
 from lipcast.errors import InputError, NotBuiltError, UsageError
 from lipcast.media.signing import SigningKey, check_signed_target, signing_key
+from lipcast.media.split import BLOCK_FRAMES
 from lipcast.media.target import check_target, explained, output_path
 
 DEFAULT_MODEL = "tiny"
@@ -41,6 +43,7 @@ class GenerateRequest:
     text: str | None
     prompt: str | Path
     """A text, or the file of its embedding."""
+    direction: Direction
     output: Path
     model: str
     device: str | None
@@ -70,6 +73,7 @@ def read_request(flags: Mapping[str, Any]) -> GenerateRequest:
         audio=_spoken_file(flags) if audio is None else audio,
         text=flags.get("text"),
         prompt=_prompt(flags),
+        direction=_direction(flags),
         output=output,
         model=flags.get("model", DEFAULT_MODEL),
         device=flags.get("device"),
@@ -128,6 +132,15 @@ def _prompt(flags: Mapping[str, Any]) -> str | Path:
     if "prompt" in flags:
         raise UsageError("--prompt and --prompt_embedding were both given; leave one out")
     return _input_file(flags, "prompt_embedding", "a prompt embedding")
+
+
+def _direction(flags: Mapping[str, Any]) -> Direction:
+    """Return what directs the video; its files are read. Raises InputError, UsageError."""
+    if "prompts" not in flags:
+        return UNDIRECTED
+    direction = Direction(prompts=_input_file(flags, "prompts", "a prompts"))
+    direction.prompts_by_block(_prompt(flags), BLOCK_FRAMES)
+    return direction
 
 
 def _audio_file(flags: Mapping[str, Any]) -> Path | None:

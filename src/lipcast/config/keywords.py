@@ -1,15 +1,31 @@
-"""The options as typed keyword arguments, for editors and type checkers.
+"""The options as typed keyword arguments, for editors and type checkers, and the checked options of them.
 
 Each `TypedDict` has the fields of the dataclass that it is named after; a test keeps them equal.
 """
 
 from __future__ import annotations
 
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict, cast
 
-from lipcast.config.generate_options import Crop, ReferenceEncoding, ScheduleName
-from lipcast.config.gpu_options import AttentionChoice, GraphChoice, KernelChoice
+from lipcast.config.generate_options import (
+    EARLIER_NAMES,
+    OPTION_NAMES,
+    Crop,
+    GenerateOptions,
+    ReferenceEncoding,
+    ScheduleName,
+)
+from lipcast.config.gpu_options import (
+    GPU_OPTION_NAMES,
+    AttentionChoice,
+    GpuOptions,
+    GraphChoice,
+    KernelChoice,
+)
+from lipcast.config.memory_options import MEMORY_OPTION_NAMES, MemoryOptions
 from lipcast.config.precision import KVPrecision
+from lipcast.errors import UsageError
 
 
 class GenerateKeywords(TypedDict, total=False):
@@ -57,3 +73,40 @@ class GpuKeywords(TypedDict, total=False):
 
 class MachineKeywords(MemoryKeywords, GpuKeywords, total=False):
     """Fields of `MemoryOptions` and of `GpuOptions`."""
+
+
+def make_options(keywords: Mapping[str, Any]) -> GenerateOptions:
+    """Return checked options from keyword arguments; raises UsageError for an unknown name."""
+    keywords = {EARLIER_NAMES.get(name, name): value for name, value in keywords.items()}
+    _check_names(keywords, OPTION_NAMES)
+    return GenerateOptions(**keywords)
+
+
+def generate_options(
+    options: GenerateOptions | None, keywords: GenerateKeywords
+) -> GenerateOptions:
+    """Return options that were given as an object or as keywords; raises UsageError for both."""
+    if options is None:
+        return make_options(keywords)
+    if keywords:
+        raise UsageError("give options either as GenerateOptions or as keywords, not as both")
+    return options
+
+
+def machine_options(
+    memory: MemoryOptions | None, gpus: GpuOptions | None, keywords: MachineKeywords
+) -> tuple[MemoryOptions, GpuOptions]:
+    """Return the options of the machine, given as objects or as keywords; raises UsageError for both."""
+    _check_names(keywords, (*MEMORY_OPTION_NAMES, *GPU_OPTION_NAMES))
+    given = cast("dict[str, Any]", keywords)
+    of_memory = {name: given[name] for name in MEMORY_OPTION_NAMES if name in given}
+    of_gpus = {name: given[name] for name in GPU_OPTION_NAMES if name in given}
+    if (memory and of_memory) or (gpus and of_gpus):
+        raise UsageError("give options either as objects or as keywords, not as both")
+    return memory or MemoryOptions(**of_memory), gpus or GpuOptions(**of_gpus)
+
+
+def _check_names(keywords: Mapping[str, Any], known: Sequence[str]) -> None:
+    for name in keywords:
+        if name not in known:
+            raise UsageError(f"unknown option {name!r}; expected one of: {', '.join(known)}")

@@ -2,12 +2,13 @@
 
 Unit (b, s) needs (b, s-1), whose latents it continues, and (b-1, s), whose keys and values lie in
 the ring of step s. A stage is a device that owns consecutive steps, their rings and a sink; one device has
-all of them. The first unit of the swap block on a stage needs the block before it finished there, so
-that one sink a stage is in memory, and block 0 finished, whose first latent becomes the new reference.
+all of them. Before the swap block a stage fills its sink anew, and before each block with a new prompt: the
+first unit of such a block on a stage needs the block before it finished there, so that one sink a stage is
+in memory. The swap block also needs block 0 finished, whose first latent becomes the new reference.
 Any list of ticks that respects this gives the same latents.
 
-Input: number of steps, the swap block, the stages, the lanes a tick may carry on each. Output: ticks,
-lazily and without end.
+Input: number of steps, the blocks with a new reference or prompt, the stages, the lanes a tick may carry on
+each. Output: ticks, lazily and without end.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class Order:
     stages: tuple[tuple[int, ...], ...] = ()
     """The steps of each stage; none: one stage has all."""
     drains_at_swap: bool = False
-    """All stages replace the reference at the same time, with no block in flight."""
+    """All stages fill their sinks anew at the same time, with no block in flight."""
+    prompt_blocks: frozenset[int] = frozenset()
+    """Blocks that begin with a new prompt."""
 
     @property
     def all_stages(self) -> tuple[tuple[int, ...], ...]:
@@ -52,16 +55,24 @@ class Order:
             needed.append(Unit(unit.block, unit.step - 1))
         if unit.block > 0:
             needed.append(Unit(unit.block - 1, unit.step))
-        if self.swap_block is not None and unit.block == self.swap_block:
-            needed.extend(self._needs_of_swap(unit))
+        if self.renews_sink(unit.block):
+            needed.extend(self._needs_of_new_sink(unit))
         return needed
 
-    def _needs_of_swap(self, unit: Unit) -> Iterator[Unit]:
+    def renews_sink(self, block: int) -> bool:
+        """Return whether the sink is filled anew before a block: with another reference or prompt."""
+        return block > 0 and (block == self.swap_block or block in self.prompt_blocks)
+
+    def _needs_of_new_sink(self, unit: Unit) -> Iterator[Unit]:
         for steps in self.all_stages:
             if unit.step == steps[0]:
                 yield Unit(unit.block - 1, steps[-1])
-        if unit.step == 0:
-            yield Unit(unit.block - 1 if self.drains_at_swap else 0, self.num_steps - 1)
+        if unit.step > 0:
+            return
+        if self.drains_at_swap:
+            yield Unit(unit.block - 1, self.num_steps - 1)
+        elif unit.block == self.swap_block:
+            yield Unit(0, self.num_steps - 1)
 
 
 class Scheduler:

@@ -20,6 +20,8 @@ from lipcast.errors import InputError
 
 _DELIMITERS = ",;\t|"
 _COMMENT = "# "
+_NUMBER_FIRST = re.compile(r'\s*"?\d[\d:.,]*?"?\s*([,;\t|])(?!\d+[;\t|])')
+"""A line that begins with a number, and the delimiter behind it; "0,5;" is one number."""
 _FIRST_LINE_OF_EXCEL = re.compile(r"\ufeff?sep=(.)\r?\n")
 
 
@@ -32,18 +34,22 @@ class Row:
     values: Mapping[str, Any]
 
 
-def read_table(path: Path) -> list[Row]:
-    """Return the rows of a table. Raises InputError, also for a table without rows."""
-    return parse_table(read_text(path), str(path))
+def read_table(path: Path, *, columns: Sequence[str] = ()) -> list[Row]:
+    """Return the rows of a table. Raises InputError, also for a table without rows.
+
+    `columns`: names of the columns where the first line is no line of names, but begins with a number.
+    """
+    return parse_table(read_text(path), str(path), columns=columns)
 
 
-def parse_table(text: str, name: str) -> list[Row]:
+def parse_table(text: str, name: str, *, columns: Sequence[str] = ()) -> list[Row]:
     """Return the rows of a table that is given as text; `name` is used in messages."""
     is_json = text.lstrip()[:1] in {"{", "["} and text.strip() != ""
-    rows = list(_json_rows(text, name) if is_json else _csv_rows(text, name))
+    rows = list(_json_rows(text, name) if is_json else _csv_rows(text, name, columns))
     if not rows:
+        what = "rows below it" if columns else "a row for each video"
         raise InputError(
-            f"{name}: there are no rows in it; write a line of column names and a row for each video"
+            f"{name}: there are no rows in it; write a line of column names and {what}"
         )
     return rows
 
@@ -56,12 +62,15 @@ def spelled(name: str) -> str:
 # CSV
 
 
-def _csv_rows(text: str, name: str) -> Iterator[Row]:
+def _csv_rows(text: str, name: str, columns: Sequence[str] = ()) -> Iterator[Row]:
     excel = _FIRST_LINE_OF_EXCEL.match(text)
     if excel is not None:
         text = text[excel.end() :]
     delimiter = _delimiter(text) if excel is None else excel[1]
     header: list[str] = []
+    begin = _NUMBER_FIRST.match(_first_line(text)) if columns else None
+    if begin is not None:
+        header, delimiter = list(columns), begin[1] if excel is None else excel[1]
     for number, fields in enumerate(_records(text, delimiter, name), 1):
         fields = [field.strip() for field in fields]
         if not any(fields) or fields[0].startswith(_COMMENT):
@@ -101,10 +110,14 @@ def _reader(text: str, delimiter: str) -> Iterator[list[str]]:
 
 def _delimiter(text: str) -> str:
     """Return the delimiter that the line of column names has most of."""
-    lines = (line for line in re.split(r"[\r\n]+", text) if line.strip())
-    first = next((line for line in lines if not line.startswith(_COMMENT)), "")
-    outside = re.sub(r'"[^"]*"', "", first)
+    outside = re.sub(r'"[^"]*"', "", _first_line(text))
     return max(_DELIMITERS, key=outside.count)
+
+
+def _first_line(text: str) -> str:
+    """Return the first line that is neither empty nor a comment."""
+    lines = (line for line in re.split(r"[\r\n]+", text) if line.strip())
+    return next((line for line in lines if not line.startswith(_COMMENT)), "")
 
 
 def _checked_header(fields: Sequence[str], place: str) -> list[str]:

@@ -5,6 +5,7 @@ Input: `GenerateOptions`, configs, the portrait's size. Output: a frozen `VideoS
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -95,10 +96,15 @@ def respecified(spec: VideoSpec, geometry: Geometry, dit: DiTConfig, *, steps: i
         spec,
         geometry=geometry,
         flow=flow,
-        order=Order(flow.num_steps, swap_block),
+        order=Order(flow.num_steps, swap_block, prompt_blocks=spec.order.prompt_blocks),
         max_lanes=1 if spec.max_lanes == 1 else flow.num_steps,
         infer_frames=VIDEO_FRAMES_PER_LATENT * geometry.window,
     )
+
+
+def with_prompt_blocks(spec: VideoSpec, blocks: Collection[int]) -> VideoSpec:
+    """Return the same video with another prompt from each of these blocks on."""
+    return replace(spec, order=replace(spec.order, prompt_blocks=frozenset(blocks) - {0}))
 
 
 def _output_size(

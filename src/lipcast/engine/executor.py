@@ -8,8 +8,9 @@ Invariant: the latents do not depend on how units are grouped into ticks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -90,9 +91,11 @@ class LaneExecutor:
         steps: range | None = None,
         on_replayed: Callable[[], None] | None = None,
         graphs: TickGraphs | None = None,
+        later_contexts: Mapping[int, Tensor] = MappingProxyType({}),
         mask_AS: Tensor | None = None,
     ) -> None:
-        """`memory` holds rings and sink; by default all of it is on the device of the model.
+        """`context_TC` holds until one of `later_contexts` begins, which are by block.
+        `memory` holds rings and sink; by default all of it is on the device of the model.
         `steps`: those computed here, by default all. `on_replayed` is called after every replayed block.
         `graphs` replays ticks while all memory is on the device.
         `mask_AS`: tokens that the voice of each of several characters moves; None: there is one.
@@ -105,6 +108,11 @@ class LaneExecutor:
         self._motion_CFHW = reference.motion_CFHW
         self._mask_A1S = None if mask_AS is None else mask_AS.to(model.device)[:, None]
         self._noise = NoiseSource(spec.options.seed, spec.geometry)
+        first_block = 0 if snapshot is None else snapshot.first_block
+        begun = max((block for block in later_contexts if block <= first_block), default=None)
+        context_TC = context_TC if begun is None else later_contexts[begun]
+        self._contexts = {b: x for b, x in later_contexts.items() if b > first_block}
+        """Text embeddings by the block that each begins with, of those to come."""
         self._text: tuple[KeyValue, ...] = _encode_text(model, context_TC)
         self._times = [model.encode_time(t) for t in spec.flow.timesteps]
         self._steps = steps or range(spec.order.num_steps)
@@ -137,6 +145,7 @@ class LaneExecutor:
         if block == self._spec.order.swap_block:
             self.swap_reference()
         self.prepare()
+        self.renew_context(block)
         self._enter(block, features_LCV, latent_CFHW)
 
     @torch.inference_mode()
@@ -156,6 +165,18 @@ class LaneExecutor:
         """Change the text embedding [T, C]; a block keeps the one that it was started with."""
         self._text = _encode_text(self._model, context_TC)
         self._next_ref_C1HW = self._ref_C1HW if self._next_ref_C1HW is None else self._next_ref_C1HW
+
+    def set_context_from(self, block: int, context_TC: Tensor) -> None:
+        """Change the text embedding [T, C] when a block starts."""
+        self._contexts[block] = context_TC
+
+    @torch.inference_mode()
+    def renew_context(self, block: int) -> None:
+        """Change the text embedding, if another begins with this block, and the sink with it."""
+        if block in self._contexts:
+            self.set_context(self._contexts[block])
+            self._prefill()
+            del self._contexts[block]  # a call that ran out of memory is repeated
 
     def set_first_latent(self, first_C1HW: Tensor) -> None:
         """Receive the first clean latent from the stage that computed it."""
@@ -275,6 +296,7 @@ class LaneExecutor:
         if self._snapshot is None:
             return
         for block, remembered in enumerate(self._snapshot.blocks, self._snapshot.first_block):
+            self.renew_context(block)
             inputs = remembered.inputs or self._estimated_inputs(block, remembered.latent_CFHW)
             try:
                 self._enter(block, remembered.features_LCV, inputs[self._steps.start])

@@ -103,7 +103,7 @@ class LiveSession(Closing):
             return epoch
 
     def set_prompt(self, prompt: str) -> None:
-        """Change the prompt for the blocks that begin from now on. Raises UsageError on several devices."""
+        """Change the prompt for the blocks that begin from now on. Raises UsageError with sharded weights."""
         self.inner.set_context(self._encode_prompt(prompt))
 
     def pause(self) -> None:

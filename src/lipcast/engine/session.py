@@ -172,7 +172,10 @@ class Session(Closing):
         Raises UsageError where the backend cannot change it.
         """
         if self._set_context is None:
-            raise UsageError("the prompt cannot change while several devices make the video")
+            raise UsageError(
+                "the prompt cannot change while several devices share the weights; leave out --dit_fsdp, or "
+                "give the prompts beforehand"
+            )
         with self._lock, self._device_lock:
             self._check_running()
             self._set_context(context_TC)

@@ -7,9 +7,9 @@ State: the executor and the decoder in force. Invariant: after `release`, and af
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,7 +43,8 @@ FitPortrait = Callable[[int, int], NDArray[np.uint8]]
 FitMasks = Callable[[int, int], NDArray[np.uint8]]
 """(height, width) -> masks [A, height, width], above 0 where each of several characters is."""
 MakeExecutor = Callable[..., LaneExecutor]
-"""Called as `LaneExecutor` is: (model, spec, reference, context_TC, *, memory, snapshot, graphs, mask_AS)."""
+"""Called as `LaneExecutor` is: (model, spec, reference, context_TC, *, memory, snapshot, graphs,
+later_contexts, mask_AS)."""
 MakeGraphs = Callable[[torch.device], GraphBackend]
 
 
@@ -61,10 +62,14 @@ class Networks(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """Conditioning inputs: a portrait loader and the text embedding [T, C]; where several characters are."""
+    """Conditioning inputs: a portrait loader, the text embedding [T, C], and those of later blocks.
+
+    `fit_masks`: where several characters are; None: there is one.
+    """
 
     fit: FitPortrait
     context_TC: Tensor
+    later_contexts: Mapping[int, Tensor] = field(default_factory=dict)
     fit_masks: FitMasks | None = None
 
     def mask(self, geometry: Geometry) -> Tensor | None:
@@ -179,6 +184,7 @@ class SessionBuilder:
                 memory=memory,
                 snapshot=seen,
                 graphs=self._graphs(plan),
+                later_contexts=self._conditioning.later_contexts,
                 mask_AS=mask_AS,
             )
         except BaseException:

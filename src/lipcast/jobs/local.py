@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lipcast import api
+from lipcast.config.direction import Direction
 from lipcast.config.gpu_options import GpuOptions
 from lipcast.config.memory_options import MemoryOptions
 from lipcast.engine.session import Session
@@ -91,6 +92,7 @@ class LocalRenderer:
             image=request["image"],
             audio=task.audio or request["audio"],
             prompt=Path(prompt) if request["prompt_is_file"] else prompt,
+            direction=Direction(**request.get("direction", {})),
             snapshot=None if task.snapshot is None else read_snapshot(task.snapshot, device),
             end_block=task.end_block,
             options=api.make_options(request["options"]),

@@ -137,13 +137,16 @@ class DistributedModel:
             video.release()
             raise
         first_block = 0 if snapshot is None else snapshot.next_block
+        executor = PipelineExecutor(video, snapshot)
         return SessionParts(
             spec,
-            PipelineExecutor(video, snapshot),
+            executor,
             RemoteDecoder(video, first_block),
             snapshot,
             describe=lambda: self._document(video),
             release=video.release,
+            # Ranks that share weights would have to fill their sinks in one tick, which was not scheduled.
+            set_context=None if self.plan.layout.sharded else executor.set_context,
         )
 
     @property

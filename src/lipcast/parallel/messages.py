@@ -58,9 +58,19 @@ class StartSession:
     ref_C1HW: Floats
     motion_CFHW: Floats
     context_TC: Floats
+    later_contexts: dict[int, Floats]
+    """Text embeddings by the block that each begins with."""
     snapshot: SessionSnapshot | None
     mask_AS: Floats | None = None
     """Tokens that the voice of each of several characters moves."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetContext:
+    """Change the text embedding when a block starts; before its speech features."""
+
+    block: int
+    context_TC: Floats
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from lipcast.parallel.messages import (
     Frames,
     RankStats,
     RunTick,
+    SetContext,
     StartSession,
     StepInputs,
     VideoFailed,
@@ -70,9 +71,10 @@ class DistributedSession:
         self._pump_until(lambda: self._encoded is not None)
         assert self._encoded is not None
         ref, motion = self._encoded.ref_C1HW, self._encoded.motion_CFHW
-        context_TC = conditioning.context_TC.float().cpu().numpy()
-        mask = None if mask_AS is None else mask_AS.numpy()
-        opened = StartSession(self._number, spec, ref, motion, context_TC, snapshot, mask)
+        context_TC = _floats(conditioning.context_TC)
+        later = {block: _floats(x) for block, x in conditioning.later_contexts.items()}
+        mask = None if mask_AS is None else _floats(mask_AS)
+        opened = StartSession(self._number, spec, ref, motion, context_TC, later, snapshot, mask)
         self.send(opened, _has_steps)
 
     def send(self, message: Any, where: Where = everywhere) -> None:
@@ -178,6 +180,7 @@ class PipelineExecutor:
     def __init__(self, video: DistributedSession, snapshot: SessionSnapshot | None) -> None:
         self._video = video
         self._expected: deque[int] = deque()
+        self._next_block = 0 if snapshot is None else snapshot.next_block
         self._swap_block = video.spec.order.swap_block if snapshot is None else None
         """Block before which the stages are sent the first latent; with a snapshot they have it."""
 
@@ -190,8 +193,12 @@ class PipelineExecutor:
         """Send every stage the features of a block and, before the swap block, its new reference."""
         if block == self._swap_block:
             self._video.send(FirstLatent(self._video.first_latent()), _has_steps)
-        features = features_LCV.detach().float().cpu().numpy()
-        self._video.send(AudioFeatures(block, features), _has_steps)
+        self._video.send(AudioFeatures(block, _floats(features_LCV)), _has_steps)
+        self._next_block = block + 1
+
+    def set_context(self, context_TC: Tensor) -> None:
+        """Change the text embedding [T, C] on every stage for the blocks that begin from now on."""
+        self._video.send(SetContext(self._next_block, _floats(context_TC)), _has_steps)
 
     def run(self, tick: Tick) -> list[tuple[int, Tensor]]:
         """Have every stage run its units; return the clean blocks that have arrived, see `Executor.run`."""
@@ -244,6 +251,11 @@ class _RemoteFrames:
     def collect(self) -> NDArray[np.uint8]:
         """Wait for the frames, and return them."""
         return self.video.take_frames(self.block)
+
+
+def _floats(x: Tensor) -> Floats:
+    array: Floats = x.detach().float().cpu().numpy()
+    return array
 
 
 def _has_steps(role: Role) -> bool:

@@ -45,6 +45,7 @@ from lipcast.parallel.messages import (
     RankReady,
     RankStats,
     RunTick,
+    SetContext,
     StartSession,
     StepInputs,
     Stop,
@@ -216,14 +217,21 @@ class Rank:
                 self._latents.skip(tick)
             case _ if self._has_given_up:
                 pass
-            case AudioFeatures(block, features_LCV):
-                assert self._stage is not None
-                self._stage.set_features(block, features_LCV)
-            case FirstLatent(latent_C1HW):
-                assert self._stage is not None
-                self._stage.set_first_latent(latent_C1HW)
             case RunTick(tick):
                 self._run(tick)
+            case _:
+                assert self._stage is not None
+                self._condition(self._stage, message)
+
+    def _condition(self, stage: StageVideo, message: Any) -> None:
+        """Hand over what conditions the blocks to come."""
+        match message:
+            case AudioFeatures(block, features_LCV):
+                stage.set_features(block, features_LCV)
+            case SetContext(block, context_TC):
+                stage.set_context(block, context_TC)
+            case FirstLatent(latent_C1HW):
+                stage.set_first_latent(latent_C1HW)
             case _:
                 raise AssertionError(f"expected a message to a rank, got {message!r}")
 

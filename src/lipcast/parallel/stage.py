@@ -86,6 +86,10 @@ class StageVideo:
         """Keep the speech features of a block that will start."""
         self._features[block] = features_LCV
 
+    def set_context(self, block: int, context_TC: Floats) -> None:
+        """Change the text embedding when a block starts here."""
+        self._running.set_context_from(block, self._tensor(context_TC))
+
     def set_first_latent(self, latent_C1HW: Floats) -> None:
         """Take over the first clean latent of the video."""
         self._running.set_first_latent(self._tensor(latent_C1HW))
@@ -154,6 +158,7 @@ class StageVideo:
                 snapshot=snapshot,
                 steps=self._steps,
                 on_replayed=self._join_replay,
+                later_contexts={b: self._tensor(x) for b, x in opened.later_contexts.items()},
                 mask_AS=None if opened.mask_AS is None else self._tensor(opened.mask_AS),
             )
         except BaseException:
@@ -169,10 +174,13 @@ class StageVideo:
 
     def _renew_together(self, tick: Tick) -> None:
         """With sharded weights, fill the sinks of all stages in the same tick."""
-        swap_block = self._spec.order.swap_block
-        if any(unit.block == swap_block and unit.step == 0 for unit in tick):
-            self._running.swap_reference()
-            self._running.prepare()
+        order = self._spec.order
+        for block in [unit.block for unit in tick if unit.step == 0]:
+            if order.renews_sink(block):
+                if block == order.swap_block:
+                    self._running.swap_reference()
+                self._running.prepare()
+                self._running.renew_context(block)
 
     def _join_replay(self) -> None:
         """Join the passes by which stages with more steps than this one replay a block of the snapshot."""

@@ -8,8 +8,9 @@ while they are read. The text encoder is loaded for a new prompt only, and let g
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
@@ -48,6 +49,7 @@ from lipcast.weights.source import RenamedSource, TensorSource
 
 _log = logger("weights.bundle")
 _KEPT_PROMPTS = 16
+LoadText = Callable[[CheckpointFiles], TextEncoder]
 LoadDiT = Callable[[DiT, TensorSource], None]
 NetworkName = Literal["dit", "vae", "speech"]
 NETWORKS: tuple[NetworkName, ...] = get_args(NetworkName)
@@ -87,19 +89,25 @@ class ModelBundle:
         schemes = {m.scheme.precision for m in self.dit.modules() if isinstance(m, QuantLinear)}
         return ", ".join(sorted(schemes)) or str(self.dit.dtype).removeprefix("torch.")
 
-    def encode_prompt(self, prompt: str | Path) -> Tensor:
+    def encode_prompt(self, prompt: str | Path, load: LoadText | None = None) -> Tensor:
         """Return the context [tokens, channels] of a text, or of a `Path` to its embedding.
 
-        Those of the last texts are kept in memory, and on the disk where there is a place.
+        Those of the last texts are kept in memory, and on the disk where there is a place. `load` loads the
+        text encoder, by default for this text alone.
         """
         if isinstance(prompt, Path):
             return self._embedded(prompt).to(self.device)
         if prompt not in self._contexts:
-            embedding = embed_prompt(prompt, self.files, self.prompts)
+            embedding = embed_prompt(prompt, self.files, self.prompts, load)
             self._contexts[prompt] = embedding.context_TC.to(self.device)
             while len(self._contexts) > _KEPT_PROMPTS:
                 self._contexts.popitem(last=False)
         return self._contexts[prompt]
+
+    def encode_prompts(self, prompts: Mapping[int, str | Path]) -> dict[int, Tensor]:
+        """Return the contexts of several prompts; the text encoder is loaded once at most."""
+        load = cache(load_text_encoder)
+        return {key: self.encode_prompt(prompt, load) for key, prompt in prompts.items()}
 
     def _embedded(self, path: Path) -> Tensor:
         context_TC = read_embedding(path).context_TC
@@ -114,7 +122,10 @@ class ModelBundle:
 
 
 def embed_prompt(
-    prompt: str, files: CheckpointFiles, prompts: PromptCache | None
+    prompt: str,
+    files: CheckpointFiles,
+    prompts: PromptCache | None,
+    load: LoadText | None = None,
 ) -> PromptEmbedding:
     """Embed a text; the encoder is loaded only if `prompts` does not know the text.
 
@@ -126,7 +137,7 @@ def embed_prompt(
     known = None if prompts is None else prompts.get(prompt, identity)
     if known is not None:
         return PromptEmbedding(known, prompt, identity)
-    embedding = PromptEmbedding(load_text_encoder(files).encode(prompt), prompt, identity)
+    embedding = PromptEmbedding((load or load_text_encoder)(files).encode(prompt), prompt, identity)
     if prompts is not None:
         prompts.put(embedding)
     return embedding

@@ -1,0 +1,89 @@
+"""Directed videos on several processes are those of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rank_groups import SMALL, on_ranks, settings
+
+import lipcast
+from lipcast.errors import UsageError
+from sounds import EXAMPLES, write_wav
+
+BLOCKS = 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the ranks: the number of threads decides the order of sums."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    path = write_wav(tmp_path_factory.mktemp("sound") / "voice.wav", BLOCKS * 0.48)
+    return {"image": EXAMPLES / "portrait_0.png", "audio": path, "prompt": "calm"}
+
+
+@pytest.fixture
+def layouts(single: lipcast.Lipcast, decoder: Path) -> Callable[..., lipcast.Lipcast]:
+    return lambda **gpus: on_ranks(single, settings(decoder), **gpus)
+
+
+def latents(model: lipcast.Lipcast, **inputs: Any) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    with model.stream(**{**SMALL, **inputs}) as session:
+        session.on_latent = lambda _, latent: found.append(latent.clone())
+        for _ in session:
+            pass
+    return found
+
+
+def assert_close(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
+    assert len(ours) == len(theirs) == BLOCKS
+    for x, y in zip(ours, theirs, strict=True):
+        assert (x - y).abs().max() <= 1e-4 * y.abs().max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gpus", [{"gpus": 2, "ulysses_size": 1}, {"gpus": 2, "dit_fsdp": True}])
+def test_prompts_over_time(
+    single: lipcast.Lipcast, layouts: Any, inputs: dict[str, Any], gpus: dict[str, Any]
+) -> None:
+    """At the reference's own change, and before and after it; a pipeline, and shared weights."""
+    direction = lipcast.Direction(prompts=[(0.5, "laughing"), (0.98, "sad"), (1.9, "loud")])
+    expected = latents(single, direction=direction, schedule="sequential", **inputs)
+    with layouts(**gpus) as model:
+        assert_close(latents(model, direction=direction, **inputs), expected)
+
+
+@pytest.mark.slow
+def test_a_prompt_that_changes_while_a_pipeline_runs(
+    single: lipcast.Lipcast, layouts: Any, inputs: dict[str, Any]
+) -> None:
+    """It holds from the next block that begins, as on one device; processes that share weights refuse."""
+
+    def changed(model: lipcast.Lipcast) -> list[torch.Tensor]:
+        found: list[torch.Tensor] = []
+        given = {**SMALL, **inputs, "swap_reference": False}
+        with model.stream(**given) as session:
+            session.on_latent = lambda _, latent: found.append(latent.clone())
+            session.set_context(single.bundle.encode_prompt("laughing"))
+            for _ in session:
+                pass
+        return found
+
+    with layouts(gpus=2, ulysses_size=1) as model:
+        assert_close(changed(model), changed(single))
+    with (
+        layouts(gpus=2, dit_fsdp=True) as model,
+        pytest.raises(UsageError, match="share the weights"),
+    ):
+        changed(model)
