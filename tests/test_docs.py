@@ -31,7 +31,7 @@ from lipcast.weights.prompts import PromptEmbedding, write_embedding
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", *(f"docs/{name}.md" for name in (
-    "generate", "checkpoints", "python-api", "architecture", "troubleshooting", "lab",
+    "generate", "directing", "checkpoints", "python-api", "architecture", "troubleshooting", "lab",
     "long-videos", "cluster",
     "low-memory",
     "many-gpus",
@@ -93,6 +93,7 @@ def folder(
     shutil.copy(ROOT / "examples" / "portrait_0.png", tmp_path / "me.png")
     write_wav(tmp_path / "hello.wav")
     shutil.copytree(videos, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "prompts.csv").write_text("second,prompt\n1,he laughs\n")
     # One cell, which is refused before a process is started.
     (tmp_path / "matrix.toml").write_text("[axes]\nenable_online_decode = [false]\n")
     here = Path.cwd()

@@ -11,7 +11,7 @@ import torch
 
 import lipcast
 from lipcast.engine.snapshot import SessionSnapshot
-from lipcast.errors import UsageError
+from lipcast.errors import LipcastError
 from lipcast.models.dit import DiT
 
 SMALL: dict[str, Any] = {"size": "64*64", "infer_frames": 16}
@@ -134,5 +134,5 @@ def test_the_switch_is_no_jump(tiny: lipcast.Lipcast, inputs: dict[str, Any]) ->
 def test_prompts_that_cannot_be_followed_are_refused(
     quick: lipcast.Lipcast, inputs: dict[str, Any], prompts: Any, prompt: str, message: str
 ) -> None:
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(LipcastError, match=message):
         quick.stream(direction=lipcast.Direction(prompts=prompts), prompt=prompt, **SMALL, **inputs)

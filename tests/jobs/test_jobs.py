@@ -301,3 +301,51 @@ def test_a_store_of_a_later_version_is_refused(tmp_path: Path) -> None:
         base.execute("PRAGMA user_version = 9")
     with pytest.raises(OutputError, match="newer version of Lipcast has written these jobs"):
         Store(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_directed_video_is_the_same_with_and_without_interruption(
+    tmp_path: Path,
+    portrait: Path,
+    sound: Any,
+    quick: lipcast.Lipcast,
+    monkeypatch: Any,
+    capsys: Any,
+) -> None:
+    """A worker dies between segments; a prompt begins within one, and its table is gone by then."""
+    monkeypatch.setattr("lipcast.api.load", lambda *_, **__: quick)
+    place = ("--workspace", tmp_path / "jobs")
+    table = tmp_path / "prompts.csv"
+    table.write_text("0.9;he laughs\n", "utf-8")
+    names = []
+    for output, more in (("a", ("--prompts", table)), ("b", ("--prompts", table)), ("c", ())):
+        names += command(
+            capsys, "job", "submit", "--image", portrait, "--audio", sound(1.4), "--size", "64*64",
+            "--infer_frames", 16, "--segment", "0.48s", "-o", tmp_path / f"{output}.mp4", *more, *place,
+        )["jobs"]  # fmt: skip
+    table.unlink()
+    command(capsys, "job", "run", "--job", names[0], *place)
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalRenderer, "render", dying(LocalRenderer.render, after=2))
+        with suppress(Died):
+            run_jobs(Store(tmp_path / "jobs"), LocalRenderer(), log=quiet)
+    assert len(Store(tmp_path / "jobs").segments(names[1])) == 2
+    command(capsys, "job", "run", *place)
+    first, second, plain = (decoded(tmp_path / f"{name}.mp4")[0] for name in "abc")
+    assert np.array_equal(first, second)
+    assert np.array_equal(first[:24], plain[:24]) and not np.array_equal(first[24:], plain[24:])
+    words = [
+        "job",
+        "submit",
+        "--image",
+        str(portrait),
+        "--audio",
+        str(sound(1.4)),
+        "--independent_segments",
+    ]
+    table.write_text("0.9;he laughs\n", "utf-8")
+    assert (
+        main([*words, "--prompts", str(table), "-o", str(tmp_path / "d.mp4"), *map(str, place)])
+        == 2
+    )
+    assert "which a directed video cannot" in capsys.readouterr().err

@@ -23,7 +23,6 @@ from lipcast.config.memory_options import MemoryOptions
 from lipcast.config.precision import Precision
 from lipcast.errors import InputError, NotBuiltError, UsageError
 from lipcast.media.signing import SigningKey, check_signed_target, signing_key
-from lipcast.media.split import BLOCK_FRAMES
 from lipcast.media.target import check_target, explained, output_path
 
 DEFAULT_MODEL = "tiny"
@@ -136,6 +135,8 @@ def _prompt(flags: Mapping[str, Any]) -> str | Path:
 
 def _direction(flags: Mapping[str, Any]) -> Direction:
     """Return what directs the video; its files are read. Raises InputError, UsageError."""
+    from lipcast.media.split import BLOCK_FRAMES
+
     if "prompts" not in flags:
         return UNDIRECTED
     direction = Direction(prompts=_input_file(flags, "prompts", "a prompts"))

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from lipcast.config.models import VIDEO_FPS
 from lipcast.config.tables import Row, read_table, spelled
-from lipcast.errors import InputError, LipcastError, UsageError
+from lipcast.errors import InputError, UsageError
 
 Prompts = tuple[tuple[float, str], ...]
 """(second, prompt), in order: each holds until the next begins."""
@@ -73,7 +73,7 @@ def read_prompts(path: Path) -> Prompts:
     """
     rows = read_table(path, columns=_COLUMNS)
     found = tuple((_second(row), _prompt(row)) for row in map(_renamed, rows))
-    _check_order(found, [row.place for row in rows], InputError)
+    _check_order(found, [row.place for row in rows])
     return found
 
 
@@ -108,7 +108,7 @@ def _prompt(row: Row) -> str:
 
 
 def _pairs(given: Any) -> Prompts:
-    """Return (second, prompt) pairs, checked. Raises UsageError."""
+    """Return (second, prompt) pairs, checked. Raises UsageError, InputError."""
     found = []
     for number, pair in enumerate(given, 1):
         match pair:
@@ -118,14 +118,14 @@ def _pairs(given: Any) -> Prompts:
                 raise UsageError(
                     f"prompts, item {number}: expected a pair (second, prompt), got {pair!r:.60}"
                 )
-    _check_order(tuple(found), [f"prompts, item {n + 1}" for n in range(len(found))], UsageError)
+    _check_order(tuple(found), [f"prompts, item {n + 1}" for n in range(len(found))])
     return tuple(found)
 
 
-def _check_order(prompts: Prompts, places: Sequence[str], kind: type[LipcastError]) -> None:
+def _check_order(prompts: Prompts, places: Sequence[str]) -> None:
     for place, ((before, _), (second, _)) in zip(places[1:], pairwise(prompts), strict=True):
         if second <= before:
-            raise kind(
+            raise InputError(
                 f"{place}: {second:g} s is not later than the {before:g} s before it; sort the prompts by "
                 "time"
             )
