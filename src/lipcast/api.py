@@ -45,12 +45,18 @@ from lipcast.engine.push_session import PushSession
 from lipcast.engine.session import Session
 from lipcast.engine.session_builder import Conditioning
 from lipcast.engine.snapshot import WHOLE_VIDEO, BlockRange, SessionSnapshot
-from lipcast.engine.sound_timeline import AudioSource, AudioTimeline, Timeline
-from lipcast.engine.speech_features import FeatureStream
+from lipcast.engine.sound_timeline import (
+    AudioSource,
+    CharactersTimeline,
+    Timeline,
+    source_timeline,
+)
 from lipcast.env import launched, logger
-from lipcast.media.audio import AudioFile, PcmSource, open_audio
+from lipcast.media.audio import AudioFile, PcmSource
+from lipcast.media.characters import Cast, Character, open_sound
 from lipcast.media.image import ImageSource, fit_portrait, load_portrait
 from lipcast.media.video import VideoWriter
+from lipcast.media.voices import mixed
 from lipcast.parallel.distributed_model import DistributedModel
 from lipcast.speech.spoken import speak
 from lipcast.weights.bundle import ModelBundle, NetworkName
@@ -61,7 +67,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
-    "AVFrame", "Direction", "FrameBlock", "GenerateOptions", "GpuOptions", "Lipcast", "LiveLimits",
+    "AVFrame", "Character", "Direction", "FrameBlock", "GenerateOptions", "GpuOptions", "Lipcast",
+    "LiveLimits",
     "LiveSession", "MemoryOptions", "PushSession", "Video", "load", "make_options", "open_writer",
     "save_blocks", "speak",
 ]  # fmt: skip
@@ -213,7 +220,8 @@ class Lipcast(Closing):
         self,
         *,
         image: ImageSource,
-        audio: str | Path | AudioFile,
+        audio: str | Path | AudioFile | None = None,
+        characters: Sequence[Character] = (),
         prompt: str | Path = "",
         direction: Direction = UNDIRECTED,
         on_block: Callable[[FrameBlock], None] | None = None,
@@ -224,6 +232,7 @@ class Lipcast(Closing):
         with self.stream(
             image=image,
             audio=audio,
+            characters=characters,
             prompt=prompt,
             direction=direction,
             options=options,
@@ -240,7 +249,8 @@ class Lipcast(Closing):
         self,
         *,
         image: ImageSource,
-        audio: str | Path | AudioFile,
+        audio: str | Path | AudioFile | None = None,
+        characters: Sequence[Character] = (),
         prompt: str | Path = "",
         direction: Direction = UNDIRECTED,
         snapshot: SessionSnapshot | None = None,
@@ -250,19 +260,17 @@ class Lipcast(Closing):
     ) -> Session:
         """Make a video block by block: an iterator of `FrameBlock`s, memory flat over any length.
 
-        audio: a file, or what `open_audio` has made of one. prompt: a text, or the `Path` of its
+        audio: a file, or what `open_audio` has made of one; in place of it, `characters`: where each of
+        several is in the picture, and what each says. prompt: a text, or the `Path` of its
         embedding, which needs no text encoder. direction: prompts over time.
         snapshot: `snapshot` of an earlier session of the same video, which this one goes on from, with the
         same picture, whole sound and options. end_block: the session ends before this block.
         """
         checked = generate_options(options, keywords)
         portrait = load_portrait(image, crop=checked.crop)
-        source = (
-            audio if isinstance(audio, AudioFile) else open_audio(audio, clean=checked.clean_audio)
-        )
         session = self._open(
             portrait,
-            source,
+            open_sound(audio, characters, portrait, checked),
             prompt,
             checked,
             direction=direction,
@@ -338,30 +346,17 @@ class Lipcast(Closing):
         return video_spec(adapted, dit, vae, height=height, width=width)
 
     def timeline(
-        self, source: AudioSource, spec: VideoSpec, block_range: BlockRange = WHOLE_VIDEO
-    ) -> AudioTimeline:
+        self, source: AudioSource | Cast, spec: VideoSpec, block_range: BlockRange = WHOLE_VIDEO
+    ) -> Timeline:
         """Return the sound of a range of blocks, cut along them."""
-        end = block_range.end_block and block_range.end_block * spec.video_frames_per_block
-        features = FeatureStream(
-            self.bundle.speech,
-            video_frames_per_block=spec.video_frames_per_block,
-            num_samples=source.num_speech_samples,
-            mean=source.speech_mean,
-            std=source.speech_std,
-            first_block=block_range.first_block,
-        )
-        return AudioTimeline(
-            source,
-            features,
-            video_frames_per_block=spec.video_frames_per_block,
-            max_frames=min((n for n in (spec.max_frames, end) if n is not None), default=None),
-            first_block=block_range.first_block,
-        )
+        sources = source.voices if isinstance(source, Cast) else (source,)
+        found = [source_timeline(self.bundle.speech, x, spec, block_range) for x in sources]
+        return CharactersTimeline(found, mixed) if isinstance(source, Cast) else found[0]
 
     def _open(
         self,
         portrait: Image,
-        source: AudioSource | LiveTimeline,
+        source: AudioSource | Cast | LiveTimeline,
         prompt: str | Path,
         options: GenerateOptions,
         *,
@@ -372,7 +367,10 @@ class Lipcast(Closing):
         prompts = direction.prompts_by_block(prompt, spec.video_frames_per_block)
         spec = with_prompt_blocks(spec, prompts)
         contexts = self.bundle.encode_prompts(prompts)
-        conditioning = Conditioning(partial(fit_portrait, portrait), contexts.pop(0), contexts)
+        fit_masks = source.fit if isinstance(source, Cast) else None
+        conditioning = Conditioning(
+            partial(fit_portrait, portrait), contexts.pop(0), contexts, fit_masks
+        )
         parts = self.backend.open(spec, conditioning, block_range.snapshot)
         try:
             timeline: Timeline = (

@@ -64,13 +64,15 @@ def character_tokens(masks_AFHW: Tensor, num_frames: int, size: tuple[int, int])
     tenth, and a voice moves whatever is not somebody else's, the background too. Raises InputError for a
     character that is too small for this size.
     """
-    resized = functional.interpolate(masks_AFHW.float()[:, None], (num_frames, *size), mode="trilinear")
+    resized = functional.interpolate(
+        masks_AFHW.float()[:, None], (num_frames, *size), mode="trilinear"
+    )
     inside_AFhw = resized[:, 0] > 0.5
     for index in range(len(inside_AFhw) - 1):  # the later one has what two of them cover
         inside_AFhw[index] &= ~inside_AFhw[index + 1 :].any(dim=0)
     if not inside_AFhw.flatten(1).any(dim=1).all():
         raise InputError(
-            "characters: one of the regions is too small for this size of the video; give a larger region, or "
+            "characters: one of the regions is too small for a video of this size; give a larger one, or "
             "raise --size"
         )
     grown_AFhw = torch.stack([torch.stack([_grown(x) for x in frames]) for frames in inside_AFhw])
@@ -91,4 +93,6 @@ def _grown(inside_hw: Tensor) -> Tensor:
 def token_mask(masks_AHW: NDArray[np.uint8], geometry: Geometry) -> Tensor:
     """Return `character_tokens` of masks that hold for a whole video, [A, S]."""
     masks_A1HW = torch.tensor(masks_AHW > 0)[:, None]
-    return character_tokens(masks_A1HW, 1, (geometry.patch_height, geometry.patch_width))[:, 0].flatten(1)
+    return character_tokens(masks_A1HW, 1, (geometry.patch_height, geometry.patch_width))[
+        :, 0
+    ].flatten(1)

@@ -16,7 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipcast.config.models import VIDEO_FPS
+from lipcast.config.video_spec import VideoSpec
+from lipcast.engine.snapshot import BlockRange
+from lipcast.engine.speech_features import FeatureStream
 from lipcast.errors import InputError
+from lipcast.models.speech import SpeechEncoder
 
 Samples = NDArray[np.float32]
 
@@ -196,6 +200,28 @@ class AudioTimeline:
 
     def _silence(self, count: int) -> Samples:
         return np.zeros((count, self._source.num_channels), dtype=np.float32)
+
+
+def source_timeline(
+    encoder: SpeechEncoder, source: AudioSource, spec: VideoSpec, block_range: BlockRange
+) -> AudioTimeline:
+    """Return the sound of a range of blocks of a video, cut along them."""
+    end = block_range.end_block and block_range.end_block * spec.video_frames_per_block
+    features = FeatureStream(
+        encoder,
+        video_frames_per_block=spec.video_frames_per_block,
+        num_samples=source.num_speech_samples,
+        mean=source.speech_mean,
+        std=source.speech_std,
+        first_block=block_range.first_block,
+    )
+    return AudioTimeline(
+        source,
+        features,
+        video_frames_per_block=spec.video_frames_per_block,
+        max_frames=min((n for n in (spec.max_frames, end) if n is not None), default=None),
+        first_block=block_range.first_block,
+    )
 
 
 class CharactersTimeline:

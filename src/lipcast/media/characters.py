@@ -2,7 +2,7 @@
 
 Input: `Character`s and the portrait. Output: a mask of the portrait for each, none of which overlap; their
 sounds, all of one length: silence follows where a sound ends, and stands for one that is not there.
-A region is a box in pixels, a picture that is white where the character is, or a face: `face1` is the leftmost.
+A region is a box in pixels, a picture that is white where the character is, or a face: `face1` is leftmost.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lipcast.config.generate_options import GenerateOptions
 from lipcast.errors import InputError, UsageError
+from lipcast.media.audio import AudioFile, open_audio
 from lipcast.media.face_detector import FaceBox, can_find_faces, find_faces
 from lipcast.media.image import fit_portrait, picture_of
-from lipcast.media.voices import Sound, VoiceSource, one_length
+from lipcast.media.voices import VoiceSource, one_length
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,7 +51,7 @@ class Character:
     """
 
     region: Region
-    audio: str | Path | Sound | None = None
+    audio: str | Path | AudioFile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +67,39 @@ class Cast:
         return fit_masks(self.masks_AHW, height, width)
 
 
-def open_cast(characters: Sequence[Character], portrait: Image, *, clean: bool = True) -> Cast:
-    """Find where everyone is, and open what everyone says. `clean`: as in `open_audio`.
+def open_sound(
+    audio: str | Path | AudioFile | None,
+    characters: Sequence[Character],
+    portrait: Image,
+    options: GenerateOptions,
+) -> AudioFile | Cast:
+    """Open what one person says, or what several characters say.
 
-    Raises UsageError for a wrong number of characters or a region that makes no sense, InputError for
-    regions that overlap, are empty or outside of the picture, and for files that cannot be used.
+    Raises UsageError where both or neither are given, for a wrong number of characters and for regions that
+    make no sense, InputError for regions that overlap, are empty or outside of the picture, and for files
+    that cannot be used.
     """
-    check_number(len(characters))
-    masks_AHW = region_masks([character.region for character in characters], portrait)
-    return Cast(masks_AHW, one_length([character.audio for character in characters], clean=clean))
+    if bool(characters) == (audio is not None):
+        raise UsageError(
+            "audio and characters: expected one of them; give a sound for one person, or characters that "
+            "have a sound each"
+        )
+    if audio is not None:
+        is_open = isinstance(audio, AudioFile)
+        return audio if is_open else open_audio(audio, clean=options.clean_audio)
+    masks_AHW = find_regions([character.region for character in characters], portrait, options)
+    sounds = [character.audio for character in characters]
+    return Cast(masks_AHW, one_length(sounds, clean=options.clean_audio))
+
+
+def find_regions(regions: Sequence[Region], portrait: Image, options: GenerateOptions) -> Masks:
+    """Return where each character is, [A, height, width]; raises as `open_sound` does."""
+    check_number(len(regions))
+    if options.crop == "face":
+        raise UsageError(
+            "crop: face cuts out one face, and several characters were given; use crop center"
+        )
+    return region_masks(regions, portrait)
 
 
 def check_number(number: int) -> None:
@@ -103,7 +129,9 @@ def fit_masks(masks_AHW: Masks, height: int, width: int) -> NDArray[np.uint8]:
     """Return the masks resized and cropped as `fit_portrait` does, 0 or 255."""
     from PIL import Image as PILImage
 
-    pictures = (PILImage.fromarray(mask.astype(np.uint8) * 255).convert("RGB") for mask in masks_AHW)
+    pictures = (
+        PILImage.fromarray(mask.astype(np.uint8) * 255).convert("RGB") for mask in masks_AHW
+    )
     fitted = np.stack([fit_portrait(picture, height, width)[..., 0] for picture in pictures])
     return np.where(fitted > 127, np.uint8(255), np.uint8(0))
 

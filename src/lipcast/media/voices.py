@@ -18,9 +18,6 @@ from lipcast.errors import UsageError
 from lipcast.media.audio import AudioFile, open_audio
 from lipcast.media.resample import MUX_RATES, AudioChunk, Resampler, Samples, resampled_length
 
-Sound = AudioFile
-"""What `open_audio` and `speak` return."""
-
 
 class VoiceSource:
     """What one character says, and silence up to the common end; see `AudioSource`."""
