@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
+from lipcast.cli.characters import CHARACTER
 from lipcast.cli.command import Option, Section, switch, toggle, value_options
 from lipcast.cli.compat_flags import COMPAT_FLAGS
 from lipcast.cli.types import FILE, FOLDER, OUTPUT, SECONDS, TEXT
@@ -55,6 +56,7 @@ SIGN = Option(
 MAIN = (
     Option("image", "Portrait: any picture that Pillow reads.", type=FILE),
     Option("audio", "Voice: any audio, or video with sound, that FFmpeg reads.", type=FILE),
+    CHARACTER,
     Option(
         "text", "Words to speak, in place of --audio; see --tts.",
         type=TEXT, metavar="TEXT",

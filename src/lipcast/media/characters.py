@@ -84,9 +84,10 @@ def open_sound(
             "audio and characters: expected one of them; give a sound for one person, or characters that "
             "have a sound each"
         )
+    if isinstance(audio, AudioFile):
+        return audio
     if audio is not None:
-        is_open = isinstance(audio, AudioFile)
-        return audio if is_open else open_audio(audio, clean=options.clean_audio)
+        return open_audio(audio, clean=options.clean_audio)
     masks_AHW = find_regions([character.region for character in characters], portrait, options)
     sounds = [character.audio for character in characters]
     return Cast(masks_AHW, one_length(sounds, clean=options.clean_audio))
@@ -148,7 +149,7 @@ def _name(region: Region) -> str:
 
 def _read_region(region: Region, portrait: Image) -> NDArray[np.bool_]:
     if isinstance(region, str) and (found := _BOX.fullmatch(region.replace(" ", ""))):
-        region = tuple(map(int, found.groups()))
+        return _box_mask(tuple(map(int, found.groups())), portrait)
     if isinstance(region, tuple):
         return _box_mask(region, portrait)
     return _mask_of_picture(region, portrait)
@@ -156,14 +157,15 @@ def _read_region(region: Region, portrait: Image) -> NDArray[np.bool_]:
 
 def _box_mask(box: tuple[int, ...], portrait: Image) -> NDArray[np.bool_]:
     if len(box) != 4:
-        raise UsageError(f"region: expected a box as x,y,width,height, got {_name(box)}")
+        raise UsageError(f"region: expected a box as x,y,width,height, got {box}")
     left, top, width, height = box
+    name = ",".join(map(str, box))
     if width < 1 or height < 1:
-        raise InputError(f"{_name(box)}: this region is empty; give x,y,width,height in pixels")
+        raise InputError(f"{name}: this region is empty; give x,y,width,height in pixels")
     right, bottom = left + width, top + height
     if left < 0 or top < 0 or right > portrait.width or bottom > portrait.height:
         raise InputError(
-            f"{_name(box)}: this region lies outside of the picture, which has {portrait.width}x"
+            f"{name}: this region lies outside of the picture, which has {portrait.width}x"
             f"{portrait.height} pixels; give x,y,width,height within it"
         )
     mask_HW = np.zeros((portrait.height, portrait.width), np.bool_)
