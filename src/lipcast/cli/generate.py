@@ -135,7 +135,7 @@ def _open_sounds(request: GenerateRequest) -> tuple[AudioFile | None, ...]:
     from lipcast.media.voices import opened
 
     voices = [each.audio for each in request.characters] if request.characters else [request.audio]
-    return tuple(voice and open_audio(voice, clean=request.options.clean_audio) for voice in voices)
+    return opened(voices, clean=request.options.clean_audio)
 
 
 def _make(

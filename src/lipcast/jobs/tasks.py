@@ -127,9 +127,7 @@ def whole_sound(lease: Lease) -> Path:
         return Path(request["audio"])
     path = lease.folder / MIX
     if not path.is_file():
-        voices = one_length(
-            [voice for _, voice in characters], clean=request["options"]["clean_audio"]
-        )
+        voices = one_length([voice for _, voice in characters])
         with replacing(path) as file:
             write_mix(voices, file)
     return path

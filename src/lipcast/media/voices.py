@@ -79,19 +79,26 @@ class VoiceSource:
         return AudioChunk(samples, np.zeros(max(0, count_speech), np.float32))
 
 
+def opened(
+    sounds: Sequence[str | Path | AudioFile | None], *, clean: bool = True
+) -> tuple[AudioFile | None, ...]:
+    """Open the sounds that are not open yet; None stays for a character that says nothing."""
+    return tuple(
+        sound if sound is None or isinstance(sound, AudioFile) else open_audio(sound, clean=clean)
+        for sound in sounds
+    )
+
+
 def one_length(
     sounds: Sequence[str | Path | AudioFile | None], *, clean: bool = True
 ) -> tuple[VoiceSource, ...]:
     """Open all sounds, each as long as the longest. Raises UsageError where nobody says anything."""
-    opened = [
-        sound if sound is None or isinstance(sound, AudioFile) else open_audio(sound, clean=clean)
-        for sound in sounds
-    ]
-    rates = {sound.sample_rate for sound in opened if sound is not None}
+    found = opened(sounds, clean=clean)
+    rates = {sound.sample_rate for sound in found if sound is not None}
     if not rates:
         raise UsageError("characters: none of them says anything; give at least one a sound")
     rate = rates.pop() if len(rates) == 1 else MUX_RATES[-1]
-    voices = tuple(VoiceSource(sound, rate) for sound in opened)
+    voices = tuple(VoiceSource(sound, rate) for sound in found)
     num_samples = max(voice.num_samples for voice in voices)
     num_speech = max(voice.num_speech_samples for voice in voices)
     for voice in voices:
