@@ -38,7 +38,8 @@ from lipcast.engine.engine import Engine
 from lipcast.engine.frames import FrameBlock
 from lipcast.engine.live import LiveSession
 from lipcast.engine.live_runner import LiveRunner
-from lipcast.engine.live_timeline import LiveSounds, LiveTimeline
+from lipcast.engine.live_sounds import LiveSounds
+from lipcast.engine.live_timeline import LiveTimeline
 from lipcast.engine.live_types import AVFrame, LiveLimits
 from lipcast.engine.loading import LoadSettings, load_networks, read_device, read_precision
 from lipcast.engine.push_session import PushSession
@@ -53,7 +54,7 @@ from lipcast.engine.sound_timeline import (
 )
 from lipcast.env import launched, logger
 from lipcast.media.audio import AudioFile, PcmSource
-from lipcast.media.characters import Cast, Character, open_sound
+from lipcast.media.characters import Cast, Character, Region, find_regions, open_sound
 from lipcast.media.image import ImageSource, fit_portrait, load_portrait
 from lipcast.media.video import VideoWriter
 from lipcast.media.voices import mixed
@@ -268,13 +269,10 @@ class Lipcast(Closing):
         """
         checked = generate_options(options, keywords)
         portrait = load_portrait(image, crop=checked.crop)
+        sound = open_sound(audio, characters, portrait, checked)
+        block_range = BlockRange(snapshot, end_block)
         session = self._open(
-            portrait,
-            open_sound(audio, characters, portrait, checked),
-            prompt,
-            checked,
-            direction=direction,
-            block_range=BlockRange(snapshot, end_block),
+            portrait, sound, prompt, checked, direction=direction, block_range=block_range
         )
         _warn_of_late_prompts(session)
         return session
@@ -298,6 +296,7 @@ class Lipcast(Closing):
         self,
         *,
         image: ImageSource,
+        characters: Sequence[Region] = (),
         prompt: str | Path = "",
         sample_rate: int = 48_000,
         idle: bool = True,
@@ -308,6 +307,7 @@ class Lipcast(Closing):
         """Open a live session: sound is pushed as it is spoken, pictures with their sound come out.
 
         `sample_rate` of the sound that comes out, in Hz; `idle`: show an idle face where nothing is said.
+        `characters`: regions of several people, each of whom has sound of its own (`push_audio`).
         All live sessions of a model are advanced by one thread, in common passes of the transformer.
         """
         bounds = limits or LiveLimits()
@@ -319,8 +319,10 @@ class Lipcast(Closing):
             video_frames_per_block=spec.video_frames_per_block,
             sample_rate=sample_rate,
             max_pending_s=bounds.max_pending_s,
+            num_characters=max(1, len(characters)),
         )
-        session = self._open(portrait, timeline, prompt, checked)
+        cast = Cast(find_regions(characters, portrait, checked)) if characters else None
+        session = self._open(portrait, timeline, prompt, checked, cast=cast)
         encode = self.bundle.encode_prompt
         live = LiveSession(session, timeline, encode_prompt=encode, limits=bounds, idle=idle)
         self._live_runner.add(live)
@@ -362,12 +364,14 @@ class Lipcast(Closing):
         *,
         direction: Direction = UNDIRECTED,
         block_range: BlockRange = WHOLE_VIDEO,
+        cast: Cast | None = None,
     ) -> Session:
         spec = self.spec(options, height=portrait.height, width=portrait.width)
         prompts = direction.prompts_by_block(prompt, spec.video_frames_per_block)
         spec = with_prompt_blocks(spec, prompts)
         contexts = self.bundle.encode_prompts(prompts)
-        fit_masks = source.fit if isinstance(source, Cast) else None
+        cast = source if isinstance(source, Cast) else cast
+        fit_masks = None if cast is None else cast.fit
         conditioning = Conditioning(
             partial(fit_portrait, portrait), contexts.pop(0), contexts, fit_masks
         )

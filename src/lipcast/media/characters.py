@@ -60,7 +60,8 @@ class Cast:
 
     masks_AHW: Masks
     """In pixels of the portrait."""
-    voices: tuple[VoiceSource, ...]
+    voices: tuple[VoiceSource, ...] = ()
+    """None of a live session."""
 
     def fit(self, height: int, width: int) -> NDArray[np.uint8]:
         """Return the masks as the portrait lies in a video [A, height, width], 0 or 255."""
