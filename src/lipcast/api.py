@@ -371,10 +371,9 @@ class Lipcast(Closing):
         spec = with_prompt_blocks(spec, prompts)
         contexts = self.bundle.encode_prompts(prompts)
         cast = source if isinstance(source, Cast) else cast
-        fit_masks = None if cast is None else cast.fit
-        conditioning = Conditioning(
-            partial(fit_portrait, portrait), contexts.pop(0), contexts, fit_masks
-        )
+        conditioning = Conditioning(partial(fit_portrait, portrait), contexts.pop(0), contexts)
+        if cast is not None:
+            conditioning = replace(conditioning, fit_masks=cast.fit, num_characters=cast.size)
         parts = self.backend.open(spec, conditioning, block_range.snapshot)
         try:
             timeline: Timeline = (

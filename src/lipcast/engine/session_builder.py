@@ -71,6 +71,7 @@ class Conditioning:
     context_TC: Tensor
     later_contexts: Mapping[int, Tensor] = field(default_factory=dict)
     fit_masks: FitMasks | None = None
+    num_characters: int = 1
 
     def mask(self, geometry: Geometry) -> Tensor | None:
         """Return the tokens of each character [A, S]; None where there is one. Raises InputError."""

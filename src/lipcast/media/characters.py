@@ -63,6 +63,11 @@ class Cast:
     voices: tuple[VoiceSource, ...] = ()
     """None of a live session."""
 
+    @property
+    def size(self) -> int:
+        """Number of characters."""
+        return len(self.masks_AHW)
+
     def fit(self, height: int, width: int) -> NDArray[np.uint8]:
         """Return the masks as the portrait lies in a video [A, height, width], 0 or 255."""
         return fit_masks(self.masks_AHW, height, width)

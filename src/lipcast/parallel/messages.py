@@ -64,6 +64,11 @@ class StartSession:
     mask_AS: Floats | None = None
     """Tokens that the voice of each of several characters moves."""
 
+    @property
+    def num_characters(self) -> int:
+        """Characters with a voice of their own."""
+        return 1 if self.mask_AS is None else len(self.mask_AS)
+
 
 @dataclass(frozen=True, slots=True)
 class SetContext:

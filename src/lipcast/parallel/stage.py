@@ -70,7 +70,7 @@ class StageVideo:
         self._steps = networks.role.steps(opened.spec.order.num_steps)
         self._features: dict[int, Floats] = {}
         self._executor: LaneExecutor | None = None
-        self._planned = _admit(networks, opened.spec)
+        self._planned = _admit(networks, opened.spec, opened.num_characters)
         self._ladder: Ladder | None = None
         try:
             # Ranks that exchange tokens within a pass cannot repeat one alone.
@@ -265,11 +265,14 @@ class DecoderVideo:
         self._decoder.release()
 
 
-def _admit(networks: RankNetworks, spec: VideoSpec) -> PlannedMemory | None:
+def _admit(
+    networks: RankNetworks, spec: VideoSpec, num_characters: int = 1
+) -> PlannedMemory | None:
     manager = networks.memory_manager
     if manager is None:
         return None
-    return PlannedMemory(manager, manager.admit(spec.geometry, spec.options))
+    admission = manager.admit(spec.geometry, spec.options, num_characters=num_characters)
+    return PlannedMemory(manager, admission)
 
 
 def _device_context(networks: RankNetworks) -> DeviceContext:
