@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,8 @@ class FakeSession:
         self.failure: Exception | None = None
         self.features: list[torch.Tensor] = []
         self.contexts: list[torch.Tensor] = []
-        self.spec = type("Spec", (), {"video_frames_per_block": BLOCK})
+        geometry = SimpleNamespace(height=SIDE, width=SIDE)
+        self.spec = SimpleNamespace(video_frames_per_block=BLOCK, geometry=geometry)
 
     def tick(self) -> bool:
         if self._under_way is not None:

@@ -66,14 +66,9 @@ def commands() -> list[tuple[str, list[str]]]:
     return found
 
 
-@pytest.fixture(scope="module")
-def tiny() -> lipcast.Lipcast:
-    return lipcast.load("tiny", device="cpu")
-
-
 @pytest.fixture
 def folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: lipcast.Lipcast, videos: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: lipcast.Lipcast, videos: Path
 ) -> Iterator[Path]:
     """What the pages suppose to be there, with sounds of one block; the model is loaded once."""
     load = lipcast.api.load
@@ -81,7 +76,7 @@ def folder(
     def load_once(name: str | Path = "tiny", **how: Any) -> lipcast.Lipcast:
         changed = any(how.get(key) for key in _OTHER_MODEL)
         is_plain = name == "tiny" and not changed
-        return tiny if is_plain else load(name, **how)
+        return quick if is_plain else load(name, **how)
 
     monkeypatch.setattr("lipcast.api.load", load_once)
     supply_models(tmp_path, monkeypatch)

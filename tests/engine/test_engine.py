@@ -40,9 +40,9 @@ REQUESTS: tuple[dict[str, Any], ...] = (
 
 @pytest.mark.parametrize("memory", [None, {"offload_model": True, "offload_kv_cache": True}])
 def test_latents_are_those_of_each_session_alone(
-    tiny: lipcast.Lipcast, portrait: Path, sound: Sound, memory: dict[str, Any] | None
+    quick: lipcast.Lipcast, portrait: Path, sound: Sound, memory: dict[str, Any] | None
 ) -> None:
-    model = tiny if memory is None else planned(tiny, **memory)
+    model = quick if memory is None else planned(quick, **memory)
     requests = [{**SMALL, **more} for more in REQUESTS]
     sounds = [sound(0.4 + 0.3 * number) for number in range(len(requests))]
     expected = []

@@ -70,6 +70,26 @@ def test_every_picture_has_its_40_ms_of_sound(live):
     assert not heard[len(wave) :].any()
 
 
+def test_frames_after_the_utterance_are_told_from_it(live):
+    for wave, num_heard, num_made in ((syllables(2.0), 50, 60), (syllables(0.96), 24, 24)):
+        assert not live.session.has_unspoken
+        live.session.push_audio(wave, sample_rate=RATE)
+        live.session.end_utterance()
+        heard = live.take(num_heard - 1)
+        assert live.session.has_unspoken
+        heard += live.take(1)
+        assert not live.session.has_unspoken
+        rest = live.take(num_made - num_heard)
+        fillers = [frame.is_filler for frame in heard + rest]
+        assert fillers == [False] * num_heard + [True] * (num_made - num_heard)
+        assert all(frame.is_speech for frame in heard + rest)
+    live.session.push_audio(tone(3 * BLOCK_SAMPLES), sample_rate=RATE)
+    live.run(2)
+    assert live.session.has_unspoken
+    assert live.session.interrupt() == live.session.epoch == 1
+    assert not live.session.has_unspoken
+
+
 def test_idle_is_one_block_ahead_and_gives_way_to_speech(live):
     live.run()
     assert live.session.stats().num_frames_queued == BLOCK

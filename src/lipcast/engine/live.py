@@ -15,7 +15,8 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +25,12 @@ from torch import Tensor
 from lipcast.config.closing import Closing
 from lipcast.config.models import VIDEO_FPS
 from lipcast.engine.frames import FrameBlock
-from lipcast.engine.live_timeline import LiveBlock, LiveTimeline
+from lipcast.engine.live_timeline import LiveTimeline
 from lipcast.engine.live_types import AVFrame, LiveLimits, LiveState, LiveStats
 from lipcast.engine.session import Session
 from lipcast.errors import CancelledError, SessionFailedError, UsageError
+
+_Result = TypeVar("_Result")
 
 
 class LiveSession(Closing):
@@ -49,7 +52,8 @@ class LiveSession(Closing):
         self.sample_rate = timeline.sample_rate
         self._encode_prompt, self._idle, self._clock = encode_prompt, idle, clock
         self._changed = timeline.changed
-        self._frames: deque[tuple[LiveBlock, NDArray[np.uint8], NDArray[np.float32]]] = deque()
+        self._frames: deque[AVFrame] = deque()
+        """They are numbered when they are given out."""
         self._listeners: list[Callable[[], None]] = []
         self.wake_runner: Callable[[], None] | None = None
         """Called when something has changed that may allow a tick."""
@@ -145,11 +149,23 @@ class LiveSession(Closing):
                 return LiveState.CLOSED
             if self._is_finishing or self._has_ended:
                 return LiveState.DRAINING
-            shown = any(block.is_speech for block, *_ in self._frames)
+            shown = any(frame.is_speech for frame in self._frames)
             if shown or self._timeline.is_speaking:
                 is_open = self._timeline.has_open_utterance
                 return LiveState.SPEAKING if is_open else LiveState.DRAINING
             return LiveState.LISTENING if self._timeline.has_sound else LiveState.IDLE
+
+    @property
+    def epoch(self) -> int:
+        """Number of interruptions so far."""
+        return self._timeline.epoch
+
+    @property
+    def has_unspoken(self) -> bool:
+        """Whether a frame with sound that was pushed is still to be given out."""
+        with self._changed:
+            waiting = (frame.is_speech and not frame.is_filler for frame in self._frames)
+            return self._timeline.has_unshown or any(waiting)
 
     @property
     def has_ended(self) -> bool:
@@ -194,20 +210,10 @@ class LiveSession(Closing):
                 raise SessionFailedError(f"the session has failed: {self._failure}; open a new one")
             found: list[AVFrame] = []
             while self._frames and len(found) < max_frames and not self._is_paused:
-                block, picture, sound = self._frames[0]
-                if found and (found[0].epoch, found[0].is_speech) != (block.epoch, block.is_speech):
+                frame = self._frames[0]
+                if found and (found[0].epoch, found[0].is_speech) != (frame.epoch, frame.is_speech):
                     break
-                self._frames.popleft()
-                found.append(
-                    AVFrame(
-                        picture,
-                        sound,
-                        self.sample_rate,
-                        self._num_given,
-                        block.epoch,
-                        block.is_speech,
-                    )
-                )
+                found.append(replace(self._frames.popleft(), index=self._num_given))
                 self._num_given += 1
             has_ended = self._has_ended
         if found:
@@ -219,7 +225,7 @@ class LiveSession(Closing):
         with self._changed:
             if not self._frames or self._is_paused:
                 return None
-            return self._frames[0][0].epoch, self._frames[0][0].is_speech
+            return self._frames[0].epoch, self._frames[0].is_speech
 
     def __iter__(self) -> Iterator[AVFrame]:
         """Yield the frames as they are made; ends after `finish` or `close`."""
@@ -233,19 +239,26 @@ class LiveSession(Closing):
 
     async def next_frames(self, max_frames: int = 1) -> list[AVFrame]:
         """Wait in an event loop for frames of one epoch and kind; an empty list after the end."""
-        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+
+        def take() -> list[AVFrame] | None:
+            found, has_ended = self._poll(max_frames)
+            return found if found or has_ended else None
+
+        return await self.wait_for(take)
+
+    async def wait_for(self, look: Callable[[], _Result | None]) -> _Result:
+        """Wait in an event loop until `look`, called after every change, returns something."""
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:
             with suppress(RuntimeError):  # the loop may have been closed
-                loop.call_soon_threadsafe(ready.set)
+                loop.call_soon_threadsafe(changed.set)
 
         with self.listening(wake):
-            while True:
-                found, has_ended = self._poll(max_frames)
-                if found or has_ended:
-                    return found
-                await ready.wait()
-                ready.clear()
+            while (found := look()) is None:
+                await changed.wait()
+                changed.clear()
+            return found
 
     async def __aiter__(self) -> AsyncIterator[AVFrame]:
         """Yield the frames as they are made, in an event loop."""
@@ -317,10 +330,14 @@ class LiveSession(Closing):
                     self._first_frame_s = self._clock() - self._utterance_began
                     self._utterance_began = None
             sounds = np.split(block.audio, len(block.frames))
-            self._frames.extend((made, *each) for each in zip(block.frames, sounds, strict=True))
+            num_heard = len(block.frames) - made.num_fillers
+            self._frames.extend(
+                AVFrame(picture, sound, self.sample_rate, 0, made.epoch, made.is_speech, index >= num_heard)
+                for index, (picture, sound) in enumerate(zip(block.frames, sounds, strict=True))
+            )  # fmt: skip
 
     def _drop_idle(self) -> None:
-        kept = [frame for frame in self._frames if frame[0].is_speech]
+        kept = [frame for frame in self._frames if frame.is_speech]
         self._num_idle_dropped += len(self._frames) - len(kept)
         self._frames = deque(kept)
 

@@ -73,6 +73,12 @@ class CharactersLive(LiveTimeline):
         """Whether an utterance has begun, or a block of speech is being made."""
         return super().is_speaking or any(voice.is_speaking for voice in self.voices)
 
+    @property
+    def has_unshown(self) -> bool:
+        """Whether there is sound of this epoch whose pictures the session has not given out."""
+        with self.changed:
+            return self.has_sound or super().has_unshown
+
     def features(self, block: int, *, wait: bool = True) -> Tensor | None:
         """Return the features of a block, [A, layers, channels, frames]; see `LiveTimeline.features`."""
         assert not wait, "the runner of live sessions never waits"
@@ -98,6 +104,9 @@ class CharactersLive(LiveTimeline):
         with self.changed:
             self._taken = {} if self._taken is taken else self._taken
             self._begun.append(_together(epoch, list(taken.values())))
+            for voice in self.voices:
+                with voice.changed:
+                    voice.forget_finished()
         parts = (taken.get(index) for index in range(len(self.voices)))
         return torch.stack([silence if part is None else part.features for part in parts])
 
@@ -107,7 +116,8 @@ def _together(epoch: int, spoken: Sequence[SpokenBlock]) -> LiveBlock:
     for other in spoken[1:]:
         total = total + other.samples
     begins = any(each.begins_utterance for each in spoken)
-    return LiveBlock(epoch, True, np.clip(total, -1.0, 1.0), begins)
+    num_fillers = min(each.num_fillers for each in spoken)
+    return LiveBlock(epoch, True, np.clip(total, -1.0, 1.0), begins, num_fillers)
 
 
 class _Speech(Protocol):

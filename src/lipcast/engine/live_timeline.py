@@ -59,6 +59,8 @@ class LiveBlock:
     is_speech: bool
     samples: Samples
     begins_utterance: bool = False
+    num_fillers: int = 0
+    """Frames at the end of the block that come after the utterance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class SpokenBlock:
     features: Tensor
     samples: Samples
     begins_utterance: bool
+    num_fillers: int
 
 
 class _Utterance:
@@ -120,6 +123,14 @@ class _Utterance:
             return None
         self.first_block, self.num_begun = first, self.num_begun + 1
         return features, self._timeline.take_samples(settings.video_frames_per_block)
+
+    @property
+    def num_fillers(self) -> int:
+        """Frames of the blocks that have begun that no sound was pushed for."""
+        if self.is_open:
+            return 0
+        begun = self.num_begun * self._settings.video_frames_per_block
+        return max(0, begun - -(-self.num_pushed * VIDEO_FPS // self.sample_rate))
 
     @property
     def is_over(self) -> bool:
@@ -176,7 +187,7 @@ class LiveTimeline:
         with self.changed:
             if self.has_open_utterance:
                 self._utterances[-1].end()
-                self._forget_finished()
+                self.forget_finished()
 
     def interrupt(self) -> int:
         """Begin a new epoch without any of the sound that waits; returns its number."""
@@ -213,6 +224,14 @@ class LiveTimeline:
             begun = bool(self._utterances) and self._utterances[0].first_block is not None
             return begun or any(block.is_speech for block in self._begun)
 
+    @property
+    def has_unshown(self) -> bool:
+        """Whether there is sound of this epoch whose pictures the session has not given out."""
+        with self.changed:
+            blocks = (*self._begun, *self._made)
+            unshown = (block.is_speech and block.epoch == self.epoch for block in blocks)
+            return bool(self._utterances) or any(unshown)
+
     # Blocks out, to the session.
 
     @property
@@ -235,7 +254,9 @@ class LiveTimeline:
         if spoken is None:
             return None
         with self.changed:
-            self._begun.append(LiveBlock(epoch, True, spoken.samples, spoken.begins_utterance))
+            begins, num_fillers = spoken.begins_utterance, spoken.num_fillers
+            self._begun.append(LiveBlock(epoch, True, spoken.samples, begins, num_fillers))
+            self.forget_finished()
             return spoken.features
 
     def take_speech(self, block: int) -> SpokenBlock | None:
@@ -249,10 +270,10 @@ class LiveTimeline:
         with self.changed:
             if taken is None:
                 return None
-            self._forget_finished()
-            return SpokenBlock(*taken, utterance.num_begun == 1)
+            return SpokenBlock(*taken, utterance.num_begun == 1, utterance.num_fillers)
 
-    def _forget_finished(self) -> None:
+    def forget_finished(self) -> None:
+        """Drop the utterances all of whose blocks have begun; the lock is held."""
         while self._utterances and self._utterances[0].is_over:
             self._level = self._utterances.popleft().level(self._level)
 

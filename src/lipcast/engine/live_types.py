@@ -37,6 +37,8 @@ class AVFrame:
     epoch: int
     is_speech: bool
     """False for a picture of an idle face, whose sound is silence."""
+    is_filler: bool = False
+    """Whether the utterance ended before this frame of its last block; the sound is silence."""
 
     @property
     def time_s(self) -> float:
