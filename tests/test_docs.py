@@ -123,9 +123,9 @@ def write_wav(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two videos of a second."""
+    """Videos of a second."""
     folder = tmp_path_factory.mktemp("videos")
-    for name, seed in (("out.mp4", 0), ("other.mp4", 1)):
+    for name, seed in (("out.mp4", 0), ("other.mp4", 1), ("pose.mp4", 2), ("shot.mp4", 3)):
         frames = np.stack(drawn_clip(syllable_opening(26, seed)))
         with VideoWriter(
             folder / name, width=SIDE, height=SIDE, sample_rate=16_000, num_channels=1

@@ -31,7 +31,6 @@ from lipcast.config.keywords import (
     make_options,
 )
 from lipcast.config.memory_options import MemoryOptions
-from lipcast.config.models import VIDEO_FPS
 from lipcast.config.video_spec import VideoSpec, video_spec, with_prompt_blocks
 from lipcast.engine.backend import Backend, LocalBackend
 from lipcast.engine.engine import Engine
@@ -55,6 +54,7 @@ from lipcast.engine.sound_timeline import (
 from lipcast.env import launched, logger
 from lipcast.media.audio import AudioFile, PcmSource
 from lipcast.media.characters import Cast, Character, Region, find_regions, open_sound
+from lipcast.media.clip import open_motion, open_pose
 from lipcast.media.image import ImageSource, fit_portrait, load_portrait
 from lipcast.media.video import VideoWriter
 from lipcast.media.voices import mixed
@@ -263,11 +263,12 @@ class Lipcast(Closing):
 
         audio: a file, or what `open_audio` has made of one; in place of it, `characters`: where each of
         several is in the picture, and what each says. prompt: a text, or the `Path` of its
-        embedding, which needs no text encoder. direction: prompts over time.
+        embedding, which needs no text encoder. direction: prompts over time, a pose, a beginning.
         snapshot: `snapshot` of an earlier session of the same video, which this one goes on from, with the
         same picture, whole sound and options. end_block: the session ends before this block.
         """
         checked = generate_options(options, keywords)
+        checked = replace(checked, pose=direction.pose_video is not None)
         portrait = load_portrait(image, crop=checked.crop)
         sound = open_sound(audio, characters, portrait, checked)
         block_range = BlockRange(snapshot, end_block)
@@ -368,10 +369,18 @@ class Lipcast(Closing):
     ) -> Session:
         spec = self.spec(options, height=portrait.height, width=portrait.width)
         prompts = direction.prompts_by_block(prompt, spec.video_frames_per_block)
-        spec = with_prompt_blocks(spec, prompts)
+        spec, num_motion = with_prompt_blocks(spec, prompts), self.bundle.dit.config.motion_frames
+        size = {"height": spec.geometry.height, "width": spec.geometry.width}
         contexts = self.bundle.encode_prompts(prompts)
         cast = source if isinstance(source, Cast) else cast
-        conditioning = Conditioning(partial(fit_portrait, portrait), contexts.pop(0), contexts)
+        fit, first_TC = partial(fit_portrait, portrait), contexts.pop(0)
+        conditioning = Conditioning(
+            fit,
+            first_TC,
+            contexts,
+            open_pose(direction),
+            open_motion(direction, num_motion, **size),
+        )
         if cast is not None:
             conditioning = replace(conditioning, fit_masks=cast.fit, num_characters=cast.size)
         parts = self.backend.open(spec, conditioning, block_range.snapshot)
@@ -389,11 +398,6 @@ class Lipcast(Closing):
 
 def _warn_of_late_prompts(session: Session) -> None:
     """Log the prompts that begin after the end of the sound."""
-    end, block_s = session.num_blocks, session.spec.video_frames_per_block / VIDEO_FPS
-    late = [b for b in sorted(session.spec.order.prompt_blocks) if end is not None and b >= end]
-    if late:
-        _LOG.warning(
-            "%d prompts begin at %.2f s or later, after the end of the video",
-            len(late),
-            late[0] * block_s,
-        )
+    end, blocks = session.num_blocks, session.spec.order.prompt_blocks
+    if late := [block for block in blocks if end and block >= end]:
+        _LOG.warning("%d prompts begin at the end of the video or after it", len(late))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lipcast.config.direction import Direction
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.models import DiTConfig, VAEConfig
 from lipcast.config.video_spec import video_spec
@@ -74,8 +75,16 @@ class FakeModel:
         """Nothing was started."""
 
     def stream(
-        self, *, image: Any, audio: Any, prompt: str, options: GenerateOptions
+        self,
+        *,
+        image: Any,
+        audio: Any,
+        prompt: str,
+        direction: Direction,
+        options: GenerateOptions,
     ) -> FakeSession:
-        self.asked.stream = {"image": image, "audio": audio, "prompt": prompt}
+        self.asked.stream = {
+            "image": image, "audio": audio, "prompt": prompt, "direction": direction
+        }  # fmt: skip
         self.session = FakeSession(options, self.error, **self.how)
         return self.session

@@ -144,7 +144,7 @@ ROW = "a.png,b.wav,o.mp4,2\n"
             "row 1: columns 1 and 4 have one name",
         ),
         ("image,audio,output,save_file\na.png,b.wav,o.mp4,p.mp4", "two columns give --output"),
-        ("image,audio,output,pose_video\na.png,b.wav,o.mp4,p.mp4", "row 2: --pose_video: "),
+        ("image,audio,output,frame_num\na.png,b.wav,o.mp4,9", "row 2: --frame_num: "),
         (HEAD + 'a.png,b.wav,o.mp4,"1,000"', "row 2: Invalid value for '--num_clip'"),
         ("image,audio,output,fp8\na.png,b.wav,o.mp4,maybe", "row 2: Invalid value for '--fp8'"),
         ('{"image": "a.png"}\n{"image": ', "line 2: is not JSON"),

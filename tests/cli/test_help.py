@@ -36,7 +36,7 @@ def test_help_of_generate_starts_with_what_people_need(capsys: pytest.CaptureFix
     assert options[:7] == ["--image", "--audio", "--text", "--prompt", "-o", "--size", "--vram"]
     headings = [line for line in shown.splitlines() if line.endswith(":") and line[0] != " "]
     assert headings[0] == "Main options:" and headings[-1] == "Examples:"
-    assert "--pose_video " not in shown
+    assert "--frame_num " not in shown
 
 
 @pytest.mark.parametrize("width", ["80", "120"])

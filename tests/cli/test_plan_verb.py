@@ -59,6 +59,13 @@ def test_the_document_keeps_to_the_budget(capsys: pytest.CaptureFixture[str]) ->
     assert found["ladder"][0]["vram_bytes_after"] < found["ladder"][0]["vram_bytes_before"]
 
 
+def test_the_encoder_of_a_pose_video_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its file need not be there: the plan is of the sizes."""
+    flags = ("--gpu", "rtx4090", "--ram", "64GB")
+    plain, posed = document(capsys, *flags), document(capsys, *flags, "--pose_video", "pose.mp4")
+    assert "pose encoder state" not in str(plain) and "pose encoder state" in str(posed)
+
+
 def test_public_flags_are_wishes(capsys: pytest.CaptureFixture[str]) -> None:
     streamed = ("--offload_model", "True", "--offload_kv_cache", "--enable-online-decode")
     plan = document(capsys, "--gpu", "h100", "--ram", "128GB", *streamed)["plan"]

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from parsing import flags, parse
+from PIL import Image
 
 from lipcast.cli.job_request import as_job
 from lipcast.cli.request import GenerateRequest, read_request
-from lipcast.errors import InputError, LipcastError, NotBuiltError, OutputError, UsageError
+from lipcast.errors import InputError, LipcastError, OutputError, UsageError
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_an_existing_output_is_left_alone_until_there_is_a_frame(files: Path) ->
             "expected a picture file, but folder.mp4 is a folder",
         ),
         ({"audio": "no.wav"}, InputError, "--audio: no.wav does not exist. Check the path."),
-        ({"audio": "hello.wav+hello.wav"}, NotBuiltError, "--audio: several voices"),
+        ({"audio": "hello.wav+hello.wav"}, UsageError, "--audio: several voices"),
     ],
 )
 def test_bad_values(
@@ -144,3 +145,15 @@ def test_a_job_keeps_the_adapter_of_a_folder(files: Path) -> None:
     job = as_job(read(lora="style:0.5\nQuark-Vision/Live-Avatar"))
     assert job["loras"] == [f"{adapter.resolve()}:0.5", "Quark-Vision/Live-Avatar"]
     assert str(adapter.resolve()) in job["sha256"]
+
+
+@pytest.mark.parametrize("name", ["pose_video", "continue_from"])
+def test_a_clip_that_directs_a_video_is_not_overwritten_by_it(files: Path, name: str) -> None:
+    Image.new("RGB", (32, 32)).save(files / "clip.mp4", "GIF")
+    assert str(getattr(read(**{name: "clip.mp4"}).direction, name)) == "clip.mp4"
+    with pytest.raises(UsageError, match=r"clip\.mp4 is an input of this command"):
+        read(**{name: "clip.mp4"}, output="clip.mp4")
+    with pytest.raises(InputError, match="which does not exist"):
+        read(**{name: "nowhere.mp4"})
+    with pytest.raises(UsageError, match="give one with --pose_video"):
+        read(pose_end="loop")

@@ -350,3 +350,21 @@ def test_a_dropped_session_is_forgotten(tiny, portrait):
         gc.collect()
         time.sleep(0.05)
     assert gone() is None and runner._thread is None
+
+
+def test_frames_say_how_much_of_the_sound_has_been_given_out(live):
+    for seconds in (1.0, 0.5):
+        live.session.push_audio(tone(round(seconds * RATE)), sample_rate=RATE)
+        live.session.end_utterance()
+    frames = live.take(6 * BLOCK)
+    said = [frame.spoken_s for frame in frames if frame.is_speech]
+    first = [min((num + 1) / VIDEO_FPS, 1.0) for num in range(3 * BLOCK)]
+    second = [1 + min((num + 1) / VIDEO_FPS, 0.5) for num in range(2 * BLOCK)]
+    assert said == pytest.approx(first + second)
+    assert {frame.spoken_s for frame in frames if not frame.is_speech} <= {0.0, 1.5}
+    assert frames[-1].spoken_s == 1.5
+    live.session.interrupt()
+    live.session.push_audio(tone(BLOCK_SAMPLES), sample_rate=RATE)
+    live.session.end_utterance()
+    last = [frame.spoken_s for frame in live.take(3 * BLOCK) if frame.is_speech]
+    assert last == pytest.approx([(num + 1) / VIDEO_FPS for num in range(BLOCK)])

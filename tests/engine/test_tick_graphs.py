@@ -76,7 +76,8 @@ def latents(
             hooks[number](executor)
         for unit in tick:
             if unit.step == 0:
-                executor.start(unit.block, noise(100 + unit.block, 2, 16, 12))
+                pose = noise(200 + unit.block, 16, 3, 8, 8) if spec.options.pose else None
+                executor.start(unit.block, noise(100 + unit.block, 2, 16, 12), pose_CFHW=pose)
         found += [latent.clone() for _, latent in executor.run(tick)]
     executor.release()
     return torch.cat(found, dim=1)
@@ -90,6 +91,8 @@ VIDEOS: dict[str, dict[str, Any]] = {
     "sets and places": {"schedule": "wavefront", "infer_frames": 48, "sample_steps": 4},
     "reference at a fixed distance": {"cond_distance": 4},
     "no new reference": {"swap_reference": False},
+    "a pose": {"pose": True},
+    "poses in turn": {"pose": True, "schedule": "wavefront"},
 }
 
 

@@ -76,7 +76,7 @@ def test_behind_the_interfaces_of_the_big_decoder(decoder):
     """Frames of a session, and tiles."""
     still = latents(7)
     reference = ReferenceLatents(
-        ref_C1HW=still[0, :, :1], motion_CFHW=still[0], still_CFHW=still[0]
+        ref_C1HW=still[0, :, :1], motion_CFHW=still[0], history_CFHW=still[0]
     )
     frames = FrameDecoder(decoder, reference).submit(latents(3)[0]).collect()
     assert frames.shape == (12, 32, 48, 3)

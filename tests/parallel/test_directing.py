@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rank_groups import SMALL, on_ranks, settings
 
 import lipcast
@@ -47,7 +49,7 @@ def latents(model: lipcast.Lipcast, **inputs: Any) -> list[torch.Tensor]:
 
 
 def assert_close(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
-    assert len(ours) == len(theirs) == BLOCKS
+    assert len(ours) == len(theirs) > 0
     for x, y in zip(ours, theirs, strict=True):
         assert (x - y).abs().max() <= 1e-4 * y.abs().max()
 
@@ -62,6 +64,28 @@ def test_prompts_over_time(
     expected = latents(single, direction=direction, schedule="sequential", **inputs)
     with layouts(**gpus) as model:
         assert_close(latents(model, direction=direction, **inputs), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "gpus", [{"gpus": 2, "ulysses_size": 1}, {"gpus": 3, "enable_vae_parallel": True}]
+)
+def test_a_pose_and_a_beginning(
+    single: lipcast.Lipcast, layouts: Any, inputs: dict[str, Any], tmp_path: Path, gpus: Any
+) -> None:
+    """Encoded by the rank that decodes, whether it has steps or not; and gone on with from a snapshot."""
+    for n in range(20):
+        picture = np.full((80, 80, 3), 12 * n, np.uint8)
+        Image.fromarray(picture).save(tmp_path / f"{n}.png")
+    direction = lipcast.Direction(pose_video=tmp_path, pose_end="loop", continue_from=tmp_path)
+    given = {**inputs, "direction": direction, "num_clip": 1, "swap_reference": False}
+    expected = latents(single, schedule="sequential", **given)
+    with layouts(**gpus) as model:
+        with model.stream(end_block=1, **{**SMALL, **given}) as session:
+            assert len(list(session)) == 1
+            snapshot = session.snapshot
+        assert_close(latents(model, **given), expected)
+        assert_close(latents(model, snapshot=snapshot, **given), expected[1:])
 
 
 @pytest.mark.slow

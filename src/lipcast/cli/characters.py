@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lipcast.cli.command import Option
+from lipcast.cli.command import Option, Section
 from lipcast.cli.types import FILE, TEXT
 from lipcast.errors import InputError, UsageError
 
@@ -24,7 +24,7 @@ CHARACTER = Option(
     "One of 2 to 4 people in the picture, and the sound of its voice; once for each, in place of --audio. "
     "REGION: a box x,y,w,h in pixels of the portrait; face1, face2: faces from left to right (lipcast[lab]); "
     "or a picture that is white where the person is. Without a voice the person says nothing.",
-    type=TEXT, metavar="REGION[:VOICE]", multiple=True,
+    section=Section.DIRECTING, type=TEXT, metavar="REGION[:VOICE]", multiple=True,
 )  # fmt: skip
 _PLACE = re.compile(r"((?:-?\d+\s*,\s*){3}-?\d+|face[1-9]\d*)(?::(.*))?", re.DOTALL)
 

@@ -105,7 +105,6 @@ COMPAT_FLAGS: tuple[CompatFlag, ...] = (
     CompatFlag("t5_fsdp", "the text encoder runs on the CPU, in host memory"),
     CompatFlag("t5_cpu", "the text encoder runs on the CPU"),
     *_refused("the audio decides the length; bound it with --num_clip", valued="frame_num"),
-    *_refused("driving by a pose video is not in this version; leave it out", valued="pose_video"),
     *_refused(
         "keeping the portrait as the first frame is not in this version; leave it out",
         switches="start_from_ref",

@@ -64,8 +64,9 @@ def generate(console: Console, **flags: Any) -> None:
     minute: the file appears at the end, the same command continues after an interruption, and
     `lipcast job watch` shows the progress.
 
-    The flags of the public Live Avatar scripts work as they are, with underscores or dashes. A flag that this
-    version cannot follow (--pose_video, --enable_tts and so on) is refused with the reason, never ignored.
+    The flags of the public Live Avatar scripts work as they are, with underscores or dashes. A flag that
+    this version cannot follow (--enable_tts, --use_dataset and so on) is refused with the reason, never
+    ignored.
     """
     if _served_as_rank():
         return

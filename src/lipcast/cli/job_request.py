@@ -10,7 +10,7 @@ from lipcast.cli.characters import as_job as characters_as_job
 from lipcast.cli.characters import files_of
 from lipcast.cli.request import DEFAULT_MODEL, GenerateRequest
 from lipcast.cli.types import FILE
-from lipcast.config.direction import UNDIRECTED
+from lipcast.config.direction import UNDIRECTED, Direction
 from lipcast.env import expand_home
 from lipcast.errors import UsageError
 
@@ -36,11 +36,11 @@ def as_job(request: GenerateRequest, **how: Any) -> dict[str, Any]:
         raise UsageError(
             "--independent_segments: the voices of several characters cannot be cut into them; leave it out"
         )
-    directed = {} if request.direction == UNDIRECTED else {"direction": asdict(request.direction)}
+    directed, clips = _directed(request.direction)
     if directed and how.get("independent"):
         raise UsageError(
             "--independent_segments: every segment begins anew, which a directed video cannot; leave out "
-            "--prompts, or make the segments one after the other"
+            "what directs it, or make the segments one after the other"
         )
     files = [
         request.image,
@@ -48,6 +48,7 @@ def as_job(request: GenerateRequest, **how: Any) -> dict[str, Any]:
         *(path for character in request.characters for path in files_of(character)),
         *prompt,
         *decoder,
+        *clips,
         *(path for _, path in loras if path is not None),
     ]
     return {
@@ -72,6 +73,19 @@ def as_job(request: GenerateRequest, **how: Any) -> dict[str, Any]:
         **signed,
         **how,
     }
+
+
+def _directed(direction: Direction) -> tuple[dict[str, Any], list[Path]]:
+    """Return the field of a directed job, with absolute paths, and the files of its clips."""
+    if direction == UNDIRECTED:
+        return {}, []
+    from lipcast.media.clip import files_of
+
+    found = asdict(direction)
+    given = (name for name in ("pose_video", "continue_from") if found[name])
+    clips = {name: Path(found[name]).resolve() for name in given}
+    field = {"direction": found | {name: str(path) for name, path in clips.items()}}
+    return field, [file for path in clips.values() for file in files_of(path)]
 
 
 def _from_anywhere(model: str) -> str:

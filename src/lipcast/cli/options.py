@@ -16,6 +16,7 @@ from lipcast.cli.characters import CHARACTER
 from lipcast.cli.command import Option, Section, switch, toggle, value_options
 from lipcast.cli.compat_flags import COMPAT_FLAGS
 from lipcast.cli.types import FILE, FOLDER, OUTPUT, SECONDS, TEXT
+from lipcast.config.direction import POSE_ENDS
 from lipcast.config.generate_options import CROPS, REFERENCE_ENCODINGS, SCHEDULES
 from lipcast.config.gpu_options import ATTENTION_CHOICES, GRAPH_CHOICES, KERNEL_CHOICES
 from lipcast.config.precision import KV_PRECISIONS, PRECISIONS
@@ -56,7 +57,6 @@ SIGN = Option(
 MAIN = (
     Option("image", "Portrait: any picture that Pillow reads.", type=FILE),
     Option("audio", "Voice: any audio, or video with sound, that FFmpeg reads.", type=FILE),
-    CHARACTER,
     Option(
         "text", "Words to speak, in place of --audio; see --tts.",
         type=TEXT, metavar="TEXT",
@@ -110,10 +110,28 @@ SPEECH = (
 )  # fmt: skip
 
 DIRECTING = (
+    CHARACTER,
     Option(
         "prompts",
         "Table of prompts over time, with the columns second and prompt: CSV or JSON. Each begins at the "
         "nearest border of a block (0.48 s) and holds until the next; --prompt holds before the first.",
+        section=Section.DIRECTING, type=FILE,
+    ),
+    Option(
+        "pose_video",
+        "Video whose pose is followed from the beginning, or a folder of pictures in the order of their "
+        "names, 25 a second.",
+        section=Section.DIRECTING, type=FILE,
+    ),
+    Option(
+        "pose_end",
+        "What comes after the end of --pose_video: hold its last picture, loop it, or black pictures, as "
+        "published.",
+        section=Section.DIRECTING, type=click.Choice(POSE_ENDS), show_default="hold",
+    ),
+    Option(
+        "continue_from",
+        "Video from whose last frames this one goes on, of the same aspect; its sound is not used.",
         section=Section.DIRECTING, type=FILE,
     ),
 )  # fmt: skip

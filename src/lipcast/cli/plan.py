@@ -55,7 +55,7 @@ _DEFAULTS: Mapping[str, str] = {
 _SHARED = value_options(
     OPTIONS, *_DEFAULTS, "size", "infer_frames", "sample_steps", "fold_last_step", "fp8", "offload_model",
     "offload_kv_cache", "fallback", "allow_degrade", "kernels", "cuda_graphs",
-    "enable_vae_parallel", "dit_fsdp", "enable_online_decode", "json", "debug",
+    "enable_vae_parallel", "dit_fsdp", "enable_online_decode", "pose_video", "json", "debug",
 )  # fmt: skip
 
 

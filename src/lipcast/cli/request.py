@@ -70,11 +70,14 @@ class GenerateRequest:
 def read_request(flags: Mapping[str, Any]) -> GenerateRequest:
     """Check the given options and their files; makes the folder of the output."""
     accepted, options, weights = accepted_flags(flags), generate_options(flags), precision(flags)
+    if "pose_end" in flags and "pose_video" not in flags:
+        raise UsageError("--pose_end: says what follows a pose video; give one with --pose_video")
     image, characters = _input_file(flags, "image", "a picture"), read_characters(flags)
     audio = _first_voice(characters) if characters else _audio_file(flags)
     output, is_automatic = _output_file(flags, options)
-    files = [path for character in characters for path in files_of(character)]
-    _check_output(output, (image, *files) if audio is None else (image, audio, *files))
+    others = [path for character in characters for path in files_of(character)]
+    others += [flags[name] for name in ("prompts", "pose_video", "continue_from") if name in flags]
+    _check_output(output, (image, *others, *(() if audio is None else (audio,))))
     return GenerateRequest(
         image=image,
         audio=_spoken_file(flags) if audio is None else audio,
@@ -100,11 +103,11 @@ def read_request(flags: Mapping[str, Any]) -> GenerateRequest:
 
 def generate_options(flags: Mapping[str, Any]) -> GenerateOptions:
     """Return the options of a video; a negative seed becomes a random one."""
-    seed = flags.get("base_seed")
+    seed, pose = flags.get("base_seed"), "pose_video" in flags
     if seed is None:
-        return options_from(GenerateOptions, flags)
+        return options_from(GenerateOptions, flags, pose=pose)
     seed = secrets.randbelow(_MAX_SEED) if seed < 0 else seed
-    return options_from(GenerateOptions, flags, seed=seed)
+    return options_from(GenerateOptions, flags, seed=seed, pose=pose)
 
 
 def precision(flags: Mapping[str, Any]) -> Precision | None:
@@ -143,12 +146,21 @@ def _prompt(flags: Mapping[str, Any]) -> str | Path:
 
 
 def _direction(flags: Mapping[str, Any]) -> Direction:
-    """Return what directs the video; its files are read. Raises InputError, UsageError."""
+    """Return what directs the video; its files are read, and clips opened. Raises InputError, UsageError."""
+    names = [
+        name for name in ("prompts", "pose_video", "pose_end", "continue_from") if name in flags
+    ]
+    if not names:
+        return UNDIRECTED
+    from lipcast.media.clip import Clip
     from lipcast.media.split import BLOCK_FRAMES
 
-    if "prompts" not in flags:
-        return UNDIRECTED
-    direction = Direction(prompts=_input_file(flags, "prompts", "a prompts"))
+    if "prompts" in flags:
+        _input_file(flags, "prompts", "a prompts")
+    for name in ("pose_video", "continue_from"):
+        if name in flags:
+            Clip.of(flags[name])
+    direction = Direction(**{name: flags[name] for name in names})
     direction.prompts_by_block(_prompt(flags), BLOCK_FRAMES)
     return direction
 
@@ -229,7 +241,7 @@ def file_name(prompt: str, num_steps: int | None = None) -> str:
 
 def _check_output(output: Path, inputs: tuple[Path, ...]) -> None:
     """Find out before the work that the file can be written, without touching what is there."""
-    if any(output.exists() and output.samefile(path) for path in inputs):
+    if output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
         raise UsageError(f"--output: {output} is an input of this command; choose another file")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from lipcast.config.models import VIDEO_FPS
 from lipcast.config.tables import Row, read_table, spelled
 from lipcast.errors import InputError, UsageError
 
+PoseEnd = Literal["hold", "loop", "black"]
+POSE_ENDS: tuple[PoseEnd, ...] = ("hold", "loop", "black")
 Prompts = tuple[tuple[float, str], ...]
 """(second, prompt), in order: each holds until the next begins."""
 _COLUMNS = ("second", "prompt")
@@ -34,11 +36,20 @@ class Direction:
     `prompts`: prompts over time, as (second, prompt) pairs or the path of a table of them. A prompt begins
     at the block border nearest to its second, and holds until the next; before the first, the prompt of the
     video holds.
+    `pose_video`: a video, or a folder of pictures at 25 a second, whose pose is followed from the beginning.
+    `pose_end`: after its end hold its last picture, loop it, or go on without a pose ("black").
+    `continue_from`: a video from whose last frames this one goes on, of the same aspect.
     """
 
     prompts: Prompts | Sequence[tuple[float, str]] | str | Path = ()
+    pose_video: str | Path | None = None
+    pose_end: PoseEnd = "hold"
+    continue_from: str | Path | None = None
 
     def __post_init__(self) -> None:
+        if self.pose_end not in POSE_ENDS:
+            expected = ", ".join(POSE_ENDS)
+            raise UsageError(f"pose_end: expected one of {expected}, got {self.pose_end!r}")
         given = self.prompts
         found = read_prompts(Path(given)) if isinstance(given, str | Path) else _pairs(given)
         object.__setattr__(self, "prompts", found)

@@ -54,6 +54,7 @@ class GenerateOptions:
     `start_frame` is the latent frame the video starts at (for positions far into a long video).
     `clean_audio` hears the loudest channel where the channels cancel each other, and nothing where there is
     only noise; off, the arithmetic is the published one.
+    `pose`: a pose video is followed. What gives one sets it, and the plan counts its encoder.
     `crop`: "center" takes the whole picture; "face" a square around its largest face.
     """
 
@@ -70,6 +71,7 @@ class GenerateOptions:
     start_frame: int = 0
     clean_audio: bool = True
     crop: Crop = "center"
+    pose: bool = False
 
     def __post_init__(self) -> None:
         if self.size is not None:

@@ -44,6 +44,7 @@ class GenerateKeywords(TypedDict, total=False):
     start_frame: int
     clean_audio: bool
     crop: Crop
+    pose: bool
 
 
 class MemoryKeywords(TypedDict, total=False):

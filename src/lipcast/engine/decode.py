@@ -24,9 +24,6 @@ from lipcast.engine.conditioning import ReferenceLatents
 from lipcast.memory.device import decode_stream
 from lipcast.models.vae_blocks import DecoderState
 
-PRIMING_LATENTS = 7
-"""Latents of the still portrait that warm the temporal caches; their frames are discarded."""
-
 
 class StreamingDecoder(Protocol):
     """A streaming decoder: the VAE's, or one with the same interface."""
@@ -98,7 +95,7 @@ class FrameDecoder:
         self._vae = vae
         self._output_size = output_size
         self.state = vae.new_decoder_state()
-        history_CFHW = reference.still_CFHW[:, :PRIMING_LATENTS]
+        history_CFHW = reference.history_CFHW
         if resume_CFHW is not None:
             history_CFHW = torch.cat((history_CFHW, resume_CFHW), dim=1)
         device = history_CFHW.device

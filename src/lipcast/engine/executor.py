@@ -39,10 +39,11 @@ class Executor(Protocol):
     def num_outstanding(self) -> int:
         """Blocks that were run to their last step and have not come out yet."""
 
-    def start(self, block: int, features_LCV: Tensor) -> None:
+    def start(self, block: int, features_LCV: Tensor, *, pose_CFHW: Tensor | None = None) -> None:
         """Prepare a block for its first step.
 
         Features: [layers, channels, video frames]; of several characters [A, layers, channels, video frames].
+        `pose_CFHW`: latents of the block's pose, in a video that follows one.
         """
 
     def run(self, tick: Tick) -> list[tuple[int, Tensor]]:
@@ -68,6 +69,7 @@ class _InFlight:
     rotary: RotaryTable
     audio: AudioConditioning
     text: tuple[KeyValue, ...]
+    pose_FSD: Tensor | None
     inputs: tuple[Tensor, ...] = ()
     """Input latents of each step so far."""
     placed: tuple[int, PlacedSink] | None = None
@@ -140,13 +142,20 @@ class LaneExecutor:
                 self._swap_ref_C1HW = snapshot.first_C1HW
 
     @torch.inference_mode()
-    def start(self, block: int, features_LCV: Tensor, latent_CFHW: Tensor | None = None) -> None:
+    def start(
+        self,
+        block: int,
+        features_LCV: Tensor,
+        latent_CFHW: Tensor | None = None,
+        *,
+        pose_CFHW: Tensor | None = None,
+    ) -> None:
         """Prepare a block for its first step here; `latent_CFHW` is the output of the previous stage."""
         if block == self._spec.order.swap_block:
             self.swap_reference()
         self.prepare()
         self.renew_context(block)
-        self._enter(block, features_LCV, latent_CFHW)
+        self._enter(block, features_LCV, latent_CFHW, pose_CFHW)
 
     @torch.inference_mode()
     def prepare(self) -> None:
@@ -182,15 +191,24 @@ class LaneExecutor:
         """Receive the first clean latent from the stage that computed it."""
         self._swap_ref_C1HW = first_C1HW
 
-    def _enter(self, block: int, features_LCV: Tensor, latent_CFHW: Tensor | None = None) -> None:
+    def _enter(
+        self,
+        block: int,
+        features_LCV: Tensor,
+        latent_CFHW: Tensor | None,
+        pose_CFHW: Tensor | None,
+    ) -> None:
         """Put the block in flight, as pure noise by default."""
-        first = self._spec.first_frame(block)
+        first, device = self._spec.first_frame(block), self._model.device
         self._in_flight[block] = _InFlight(
             latent_CFHW=self._noise_of(block) if latent_CFHW is None else latent_CFHW,
             first_frame=first,
             rotary=self._model.block_rotary(first, *self._latent_size),
             audio=self._encode_audio(features_LCV),
             text=self._text,
+            pose_FSD=None
+            if pose_CFHW is None
+            else self._model.encode_pose(upload(pose_CFHW, device)),
         )
 
     def _encode_audio(self, features_LCV: Tensor) -> AudioConditioning:
@@ -263,6 +281,7 @@ class LaneExecutor:
             sink=self._placed_sink(unit),
             text=state.text,
             audio=state.audio,
+            pose_FSD=state.pose_FSD,
         )
         ring = self.memory.rings[unit.step - self._steps.start]
         return Lane(state.latent_CFHW, self._times[unit.step], ring, conditions)
@@ -299,7 +318,8 @@ class LaneExecutor:
             self.renew_context(block)
             inputs = remembered.inputs or self._estimated_inputs(block, remembered.latent_CFHW)
             try:
-                self._enter(block, remembered.features_LCV, inputs[self._steps.start])
+                pose_CFHW, first = remembered.pose_CFHW, inputs[self._steps.start]
+                self._enter(block, remembered.features_LCV, first, pose_CFHW)
                 for step in self._steps:
                     self._in_flight[block].latent_CFHW = inputs[step].to(self._model.device)
                     self._model([self._lane(Unit(block, step))])

@@ -332,7 +332,10 @@ class LiveSession(Closing):
             sounds = np.split(block.audio, len(block.frames))
             num_heard = len(block.frames) - made.num_fillers
             self._frames.extend(
-                AVFrame(picture, sound, self.sample_rate, 0, made.epoch, made.is_speech, index >= num_heard)
+                AVFrame(
+                    picture, sound, self.sample_rate, 0, made.epoch, made.is_speech, index >= num_heard,
+                    made.spoken_s(index + 1),
+                )
                 for index, (picture, sound) in enumerate(zip(block.frames, sounds, strict=True))
             )  # fmt: skip
 

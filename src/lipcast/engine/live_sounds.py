@@ -117,7 +117,9 @@ def _together(epoch: int, spoken: Sequence[SpokenBlock]) -> LiveBlock:
         total = total + other.samples
     begins = any(each.begins_utterance for each in spoken)
     num_fillers = min(each.num_fillers for each in spoken)
-    return LiveBlock(epoch, True, np.clip(total, -1.0, 1.0), begins, num_fillers)
+    begin_s, end_s = min(x.begin_s for x in spoken), max(x.end_s for x in spoken)
+    samples = np.clip(total, -1.0, 1.0)
+    return LiveBlock(epoch, True, samples, begins, num_fillers, begin_s, end_s)
 
 
 class _Speech(Protocol):

@@ -61,6 +61,14 @@ class LiveBlock:
     begins_utterance: bool = False
     num_fillers: int = 0
     """Frames at the end of the block that come after the utterance."""
+    begin_s: float = 0.0
+    """Sound of the epoch that was pushed before that of this block."""
+    end_s: float = 0.0
+    """The same with the sound of this block."""
+
+    def spoken_s(self, num_frames: int) -> float:
+        """Return how much sound of the epoch has been given out with the first frames of the block."""
+        return min(self.begin_s + num_frames / VIDEO_FPS, self.end_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +79,13 @@ class SpokenBlock:
     samples: Samples
     begins_utterance: bool
     num_fillers: int
+    begin_s: float
+    end_s: float
+
+    def as_block(self, epoch: int) -> LiveBlock:
+        """Return what the pictures of this block are made from."""
+        begins, num_fillers = self.begins_utterance, self.num_fillers
+        return LiveBlock(epoch, True, self.samples, begins, num_fillers, self.begin_s, self.end_s)
 
 
 class _Utterance:
@@ -88,10 +103,20 @@ class _Utterance:
         self._timeline: AudioTimeline | None = None
 
     @property
+    def pushed_s(self) -> float:
+        """Seconds of sound that were pushed."""
+        return self.num_pushed / self.sample_rate
+
+    @property
+    def used_s(self) -> float:
+        """Seconds of it that blocks have been made from."""
+        begun_s = self.num_begun * self._settings.video_frames_per_block / VIDEO_FPS
+        return min(self.pushed_s, begun_s)
+
+    @property
     def pending_s(self) -> float:
         """Seconds that no block has been made from."""
-        used_s = self.num_begun * self._settings.video_frames_per_block / VIDEO_FPS
-        return max(0.0, self.num_pushed / self.sample_rate - used_s)
+        return self.pushed_s - self.used_s
 
     def push(self, samples: NDArray[Any]) -> None:
         self.source.push(samples)
@@ -156,6 +181,8 @@ class LiveTimeline:
         """Seconds of sound that were pushed and will not be heard."""
         self._settings = settings
         self._utterances: deque[_Utterance] = deque()
+        self._finished_s = 0.0
+        """Sound of the utterances of this epoch of which all blocks have begun."""
         self._level = LIVE_START
         self._begun: deque[LiveBlock] = deque()
         self._made: deque[LiveBlock] = deque()
@@ -196,6 +223,7 @@ class LiveTimeline:
             if self._utterances:
                 self._level = self._utterances[0].level(self._level)
             self._utterances.clear()
+            self._finished_s = 0.0
             self.epoch += 1
             return self.epoch
 
@@ -254,8 +282,7 @@ class LiveTimeline:
         if spoken is None:
             return None
         with self.changed:
-            begins, num_fillers = spoken.begins_utterance, spoken.num_fillers
-            self._begun.append(LiveBlock(epoch, True, spoken.samples, begins, num_fillers))
+            self._begun.append(spoken.as_block(epoch))
             self.forget_finished()
             return spoken.features
 
@@ -264,18 +291,23 @@ class LiveTimeline:
         with self.changed:
             if not self._utterances:
                 return None
-            utterance, level = self._utterances[0], self._level
+            utterance, level, before_s = self._utterances[0], self._level, self._finished_s
+            begin_s = before_s + utterance.used_s
         # Without the lock: whoever pushes or interrupts does not wait for the speech encoder.
         taken = utterance.take(block, level)
         with self.changed:
             if taken is None:
                 return None
-            return SpokenBlock(*taken, utterance.num_begun == 1, utterance.num_fillers)
+            begins, num_fillers = utterance.num_begun == 1, utterance.num_fillers
+            end_s = before_s + utterance.used_s
+            return SpokenBlock(*taken, begins, num_fillers, begin_s, end_s)
 
     def forget_finished(self) -> None:
         """Drop the utterances all of whose blocks have begun; the lock is held."""
         while self._utterances and self._utterances[0].is_over:
-            self._level = self._utterances.popleft().level(self._level)
+            finished = self._utterances.popleft()
+            self._level = finished.level(self._level)
+            self._finished_s += finished.pushed_s
 
     def take_samples(self, num_frames: int) -> Samples:
         """Return the samples of the oldest block that has begun."""
@@ -293,5 +325,6 @@ class LiveTimeline:
     def _begin_silence(self, epoch: int) -> Tensor:
         frames = self._settings.video_frames_per_block
         samples = np.zeros((frames * self.sample_rate // VIDEO_FPS, 1), np.float32)
-        self._begun.append(LiveBlock(epoch, False, samples))
+        spoken_s = self._finished_s
+        self._begun.append(LiveBlock(epoch, False, samples, begin_s=spoken_s, end_s=spoken_s))
         return self._settings.silent_features

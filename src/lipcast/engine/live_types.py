@@ -39,6 +39,8 @@ class AVFrame:
     """False for a picture of an idle face, whose sound is silence."""
     is_filler: bool = False
     """Whether the utterance ended before this frame of its last block; the sound is silence."""
+    spoken_s: float = 0.0
+    """Sound of this epoch that was pushed and has been given out, this frame's included."""
 
     @property
     def time_s(self) -> float:

@@ -66,6 +66,8 @@ class SessionParts:
     """Gives all memory back; may be called again."""
     set_context: Callable[[Tensor], None] | None = None
     """Changes the text embedding [T, C]; None where that is not possible."""
+    pose_latents: Callable[[int], Tensor] | None = None
+    """Returns the pose latents [C, F, H, W] of a block; None without a pose."""
     device_lock: AbstractContextManager[Any] = field(default_factory=threading.RLock)
     """Held while the device computes, where sessions of several threads share its weights."""
 
@@ -94,7 +96,9 @@ class Session(Closing):
         self.spec, self.state = parts.spec, SessionState.OPEN
         self._executor, self._decoder = parts.executor, parts.decoder
         self._recovery, self._describe = parts.recovery, parts.describe
-        self._set_context = parts.set_context
+        self._set_context, self._pose_latents = parts.set_context, parts.pose_latents
+        self._poses: dict[int, Tensor] = {}
+        """Pose latents of the blocks that are not finished."""
         self._timeline = timeline
         first_block = 0 if parts.snapshot is None else parts.snapshot.next_block
         self._scheduler = _scheduler(parts.spec, first_block)
@@ -312,7 +316,11 @@ class Session(Closing):
         """Give the executor the speech features of the blocks that begin with this tick."""
         with self._watch.part("dit_s"):
             for block in [unit.block for unit in tick if unit.step == 0]:
-                self._retry_on_oom(partial(self._executor.start, block, self._features[block]))
+                start = partial(self._executor.start, block, self._features[block])
+                if self._pose_latents is not None:
+                    self._poses[block] = self._retry_on_oom(partial(self._pose_latents, block))
+                    start = partial(start, pose_CFHW=self._poses[block])
+                self._retry_on_oom(start)
 
     def _finish(self, tick: Tick, finished: list[tuple[int, Tensor]]) -> None:
         self._scheduler.advance(tick)
@@ -336,7 +344,7 @@ class Session(Closing):
             self.fail(error)
             raise
         self.spec, self._executor, self._decoder = found.spec, found.executor, found.decoder
-        self._recorder = _recorder(found)
+        self._recorder, self._pose_latents = _recorder(found), found.pose_latents
         self._scheduler = _scheduler(found.spec, self._num_decoded)
 
     def _decode(self, block: int, latent: Tensor) -> None:
@@ -345,7 +353,8 @@ class Session(Closing):
             self.on_latent(block, latent)
         pending = self._retry_on_oom(partial(self._decoder.submit, latent))
         inputs = self._executor.inputs_of(block)
-        self._recorder.add(BlockSnapshot(latent, self._features.pop(block), inputs))
+        pose = self._poses.pop(block, None)
+        self._recorder.add(BlockSnapshot(latent, self._features.pop(block), inputs, pose))
         self._num_decoded += 1
         self._pending.add(block, pending)
 
@@ -368,6 +377,8 @@ class Session(Closing):
         if self.state is SessionState.CLOSED:
             self._ready.clear()
         self._features.clear()
+        self._poses.clear()
+        self._pose_latents = None  # it may have a file open
         self._release()
 
 

@@ -24,6 +24,7 @@ from lipcast.engine.conditioning import ReferenceLatents, encode_reference, toke
 from lipcast.engine.decode import FrameDecoder, StreamingDecoder
 from lipcast.engine.executor import LaneExecutor, session_shape
 from lipcast.engine.fallback import Ladder
+from lipcast.engine.pose import PoseEncoder, PosePictures
 from lipcast.engine.retry import retry_on_oom
 from lipcast.engine.session import ReplanRequired, SessionParts
 from lipcast.engine.snapshot import BlockSnapshot, SessionSnapshot
@@ -42,6 +43,8 @@ FitPortrait = Callable[[int, int], NDArray[np.uint8]]
 """(height, width) -> pixels RGB [height, width, 3]."""
 FitMasks = Callable[[int, int], NDArray[np.uint8]]
 """(height, width) -> masks [A, height, width], above 0 where each of several characters is."""
+LastFrames = Callable[[int, int], NDArray[np.uint8]]
+"""(height, width) -> frames RGB [frames, height, width, 3], as many as motion latents are made of."""
 MakeExecutor = Callable[..., LaneExecutor]
 """Called as `LaneExecutor` is: (model, spec, reference, context_TC, *, memory, snapshot, graphs,
 later_contexts, mask_AS)."""
@@ -70,6 +73,9 @@ class Conditioning:
     fit: FitPortrait
     context_TC: Tensor
     later_contexts: Mapping[int, Tensor] = field(default_factory=dict)
+    pose: PosePictures | None = None
+    motion: LastFrames | None = None
+    """Last frames of a clip that the video goes on from."""
     fit_masks: FitMasks | None = None
     num_characters: int = 1
 
@@ -208,8 +214,15 @@ class SessionBuilder:
             describe=self._describe,
             release=self.release,
             set_context=self._set_context,
+            pose_latents=self._pose_latents(spec),
             device_lock=self._device_lock,
         )
+
+    def _pose_latents(self, spec: VideoSpec) -> Callable[[int], Tensor] | None:
+        pictures, networks = self._conditioning.pose, self._networks
+        if pictures is None:
+            return None
+        return PoseEncoder(networks.vae, pictures, spec, device=networks.device).latents
 
     def _graphs(self, plan: Plan | None) -> TickGraphs | None:
         if self._make_graphs is None or not (plan is None or plan.config.graphs):
@@ -225,9 +238,11 @@ class SessionBuilder:
         return 0 if store is None else store.version
 
     def _encode_reference(self, spec: VideoSpec) -> ReferenceLatents:
+        size, motion = (spec.geometry.height, spec.geometry.width), self._conditioning.motion
         return encode_reference(
             self._networks.vae,
-            self._conditioning.fit(spec.geometry.height, spec.geometry.width),
+            self._conditioning.fit(*size),
+            motion_FHWC=None if motion is None else motion(*size),
             config=self._networks.dit.config,
             encoding=spec.options.reference_encoding,
             device=self._networks.device,
@@ -332,7 +347,11 @@ def _adapted(snapshot: SessionSnapshot, spec: VideoSpec) -> SessionSnapshot:
     if is_same and len(inputs) in (0, spec.order.num_steps):
         return snapshot
     blocks = tuple(
-        BlockSnapshot(_fitted(block.latent_CFHW, size), block.features_LCV)
+        BlockSnapshot(
+            _fitted(block.latent_CFHW, size),
+            block.features_LCV,
+            pose_CFHW=None if block.pose_CFHW is None else _fitted(block.pose_CFHW, size),
+        )
         for block in snapshot.blocks
     )
     return replace(snapshot, blocks=blocks, first_C1HW=_fitted(snapshot.first_C1HW, size))

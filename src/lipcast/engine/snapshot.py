@@ -34,6 +34,8 @@ class BlockSnapshot:
     inputs: tuple[Tensor, ...] = ()
     """Input latents of each step, [C, F, H, W]. Empty if not known, or if size or steps have changed since:
     then the clean latents, noised to the level of each step with the noise they began with, stand for it."""
+    pose_CFHW: Tensor | None = None
+    """Latents of the block's pose, in a video that follows one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class SessionSnapshot:
                 block.latent_CFHW.to(device),
                 block.features_LCV.to(device),
                 tuple(latent.to(device) for latent in block.inputs),
+                None if block.pose_CFHW is None else block.pose_CFHW.to(device),
             )
             for block in self.blocks
         )

@@ -23,6 +23,8 @@ from lipcast.weights.writer import write_safetensors
 FORMAT = "lipcast past 2"
 """Job folders on disk hold this format: its name and its tensors' names stay as they were first written."""
 _LATENTS, _FEATURES, _FIRST, _INPUTS = "latents", "voices", "first", "inputs"
+_POSES = "poses"
+"""Only of a video that follows a pose."""
 _ALWAYS = {_LATENTS, _FEATURES, _FIRST}
 """Inputs exist for the newest blocks: all, or those since the video last changed its size or steps."""
 
@@ -37,6 +39,9 @@ def write_snapshot(path: Path, snapshot: SessionSnapshot) -> str:
     inputs = [torch.stack(block.inputs) for block in snapshot.blocks if block.inputs]
     if inputs:
         tensors[_INPUTS] = torch.stack(inputs)
+    poses = [block.pose_CFHW for block in snapshot.blocks if block.pose_CFHW is not None]
+    if poses:
+        tensors[_POSES] = torch.stack(poses)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     infos = [TensorInfo(name, tuple(t.shape), t.dtype) for name, t in tensors.items()]
     metadata = {
@@ -53,7 +58,7 @@ def read_snapshot(path: Path, device: torch.device | str = "cpu") -> SessionSnap
         raise InputError(f"{path}: the snapshot of the video is missing; start the video again")
     source = SafetensorsSource(path)
     found = source.metadata.get("format", "another file")
-    if found != FORMAT or set(source.infos) - {_INPUTS} != _ALWAYS:
+    if found != FORMAT or set(source.infos) - {_INPUTS, _POSES} != _ALWAYS:
         raise InputError(
             f'{path}: expected the snapshot of a video ("{FORMAT}"), got "{found}"; start the video again'
         )
@@ -63,7 +68,8 @@ def read_snapshot(path: Path, device: torch.device | str = "cpu") -> SessionSnap
         raise InputError(f"{path}: the data does not match its hash; start the video again")
     latents, inputs = tensors[_LATENTS], [tuple(steps) for steps in tensors.get(_INPUTS, ())]
     known = [()] * (len(latents) - len(inputs)) + inputs
-    blocks = tuple(map(BlockSnapshot, latents, tensors[_FEATURES], known))
+    poses: list[Tensor | None] = [*tensors.get(_POSES, ())] or [None] * len(latents)
+    blocks = tuple(map(BlockSnapshot, latents, tensors[_FEATURES], known, poses))
     return SessionSnapshot(next_block, blocks, tensors[_FIRST]).to(device)
 
 

@@ -41,6 +41,8 @@ class _Inputs:
         self._latent_CFHW = torch.empty_like(lane.latent_CFHW)
         self._rotary = RotaryTable(*map(torch.empty_like, _tables(conditions.rotary)))
         self._audio = _empty_like(conditions.audio)
+        pose_FSD = conditions.pose_FSD
+        self._pose_FSD = None if pose_FSD is None else torch.empty_like(pose_FSD)
         self._holds: tuple[RotaryTable, AudioConditioning] | None = None
 
     def filled(self, lane: Lane) -> Lane:
@@ -53,8 +55,11 @@ class _Inputs:
             self._holds = None  # stays so if a copy fails
             _copy(_tables(self._rotary), _tables(conditions.rotary))
             _copy(_audio_tensors(self._audio), _audio_tensors(conditions.audio))
+            _copy(_one_or_none(self._pose_FSD), _one_or_none(conditions.pose_FSD))
             self._holds = conditions.rotary, conditions.audio
-        staying = replace(conditions, rotary=self._rotary, audio=self._audio)
+        staying = replace(
+            conditions, rotary=self._rotary, audio=self._audio, pose_FSD=self._pose_FSD
+        )
         return replace(lane, latent_CFHW=self._latent_CFHW, conditions=staying)
 
 
@@ -177,10 +182,15 @@ def _tensors(lanes: Sequence[Lane]) -> list[Tensor]:
         conditions = lane.conditions
         found += [lane.latent_CFHW, lane.time.head_D, lane.time.block_6D]
         found += _tables(conditions.rotary) + _audio_tensors(conditions.audio)
+        found += _one_or_none(conditions.pose_FSD)
         found += [x for keys_values in conditions.text for x in keys_values]
         if conditions.sink.ref_keys_LSNd is not None:
             found.append(conditions.sink.ref_keys_LSNd)
     return found
+
+
+def _one_or_none(x: Tensor | None) -> list[Tensor]:
+    return [] if x is None else [x]
 
 
 def _tables(rotary: RotaryTable) -> list[Tensor]:

@@ -67,9 +67,9 @@ class _TracingExecutor(LaneExecutor):
         super().__init__(*what, **more)
         self._place = place
 
-    def start(self, block: int, features_LCV: Tensor, latent_CFHW: Tensor | None = None) -> None:
+    def start(self, block: int, *given: Any, **more: Any) -> None:
         self._place.part, self._place.block, self._place.step = "transformer", block, 0
-        super().start(block, features_LCV, latent_CFHW)
+        super().start(block, *given, **more)
 
     def run(self, tick: Tick) -> list[tuple[int, Tensor]]:
         self._place.part = "transformer"

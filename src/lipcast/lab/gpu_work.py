@@ -20,7 +20,7 @@ from lipcast.config.models import DiTConfig, VAEConfig
 from lipcast.config.precision import KVPrecision, StoredPrecision
 from lipcast.config.schedule import Unit
 from lipcast.config.video_spec import VideoSpec, video_spec
-from lipcast.engine.conditioning import ReferenceLatents
+from lipcast.engine.conditioning import PRIMING_LATENTS, ReferenceLatents
 from lipcast.engine.executor import LaneExecutor, session_shape
 from lipcast.lab.counting import OperatorCount, Work
 from lipcast.lab.fake_cuda import DEVICE, HOPPER, fake_cuda
@@ -231,7 +231,7 @@ def fake_reference(spec: VideoSpec, config: DiTConfig) -> ReferenceLatents:
         geometry.latent_channels, num_latents, geometry.latent_height, geometry.latent_width,
         device=DEVICE,
     )  # fmt: skip
-    return ReferenceLatents(still_CFHW[:, :1], still_CFHW, still_CFHW)
+    return ReferenceLatents(still_CFHW[:, :1], still_CFHW, still_CFHW[:, :PRIMING_LATENTS])
 
 
 def fake_features(config: DiTConfig) -> Tensor:

@@ -294,10 +294,7 @@ def timing(path: str | os.PathLike[str]) -> tuple[float, float, bool]:
 
 
 def _warn_of_uneven(path: str | os.PathLike[str], fps: float) -> None:
-    with _open_video(path) as container:
-        stream = container.streams.video[0]
-        times = [float(p.pts * p.time_base) for p in container.demux(stream) if p.pts is not None]
-    gaps = np.diff(np.sort(times))
+    gaps = np.diff(_picture_times(path))
     if len(gaps) and gaps.max() > 1.5 * np.median(gaps) + 0.002:
         _LOG.warning(
             "%s: its pictures are unevenly spaced (gaps of %.0f to %.0f ms); they count as %.4g a second, "
@@ -307,6 +304,28 @@ def _warn_of_uneven(path: str | os.PathLike[str], fps: float) -> None:
             1000 * gaps.max(),
             fps,
         )
+
+
+def frame_times(path: str | os.PathLike[str]) -> NDArray[np.float64]:
+    """Return when each picture is shown, in seconds from the first one. Raises InputError where none is."""
+    times = _picture_times(path)
+    if not len(times):
+        raise InputError(f"expected a video, got {os.fspath(path)} without any picture")
+    times -= times[0]
+    return times
+
+
+def _picture_times(path: str | os.PathLike[str]) -> NDArray[np.float64]:
+    with _open_video(path) as container:
+        stream = container.streams.video[0]
+        packets = [(p.pts, p.size) for p in container.demux(stream) if not p.is_discard]
+        rate, time_base = float(stream.guessed_rate or VIDEO_FPS), float(stream.time_base or 0)
+    pts = [pts for pts, _ in packets if pts is not None]
+    if not pts:  # a stream without times, such as raw H.264
+        return np.arange(sum(size > 0 for _, size in packets)) / rate
+    times = np.array(pts, np.float64) * time_base
+    times.sort()
+    return times
 
 
 def _shifted(audio: Samples, num_samples: int) -> Samples:

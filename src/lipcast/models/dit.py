@@ -57,6 +57,8 @@ class BlockConditions:
     sink: PlacedSink
     text: tuple[KeyValue, ...]
     audio: AudioConditioning
+    pose_FSD: Tensor | None = None
+    """Tokens of a pose, with the encoder's bias; None: without a pose, the bias alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,10 @@ class DiT(nn.Module):
             prepared.append(self.audio_injector.prepare(index, overall_AFD, local_AFKD))
         return AudioConditioning(tuple(prepared), mask_AFS)
 
+    def encode_pose(self, pose_CFHW: Tensor) -> Tensor:
+        """Return the tokens [F, S, D] of a block's pose latents; called once per block."""
+        return conv32(self.cond_encoder, pose_CFHW).flatten(2).permute(1, 2, 0)
+
     def sink_layout(self, latent_height: int, latent_width: int) -> SinkLayout:
         """Return what a sink for pictures of this size holds."""
         height, width = self._patches(latent_height, latent_width)
@@ -181,7 +187,7 @@ class DiT(nn.Module):
 
     def forward(self, lanes: Sequence[Lane]) -> list[Tensor]:
         """Return velocities_CFHW, one per lane. Rings of the lanes are written; lanes have equal S."""
-        x_GSD = torch.cat([self._embed_noisy(lane.latent_CFHW) for lane in lanes])
+        x_GSD = torch.cat([self._embed_noisy(lane) for lane in lanes])
         frames = [lane.latent_CFHW.shape[1] for lane in lanes]
         rows_G6D = torch.cat(
             [_per_frame(lane.time.block_6D, f) for lane, f in zip(lanes, frames, strict=True)]
@@ -209,10 +215,12 @@ class DiT(nn.Module):
             self.ensure_resident(use, layer)
             yield layer, block
 
-    def _embed_noisy(self, latent_CFHW: Tensor) -> Tensor:
+    def _embed_noisy(self, lane: Lane) -> Tensor:
         """Return tokens_FSD. Without a pose the condition latent is zero: its encoder adds its bias only."""
-        tokens_DFhw = conv32(self.patch_embedding, latent_CFHW)
+        tokens_DFhw = conv32(self.patch_embedding, lane.latent_CFHW)
         tokens_FSD = tokens_DFhw.flatten(2).permute(1, 2, 0)
+        if (pose_FSD := lane.conditions.pose_FSD) is not None:
+            return tokens_FSD + pose_FSD + self.trainable_cond_mask.weight[_NOISY_ROW]
         assert self.cond_encoder.bias is not None
         added_D = self.cond_encoder.bias + self.trainable_cond_mask.weight[_NOISY_ROW]
         return tokens_FSD + added_D

@@ -65,6 +65,13 @@ class VideoVAE(nn.Module):
         moments = [self.encoder(chunk, state) for chunk in chunks]
         return self._normalise(torch.cat(moments, dim=2))
 
+    def encode_chunk(self, video_BCTHW: Tensor, state: EncoderState) -> Tensor:
+        """Encode the next frames of the video that `state` has come to, as one latent; the state moves on.
+
+        The first latent of a video is of one frame, any later one of `temporal_factor`.
+        """
+        return self._normalise(self.encoder(video_BCTHW.to(self._dtype), state))
+
     def encode_still(self, image_BCHW: Tensor, num_frames: int) -> Tensor:
         """Return the latents of a picture shown for `num_frames`: `encode` of the repeated picture.
 

@@ -24,7 +24,12 @@ from lipcast.env import Launched, logger
 from lipcast.errors import CancelledError, RankError, UsageError
 from lipcast.parallel.fp8_trial import try_elsewhere
 from lipcast.parallel.messages import InitRank, RankStats
-from lipcast.parallel.pipeline import DistributedSession, PipelineExecutor, RemoteDecoder
+from lipcast.parallel.pipeline import (
+    DistributedSession,
+    PipelineExecutor,
+    RemoteDecoder,
+    RemotePose,
+)
 from lipcast.parallel.rank_group import FileRendezvous, RankGroup, StartRank, start_process
 from lipcast.parallel.roles import decoder_rank, roles_of
 from lipcast.parallel.torchrun import TorchrunRendezvous
@@ -145,6 +150,9 @@ class DistributedModel:
             snapshot,
             describe=lambda: self._document(video),
             release=video.release,
+            pose_latents=None
+            if conditioning.pose is None
+            else RemotePose(video, conditioning.pose, first_block).latents,
             # Ranks that share weights would have to fill their sinks in one tick, which was not scheduled.
             set_context=None if self.plan.layout.sharded else executor.set_context,
         )

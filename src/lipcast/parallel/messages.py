@@ -47,6 +47,8 @@ class EncodePortrait:
     spec: VideoSpec
     portrait_HWC: Pixels
     snapshot: SessionSnapshot | None
+    motion_FHWC: Pixels | None = None
+    """Last frames of a clip that the video goes on from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,19 @@ class AudioFeatures:
 
     block: int
     features_LCV: Floats
+    pose_CFHW: Floats | None = None
+    """Latents of the block's pose, in a video that follows one."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodePose:
+    """Encode the pose of a block; to the rank that decodes, in order.
+
+    The first is of the pictures from the beginning of its clip on.
+    """
+
+    block: int
+    pixels_FHWC: Pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +149,15 @@ class Encoded:
     video: int
     ref_C1HW: Floats
     motion_CFHW: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class PoseLatents:
+    """Answer to `EncodePose`."""
+
+    video: int
+    block: int
+    latent_CFHW: Floats
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lipcast.config.models import VIDEO_FRAMES_PER_LATENT
 from lipcast.config.schedule import Tick
 from lipcast.config.video_spec import VideoSpec
 from lipcast.engine.decode import PendingFrames
+from lipcast.engine.pose import PosePictures, first_of_clip
 from lipcast.engine.session_builder import Conditioning
 from lipcast.engine.snapshot import SessionSnapshot
 from lipcast.errors import CancelledError, MemoryBudgetError
@@ -27,10 +30,12 @@ from lipcast.parallel.messages import (
     BlockDone,
     Encoded,
     EncodePortrait,
+    EncodePose,
     EndSession,
     FirstLatent,
     Floats,
     Frames,
+    PoseLatents,
     RankStats,
     RunTick,
     SetContext,
@@ -56,6 +61,7 @@ class DistributedSession:
         self._failure: VideoFailed | None = None
         self._clean: dict[int, Tensor] = {}
         self._frames: dict[int, NDArray[np.uint8]] = {}
+        self._poses: dict[int, Tensor] = {}
         self._inputs: dict[int, dict[int, tuple[Floats, ...]]] = {}
         """Noisy latents by block and first step of a stage."""
         self._encoded: Encoded | None = None
@@ -67,7 +73,10 @@ class DistributedSession:
         spec, geometry = self.spec, self.spec.geometry
         mask_AS = conditioning.mask(geometry)
         portrait = conditioning.fit(geometry.height, geometry.width)
-        self.send(EncodePortrait(self._number, spec, portrait, snapshot), lambda role: role.decodes)
+        last = conditioning.motion
+        frames = None if last is None else last(geometry.height, geometry.width)
+        asked = EncodePortrait(self._number, spec, portrait, snapshot, frames)
+        self.send(asked, lambda role: role.decodes)
         self._pump_until(lambda: self._encoded is not None)
         assert self._encoded is not None
         ref, motion = self._encoded.ref_C1HW, self._encoded.motion_CFHW
@@ -101,6 +110,11 @@ class DistributedSession:
     def take_clean(self, block: int, *, wait: bool) -> Tensor | None:
         """Return the latents of a clean block; None if they have not arrived and `wait` is false."""
         latent: Tensor | None = self._take(self._clean, block, wait=wait)
+        return latent
+
+    def take_pose(self, block: int) -> Tensor:
+        """Wait for the pose latents of a block, and return them."""
+        latent: Tensor = self._take(self._poses, block, wait=True)
         return latent
 
     def take_frames(self, block: int) -> NDArray[np.uint8]:
@@ -156,6 +170,8 @@ class DistributedSession:
                 self._inputs.setdefault(block, {})[first_step] = latents
             case Frames(_, block, pixels_FHWC):
                 self._frames[block] = pixels_FHWC
+            case PoseLatents(_, block, latent_CFHW):
+                self._poses[block] = torch.from_numpy(latent_CFHW)
             case VideoFailed():
                 self._failure = message
 
@@ -189,11 +205,12 @@ class PipelineExecutor:
         """Blocks that were run to their last step and have not come out yet."""
         return len(self._expected)
 
-    def start(self, block: int, features_LCV: Tensor) -> None:
+    def start(self, block: int, features_LCV: Tensor, *, pose_CFHW: Tensor | None = None) -> None:
         """Send every stage the features of a block and, before the swap block, its new reference."""
         if block == self._swap_block:
             self._video.send(FirstLatent(self._video.first_latent()), _has_steps)
-        self._video.send(AudioFeatures(block, _floats(features_LCV)), _has_steps)
+        pose = None if pose_CFHW is None else _floats(pose_CFHW)
+        self._video.send(AudioFeatures(block, _floats(features_LCV), pose), _has_steps)
         self._next_block = block + 1
 
     def set_context(self, context_TC: Tensor) -> None:
@@ -218,6 +235,29 @@ class PipelineExecutor:
     def inputs_of(self, block: int) -> tuple[Tensor, ...]:
         """Return what each step took of a block that has come out."""
         return self._video.inputs_of(block)
+
+
+class RemotePose:
+    """The pose of a video, encoded by the rank that decodes, one block ahead."""
+
+    def __init__(self, video: DistributedSession, pictures: PosePictures, first_block: int) -> None:
+        self._video, self._next_block = video, first_block
+        geometry = video.spec.geometry
+        self._block_frames = geometry.latents_per_block * VIDEO_FRAMES_PER_LATENT
+        latent = first_block * geometry.latents_per_block
+        first = first_of_clip(latent, geometry.window) * VIDEO_FRAMES_PER_LATENT
+        self._num_before = first_block * self._block_frames - first
+        """Pictures of the first block's clip that come before it."""
+        self._frames = pictures.frames(first, geometry.height, geometry.width)
+
+    def latents(self, block: int) -> Tensor:
+        """Wait for the latents of the next block, and return them; ask for those of the one after it."""
+        while self._next_block <= block + 1:
+            count, self._num_before = self._block_frames + self._num_before, 0
+            pixels = np.stack(list(islice(self._frames, count)))
+            self._video.send(EncodePose(self._next_block, pixels), lambda role: role.decodes)
+            self._next_block += 1
+        return self._video.take_pose(block)
 
 
 class RemoteDecoder:

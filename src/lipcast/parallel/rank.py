@@ -37,6 +37,7 @@ from lipcast.parallel.messages import (
     AudioFeatures,
     BlockDone,
     EncodePortrait,
+    EncodePose,
     EndSession,
     FirstLatent,
     GetStats,
@@ -219,6 +220,9 @@ class Rank:
                 pass
             case RunTick(tick):
                 self._run(tick)
+            case EncodePose(block, pixels_FHWC):
+                assert self._decoder is not None
+                self._send(self._decoder.encode_pose(block, pixels_FHWC))
             case _:
                 assert self._stage is not None
                 self._condition(self._stage, message)
@@ -226,8 +230,8 @@ class Rank:
     def _condition(self, stage: StageVideo, message: Any) -> None:
         """Hand over what conditions the blocks to come."""
         match message:
-            case AudioFeatures(block, features_LCV):
-                stage.set_features(block, features_LCV)
+            case AudioFeatures():
+                stage.set_features(message)
             case SetContext(block, context_TC):
                 stage.set_context(block, context_TC)
             case FirstLatent(latent_C1HW):

@@ -6,6 +6,7 @@ State: rings and sink of the rank's steps, the decoder's caches, blocks in fligh
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +22,7 @@ from lipcast.engine.conditioning import ReferenceLatents, encode_reference
 from lipcast.engine.decode import DecodeQueue, FrameDecoder, StreamingDecoder
 from lipcast.engine.executor import LaneExecutor, session_shape
 from lipcast.engine.fallback import Ladder
+from lipcast.engine.pose import PoseEncoder
 from lipcast.engine.retry import retry_on_oom
 from lipcast.engine.session_builder import PlannedMemory, last_latents, make_ladder
 from lipcast.engine.stopwatch import Stopwatch
@@ -28,7 +30,16 @@ from lipcast.engine.tiled_decode import TiledDecoder
 from lipcast.memory.device_context import DeviceContext
 from lipcast.memory.manager import MemoryManager, session_plan
 from lipcast.memory.session_memory import SessionMemory
-from lipcast.parallel.messages import Encoded, EncodePortrait, Floats, Frames, StartSession
+from lipcast.parallel.messages import (
+    AudioFeatures,
+    Encoded,
+    EncodePortrait,
+    Floats,
+    Frames,
+    Pixels,
+    PoseLatents,
+    StartSession,
+)
 from lipcast.parallel.p2p import LatentLink
 from lipcast.parallel.roles import Role
 from lipcast.planning.plan import Plan
@@ -68,7 +79,7 @@ class StageVideo:
         self._networks, self._latents, self._watch = networks, latents, watch
         self._spec = opened.spec
         self._steps = networks.role.steps(opened.spec.order.num_steps)
-        self._features: dict[int, Floats] = {}
+        self._features: dict[int, AudioFeatures] = {}
         self._executor: LaneExecutor | None = None
         self._planned = _admit(networks, opened.spec, opened.num_characters)
         self._ladder: Ladder | None = None
@@ -82,9 +93,9 @@ class StageVideo:
             self.close()
             raise
 
-    def set_features(self, block: int, features_LCV: Floats) -> None:
-        """Keep the speech features of a block that will start."""
-        self._features[block] = features_LCV
+    def set_features(self, given: AudioFeatures) -> None:
+        """Keep the speech features and the pose of a block that will start."""
+        self._features[given.block] = given
 
     def set_context(self, block: int, context_TC: Floats) -> None:
         """Change the text embedding when a block starts here."""
@@ -142,7 +153,7 @@ class StageVideo:
             self._planned.admission.apply_plan(plan)
         motion_CFHW = self._tensor(opened.motion_CFHW)
         reference = ReferenceLatents(
-            self._tensor(opened.ref_C1HW), motion_CFHW, still_CFHW=motion_CFHW
+            self._tensor(opened.ref_C1HW), motion_CFHW, history_CFHW=motion_CFHW
         )
         shape = replace(session_shape(spec, snapshot, self._steps), num_heads=networks.num_heads)
         memory = SessionMemory(
@@ -166,11 +177,14 @@ class StageVideo:
             raise
 
     def _start(self, block: int) -> None:
-        features = torch.from_numpy(self._features.pop(block))
+        given = self._features.pop(block)
+        features = torch.from_numpy(given.features_LCV)
+        pose = None if given.pose_CFHW is None else torch.from_numpy(given.pose_CFHW)
         with self._watch.part("wait_s"):
             latent = self._latents.take(block)
         with self._watch.part("compute_s"):
-            self._retry_on_oom(partial(self._running.start, block, features, latent), block)
+            start = partial(self._running.start, block, features, latent, pose_CFHW=pose)
+            self._retry_on_oom(start, block)
 
     def _renew_together(self, tick: Tick) -> None:
         """With sharded weights, fill the sinks of all stages in the same tick."""
@@ -223,6 +237,7 @@ class DecoderVideo:
             config=bundle.dit.config,
             encoding=spec.options.reference_encoding,
             device=networks.device,
+            motion_FHWC=asked.motion_FHWC,
         )
         ref, motion = _array(reference.ref_C1HW), _array(reference.motion_CFHW)
         self.encoded = Encoded(asked.video, ref, motion)
@@ -233,6 +248,15 @@ class DecoderVideo:
             resume_CFHW=last_latents(snapshot) if snapshot else None,
         )
         self._queue = DecodeQueue()
+        self._pictures: deque[Pixels] = deque()
+        feed = _Feed(self._pictures)
+        self._pose = PoseEncoder(bundle.vae, feed, spec, device=networks.device)
+
+    def encode_pose(self, block: int, pixels_FHWC: Pixels) -> PoseLatents:
+        """Return the pose latents of the next block."""
+        self._pictures.extend(pixels_FHWC)
+        with self._watch.part("compute_s"):
+            return PoseLatents(self._video, block, _array(self._pose.latents(block)))
 
     @property
     def is_decoding(self) -> bool:
@@ -263,6 +287,17 @@ class DecoderVideo:
         """Give the memory back; frames that were not collected are dropped. May be called again."""
         self._queue.clear()
         self._decoder.release()
+
+
+@dataclass(frozen=True, slots=True)
+class _Feed:
+    """Pictures of a pose as they are received, from the first that is wanted on."""
+
+    received: deque[Pixels]
+
+    def frames(self, _first: int, _height: int, _width: int) -> Iterator[Pixels]:
+        while self.received:
+            yield self.received.popleft()
 
 
 def _admit(

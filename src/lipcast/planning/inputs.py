@@ -63,6 +63,7 @@ class PlannerInputs:
             sample_steps=options.sample_steps or self.models.dit.sample_steps,
             fold_last_step=options.fold_last_step,
             num_characters=num_characters,
+            pose=options.pose,
         )
 
 

@@ -20,6 +20,7 @@ DECODER_STATE = "decoder state"
 DECODER_WORK = "decoder work"
 VAE_WEIGHTS = "autoencoder weights"
 ENCODER_WORK = "encoder work"
+POSE_STATE = "pose encoder state"
 
 # GPU or host memory
 SPEECH_ENCODER = "speech encoder"

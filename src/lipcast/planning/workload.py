@@ -361,7 +361,20 @@ def decoder_parts(
         MemoryItem(items.DECODER_WEIGHTS, sizes.vae_bytes(vae, precision)),
         MemoryItem(items.DECODER_STATE, 2 * state if is_whole else state),
         MemoryItem(items.DECODER_WORK, work),
+        *(pose_parts(request, precision) if request.pose else ()),
     )
+
+
+def pose_parts(request: PlanRequest, precision: Precision) -> tuple[MemoryItem, ...]:
+    """Return the GPU memory of the encoder of a pose video, which works on whole pictures.
+
+    Its state is that of the decoder at most, whose layers it mirrors.
+    """
+    vae, (height, width) = request.models.vae, tile_size(request, (1, 1))
+    factor = vae.spatial_factor
+    state = sizes.decoder_state_bytes(vae, height, width, precision=precision)
+    work = sizes.encode_work_bytes(vae, height * factor, width * factor, precision=precision)
+    return (MemoryItem(items.POSE_STATE, state), MemoryItem(items.ENCODER_WORK, work))
 
 
 def reserve_parts(hardware: Hardware) -> tuple[MemoryItem, ...]:
