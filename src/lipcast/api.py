@@ -45,12 +45,7 @@ from lipcast.engine.push_session import PushSession
 from lipcast.engine.session import Session
 from lipcast.engine.session_builder import Conditioning
 from lipcast.engine.snapshot import WHOLE_VIDEO, BlockRange, SessionSnapshot
-from lipcast.engine.sound_timeline import (
-    AudioSource,
-    CharactersTimeline,
-    Timeline,
-    source_timeline,
-)
+from lipcast.engine.sound_timeline import AudioSource, Timeline, source_timeline
 from lipcast.env import launched, logger
 from lipcast.media.audio import AudioFile, PcmSource
 from lipcast.media.characters import Cast, Character, Region, find_regions, open_sound
@@ -353,8 +348,7 @@ class Lipcast(Closing):
     ) -> Timeline:
         """Return the sound of a range of blocks, cut along them."""
         sources = source.voices if isinstance(source, Cast) else (source,)
-        found = [source_timeline(self.bundle.speech, x, spec, block_range) for x in sources]
-        return CharactersTimeline(found, mixed) if isinstance(source, Cast) else found[0]
+        return source_timeline(self.bundle.speech, sources, spec=spec, part=block_range, mix=mixed)
 
     def _open(
         self,

@@ -202,10 +202,26 @@ class AudioTimeline:
         return np.zeros((count, self._source.num_channels), dtype=np.float32)
 
 
+Mix = Callable[[Sequence[Samples]], Samples]
+"""Adds stretches of equal length."""
+
+
 def source_timeline(
+    encoder: SpeechEncoder,
+    sources: Sequence[AudioSource],
+    *,
+    spec: VideoSpec,
+    part: BlockRange,
+    mix: Mix,
+) -> Timeline:
+    """Return the sound of a range of blocks of a video, cut along them; of one voice or of several."""
+    found = [_audio_timeline(encoder, source, spec, part) for source in sources]
+    return found[0] if len(found) == 1 else CharactersTimeline(found, mix)
+
+
+def _audio_timeline(
     encoder: SpeechEncoder, source: AudioSource, spec: VideoSpec, block_range: BlockRange
 ) -> AudioTimeline:
-    """Return the sound of a range of blocks of a video, cut along them."""
     end = block_range.end_block and block_range.end_block * spec.video_frames_per_block
     features = FeatureStream(
         encoder,
@@ -227,10 +243,7 @@ def source_timeline(
 class CharactersTimeline:
     """The sounds of several characters, all of one length: their features, and the mix of their samples."""
 
-    def __init__(
-        self, timelines: Sequence[AudioTimeline], mix: Callable[[Sequence[Samples]], Samples]
-    ) -> None:
-        """`mix` adds stretches of equal length."""
+    def __init__(self, timelines: Sequence[AudioTimeline], mix: Mix) -> None:
         self._timelines, self._mix = timelines, mix
         self._taken: list[Tensor] = []
         """Features of the first characters, where those of the next one could not be made."""

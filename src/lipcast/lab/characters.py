@@ -12,7 +12,6 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from lipcast.errors import InputError
 from lipcast.lab.face import face_track
@@ -54,7 +53,7 @@ def _masks(
     if first is None:
         raise InputError(f"expected a video, got {footage.name} without any picture")
     height, width, _ = first.shape
-    image = Image.fromarray(first) if portrait is None else load_portrait(portrait)
+    image = load_portrait(first if portrait is None else portrait)
     return fit_masks(region_masks([each.region for each in characters], image), height, width)
 
 
