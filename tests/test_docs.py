@@ -175,6 +175,8 @@ OTHER_PAGES = (
     "docs/plan.md",
     "docs/low-vram-study.md",
     "docs/api-reference.md",
+    "docs/lora-training.md",
+    "docs/training.md",
     "docs/decisions/README.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",

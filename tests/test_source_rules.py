@@ -224,6 +224,7 @@ BAD_IMPORTS = (
     ("cli/serve.py", "def f():\n    import fastapi"),
     ("serve/hub.py", "import httpx2"),
     ("cli/serve.py", "import folder_paths"),
+    ("jobs/local.py", "import lipcast_train"),
     ("cli/serve.py", "import livekit.rtc"),
 )
 

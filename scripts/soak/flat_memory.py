@@ -38,9 +38,14 @@ class PassThrough(LaneExecutor):
     """Prepares a video for real, rings and sink included, and calls the noise of a block clean."""
 
     def start(
-        self, block: int, features_LCV: torch.Tensor, latent_CFHW: torch.Tensor | None = None
+        self,
+        block: int,
+        features_LCV: torch.Tensor,
+        latent_CFHW: torch.Tensor | None = None,
+        *,
+        pose_CFHW: torch.Tensor | None = None,
     ) -> None:
-        assert features_LCV.isfinite().all() and latent_CFHW is None, block
+        assert features_LCV.isfinite().all() and latent_CFHW is None and pose_CFHW is None, block
 
     def run(self, tick: Tick) -> list[tuple[int, torch.Tensor]]:
         last, count = self._spec.order.num_steps - 1, self._spec.geometry.latents_per_block

@@ -46,6 +46,12 @@ def make(model: lipcast.Lipcast, end: int | None = None, **inputs: Any) -> Made:
         return found, session.snapshot
 
 
+def pose_of(snapshot: SessionSnapshot) -> torch.Tensor:
+    """The pose latents that a snapshot keeps."""
+    kept = [block.pose_CFHW for block in snapshot.blocks]
+    return torch.cat([pose for pose in kept if pose is not None], dim=1)
+
+
 def published(model: lipcast.Lipcast, frames: list[np.ndarray], num_latents: int) -> torch.Tensor:
     """The pose latents as published: clip by clip at once, each with its first frame in front."""
     seen = []
@@ -71,7 +77,7 @@ def test_pose_latents_are_those_of_the_published_arithmetic(
     """Through to the transformer: what is added to every token, and the end of the pose after 30 frames."""
     direction = lipcast.Direction(pose_video=clip, pose_end="black")
     _, snapshot = make(quick, direction=direction, **inputs)
-    ours = torch.cat([block.pose_CFHW for block in snapshot.blocks], dim=1)
+    ours = pose_of(snapshot)
     theirs = published(quick, pictures(30), 12)
     assert ours.shape == theirs.shape == (16, 12, 8, 8)
     assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
@@ -81,14 +87,21 @@ def test_the_pose_is_added_to_the_tokens_of_the_noise(
     quick: lipcast.Lipcast, inputs: dict[str, Any], clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, torch.Tensor, torch.Tensor]] = []
-    real = DiT._embed_noisy
+    lanes_to_come: list[Any] = []
+    forward, embed_noisy = DiT.forward, DiT.embed_noisy
 
-    def embed(self: DiT, lane: Any) -> torch.Tensor:
-        tokens = real(self, lane)
-        seen.append((lane.conditions.first_frame, lane.latent_CFHW.clone(), tokens))
+    def watched(self: DiT, lanes: Any) -> Any:
+        lanes_to_come.extend(lanes)
+        return forward(self, lanes)
+
+    def embed(self: DiT, latent: torch.Tensor, pose: torch.Tensor | None) -> torch.Tensor:
+        tokens, lane = embed_noisy(self, latent, pose), lanes_to_come.pop(0)
+        assert lane.latent_CFHW is latent
+        seen.append((lane.conditions.first_frame, latent.clone(), tokens))
         return tokens
 
-    monkeypatch.setattr(DiT, "_embed_noisy", embed)
+    monkeypatch.setattr(DiT, "forward", watched)
+    monkeypatch.setattr(DiT, "embed_noisy", embed)
     make(quick, direction=lipcast.Direction(pose_video=clip), end=2, **inputs)
     dit, pose = quick.bundle.dit, published(quick, pictures(30), 8)
     for first, latent, tokens in seen:
@@ -162,7 +175,7 @@ def test_schedules_and_interruptions_change_nothing(
     for x, y, z in zip(whole, waves, first + rest, strict=True):
         assert (x - y).abs().max() <= 1e-4 and (x - z).abs().max() <= 1e-5
     theirs = published(quick, pictures(30) * 2, 12)
-    ours = torch.cat([block.pose_CFHW for block in last.blocks], dim=1)
+    ours = pose_of(last)
     assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from fake_live import SIDE, FakeModel
+from lipcast.config.generate_options import GenerateOptions
 from lipcast.errors import AdmissionError
 
 pytest.importorskip("pipecat", reason="pipecat-ai is not installed")
@@ -230,7 +231,8 @@ async def test_cancel_closes_everything_in_the_middle_of_a_word():
         live = running.service._live
         await running.worker.cancel()
         await running.sink.until(lambda _: running.sink.of(CancelFrame))
-    assert live.has_ended and [session.closed for session in running.model.sessions] == [True]
+        assert live.has_ended and [session.closed for session in running.model.sessions] == [True]
+    assert not [task for task in asyncio.all_tasks() if "Lipcast" in task.get_name()]
 
 
 @in_a_loop
@@ -265,3 +267,16 @@ async def test_a_session_that_fails_is_told_and_speech_goes_on():
         await running.say(*utterance(0.3, 3000))
         await running.sink.until(lambda frames: is_stopped(frames, 2))
         assert heard(running.sink.frames).endswith(speech(0.3, 3000).audio)
+
+
+@pytest.mark.slow
+@in_a_loop
+async def test_with_a_real_model(hurried, quick):
+    options = GenerateOptions(size="64*64", sample_steps=2)
+    async with Running(quick, options=options) as running:
+        await running.say(*utterance(0.96), EndFrame())
+        await running.sink.until(lambda _: running.sink.of(EndFrame))
+        assert heard(running.sink.frames) == speech(0.96).audio
+        pictures = running.sink.of(OutputImageRawFrame)
+        assert len({picture.image for picture in pictures}) > 12
+        assert not running.errors

@@ -97,6 +97,6 @@ def test_a_browser_sees_and_hears_it_and_interrupts(loopback):
         assert hears(page, by_stream=True)
         served.say(InterruptionFrame())
         until(page, f"{LEVEL} < 150")
-        page.close()
+        page.evaluate("peer.close()")
         wait(lambda: not served.bot.workers)
     assert [session.closed for session in served.model.sessions] == [True]

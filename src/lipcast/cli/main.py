@@ -9,15 +9,22 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+Program = Callable[[Sequence[str]], int]
+"""Runs one command; returns its exit code, or lets its error through."""
 
 
-def main(arguments: Sequence[str]) -> int:
+def _lipcast(arguments: Sequence[str]) -> int:
+    from lipcast.cli.app import run_command
+
+    return run_command(arguments)
+
+
+def main(arguments: Sequence[str], program: Program = _lipcast) -> int:
     """Run one command and return its exit code; never raises."""
     try:
-        from lipcast.cli.app import run_command
-
-        return run_command(arguments)
+        return program(arguments)
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in arguments:
             traceback.print_exc()
@@ -36,15 +43,15 @@ def _report(error: BaseException, *, as_json: bool) -> int:
     return explanation.exit_code
 
 
-def run() -> None:
-    """Run the `lipcast` command of this process."""
+def run(program: Program = _lipcast) -> None:
+    """Run the `lipcast` command of this process, or another program's."""
     from lipcast.cli.signals import ignore_interrupts, interrupt_on_termination
     from lipcast.cli.streams import open_streams
 
     interrupt_on_termination()
     open_streams()
     try:
-        exit_code = main(sys.argv[1:])
+        exit_code = main(sys.argv[1:], program)
     except KeyboardInterrupt:  # while an error was being reported
         exit_code = 130
     # The work is done; an interrupt while Python takes itself down would only print a traceback.

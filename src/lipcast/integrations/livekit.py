@@ -32,7 +32,7 @@ from lipcast.speech.sound import to_int16
 _FRAME_S = 1 / VIDEO_FPS
 _LATE_S = _FRAME_S / 2
 """A frame later than this begins a new clock; an earlier one is caught up with."""
-_SETTLE_S = 0.15
+_SETTLE_S = 1.0
 """How long an interruption waits at most until sound that was handed on has been taken."""
 _ROUNDING_S = 0.001
 _COMINGS = "connection_state_changed", "participant_connected", "participant_disconnected"

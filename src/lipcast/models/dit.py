@@ -159,10 +159,7 @@ class DiT(nn.Module):
     ) -> None:
         """Run the condition tokens [reference | motion] at time zero; `sink` keeps keys and values."""
         height, width = self._patches(*ref_C1HW.shape[2:])
-        ref_TD = conv32(self.patch_embedding, ref_C1HW).flatten(1).T
-        motion_TD = self.frame_packer(motion_CFHW)
-        mask = self.trainable_cond_mask.weight
-        x_1TD = torch.cat((ref_TD + mask[_REF_ROW], motion_TD + mask[_MOTION_ROW]))[None]
+        x_1TD = self.embed_condition(ref_C1HW, motion_CFHW)[None]
         ref = self.rotary.video(REF_FRAME, 1, height, width).to(self.device)
         motion = self.rotary.motion(height, width).to(self.device)
         rows_16D = self.encode_time(0.0).block_6D[None]
@@ -187,14 +184,13 @@ class DiT(nn.Module):
 
     def forward(self, lanes: Sequence[Lane]) -> list[Tensor]:
         """Return velocities_CFHW, one per lane. Rings of the lanes are written; lanes have equal S."""
-        x_GSD = torch.cat([self._embed_noisy(lane) for lane in lanes])
+        x_GSD = torch.cat(
+            [self.embed_noisy(lane.latent_CFHW, lane.conditions.pose_FSD) for lane in lanes]
+        )
         frames = [lane.latent_CFHW.shape[1] for lane in lanes]
-        rows_G6D = torch.cat(
-            [_per_frame(lane.time.block_6D, f) for lane, f in zip(lanes, frames, strict=True)]
-        )
-        head_GD = torch.cat(
-            [_per_frame(lane.time.head_D, f) for lane, f in zip(lanes, frames, strict=True)]
-        )
+        times = list(zip((lane.time for lane in lanes), frames, strict=True))
+        rows_G6D = torch.cat([_per_frame(time.block_6D, count) for time, count in times])
+        head_GD = torch.cat([_per_frame(time.head_D, count) for time, count in times])
         audio = join_audio([lane.conditions.audio for lane in lanes])
         injectors = {layer: i for i, layer in enumerate(self.config.audio_inject_layers)}
         for layer, block in self._each_layer("tick"):
@@ -204,10 +200,8 @@ class DiT(nn.Module):
             if layer in injectors:
                 residual_GSD = self.audio_injector(injectors[layer], x_GSD, audio)
                 x_GSD = self.kernels.add(x_GSD, residual_GSD)
-        patches = self.head(x_GSD, head_GD).split(frames)
-        return [
-            self._unpatchify(p, lane.latent_CFHW) for p, lane in zip(patches, lanes, strict=True)
-        ]
+        patches = zip(self.head(x_GSD, head_GD).split(frames), lanes, strict=True)
+        return [self.unpatchify(p, lane.latent_CFHW) for p, lane in patches]
 
     def _each_layer(self, use: WeightUse) -> Iterator[tuple[int, TransformerBlock]]:
         """Yield the layers in order, each with its weights at hand."""
@@ -215,17 +209,22 @@ class DiT(nn.Module):
             self.ensure_resident(use, layer)
             yield layer, block
 
-    def _embed_noisy(self, lane: Lane) -> Tensor:
-        """Return tokens_FSD. Without a pose the condition latent is zero: its encoder adds its bias only."""
-        tokens_DFhw = conv32(self.patch_embedding, lane.latent_CFHW)
-        tokens_FSD = tokens_DFhw.flatten(2).permute(1, 2, 0)
-        if (pose_FSD := lane.conditions.pose_FSD) is not None:
-            return tokens_FSD + pose_FSD + self.trainable_cond_mask.weight[_NOISY_ROW]
-        assert self.cond_encoder.bias is not None
-        added_D = self.cond_encoder.bias + self.trainable_cond_mask.weight[_NOISY_ROW]
-        return tokens_FSD + added_D
+    def embed_condition(self, ref_C1HW: Tensor, motion_CFHW: Tensor) -> Tensor:
+        """Return the condition tokens_TD, [reference | motion]."""
+        ref_TD, mask = conv32(self.patch_embedding, ref_C1HW).flatten(1).T, self.trainable_cond_mask
+        motion_TD = self.frame_packer(motion_CFHW) + mask.weight[_MOTION_ROW]
+        return torch.cat((ref_TD + mask.weight[_REF_ROW], motion_TD))
 
-    def _unpatchify(self, patches_FSP: Tensor, like_CFHW: Tensor) -> Tensor:
+    def embed_noisy(self, latent_CFHW: Tensor, pose_FSD: Tensor | None = None) -> Tensor:
+        """Return tokens_FSD. Without a pose the condition latent is zero: its encoder adds its bias only."""
+        tokens_FSD = conv32(self.patch_embedding, latent_CFHW).flatten(2).permute(1, 2, 0)
+        mask_D, bias_D = self.trainable_cond_mask.weight[_NOISY_ROW], self.cond_encoder.bias
+        assert bias_D is not None
+        if pose_FSD is None:
+            return tokens_FSD + (bias_D + mask_D)
+        return tokens_FSD + pose_FSD + mask_D
+
+    def unpatchify(self, patches_FSP: Tensor, like_CFHW: Tensor) -> Tensor:
         """Turn rows of (ph, pw, c), c fastest, back into a picture."""
         _, ph, pw = self.config.patch_size
         frames, height, width = like_CFHW.shape[1:]

@@ -56,6 +56,10 @@ class TinyDecoder(nn.Module):
         return torch.cat([self._pictures(z_BCTHW, state) for z_BCTHW in latents], dim=2)
 
     def _pictures(self, z_BCTHW: Tensor, state: StreamState) -> Tensor:
+        return self.raw_pictures(z_BCTHW, state).clamp(0.0, 1.0) * 2 - 1
+
+    def raw_pictures(self, z_BCTHW: Tensor, state: StreamState) -> Tensor:
+        """Return the pictures of one latent frame from 0 to 1, not yet clamped."""
         is_first = not state.caches
         x_TCHW = frames_of(z_BCTHW)
         for name, layer in self.decoder.named_children():
@@ -64,8 +68,7 @@ class TinyDecoder(nn.Module):
             else:
                 x_TCHW = layer(x_TCHW)
         # Of the first latent only the last picture belongs to the video.
-        shown_TCHW = x_TCHW[-1:] if is_first else x_TCHW
-        return video_of(shown_TCHW.clamp(0.0, 1.0) * 2 - 1)
+        return video_of(x_TCHW[-1:] if is_first else x_TCHW)
 
     def _with_memory(
         self, name: str, block: MemoryBlock, x_TCHW: Tensor, state: StreamState

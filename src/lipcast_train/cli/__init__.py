@@ -1,0 +1,1 @@
+"""The `lipcast-train` command."""

@@ -1,0 +1,153 @@
+"""Clips as the transformer takes them, encoded once: latents, voice features, prompt; on the disk, bounded.
+
+Input: a pool of clips and the finished encoders. Output: `EncodedClip`, from memory or from a file. The
+folder belongs to one pair of encoders: `identity` names them, and other files are removed. When the folder is
+full, the oldest file makes room.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lipcast.models.speech import SpeechEncoder
+from lipcast.models.vae import VideoVAE
+from lipcast.weights.disk import make_directory
+from lipcast.weights.files import open_tensors
+from lipcast.weights.source import TensorInfo
+from lipcast.weights.writer import write_safetensors
+from lipcast_train.data.clips import Clip
+from lipcast_train.data.pool import ClipPool, pixel_weights, video_of_frames
+from lipcast_train.networks.autoencoder import encode_normalised
+from lipcast_train.networks.voices import encode_voice
+
+STILL_LATENTS = 3
+"""Latents of the portrait at rest before the clip begins, as the decoder is primed with."""
+_KEY = "lipcast_train"
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedClip:
+    """`still_CFHW`: the portrait at rest; `weights_HW`: weights of the latents in a loss."""
+
+    latents_CFHW: Tensor
+    still_CFHW: Tensor
+    features_LEV: Tensor
+    weights_HW: Tensor
+    prompt: str
+
+
+@torch.no_grad()
+def encode_clip(
+    clip: Clip,
+    vae: VideoVAE,
+    speech: SpeechEncoder,
+    *,
+    device: torch.device,
+    still_latents: int = STILL_LATENTS,
+) -> EncodedClip:
+    """Encode a clip as the continuation of its portrait at rest."""
+    still = np.repeat(clip.portrait_HWC[None], 1 + 4 * (still_latents - 1), axis=0)
+    video = video_of_frames(np.concatenate([still, clip.frames_THWC]), device)
+    latents = encode_normalised(vae, video)[0].float()
+    wave_N = torch.from_numpy(clip.wave_N).to(device)
+    features = encode_voice(speech, wave_N, len(clip.frames_THWC))
+    weights = functional.avg_pool2d(pixel_weights(clip)[None], vae.config.spatial_factor)[0]
+    split = [still_latents, latents.shape[1] - still_latents]
+    still_CFHW, latents_CFHW = latents.cpu().split(split, dim=1)
+    return EncodedClip(latents_CFHW, still_CFHW, features.cpu(), weights, clip.prompt)
+
+
+class LatentCache:
+    """Encoded clips in a folder of at most `max_bytes`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        pool: ClipPool,
+        vae: VideoVAE,
+        speech: SpeechEncoder,
+        *,
+        identity: str,
+        device: torch.device,
+        max_bytes: int,
+        still_latents: int = STILL_LATENTS,
+    ) -> None:
+        """`still_latents`: those of the portrait before a clip; all motion latents, where they differ."""
+        self._folder, self._pool = folder, pool
+        self._vae, self._speech, self._device = vae, speech, device
+        self._identity, self._max_bytes = identity, max_bytes
+        self._still_latents = still_latents
+        self._kept: dict[int, EncodedClip] = {}
+        make_directory(folder)
+        for path in folder.glob("*.safetensors"):
+            if not path.name.startswith(f"{identity}-"):
+                path.unlink(missing_ok=True)
+
+    def __len__(self) -> int:
+        return len(self._pool)
+
+    def clip(self, index: int) -> EncodedClip:
+        """Return a clip, encoded now if it is not there."""
+        if index not in self._kept:
+            path = self._folder / f"{self._identity}-{index:06d}.safetensors"
+            if path.exists():
+                self._kept[index] = _read(path)
+            else:
+                clip = encode_clip(
+                    self._pool.clip(index), self._vae, self._speech,
+                    device=self._device, still_latents=self._still_latents,
+                )  # fmt: skip
+                self._kept[index] = clip
+                self._write(path, clip)
+            self._forget()
+        return self._kept[index]
+
+    def _write(self, path: Path, clip: EncodedClip) -> None:
+        tensors = _tensors(clip)
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        others = sorted(self._folder.glob("*.safetensors"))
+        used = sum(other.stat().st_size for other in others)
+        while others and used + size > self._max_bytes:
+            oldest = min(others, key=lambda other: other.stat().st_mtime_ns)
+            others.remove(oldest)
+            used -= oldest.stat().st_size
+            oldest.unlink(missing_ok=True)
+        infos = [TensorInfo(name, tuple(t.shape), t.dtype) for name, t in tensors.items()]
+        metadata = {_KEY: json.dumps({"prompt": clip.prompt})}
+        write_safetensors(path, infos, tensors.__getitem__, metadata=metadata)
+
+    def _forget(self) -> None:
+        """Hold no more in memory than on the disk."""
+        sizes = {
+            i: sum(t.nbytes for t in _tensors(clip).values()) for i, clip in self._kept.items()
+        }
+        while len(self._kept) > 1 and sum(sizes.values()) > self._max_bytes:
+            oldest = next(iter(self._kept))
+            del self._kept[oldest], sizes[oldest]
+
+
+def _tensors(clip: EncodedClip) -> dict[str, Tensor]:
+    return {
+        "latents": clip.latents_CFHW,
+        "still": clip.still_CFHW,
+        "features": clip.features_LEV,
+        "weights": clip.weights_HW,
+    }
+
+
+def _read(path: Path) -> EncodedClip:
+    source = open_tensors(path)
+    return EncodedClip(
+        source.read("latents"),
+        source.read("still"),
+        source.read("features"),
+        source.read("weights"),
+        prompt=json.loads(source.metadata[_KEY])["prompt"],
+    )

@@ -1,0 +1,1 @@
+"""Portraits drawn from signed distances, in batches of frames."""

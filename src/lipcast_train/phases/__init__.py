@@ -1,0 +1,1 @@
+"""What is trained, one phase after the other: an objective, and where its batches come from."""

@@ -1,0 +1,172 @@
+"""Phases 4 and 5: the transformer by flow matching, then at the inference steps on its own rollouts.
+
+Both run whole windows in one forward, one timestep a sample. In the second the noisy latents of a window are
+what the model itself made of noise in the steps before, so that it sees its own history and its own errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lipcast.config.timesteps import FlowSchedule, flow_schedule
+from lipcast.models.dit import DiT
+from lipcast.models.text import TextEncoder
+from lipcast.models.vae import VideoVAE
+from lipcast_train.data.cache import STILL_LATENTS, LatentCache
+from lipcast_train.data.pool import dice
+from lipcast_train.data.windows import (
+    WindowBatch,
+    WindowShape,
+    collate,
+    draw_window,
+    window_batches,
+)
+from lipcast_train.networks.window import WindowConditions, prepare_window, window_velocity
+from lipcast_train.training.loop import Phase, Recipe
+from lipcast_train.training.pictures import write_strip
+
+_AT_STEPS = 0.7
+"""Share of the samples whose noise is that of an inference step."""
+_LAST_STEP = 0.05
+"""Share of those at the last step, which hardly moves the latents."""
+_LEAST_NOISE = 0.02
+
+
+class WindowModel(nn.Module):
+    """The transformer and the text encoder, trained together."""
+
+    def __init__(self, dit: DiT, text: TextEncoder, *, ring_frames: int) -> None:
+        super().__init__()
+        self.dit, self.text = dit.requires_grad_(True), text.requires_grad_(True)
+        dit.cond_encoder.weight.requires_grad_(False)  # there are no poses
+        self._ring_frames = ring_frames
+        config = dit.config
+        self.flow: FlowSchedule = flow_schedule(config.sample_steps, shift=config.sample_shift)
+        self._shift = config.sample_shift
+
+    def prepare(self, batch: WindowBatch) -> WindowConditions:
+        """Embed the prompts; every text once."""
+        known = {prompt: self._embedded(prompt) for prompt in sorted(set(batch.prompts))}
+        return conditions_of(batch, known)
+
+    def _embedded(self, prompt: str) -> Tensor:
+        ids = torch.tensor([self.text.token_ids(prompt)], device=self.dit.device)
+        return self.text(ids)[0]  # type: ignore[no-any-return]
+
+    def rollout(self, batch: WindowBatch, num_steps: int) -> Tensor:
+        """Return the latents after the first steps from noise."""
+        conditions = self.prepare(batch)
+        prepared = prepare_window(self.dit, conditions, ring_frames=self._ring_frames)
+        latent, flow = batch.noise_BCFHW, self.flow
+        for step in range(num_steps):
+            times = [flow.timesteps[step]] * len(latent)
+            velocity = window_velocity(self.dit, latent, times, prepared)
+            latent = latent + (flow.sigmas[step + 1] - flow.sigmas[step]) * velocity.float()
+        return latent
+
+    def velocity(self, batch: WindowBatch, latent: Tensor, sigmas: list[float]) -> Tensor:
+        """Return the velocity at a noise level a sample."""
+        prepared = prepare_window(self.dit, self.prepare(batch), ring_frames=self._ring_frames)
+        times = [1000 * sigma for sigma in sigmas]
+        return window_velocity(self.dit, latent, times, prepared).float()
+
+    def noise_level(self, level: float) -> float:
+        """Return the sigma of a uniform number."""
+        return noise_level(level, self.flow, shift=self._shift)
+
+
+def conditions_of(batch: WindowBatch, contexts: Mapping[str, Tensor]) -> WindowConditions:
+    """Return what windows are made from, with the embedded prompts by their texts."""
+    return WindowConditions(
+        batch.ref_BC1HW,
+        batch.motion_BCFHW,
+        batch.features_BLEV,
+        tuple(contexts[prompt] for prompt in batch.prompts),
+        batch.first_frames,
+        batch.distances,
+    )
+
+
+def noise_level(level: float, flow: FlowSchedule, *, shift: float) -> float:
+    """Return the sigma of a uniform number: mostly one of an inference step, else any."""
+    steps = flow.sigmas[:-1]
+    if level < _AT_STEPS:
+        level /= _AT_STEPS
+        if level < _LAST_STEP or len(steps) == 1:
+            return steps[-1]
+        return steps[int((level - _LAST_STEP) / (1 - _LAST_STEP) * (len(steps) - 1))]
+    uniform = (level - _AT_STEPS) / (1 - _AT_STEPS)
+    return max(_LEAST_NOISE, shift * uniform / (1 + (shift - 1) * uniform))
+
+
+def flow_matching_loss(
+    batch: WindowBatch, sigmas: Sequence[float], velocity_of: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Return the weighted squared error of the velocity from data to noise, at a noise level a sample."""
+    sigma_B1 = batch.clean_BCFHW.new_tensor(sigmas)[:, None, None, None, None]
+    latent = (1 - sigma_B1) * batch.clean_BCFHW + sigma_B1 * batch.noise_BCFHW
+    error = velocity_of(latent) - (batch.noise_BCFHW - batch.clean_BCFHW)
+    return (error.square() * batch.weights_B1HW[:, :, None]).mean()
+
+
+class FlowObjective(WindowModel):
+    """Flow matching with the true past: the velocity from data to noise."""
+
+    def forward(self, batch: WindowBatch) -> dict[str, Tensor]:
+        """Return the weighted squared error of the velocity."""
+        sigmas = [self.noise_level(level) for level in batch.levels]
+        loss = flow_matching_loss(
+            batch, sigmas, lambda latent: self.velocity(batch, latent, sigmas)
+        )
+        return {"loss": loss}
+
+
+class RolloutObjective(WindowModel):
+    """At an inference step, from the model's own latents: what it takes for clean shall be clean."""
+
+    def forward(self, batch: WindowBatch) -> dict[str, Tensor]:
+        """Return the weighted squared error of the clean latents."""
+        num_steps = max(1, len(self.flow.timesteps) - 1)
+        step = int(batch.levels[0] * num_steps)
+        with torch.no_grad():
+            latent = self.rollout(batch, step)
+        sigma = self.flow.sigmas[step]
+        velocity = self.velocity(batch, latent, [sigma] * len(latent))
+        error = latent - sigma * velocity - batch.clean_BCFHW
+        return {"loss": (error.square() * batch.weights_B1HW[:, :, None]).mean()}
+
+
+def transformer_phase(
+    model: FlowObjective | RolloutObjective,
+    recipe: Recipe,
+    cache: LatentCache,
+    vae: VideoVAE,
+    *,
+    shape: WindowShape,
+    seed: int,
+) -> Phase:
+    """Return one of the two phases of the transformer."""
+    name = "transformer" if isinstance(model, FlowObjective) else "few-steps"
+    device = model.dit.device
+    batches = window_batches(
+        cache, shape, size=recipe.batch_size, seed=seed + len(name), device=device
+    )
+
+    def sample(path: Path) -> None:
+        clip = cache.clip(0)
+        batch = collate([draw_window(clip, shape, dice(seed, "sample"))], device)
+        made = model.rollout(batch, len(model.flow.timesteps))
+        rows = [_decoded(vae, clip.still_CFHW.to(device), x[0]) for x in (batch.clean_BCFHW, made)]
+        write_strip(path, rows)
+
+    return Phase(name, recipe, model, batches, sample=sample)
+
+
+def _decoded(vae: VideoVAE, still_CFHW: Tensor, latents_CFHW: Tensor) -> Tensor:
+    """Return the video of latents that follow the portrait at rest."""
+    video = vae.decode(torch.cat((still_CFHW, latents_CFHW), dim=1)[None])
+    return video[:, :, 1 + 4 * (STILL_LATENTS - 1) :]

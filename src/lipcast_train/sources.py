@@ -1,0 +1,48 @@
+"""The clips that a preset is trained on, and those that are kept for its report.
+
+Input: a preset, perhaps a folder of real videos. Output: clip sources.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from lipcast.errors import UsageError
+from lipcast_train.data.clips import Clip, ClipSource
+from lipcast_train.presets import Preset
+
+_FRAMES_PER_BLOCK = 12
+_HELD_OUT_SEED = 1_000_003
+
+
+def open_source(preset: Preset, data: Path | None, device: torch.device) -> ClipSource:
+    """Return drawn clips, or those of a folder. Raises UsageError for a folder without any."""
+    num_blocks = preset.clip_frames // _FRAMES_PER_BLOCK
+    if data is None:
+        return _drawn(preset, preset.num_clips, preset.seed, device)
+    from lipcast_train.data.folder import FolderClips  # needs FFmpeg
+
+    clips = FolderClips(data, num_blocks=num_blocks, side=preset.side)
+    if not len(clips):
+        seconds = preset.clip_frames / 25
+        raise UsageError(
+            f"--data: {data} has no video of at least {seconds:g} s; give a folder of videos with sound"
+        )
+    return clips
+
+
+def held_out_clips(preset: Preset) -> list[tuple[int, Clip]]:
+    """Return drawn clips of people and voices that no training with this preset has seen."""
+    source = _drawn(preset, preset.held_out, preset.seed + _HELD_OUT_SEED, torch.device("cpu"))
+    return [(index, source.clip(index)) for index in range(preset.held_out)]
+
+
+def _drawn(preset: Preset, count: int, seed: int, device: torch.device) -> ClipSource:
+    from lipcast_train.data.procedural import ProceduralClips
+
+    num_blocks = preset.clip_frames // _FRAMES_PER_BLOCK
+    return ProceduralClips(
+        num_clips=count, seed=seed, num_blocks=num_blocks, side=preset.side, device=device
+    )
