@@ -18,6 +18,7 @@ import click
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import lipcast
 import lipcast.api
@@ -31,8 +32,8 @@ from lipcast.weights.prompts import PromptEmbedding, write_embedding
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", *(f"docs/{name}.md" for name in (
-    "generate", "directing", "checkpoints", "python-api", "architecture", "troubleshooting", "lab",
-    "long-videos", "cluster",
+    "generate", "directing", "several-characters", "checkpoints", "python-api", "architecture",
+    "troubleshooting", "lab", "long-videos", "cluster",
     "low-memory",
     "many-gpus",
 )))  # fmt: skip
@@ -87,6 +88,9 @@ def folder(
         write_wav(tmp_path / "examples" / path.name)
     shutil.copy(ROOT / "examples" / "portrait_0.png", tmp_path / "me.png")
     write_wav(tmp_path / "hello.wav")
+    for name in ("anna", "ben"):
+        write_wav(tmp_path / f"{name}.wav")
+    Image.new("RGB", (256, 128), "pink").save(tmp_path / "two.png")
     shutil.copytree(videos, tmp_path, dirs_exist_ok=True)
     (tmp_path / "prompts.csv").write_text("second,prompt\n1,he laughs\n")
     # One cell, which is refused before a process is started.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lipcast.api import (
         AVFrame,
+        Character,
         Direction,
         FrameBlock,
         GenerateOptions,
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "AVFrame", "Direction", "FrameBlock", "GenerateOptions", "GpuOptions", "Lipcast", "LiveLimits",
+    "AVFrame", "Character", "Direction", "FrameBlock", "GenerateOptions", "GpuOptions", "Lipcast",
+    "LiveLimits",
     "LiveSession", "MemoryOptions", "PushSession", "Video", "__version__", "load", "save_blocks", "speak",
 ]  # fmt: skip
 

@@ -37,20 +37,22 @@ from lipcast.engine.engine import Engine
 from lipcast.engine.frames import FrameBlock
 from lipcast.engine.live import LiveSession
 from lipcast.engine.live_runner import LiveRunner
-from lipcast.engine.live_timeline import LiveSounds, LiveTimeline
+from lipcast.engine.live_sounds import LiveSounds
+from lipcast.engine.live_timeline import LiveTimeline
 from lipcast.engine.live_types import AVFrame, LiveLimits
 from lipcast.engine.loading import LoadSettings, load_networks, read_device, read_precision
 from lipcast.engine.push_session import PushSession
 from lipcast.engine.session import Session
 from lipcast.engine.session_builder import Conditioning
 from lipcast.engine.snapshot import WHOLE_VIDEO, BlockRange, SessionSnapshot
-from lipcast.engine.sound_timeline import AudioSource, AudioTimeline, Timeline
-from lipcast.engine.speech_features import FeatureStream
+from lipcast.engine.sound_timeline import AudioSource, Timeline, source_timeline
 from lipcast.env import launched, logger
-from lipcast.media.audio import AudioFile, PcmSource, open_audio
+from lipcast.media.audio import AudioFile, PcmSource
+from lipcast.media.characters import Cast, Character, Region, find_regions, open_sound
 from lipcast.media.clip import open_motion, open_pose
 from lipcast.media.image import ImageSource, fit_portrait, load_portrait
 from lipcast.media.video import VideoWriter
+from lipcast.media.voices import mixed
 from lipcast.parallel.distributed_model import DistributedModel
 from lipcast.speech.spoken import speak
 from lipcast.weights.bundle import ModelBundle, NetworkName
@@ -61,7 +63,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
-    "AVFrame", "Direction", "FrameBlock", "GenerateOptions", "GpuOptions", "Lipcast", "LiveLimits",
+    "AVFrame", "Character", "Direction", "FrameBlock", "GenerateOptions", "GpuOptions", "Lipcast",
+    "LiveLimits",
     "LiveSession", "MemoryOptions", "PushSession", "Video", "load", "make_options", "open_writer",
     "save_blocks", "speak",
 ]  # fmt: skip
@@ -213,7 +216,8 @@ class Lipcast(Closing):
         self,
         *,
         image: ImageSource,
-        audio: str | Path | AudioFile,
+        audio: str | Path | AudioFile | None = None,
+        characters: Sequence[Character] = (),
         prompt: str | Path = "",
         direction: Direction = UNDIRECTED,
         on_block: Callable[[FrameBlock], None] | None = None,
@@ -224,6 +228,7 @@ class Lipcast(Closing):
         with self.stream(
             image=image,
             audio=audio,
+            characters=characters,
             prompt=prompt,
             direction=direction,
             options=options,
@@ -240,7 +245,8 @@ class Lipcast(Closing):
         self,
         *,
         image: ImageSource,
-        audio: str | Path | AudioFile,
+        audio: str | Path | AudioFile | None = None,
+        characters: Sequence[Character] = (),
         prompt: str | Path = "",
         direction: Direction = UNDIRECTED,
         snapshot: SessionSnapshot | None = None,
@@ -250,7 +256,8 @@ class Lipcast(Closing):
     ) -> Session:
         """Make a video block by block: an iterator of `FrameBlock`s, memory flat over any length.
 
-        audio: a file, or what `open_audio` has made of one. prompt: a text, or the `Path` of its
+        audio: a file, or what `open_audio` has made of one; in place of it, `characters`: where each of
+        several is in the picture, and what each says. prompt: a text, or the `Path` of its
         embedding, which needs no text encoder. direction: prompts over time, a pose, a beginning.
         snapshot: `snapshot` of an earlier session of the same video, which this one goes on from, with the
         same picture, whole sound and options. end_block: the session ends before this block.
@@ -258,12 +265,10 @@ class Lipcast(Closing):
         checked = generate_options(options, keywords)
         checked = replace(checked, pose=direction.pose_video is not None)
         portrait = load_portrait(image, crop=checked.crop)
-        source = (
-            audio if isinstance(audio, AudioFile) else open_audio(audio, clean=checked.clean_audio)
-        )
+        sound = open_sound(audio, characters, portrait, checked)
         block_range = BlockRange(snapshot, end_block)
         session = self._open(
-            portrait, source, prompt, checked, direction=direction, block_range=block_range
+            portrait, sound, prompt, checked, direction=direction, block_range=block_range
         )
         _warn_of_late_prompts(session)
         return session
@@ -287,6 +292,7 @@ class Lipcast(Closing):
         self,
         *,
         image: ImageSource,
+        characters: Sequence[Region] = (),
         prompt: str | Path = "",
         sample_rate: int = 48_000,
         idle: bool = True,
@@ -297,6 +303,7 @@ class Lipcast(Closing):
         """Open a live session: sound is pushed as it is spoken, pictures with their sound come out.
 
         `sample_rate` of the sound that comes out, in Hz; `idle`: show an idle face where nothing is said.
+        `characters`: regions of several people, each of whom has sound of its own (`push_audio`).
         All live sessions of a model are advanced by one thread, in common passes of the transformer.
         """
         bounds = limits or LiveLimits()
@@ -308,8 +315,10 @@ class Lipcast(Closing):
             video_frames_per_block=spec.video_frames_per_block,
             sample_rate=sample_rate,
             max_pending_s=bounds.max_pending_s,
+            num_characters=max(1, len(characters)),
         )
-        session = self._open(portrait, timeline, prompt, checked)
+        cast = Cast(find_regions(characters, portrait, checked)) if characters else None
+        session = self._open(portrait, timeline, prompt, checked, cast=cast)
         encode = self.bundle.encode_prompt
         live = LiveSession(session, timeline, encode_prompt=encode, limits=bounds, idle=idle)
         self._live_runner.add(live)
@@ -335,48 +344,39 @@ class Lipcast(Closing):
         return video_spec(adapted, dit, vae, height=height, width=width)
 
     def timeline(
-        self, source: AudioSource, spec: VideoSpec, block_range: BlockRange = WHOLE_VIDEO
-    ) -> AudioTimeline:
+        self, source: AudioSource | Cast, spec: VideoSpec, block_range: BlockRange = WHOLE_VIDEO
+    ) -> Timeline:
         """Return the sound of a range of blocks, cut along them."""
-        end = block_range.end_block and block_range.end_block * spec.video_frames_per_block
-        features = FeatureStream(
-            self.bundle.speech,
-            video_frames_per_block=spec.video_frames_per_block,
-            num_samples=source.num_speech_samples,
-            mean=source.speech_mean,
-            std=source.speech_std,
-            first_block=block_range.first_block,
-        )
-        return AudioTimeline(
-            source,
-            features,
-            video_frames_per_block=spec.video_frames_per_block,
-            max_frames=min((n for n in (spec.max_frames, end) if n is not None), default=None),
-            first_block=block_range.first_block,
-        )
+        sources = source.voices if isinstance(source, Cast) else (source,)
+        return source_timeline(self.bundle.speech, sources, spec=spec, part=block_range, mix=mixed)
 
     def _open(
         self,
         portrait: Image,
-        source: AudioSource | LiveTimeline,
+        source: AudioSource | Cast | LiveTimeline,
         prompt: str | Path,
         options: GenerateOptions,
         *,
         direction: Direction = UNDIRECTED,
         block_range: BlockRange = WHOLE_VIDEO,
+        cast: Cast | None = None,
     ) -> Session:
         spec = self.spec(options, height=portrait.height, width=portrait.width)
         prompts = direction.prompts_by_block(prompt, spec.video_frames_per_block)
         spec, num_motion = with_prompt_blocks(spec, prompts), self.bundle.dit.config.motion_frames
         size = {"height": spec.geometry.height, "width": spec.geometry.width}
         contexts = self.bundle.encode_prompts(prompts)
+        cast = source if isinstance(source, Cast) else cast
+        fit, first_TC = partial(fit_portrait, portrait), contexts.pop(0)
         conditioning = Conditioning(
-            partial(fit_portrait, portrait),
-            contexts.pop(0),
+            fit,
+            first_TC,
             contexts,
-            pose=open_pose(direction),
-            motion=open_motion(direction, num_motion, **size),
+            open_pose(direction),
+            open_motion(direction, num_motion, **size),
         )
+        if cast is not None:
+            conditioning = replace(conditioning, fit_masks=cast.fit, num_characters=cast.size)
         parts = self.backend.open(spec, conditioning, block_range.snapshot)
         try:
             timeline: Timeline = (

@@ -77,7 +77,7 @@ PUBLIC = (
 ALL_NAMES = [word.lstrip("-") for option in OPTIONS for word in option.opts]
 DRIVEN = {"image", "audio", "prompt", "prompt_embedding", "output", "save_dir", "model", "lora",
           "device", "precision", "fp8", "decoder", "segment", "sign", "json", "quiet", "verbose", "debug",
-          "base_seed", "text", "tts", "tts_voice", "tts_model", "prompts",
+          "base_seed", "text", "tts", "tts_voice", "tts_model", "prompts", "character",
           "pose_video", "pose_end", "continue_from"}  # fmt: skip
 REFUSED = [flag for flag in COMPAT_FLAGS if flag.is_refused]
 

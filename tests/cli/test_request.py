@@ -11,7 +11,7 @@ from PIL import Image
 
 from lipcast.cli.job_request import as_job
 from lipcast.cli.request import GenerateRequest, read_request
-from lipcast.errors import InputError, LipcastError, NotBuiltError, OutputError, UsageError
+from lipcast.errors import InputError, LipcastError, OutputError, UsageError
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_an_existing_output_is_left_alone_until_there_is_a_frame(files: Path) ->
             "expected a picture file, but folder.mp4 is a folder",
         ),
         ({"audio": "no.wav"}, InputError, "--audio: no.wav does not exist. Check the path."),
-        ({"audio": "hello.wav+hello.wav"}, NotBuiltError, "--audio: several voices"),
+        ({"audio": "hello.wav+hello.wav"}, UsageError, "--audio: several voices"),
     ],
 )
 def test_bad_values(

@@ -9,7 +9,7 @@ import torch
 from fake_live import BLOCK, FakeSession
 from lipcast.engine.live import LiveSession
 from lipcast.engine.live_runner import LiveRunner
-from lipcast.engine.live_timeline import LiveSounds
+from lipcast.engine.live_sounds import LiveSounds
 from lipcast.engine.live_types import LiveLimits
 from lipcast.media.audio import PcmSource
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lipcast.cli.characters import CHARACTER, read_characters
 from lipcast.cli.command import Option, Section, as_arguments, command
 from lipcast.cli.console import Console
 from lipcast.cli.generate import generate
@@ -34,6 +35,7 @@ def _file(name: str, help: str, **attributes: Any) -> Option:
         click.Argument(["video"], type=FILE, help="Video to evaluate."),
         _file("audio", "Audio that the lips should follow.", show_default="the video's own"),
         _file("reference", "Portrait that the video was made from."),
+        CHARACTER,
         _file("against", "Another video, to compare frame by frame."),
         _file(
             "face_model", "Another face mesh model (.tflite) for landmarks.",
@@ -59,6 +61,8 @@ def _file(name: str, help: str, **attributes: Any) -> Option:
     examples=(
         "lipcast evaluate out.mp4",
         "lipcast evaluate out.mp4 --reference me.png --against other.mp4",
+        "lipcast evaluate out.mp4 --reference two.png --character face1:anna.wav \\\n"
+        "    --character face2:ben.wav",
         "lipcast evaluate out.mp4 --append quality.jsonl --made_with sample_steps=3",
     ),
 )  # fmt: skip
@@ -70,6 +74,7 @@ def evaluate(
     made_with: str | None,
     infer_frames: int | None,
     segment_frames: int | None,
+    character: tuple[str, ...],
     **files: Path | None,
 ) -> None:
     """Measure lip sync, motion, drift and flicker.
@@ -87,7 +92,8 @@ def evaluate(
     pieces = {"block": BLOCK_FRAMES, "clip": infer_frames or CLIP_FRAMES}
     if segment_frames is not None:
         pieces["segment"] = segment_frames
-    found = measure(EvaluationInput(video, pieces=pieces, **files))
+    characters = read_characters({"character": character})
+    found = measure(EvaluationInput(video, pieces=pieces, characters=characters, **files))
     if append is not None:
         append_result(append, quality_record(found.document(), cell))
     console.result(found.document(), table(found))

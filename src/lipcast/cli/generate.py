@@ -53,6 +53,7 @@ _NOTICES = {
         "lipcast generate --image me.png --audio hello.wav --ckpt_dir ckpt/Wan2.2-S2V-14B \\\n"
         "    --gpus 4",
         'lipcast generate --image me.png --text "Hello there." -o out.mp4',
+        "lipcast generate --image two.png --character face1:anna.wav \\\n    --character face2:ben.wav",
     ),
 )
 def generate(console: Console, **flags: Any) -> None:
@@ -72,8 +73,10 @@ def generate(console: Console, **flags: Any) -> None:
     meter = Meter()
     request = read_request(flags)
     portrait = _check(request, console)
-    sound = cache(partial(_open_audio, request))  # decoded once to be measured, whoever asks first
-    long = is_long(request, sound)
+    sounds = cache(
+        partial(_open_sounds, request)
+    )  # decoded once to be measured, whoever asks first
+    long = is_long(request, sounds)
     automatic = "output" in request.randomised_fields
     with (
         claimed(request.output, automatic=automatic) as output,
@@ -83,7 +86,7 @@ def generate(console: Console, **flags: Any) -> None:
         made = (
             make_long(request, meter, bar, console)
             if long
-            else _make(request, (portrait, sound()), meter, bar, console)
+            else _make(request, (portrait, sounds()), meter, bar, console)
         )
     if console.as_json:
         print_json(made)
@@ -110,7 +113,11 @@ def _check(request: GenerateRequest, console: Console) -> Image:
     from lipcast.weights.checkpoint import ALL_PARTS, MODEL_PARTS, checkpoint_dir, find_checkpoint
 
     portrait = load_portrait(request.image, crop=request.options.crop)
-    if request.options.crop == "center":
+    if request.characters:
+        from lipcast.media.characters import find_regions
+
+        find_regions([each.region for each in request.characters], portrait, request.options)
+    elif request.options.crop == "center":
         note_faces(portrait, str(request.image))
     if isinstance(request.prompt, Path):
         from lipcast.weights.prompts import read_embedding
@@ -124,15 +131,17 @@ def _check(request: GenerateRequest, console: Console) -> Image:
     return portrait
 
 
-def _open_audio(request: GenerateRequest) -> AudioFile:
-    from lipcast.media.audio import open_audio
+def _open_sounds(request: GenerateRequest) -> tuple[AudioFile | None, ...]:
+    """Open the voice, or that of every character that has one."""
+    from lipcast.media.voices import opened
 
-    return open_audio(request.audio, clean=request.options.clean_audio)
+    voices = [each.audio for each in request.characters] if request.characters else [request.audio]
+    return opened(voices, clean=request.options.clean_audio)
 
 
 def _make(
     request: GenerateRequest,
-    inputs: tuple[Image, AudioFile],
+    inputs: tuple[Image, tuple[AudioFile | None, ...]],
     meter: Meter,
     bar: ProgressBar,
     console: Console,
@@ -151,13 +160,17 @@ def _make(
         memory_options=request.memory,
         gpu_options=request.gpus,
     )
-    portrait, sound = inputs
+    portrait, sounds = inputs
+    characters = tuple(
+        replace(each, audio=sound) for each, sound in zip(request.characters, sounds, strict=False)
+    )
     options = replace(request.options, crop="center")  # `portrait` is cut out already
     with (
         closing(model),
         model.stream(
             image=portrait,
-            audio=sound,
+            audio=None if characters else sounds[0],
+            characters=characters,
             prompt=request.prompt,
             direction=request.direction,
             options=options,

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lipcast.cli.characters import as_job as characters_as_job
+from lipcast.cli.characters import files_of
 from lipcast.cli.request import DEFAULT_MODEL, GenerateRequest
 from lipcast.cli.types import FILE
 from lipcast.config.direction import UNDIRECTED, Direction
@@ -29,6 +31,11 @@ def as_job(request: GenerateRequest, **how: Any) -> dict[str, Any]:
     prompt = [Path(request.prompt)] if is_file else []
     signing = request.signing
     signed = {} if signing is None else {"sign": signing.as_job()}
+    spoken = {"characters": characters_as_job(request.characters)} if request.characters else {}
+    if spoken and how.get("independent"):
+        raise UsageError(
+            "--independent_segments: the voices of several characters cannot be cut into them; leave it out"
+        )
     directed, clips = _directed(request.direction)
     if directed and how.get("independent"):
         raise UsageError(
@@ -38,6 +45,7 @@ def as_job(request: GenerateRequest, **how: Any) -> dict[str, Any]:
     files = [
         request.image,
         request.audio,
+        *(path for character in request.characters for path in files_of(character)),
         *prompt,
         *decoder,
         *clips,
@@ -60,6 +68,7 @@ def as_job(request: GenerateRequest, **how: Any) -> dict[str, Any]:
         "options": asdict(request.options),
         "segment_s": segment_s,
         **JOB_DEFAULTS,
+        **spoken,
         **directed,
         **signed,
         **how,

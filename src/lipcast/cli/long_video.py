@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lipcast.cli.characters import files_of
 from lipcast.cli.console import Console
 from lipcast.cli.job_request import as_job
 from lipcast.cli.meter import Meter, ProgressBar
@@ -67,8 +68,8 @@ class MeteredRenderer:
         self._bar.update()
 
 
-def is_long(request: GenerateRequest, sound: Callable[[], AudioFile]) -> bool:
-    """Return whether the video is made in segments; `sound` opens its audio, if that has to be known.
+def is_long(request: GenerateRequest, sounds: Callable[[], Sequence[AudioFile | None]]) -> bool:
+    """Return whether the video is made in segments; `sounds` opens its voices, if that has to be known.
 
     Raises InputError for a sound that cannot be used, UsageError for segments under torchrun.
     """
@@ -78,9 +79,11 @@ def is_long(request: GenerateRequest, sound: Callable[[], AudioFile]) -> bool:
         return False
     if request.segment_s is not None:
         return request.segment_s > 0
-    if request.audio.stat().st_size < LONG_S * _LEAST_BYTES_PER_S:
+    voices = [request.audio, *(path for each in request.characters for path in files_of(each))]
+    if max(path.stat().st_size for path in voices) < LONG_S * _LEAST_BYTES_PER_S:
         return False
-    options, seconds = request.options, sound().duration_s
+    options = request.options
+    seconds = max(sound.duration_s for sound in sounds() if sound is not None)
     if options.num_clip is not None:
         clip = options.infer_frames or read_configs(request.model).dit.infer_frames
         frames = options.num_clip * clip

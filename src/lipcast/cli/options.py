@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
+from lipcast.cli.characters import CHARACTER
 from lipcast.cli.command import Option, Section, switch, toggle, value_options
 from lipcast.cli.compat_flags import COMPAT_FLAGS
 from lipcast.cli.types import FILE, FOLDER, OUTPUT, SECONDS, TEXT
@@ -109,6 +110,7 @@ SPEECH = (
 )  # fmt: skip
 
 DIRECTING = (
+    CHARACTER,
     Option(
         "prompts",
         "Table of prompts over time, with the columns second and prompt: CSV or JSON. Each begins at the "

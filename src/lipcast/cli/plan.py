@@ -66,6 +66,10 @@ _SHARED = value_options(
             "gpu", "Graphics card to plan for: rtx4090, rtx3060, h100 and so on.",
             metavar="NAME", show_default="the one in this machine",
         ),
+        Option(
+            "characters", "People in the picture with a voice each (--character of generate).",
+            type=click.IntRange(1, 4), metavar="N", show_default="1",
+        ),
         MODEL.with_default(f"{ADAPTER_MODEL}, the published model; its files are not needed"),
         *(
             option.with_default(_DEFAULTS[option.name]) if option.name in _DEFAULTS else option
@@ -125,7 +129,8 @@ def plan_request(flags: Mapping[str, Any]) -> PlanRequest:
     inputs = PlannerInputs(
         hardware, budget, memory, models, precision(flags), graphs=gpus.cuda_graphs
     )
-    return inputs.request(supposed_spec(options, models).geometry, options)
+    geometry = supposed_spec(options, models).geometry
+    return inputs.request(geometry, options, num_characters=flags.get("characters", 1))
 
 
 def _budget(memory: MemoryOptions, hardware: Hardware, *, is_supposed: bool) -> Budget:

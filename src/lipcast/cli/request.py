@@ -8,12 +8,13 @@ written. Raises UsageError, InputError, OutputError.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lipcast.cli.characters import files_of, read_characters
 from lipcast.cli.compat_flags import accepted_flags
 from lipcast.cli.options import options_from
 from lipcast.config.direction import UNDIRECTED, Direction
@@ -21,9 +22,12 @@ from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.gpu_options import GpuOptions
 from lipcast.config.memory_options import MemoryOptions
 from lipcast.config.precision import Precision
-from lipcast.errors import InputError, NotBuiltError, UsageError
+from lipcast.errors import InputError, UsageError
 from lipcast.media.signing import SigningKey, check_signed_target, signing_key
 from lipcast.media.target import check_target, explained, output_path
+
+if TYPE_CHECKING:
+    from lipcast.media.characters import Character
 
 DEFAULT_MODEL = "tiny"
 _SUFFIX = ".mp4"
@@ -38,7 +42,9 @@ class GenerateRequest:
 
     image: Path
     audio: Path
-    """The voice; with `text`, the file of its speech."""
+    """The voice; with `text`, the file of its speech; the first one of several characters."""
+    characters: tuple[Character, ...]
+    """Several people in one picture; none: one person speaks."""
     text: str | None
     prompt: str | Path
     """A text, or the file of its embedding."""
@@ -66,15 +72,16 @@ def read_request(flags: Mapping[str, Any]) -> GenerateRequest:
     accepted, options, weights = accepted_flags(flags), generate_options(flags), precision(flags)
     if "pose_end" in flags and "pose_video" not in flags:
         raise UsageError("--pose_end: says what follows a pose video; give one with --pose_video")
-    image, audio = _input_file(flags, "image", "a picture"), _audio_file(flags)
+    image, characters = _input_file(flags, "image", "a picture"), read_characters(flags)
+    audio = _first_voice(characters) if characters else _audio_file(flags)
     output, is_automatic = _output_file(flags, options)
-    directing = [
-        flags[name] for name in ("prompts", "pose_video", "continue_from") if name in flags
-    ]
-    _check_output(output, (image, *directing, *(() if audio is None else (audio,))))
+    others = [path for character in characters for path in files_of(character)]
+    others += [flags[name] for name in ("prompts", "pose_video", "continue_from") if name in flags]
+    _check_output(output, (image, *others, *(() if audio is None else (audio,))))
     return GenerateRequest(
         image=image,
         audio=_spoken_file(flags) if audio is None else audio,
+        characters=characters,
         text=flags.get("text"),
         prompt=_prompt(flags),
         direction=_direction(flags),
@@ -167,6 +174,14 @@ def _audio_file(flags: Mapping[str, Any]) -> Path | None:
     return None
 
 
+def _first_voice(characters: Sequence[Character]) -> Path:
+    voices = (character.audio for character in characters)
+    first = next((voice for voice in voices if isinstance(voice, Path)), None)
+    if first is None:
+        raise UsageError("--character: none of them says anything; give at least one a voice")
+    return first
+
+
 def _spoken_file(flags: Mapping[str, Any]) -> Path:
     """Return the speech of --text, made unless an earlier command has made it."""
     from lipcast.speech.spoken import spoken_file
@@ -189,8 +204,8 @@ def _input_file(flags: Mapping[str, Any], name: str, what: str) -> Path:
     except OSError as error:
         raise InputError(f"--{name}: {path} cannot be read ({error.strerror})") from error
     if name == "audio" and "+" in path.name and not path.exists():
-        raise NotBuiltError(
-            f"--audio: several voices joined by '+' are not in this version; give one, got {path}"
+        raise UsageError(
+            f"--audio: several voices joined by '+' need a --character REGION for each, got {path}"
         )
     if path.is_dir():
         raise InputError(f"--{name}: expected {what} file, but {path} is a folder")

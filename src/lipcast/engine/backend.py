@@ -80,7 +80,9 @@ class LocalBackend:
         with nullcontext() if manager is None else manager.lock:
             planned = None
             if manager is not None:
-                admission = manager.admit(spec.geometry, spec.options)
+                admission = manager.admit(
+                    spec.geometry, spec.options, num_characters=conditioning.num_characters
+                )
                 planned = PlannedMemory(manager, admission)
             builder = SessionBuilder(
                 self.networks,

@@ -1,4 +1,4 @@
-"""Encode a portrait to the latents that condition every block.
+"""Encode a portrait to the latents that condition every block; find the tokens of each character in it.
 
 Input: the fitted portrait as pixels. Output: `ReferenceLatents`: reference, motion and history latents.
 """
@@ -11,11 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from lipcast.config.generate_options import ReferenceEncoding
+from lipcast.config.geometry import Geometry
 from lipcast.config.models import DiTConfig
+from lipcast.errors import InputError
 from lipcast.models.vae import VideoVAE
 
+_GROWTH = 0.1
+"""What is added to a character on every side, in longer sides of its box."""
 PRIMING_LATENTS = 7
 """Latents of the still portrait that warm the decoder's caches."""
 
@@ -61,3 +66,44 @@ def encode_reference(
     if config.motion_encoding == "repeat":
         motion_CFHW = still_CFHW[:, 2:3].expand_as(still_CFHW)
     return ReferenceLatents(ref_C1HW, motion_CFHW, still_CFHW[:, :PRIMING_LATENTS])
+
+
+def character_tokens(masks_AFHW: Tensor, num_frames: int, size: tuple[int, int]) -> Tensor:
+    """Return which tokens the voice of each character moves: 1 where no other character is, [A, F, h, w].
+
+    The arithmetic is the published one: masks are resized (trilinear) to `num_frames` and `size`, grown by a
+    tenth, and a voice moves whatever is not somebody else's, the background too. Raises InputError for a
+    character that is too small for this size.
+    """
+    resized = functional.interpolate(
+        masks_AFHW.float()[:, None], (num_frames, *size), mode="trilinear"
+    )
+    inside_AFhw = resized[:, 0] > 0.5
+    for index in range(len(inside_AFhw) - 1):  # the later one has what two of them cover
+        inside_AFhw[index] &= ~inside_AFhw[index + 1 :].any(dim=0)
+    if not inside_AFhw.flatten(1).any(dim=1).all():
+        raise InputError(
+            "characters: one of the regions is too small for a video of this size; give a larger one, or "
+            "raise --size"
+        )
+    grown_AFhw = torch.stack([torch.stack([_grown(x) for x in frames]) for frames in inside_AFhw])
+    count_1Fhw = grown_AFhw.sum(dim=0, keepdim=True)
+    return (count_1Fhw - grown_AFhw == 0).float()
+
+
+def _grown(inside_hw: Tensor) -> Tensor:
+    """Return 0 or 1, [h, w]: the character and what lies within a tenth of its longer side."""
+    rows, columns = inside_hw.nonzero(as_tuple=True)
+    if not len(rows):
+        return inside_hw.float()
+    box = int(rows.max() - rows.min()) + 1, int(columns.max() - columns.min()) + 1
+    radius = max(1, int(_GROWTH * max(box) + 0.9999))
+    return functional.max_pool2d(inside_hw.float()[None], 2 * radius + 1, 1, radius)[0]
+
+
+def token_mask(masks_AHW: NDArray[np.uint8], geometry: Geometry) -> Tensor:
+    """Return `character_tokens` of masks that hold for a whole video, [A, S]."""
+    masks_A1HW = torch.tensor(masks_AHW > 0)[:, None]
+    return character_tokens(masks_A1HW, 1, (geometry.patch_height, geometry.patch_width))[
+        :, 0
+    ].flatten(1)

@@ -32,8 +32,9 @@ class _Work:
     tick: Tick
 
     @property
-    def tokens_per_frame(self) -> int:
-        return self.session.spec.geometry.tokens_per_frame
+    def shape(self) -> tuple[int, int]:
+        """Tokens per frame and number of characters, which lanes of one pass share."""
+        return self.session.spec.geometry.tokens_per_frame, self.executor.num_characters
 
 
 class Engine:
@@ -79,9 +80,9 @@ class Engine:
         return _Work(session, executor, tick)
 
     def _passes(self, together: Iterable[_Work]) -> Iterable[list[_Work]]:
-        """Group ticks of one picture size into passes of at most `max_lanes`."""
-        ordered = sorted(together, key=lambda work: work.tokens_per_frame)
-        for _, same_size in groupby(ordered, key=lambda work: work.tokens_per_frame):
+        """Group ticks of one shape into passes of at most `max_lanes`."""
+        ordered = sorted(together, key=lambda work: work.shape)
+        for _, same_size in groupby(ordered, key=lambda work: work.shape):
             group: list[_Work] = []
             for work in same_size:
                 lanes = sum(len(other.tick) for other in (*group, work))

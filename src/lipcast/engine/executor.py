@@ -40,8 +40,9 @@ class Executor(Protocol):
         """Blocks that were run to their last step and have not come out yet."""
 
     def start(self, block: int, features_LCV: Tensor, *, pose_CFHW: Tensor | None = None) -> None:
-        """Prepare a block for its first step. Features: [layers, channels, video frames].
+        """Prepare a block for its first step.
 
+        Features: [layers, channels, video frames]; of several characters [A, layers, channels, video frames].
         `pose_CFHW`: latents of the block's pose, in a video that follows one.
         """
 
@@ -93,11 +94,13 @@ class LaneExecutor:
         on_replayed: Callable[[], None] | None = None,
         graphs: TickGraphs | None = None,
         later_contexts: Mapping[int, Tensor] = MappingProxyType({}),
+        mask_AS: Tensor | None = None,
     ) -> None:
         """`context_TC` holds until one of `later_contexts` begins, which are by block.
         `memory` holds rings and sink; by default all of it is on the device of the model.
         `steps`: those computed here, by default all. `on_replayed` is called after every replayed block.
         `graphs` replays ticks while all memory is on the device.
+        `mask_AS`: tokens that the voice of each of several characters moves; None: there is one.
 
         With a `snapshot` the first block to start is `snapshot.next_block`; `memory` then has the shape of
         `session_shape(spec, snapshot)`.
@@ -105,6 +108,7 @@ class LaneExecutor:
         self._model = model
         self._spec = spec
         self._motion_CFHW = reference.motion_CFHW
+        self._mask_A1S = None if mask_AS is None else mask_AS.to(model.device)[:, None]
         self._noise = NoiseSource(spec.options.seed, spec.geometry)
         first_block = 0 if snapshot is None else snapshot.first_block
         begun = max((block for block in later_contexts if block <= first_block), default=None)
@@ -200,12 +204,24 @@ class LaneExecutor:
             latent_CFHW=self._noise_of(block) if latent_CFHW is None else latent_CFHW,
             first_frame=first,
             rotary=self._model.block_rotary(first, *self._latent_size),
-            audio=self._model.encode_audio(upload(features_LCV[None], device)),
+            audio=self._encode_audio(features_LCV),
             text=self._text,
             pose_FSD=None
             if pose_CFHW is None
             else self._model.encode_pose(upload(pose_CFHW, device)),
         )
+
+    def _encode_audio(self, features_LCV: Tensor) -> AudioConditioning:
+        mask_A1S, features = self._mask_A1S, upload(features_LCV, self._model.device)
+        if mask_A1S is None:
+            return self._model.encode_audio(features[None])
+        frames = self._spec.geometry.latents_per_block
+        return self._model.encode_audio(features, mask_A1S.expand(-1, frames, -1))
+
+    @property
+    def num_characters(self) -> int:
+        """Characters that have a voice of their own."""
+        return 1 if self._mask_A1S is None else len(self._mask_A1S)
 
     @torch.inference_mode()
     def run(self, tick: Tick) -> list[tuple[int, Tensor]]:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipcast.config.closing import Closing
+from lipcast.config.models import VIDEO_FPS
 from lipcast.engine.frames import FrameBlock
 from lipcast.engine.live_timeline import LiveTimeline
 from lipcast.engine.live_types import AVFrame, LiveLimits, LiveState, LiveStats
@@ -61,16 +62,18 @@ class LiveSession(Closing):
         self._failure = ""
         self._num_made = self._num_given = self._num_idle_dropped = self._num_interrupted = 0
         self._num_interrupts = self._num_utterances = 0
-        self._last_push: float | None = None
+        self._last_push: dict[int, float] = {}
+        """Seconds of the clock, by character."""
         self._utterance_began: float | None = None
         self._first_frame_s: float | None = None
         self._block_s: float | None = None
 
     # What a user of the session does.
 
-    def push_audio(self, samples: NDArray[Any], *, sample_rate: int) -> int:
+    def push_audio(self, samples: NDArray[Any], *, sample_rate: int, character: int = 0) -> int:
         """Append float (-1..1) or int16 PCM, [n] or [n, channels]; returns how many samples were accepted.
 
+        `character`: who says it, counted from 0 in the order in which the session was given them.
         Those that find no room (`LiveLimits.max_pending_s`) are dropped and counted.
         Raises InputError for other types and for NaN, CancelledError once the session is closed,
         UsageError after `finish` and for a sampling rate outside of 1 to 768 kHz.
@@ -82,16 +85,19 @@ class LiveSession(Closing):
                     "push_audio: no sound is accepted after finish; open a new session"
                 )
             now, was_waiting = self._clock(), self._timeline.has_sound
-            accepted = self._timeline.push(samples, sample_rate)
+            accepted = self._voice(character).push(samples, sample_rate)
             if accepted:
-                self._last_push = now
+                self._last_push[character] = now
                 self._utterance_began = self._utterance_began if was_waiting else now
             return accepted
 
-    def end_utterance(self) -> None:
-        """Nothing more is said for now: the rest is spoken at once, and the face is idle after it."""
+    def end_utterance(self, *, character: int | None = None) -> None:
+        """Nothing more is said for now: the rest is spoken at once, and the face is idle after it.
+
+        `character`: only by this one; None: by all of them.
+        """
         with self._notifying():
-            self._timeline.end_utterance()
+            (self._timeline if character is None else self._voice(character)).end_utterance()
 
     def interrupt(self) -> int:
         """Drop all sound and all pictures that wait, and begin a new epoch; returns its number.
@@ -119,7 +125,7 @@ class LiveSession(Closing):
         """Go on after `pause`."""
         with self._notifying():
             self._is_paused = False
-            self._last_push = self._clock()
+            self._last_push = dict.fromkeys(self._last_push, self._clock())
 
     def finish(self) -> None:
         """End the session once everything that was pushed has been spoken. May be called again."""
@@ -178,7 +184,7 @@ class LiveSession(Closing):
                 num_idle_dropped=self._num_idle_dropped,
                 num_interrupted_dropped=self._num_interrupted,
                 pending_s=self._timeline.pending_s,
-                dropped_sound_s=self._timeline.dropped_s,
+                dropped_sound_s=sum(voice.dropped_s for voice in self._timeline.voices),
                 num_interrupts=self._num_interrupts,
                 num_utterances=self._num_utterances,
                 first_frame_s=self._first_frame_s,
@@ -339,11 +345,26 @@ class LiveSession(Closing):
         self._frames = deque(kept)
 
     def _end_where_nothing_comes(self, waiting: int) -> None:
-        """End the open utterance where the consumer waits and no sound has come for long."""
-        if waiting or self._last_push is None or not self._timeline.has_open_utterance:
-            return
-        if self._clock() - self._last_push >= self.limits.patience_s:
-            self._timeline.end_utterance()
+        """End open utterances where the consumer waits and no sound has come for long.
+
+        Of several characters also of one that has too little for a block, while others speak.
+        """
+        voices, block_s = self._timeline.voices, self._block_frames / VIDEO_FPS
+        for character, pushed in self._last_push.items():
+            voice = voices[character]
+            holds_up = not waiting or (len(voices) > 1 and voice.pending_s < block_s)
+            is_stale = self._clock() - pushed >= self.limits.patience_s
+            if holds_up and voice.has_open_utterance and is_stale:
+                voice.end_utterance()
+
+    def _voice(self, character: int) -> LiveTimeline:
+        voices = self._timeline.voices
+        if not 0 <= character < len(voices):
+            raise UsageError(
+                f"character: expected 0 to {len(voices) - 1}, since the session has {len(voices)}, got "
+                f"{character}"
+            )
+        return voices[character]
 
     def _can_poll(self) -> bool:
         return self._has_ended or (bool(self._frames) and not self._is_paused)

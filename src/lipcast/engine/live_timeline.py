@@ -12,7 +12,6 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +21,6 @@ from torch import Tensor
 from lipcast.config.models import SAMPLE_RATE, VIDEO_FPS
 from lipcast.engine.sound_timeline import AudioSource, AudioTimeline, Samples
 from lipcast.engine.speech_features import LIVE_START, FeatureStream, Loudness, StreamState
-from lipcast.models.speech import SpeechEncoder
 
 _REMEMBERED_LEVEL = 30 * SAMPLE_RATE
 """Samples that the level of earlier utterances counts for at most."""
@@ -71,6 +69,23 @@ class LiveBlock:
     def spoken_s(self, num_frames: int) -> float:
         """Return how much sound of the epoch has been given out with the first frames of the block."""
         return min(self.begin_s + num_frames / VIDEO_FPS, self.end_s)
+
+
+@dataclass(frozen=True, slots=True)
+class SpokenBlock:
+    """A block of one voice: speech features [layers, channels, frames], samples [n, channels]."""
+
+    features: Tensor
+    samples: Samples
+    begins_utterance: bool
+    num_fillers: int
+    begin_s: float
+    end_s: float
+
+    def as_block(self, epoch: int) -> LiveBlock:
+        """Return what the pictures of this block are made from."""
+        begins, num_fillers = self.begins_utterance, self.num_fillers
+        return LiveBlock(epoch, True, self.samples, begins, num_fillers, self.begin_s, self.end_s)
 
 
 class _Utterance:
@@ -171,6 +186,8 @@ class LiveTimeline:
         self._level = LIVE_START
         self._begun: deque[LiveBlock] = deque()
         self._made: deque[LiveBlock] = deque()
+        self.voices: tuple[LiveTimeline, ...] = (self,)
+        """What sound is pushed to: one for each character."""
 
     # Sound in, from any thread.
 
@@ -197,7 +214,7 @@ class LiveTimeline:
         with self.changed:
             if self.has_open_utterance:
                 self._utterances[-1].end()
-                self._forget_finished()
+                self.forget_finished()
 
     def interrupt(self) -> int:
         """Begin a new epoch without any of the sound that waits; returns its number."""
@@ -258,24 +275,35 @@ class LiveTimeline:
         """
         assert not wait, "the runner of live sessions never waits"
         with self.changed:
-            epoch, level, before_s = self.epoch, self._level, self._finished_s
+            epoch = self.epoch
             if not self._utterances:
                 return self._begin_silence(epoch) if self.idle_allowed else None
-            utterance = self._utterances[0]
+        spoken = self.take_speech(block)
+        if spoken is None:
+            return None
+        with self.changed:
+            self._begun.append(spoken.as_block(epoch))
+            self.forget_finished()
+            return spoken.features
+
+    def take_speech(self, block: int) -> SpokenBlock | None:
+        """Return what is said in a block; None where nothing is, or its sound has not come."""
+        with self.changed:
+            if not self._utterances:
+                return None
+            utterance, level, before_s = self._utterances[0], self._level, self._finished_s
             begin_s = before_s + utterance.used_s
         # Without the lock: whoever pushes or interrupts does not wait for the speech encoder.
         taken = utterance.take(block, level)
         with self.changed:
             if taken is None:
                 return None
-            features, samples = taken
-            begins, end_s = utterance.num_begun == 1, before_s + utterance.used_s
-            num_fillers = utterance.num_fillers
-            self._begun.append(LiveBlock(epoch, True, samples, begins, num_fillers, begin_s, end_s))
-            self._forget_finished()
-            return features
+            begins, num_fillers = utterance.num_begun == 1, utterance.num_fillers
+            end_s = before_s + utterance.used_s
+            return SpokenBlock(*taken, begins, num_fillers, begin_s, end_s)
 
-    def _forget_finished(self) -> None:
+    def forget_finished(self) -> None:
+        """Drop the utterances all of whose blocks have begun; the lock is held."""
         while self._utterances and self._utterances[0].is_over:
             finished = self._utterances.popleft()
             self._level = finished.level(self._level)
@@ -300,57 +328,3 @@ class LiveTimeline:
         spoken_s = self._finished_s
         self._begun.append(LiveBlock(epoch, False, samples, begin_s=spoken_s, end_s=spoken_s))
         return self._settings.silent_features
-
-
-class _Speech(Protocol):
-    @property
-    def speech(self) -> SpeechEncoder: ...
-
-
-class LiveSounds:
-    """Makes the timelines of a model's live sessions, which share the features of silence."""
-
-    def __init__(self, networks: _Speech) -> None:
-        self._networks = networks
-        self._silence: dict[int, Tensor] = {}
-        """By the number of frames of a block."""
-
-    def timeline(
-        self,
-        make_source: Callable[[int], PushSource],
-        *,
-        video_frames_per_block: int,
-        sample_rate: int,
-        max_pending_s: float,
-    ) -> LiveTimeline:
-        """Return the timeline of a new session; the arguments are the fields of `SoundSettings`."""
-        make_features = partial(self._features, video_frames_per_block)
-        if video_frames_per_block not in self._silence:
-            silence = _silent_features(make_features, video_frames_per_block)
-            self._silence[video_frames_per_block] = silence
-        return LiveTimeline(
-            SoundSettings(
-                make_source,
-                make_features,
-                self._silence[video_frames_per_block],
-                video_frames_per_block,
-                sample_rate,
-                max_pending_s,
-            )
-        )
-
-    def _features(self, video_frames_per_block: int, state: StreamState) -> FeatureStream:
-        return FeatureStream(
-            self._networks.speech, video_frames_per_block=video_frames_per_block, state=state
-        )
-
-
-def _silent_features(make_features: Callable[[StreamState], FeatureStream], frames: int) -> Tensor:
-    """Return the features of a block of `frames` in the middle of silence [layers, channels, frames]."""
-    stream = make_features(StreamState(LIVE_START))
-    num_blocks = max(2, -(-2 * VIDEO_FPS // frames))
-    stream.push(np.zeros((num_blocks + 1) * frames * SAMPLE_RATE // VIDEO_FPS, np.float32))
-    stream.finish()
-    taken = [stream.take(block) for block in range(num_blocks)]
-    assert taken[-1] is not None
-    return taken[-1]

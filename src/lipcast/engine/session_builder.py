@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from lipcast.config.geometry import Geometry
 from lipcast.config.video_spec import VideoSpec, respecified
-from lipcast.engine.conditioning import ReferenceLatents, encode_reference
+from lipcast.engine.conditioning import ReferenceLatents, encode_reference, token_mask
 from lipcast.engine.decode import FrameDecoder, StreamingDecoder
 from lipcast.engine.executor import LaneExecutor, session_shape
 from lipcast.engine.fallback import Ladder
@@ -40,11 +41,13 @@ from lipcast.planning.plan import Plan
 
 FitPortrait = Callable[[int, int], NDArray[np.uint8]]
 """(height, width) -> pixels RGB [height, width, 3]."""
+FitMasks = Callable[[int, int], NDArray[np.uint8]]
+"""(height, width) -> masks [A, height, width], above 0 where each of several characters is."""
 LastFrames = Callable[[int, int], NDArray[np.uint8]]
 """(height, width) -> frames RGB [frames, height, width, 3], as many as motion latents are made of."""
 MakeExecutor = Callable[..., LaneExecutor]
 """Called as `LaneExecutor` is: (model, spec, reference, context_TC, *, memory, snapshot, graphs,
-later_contexts)."""
+later_contexts, mask_AS)."""
 MakeGraphs = Callable[[torch.device], GraphBackend]
 
 
@@ -62,7 +65,10 @@ class Networks(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """Conditioning inputs: a portrait loader, the text embedding [T, C], and those of later blocks."""
+    """Conditioning inputs: a portrait loader, the text embedding [T, C], and those of later blocks.
+
+    `fit_masks`: where several characters are; None: there is one.
+    """
 
     fit: FitPortrait
     context_TC: Tensor
@@ -70,6 +76,14 @@ class Conditioning:
     pose: PosePictures | None = None
     motion: LastFrames | None = None
     """Last frames of a clip that the video goes on from."""
+    fit_masks: FitMasks | None = None
+    num_characters: int = 1
+
+    def mask(self, geometry: Geometry) -> Tensor | None:
+        """Return the tokens of each character [A, S]; None where there is one. Raises InputError."""
+        if self.fit_masks is None:
+            return None
+        return token_mask(self.fit_masks(geometry.height, geometry.width), geometry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +174,7 @@ class SessionBuilder:
             in_lanes = replace(spec, max_lanes=plan.num_lanes)
             spec = respecified(in_lanes, geometry, dit.config, steps=steps)
             self._tiles = plan.config.tiles
-        reference = self._encode_reference(spec)
+        mask_AS, reference = self._conditioning.mask(spec.geometry), self._encode_reference(spec)
         seen = None if snapshot is None else _adapted(snapshot, spec)
         memory = SessionMemory(
             dit,
@@ -178,6 +192,7 @@ class SessionBuilder:
                 snapshot=seen,
                 graphs=self._graphs(plan),
                 later_contexts=self._conditioning.later_contexts,
+                mask_AS=mask_AS,
             )
         except BaseException:
             memory.release()

@@ -24,7 +24,10 @@ _DECODER_LATENTS = 14
 
 @dataclass(frozen=True, slots=True)
 class BlockSnapshot:
-    """A finished block: its clean latents [C, F, H, W] and its speech features [L, C, V]."""
+    """A finished block: its clean latents [C, F, H, W] and its speech features [L, C, V].
+
+    Of several characters the features are [A, L, C, V].
+    """
 
     latent_CFHW: Tensor
     features_LCV: Tensor

@@ -7,14 +7,20 @@ samples of the next frames. Memory: what is read and not yet taken.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lipcast.config.models import VIDEO_FPS
+from lipcast.config.video_spec import VideoSpec
+from lipcast.engine.snapshot import BlockRange
+from lipcast.engine.speech_features import FeatureStream
 from lipcast.errors import InputError
+from lipcast.models.speech import SpeechEncoder
 
 Samples = NDArray[np.float32]
 
@@ -194,3 +200,79 @@ class AudioTimeline:
 
     def _silence(self, count: int) -> Samples:
         return np.zeros((count, self._source.num_channels), dtype=np.float32)
+
+
+Mix = Callable[[Sequence[Samples]], Samples]
+"""Adds stretches of equal length."""
+
+
+def source_timeline(
+    encoder: SpeechEncoder,
+    sources: Sequence[AudioSource],
+    *,
+    spec: VideoSpec,
+    part: BlockRange,
+    mix: Mix,
+) -> Timeline:
+    """Return the sound of a range of blocks of a video, cut along them; of one voice or of several."""
+    found = [_audio_timeline(encoder, source, spec, part) for source in sources]
+    return found[0] if len(found) == 1 else CharactersTimeline(found, mix)
+
+
+def _audio_timeline(
+    encoder: SpeechEncoder, source: AudioSource, spec: VideoSpec, block_range: BlockRange
+) -> AudioTimeline:
+    end = block_range.end_block and block_range.end_block * spec.video_frames_per_block
+    features = FeatureStream(
+        encoder,
+        video_frames_per_block=spec.video_frames_per_block,
+        num_samples=source.num_speech_samples,
+        mean=source.speech_mean,
+        std=source.speech_std,
+        first_block=block_range.first_block,
+    )
+    return AudioTimeline(
+        source,
+        features,
+        video_frames_per_block=spec.video_frames_per_block,
+        max_frames=min((n for n in (spec.max_frames, end) if n is not None), default=None),
+        first_block=block_range.first_block,
+    )
+
+
+class CharactersTimeline:
+    """The sounds of several characters, all of one length: their features, and the mix of their samples."""
+
+    def __init__(self, timelines: Sequence[AudioTimeline], mix: Mix) -> None:
+        self._timelines, self._mix = timelines, mix
+        self._taken: list[Tensor] = []
+        """Features of the first characters, where those of the next one could not be made."""
+
+    @property
+    def sample_rate(self) -> int:
+        """Sample rate of the samples that `take_samples` returns, in Hz."""
+        return self._timelines[0].sample_rate
+
+    @property
+    def num_frames(self) -> int | None:
+        """Length of the video in frames; None while not known."""
+        return self._timelines[0].num_frames
+
+    @property
+    def num_blocks(self) -> int | None:
+        """Blocks that the video needs; None while not known."""
+        return self._timelines[0].num_blocks
+
+    def features(self, block: int, *, wait: bool = True) -> Tensor | None:
+        """Return the features [A, layers, channels, frames per block] of a block; None past the end."""
+        while len(self._taken) < len(self._timelines):
+            features = self._timelines[len(self._taken)].features(block, wait=wait)
+            if features is None:
+                return None
+            self._taken.append(features)
+        taken, self._taken = self._taken, []
+        return torch.stack(taken)
+
+    def take_samples(self, num_frames: int) -> Samples:
+        """Return what all of them say together in the next frames, [n, channels]."""
+        return self._mix([timeline.take_samples(num_frames) for timeline in self._timelines])

@@ -20,7 +20,7 @@ from lipcast.engine.session import Session
 from lipcast.engine.snapshot_file import read_snapshot, write_snapshot
 from lipcast.jobs.tasks import JobEstimate, SegmentTask
 from lipcast.jobs.waiting import report_waits
-from lipcast.media.audio import open_audio
+from lipcast.media.characters import Character, open_sound
 from lipcast.media.image import load_portrait
 
 _MODEL_KEYS = ("model", "device", "precision", "loras", "decoder", "memory", "gpus")
@@ -60,7 +60,8 @@ class LocalRenderer:
         options = api.make_options(request["options"])
         portrait = load_portrait(request["image"], crop=options.crop)
         spec = model.spec(options, height=portrait.height, width=portrait.width)
-        num_blocks = model.timeline(open_audio(request["audio"]), spec).num_blocks
+        sound = open_sound(**_voices(request), portrait=portrait, options=options)
+        num_blocks = model.timeline(sound, spec).num_blocks
         assert num_blocks is not None, "the length of a file is known"
         return JobEstimate(num_blocks, spec.geometry.height, spec.geometry.width, spec.described())
 
@@ -90,7 +91,7 @@ class LocalRenderer:
         device = model.bundle.device
         return model.stream(
             image=request["image"],
-            audio=task.audio or request["audio"],
+            **_voices(request, task.audio),
             prompt=Path(prompt) if request["prompt_is_file"] else prompt,
             direction=Direction(**request.get("direction", {})),
             snapshot=None if task.snapshot is None else read_snapshot(task.snapshot, device),
@@ -119,3 +120,11 @@ class LocalRenderer:
             )
             self._key = key
         return self._model
+
+
+def _voices(request: Mapping[str, Any], audio: Path | None = None) -> dict[str, Any]:
+    """Return what is said in a job: by one person, or by several characters."""
+    characters = [Character(region, voice) for region, voice in request.get("characters", ())]
+    if characters:
+        return {"audio": None, "characters": characters}
+    return {"audio": audio or request["audio"], "characters": ()}

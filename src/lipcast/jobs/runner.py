@@ -28,6 +28,7 @@ from lipcast.errors import CancelledError, InputError, LipcastError, OutputError
 from lipcast.jobs.store import FAILED, FINISHED, Job, Lease, Segment, Store
 from lipcast.jobs.tasks import (
     BLOCK_S,
+    MIX,
     VOICES,
     JobEstimate,
     SegmentRenderer,
@@ -36,6 +37,7 @@ from lipcast.jobs.tasks import (
     snapshot_path,
     tasks_of,
     video_path,
+    whole_sound,
 )
 from lipcast.jobs.webhook import post
 from lipcast.media.concat import Joined, concat
@@ -143,8 +145,8 @@ def join_finished(lease: Lease) -> Joined | None:
     numbers = range(next(n for n in count() if not video_path(folder, n).is_file()))
     if not numbers:
         return None
-    output, voice = Path(job.request["output"]), Path(job.request["audio"])
-    return concat([video_path(folder, number) for number in numbers], output, sound=voice)
+    videos, output = [video_path(folder, number) for number in numbers], Path(job.request["output"])
+    return concat(videos, output, sound=whole_sound(lease))
 
 
 def _logging_to_folder(lease: Lease, log: Callable[[str], None]) -> Callable[[str], None]:
@@ -200,7 +202,7 @@ def run_job(
     else:
         deque(map(make, tasks), maxlen=0)
     store.check(lease)
-    joined = concat(parts_of(lease, len(tasks)), output, sound=Path(request["audio"]))
+    joined = concat(parts_of(lease, len(tasks)), output, sound=whole_sound(lease))
     if signing := signing_key(request.get("sign")):
         sign_video(output, signing)
     if request.get("hls"):
@@ -220,7 +222,7 @@ def _prune(store: Store, job: Job) -> None:
     """Delete the segments of a finished job."""
     if job.request["keep_segments"]:
         return
-    for pattern in ("segment-*", "past-*", "making*", "fade-*"):
+    for pattern in ("segment-*", "past-*", "making*", "fade-*", MIX):
         for path in store.folder(job.id).glob(pattern):
             path.unlink(missing_ok=True)
     shutil.rmtree(store.folder(job.id) / VOICES, ignore_errors=True)

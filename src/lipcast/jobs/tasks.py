@@ -16,10 +16,14 @@ from lipcast.config.models import VIDEO_FPS
 from lipcast.jobs.independent import Edges, pieces_of, with_fades
 from lipcast.jobs.store import Lease
 from lipcast.media.split import BLOCK_FRAMES
+from lipcast.media.voices import one_length, write_mix
+from lipcast.weights.disk import replacing
 
 BLOCK_S = BLOCK_FRAMES / VIDEO_FPS
 VOICES = "voices"
 """Folder of the pieces of a voice, for independent segments."""
+MIX = "mix.wav"
+"""What several characters say together, in a job's folder."""
 JOB_DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {
         "keep_segments": False,
@@ -113,6 +117,20 @@ def parts_of(lease: Lease, num_segments: int) -> list[Path]:
         return videos
     edges = [snapshot_path(lease.folder, number) for number in numbers]
     return with_fades(videos, edges, Path(request["audio"]))
+
+
+def whole_sound(lease: Lease) -> Path:
+    """Return the sound of a job's video; what several characters say together is mixed once."""
+    request = lease.job.request
+    characters = request.get("characters")
+    if not characters:
+        return Path(request["audio"])
+    path = lease.folder / MIX
+    if not path.is_file():
+        voices = one_length([voice for _, voice in characters])
+        with replacing(path) as file:
+            write_mix(voices, file)
+    return path
 
 
 def video_path(folder: Path, number: int) -> Path:

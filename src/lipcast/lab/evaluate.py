@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lipcast.lab.characters import lip_sync_of_characters
 from lipcast.lab.compare import Comparison, compare
 from lipcast.lab.drift import (
     colour_curve,
@@ -32,6 +33,7 @@ from lipcast.lab.seams import seams
 from lipcast.lab.sync import GROUP as SYNC
 from lipcast.lab.sync import Curve, lip_sync, loudness
 from lipcast.lab.syncnet import load_network, syncnet, without_weights
+from lipcast.media.characters import Character
 from lipcast.media.image import load_portrait
 
 BLOCK_FRAMES = 12
@@ -51,6 +53,8 @@ class EvaluationInput:
     identity: Path | None = None
     pieces: Mapping[str, int] = field(default_factory=lambda: {"block": BLOCK_FRAMES})
     """Frames of a block, a clip, a segment."""
+    characters: tuple[Character, ...] = ()
+    """Several people in the picture; each mouth is judged by every voice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,13 @@ def evaluate(question: EvaluationInput) -> Evaluation:
     if portrait is not None:
         curves["likeness to the portrait"] = likeness_curve(seen, portrait.thumb).tolist()
     spoken = _spoken(question, footage, face, curves)
+    if question.characters:
+        spoken += lip_sync_of_characters(
+            footage,
+            question.characters,
+            portrait=question.reference,
+            face_model=question.face_model,
+        )
     other: Comparison | None = None
     if question.against is not None:
         other = compare(footage, Footage.of_file(question.against))

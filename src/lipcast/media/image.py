@@ -43,15 +43,21 @@ def load_portrait(
     Raises InputError: not there, empty, truncated, not a picture, below 16 pixels, above
     179 megapixels, or longer than 16 times its width.
     """
-    if isinstance(source, np.ndarray):
-        image, name = _image_of_array(source), "the array"
-    elif isinstance(source, bytes | bytearray | str | os.PathLike):
-        image, name = open_picture(source, max_pixels=max_pixels, formats=formats)
-    else:
-        image, name = prepared(source, "the picture"), "the picture"
+    image, name = picture_of(source, max_pixels=max_pixels, formats=formats)
     check_size(image.width, image.height, name)
     portrait = _to_rgb(image)
     return crop_to_face(portrait, name) if crop == "face" else portrait
+
+
+def picture_of(
+    source: ImageSource, *, max_pixels: int = MAX_PIXELS, formats: Sequence[str] | None = None
+) -> tuple[Image, str]:
+    """Return a picture as Pillow has it, upright, and what to call it; arguments as of `load_portrait`."""
+    if isinstance(source, np.ndarray):
+        return _image_of_array(source), "the array"
+    if isinstance(source, bytes | bytearray | str | os.PathLike):
+        return open_picture(source, max_pixels=max_pixels, formats=formats)
+    return prepared(source, "the picture"), "the picture"
 
 
 def fit_portrait(image: Image, height: int, width: int) -> NDArray[np.uint8]:

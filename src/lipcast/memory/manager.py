@@ -26,7 +26,7 @@ from lipcast.models.dit import DiT
 from lipcast.planning import items
 from lipcast.planning.fallbacks import FallbackPlan, ladder
 from lipcast.planning.inputs import PlannerInputs, allowed_fallbacks
-from lipcast.planning.plan import Budget, MemoryItem, Plan
+from lipcast.planning.plan import Budget, MemoryItem, Plan, PlanRequest
 from lipcast.planning.planner import make_plan
 from lipcast.planning.table import plan_document
 from lipcast.weights.load import load_into
@@ -78,19 +78,22 @@ class MemoryManager:
         """Return the plan of a video that has the machine to itself. Raises MemoryBudgetError."""
         return make_plan(self.inputs.request(geometry, options), self.inputs.share)
 
-    def admit(self, geometry: Geometry, options: GenerateOptions) -> Admission:
+    def admit(
+        self, geometry: Geometry, options: GenerateOptions, *, num_characters: int = 1
+    ) -> Admission:
         """Plan a session beside those that are open, and reserve what it needs.
 
         Raises MemoryBudgetError where it does not fit the machine at all, AdmissionError where it would
         fit once other sessions are closed.
         """
         with self.lock:
+            request = self.inputs.request(geometry, options, num_characters=num_characters)
             try:
-                plan = self._plan_beside(self._admissions, geometry, options)
+                plan = self._plan_beside(self._admissions, request)
             except MemoryBudgetError as error:
                 if not self._admissions:
                     raise
-                raise AdmissionError(self._refusal(geometry, options)) from error
+                raise AdmissionError(self._refusal(request)) from error
             admission = Admission(self, plan)
             self._admissions.append(admission)
             return admission
@@ -106,23 +109,20 @@ class MemoryManager:
             if self._admissions and self.store is not None and self.store.plan is None:
                 self.place_weights()
 
-    def _plan_beside(
-        self, others: Collection[Admission], geometry: Geometry, options: GenerateOptions
-    ) -> Plan:
-        request = self.inputs.request(geometry, options)
+    def _plan_beside(self, others: Collection[Admission], request: PlanRequest) -> Plan:
         budget = Budget(
             request.budget.vram_bytes - sum(own_bytes(a.plan.generate_parts) for a in others),
             request.budget.ram_bytes - sum(own_bytes(a.plan.ram_parts) for a in others),
         )
         return make_plan(replace(request, budget=budget), self.inputs.share)
 
-    def _refusal(self, geometry: Geometry, options: GenerateOptions) -> str:
+    def _refusal(self, request: PlanRequest) -> str:
         """Say how many of the open sessions would have to be closed."""
         held = sorted(self._admissions, key=lambda a: own_bytes(a.plan.generate_parts))
         total = sum(own_bytes(a.plan.generate_parts) for a in held)
         for count in range(1, len(held) + 1):
             try:
-                self._plan_beside(held[: len(held) - count], geometry, options)
+                self._plan_beside(held[: len(held) - count], request)
             except MemoryBudgetError:
                 continue
             one = count == 1
@@ -131,7 +131,7 @@ class MemoryManager:
                 f"{format_bytes(total)} of GPU memory; it fits once {count} of them "
                 f"{'is' if one else 'are'} closed, or with a smaller size or infer_frames"
             )
-        self.plan(geometry, options)  # raises what the planner says of it alone
+        make_plan(request, self.inputs.share)  # raises what the planner says of it alone
         raise AssertionError("a session that fits alone fits once all others are closed")
 
     def first_plan(self, geometry: Geometry) -> Plan:

@@ -157,9 +157,9 @@ class AudioInjector(nn.Module):
     def forward(self, index: int, x_GSD: Tensor, audio: AudioConditioning) -> Tensor:
         """Return the residual of injector `index`, summed over actors; `audio` covers the G frames of x."""
         given = audio.injectors[index]
-        residuals = [
+        residuals = (
             self._residual(index, actor, x_GSD, audio) for actor in range(len(given.shift_AFD))
-        ]
+        )
         return reduce(torch.add, residuals)
 
     def _residual(self, index: int, actor: int, x_GSD: Tensor, audio: AudioConditioning) -> Tensor:

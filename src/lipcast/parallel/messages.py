@@ -63,6 +63,13 @@ class StartSession:
     later_contexts: dict[int, Floats]
     """Text embeddings by the block that each begins with."""
     snapshot: SessionSnapshot | None
+    mask_AS: Floats | None = None
+    """Tokens that the voice of each of several characters moves."""
+
+    @property
+    def num_characters(self) -> int:
+        """Characters with a voice of their own."""
+        return 1 if self.mask_AS is None else len(self.mask_AS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +82,7 @@ class SetContext:
 
 @dataclass(frozen=True, slots=True)
 class AudioFeatures:
-    """Speech features of a block, before its first step."""
+    """Speech features of a block, before its first step; of several characters [A, L, C, V]."""
 
     block: int
     features_LCV: Floats

@@ -71,6 +71,7 @@ class DistributedSession:
         """Encode the portrait on the rank that decodes, then begin the video on every stage."""
         snapshot = None if snapshot is None else snapshot.to("cpu")
         spec, geometry = self.spec, self.spec.geometry
+        mask_AS = conditioning.mask(geometry)
         portrait = conditioning.fit(geometry.height, geometry.width)
         last = conditioning.motion
         frames = None if last is None else last(geometry.height, geometry.width)
@@ -81,7 +82,8 @@ class DistributedSession:
         ref, motion = self._encoded.ref_C1HW, self._encoded.motion_CFHW
         context_TC = _floats(conditioning.context_TC)
         later = {block: _floats(x) for block, x in conditioning.later_contexts.items()}
-        opened = StartSession(self._number, spec, ref, motion, context_TC, later, snapshot)
+        mask = None if mask_AS is None else _floats(mask_AS)
+        opened = StartSession(self._number, spec, ref, motion, context_TC, later, snapshot, mask)
         self.send(opened, _has_steps)
 
     def send(self, message: Any, where: Where = everywhere) -> None:

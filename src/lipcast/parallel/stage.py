@@ -81,7 +81,7 @@ class StageVideo:
         self._steps = networks.role.steps(opened.spec.order.num_steps)
         self._features: dict[int, AudioFeatures] = {}
         self._executor: LaneExecutor | None = None
-        self._planned = _admit(networks, opened.spec)
+        self._planned = _admit(networks, opened.spec, opened.num_characters)
         self._ladder: Ladder | None = None
         try:
             # Ranks that exchange tokens within a pass cannot repeat one alone.
@@ -170,6 +170,7 @@ class StageVideo:
                 steps=self._steps,
                 on_replayed=self._join_replay,
                 later_contexts={b: self._tensor(x) for b, x in opened.later_contexts.items()},
+                mask_AS=None if opened.mask_AS is None else self._tensor(opened.mask_AS),
             )
         except BaseException:
             memory.release()
@@ -299,11 +300,14 @@ class _Feed:
             yield self.received.popleft()
 
 
-def _admit(networks: RankNetworks, spec: VideoSpec) -> PlannedMemory | None:
+def _admit(
+    networks: RankNetworks, spec: VideoSpec, num_characters: int = 1
+) -> PlannedMemory | None:
     manager = networks.memory_manager
     if manager is None:
         return None
-    return PlannedMemory(manager, manager.admit(spec.geometry, spec.options))
+    admission = manager.admit(spec.geometry, spec.options, num_characters=num_characters)
+    return PlannedMemory(manager, admission)
 
 
 def _device_context(networks: RankNetworks) -> DeviceContext:

@@ -43,7 +43,9 @@ class PlannerInputs:
     graphs: GraphChoice = "auto"
     """Whether ticks may be recorded as CUDA graphs."""
 
-    def request(self, geometry: Geometry, options: GenerateOptions) -> PlanRequest:
+    def request(
+        self, geometry: Geometry, options: GenerateOptions, *, num_characters: int = 1
+    ) -> PlanRequest:
         """Return the question to the planner for one video. Raises UsageError."""
         if not self.hardware.has_bf16 and self.precision not in (None, "fp32"):
             raise UsageError(needs_bf16(self.precision, self.hardware.label))
@@ -60,6 +62,7 @@ class PlannerInputs:
             constraints=constraints,
             sample_steps=options.sample_steps or self.models.dit.sample_steps,
             fold_last_step=options.fold_last_step,
+            num_characters=num_characters,
             pose=options.pose,
         )
 

@@ -62,6 +62,8 @@ class PlanRequest:
     constraints: PlanConstraints = field(default_factory=PlanConstraints)
     sample_steps: int = 4
     fold_last_step: bool = True
+    num_characters: int = 1
+    """People in the picture with a voice each; every audio injector runs once for each of them."""
     pose: bool = False
     """A pose video is encoded while the video is made."""
 

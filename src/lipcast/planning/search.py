@@ -300,7 +300,7 @@ class _Times:
 
     def _tick_s(self) -> float:
         work = self._work
-        inputs = work.dit, work.geometry, self._hardware
+        inputs = work.injecting_dit, work.geometry, self._hardware
         lanes, split, precision = work.num_lanes, work.split, work.config.precision
         # A quantised ring changes the picture: that it is read 1 % faster is no reason to take it.
         alone = max(

@@ -206,6 +206,7 @@ def tick_bytes(
     split: float = 1,
     kernels: KernelName = "plain",
     in_place: bool = False,
+    num_characters: int = 1,
 ) -> int:
     """Return the most that one tick holds beside weights, rings and conditions.
 
@@ -226,10 +227,10 @@ def tick_bytes(
     )
     fused = ((4.2 + 6 * b) * numbers + workspace, (8.7 + b + 2 * b * ratio) * numbers)
     phases = plain if kernels == "plain" else fused
-    return int(max(*phases, audio_encoding_bytes(config)))
+    return int(max(*phases, audio_encoding_bytes(config, num_characters)))
 
 
-def audio_encoding_bytes(config: DiTConfig) -> int:
+def audio_encoding_bytes(config: DiTConfig, num_characters: int = 1) -> int:
     """Return the most that encoding one block's audio holds: fp32 copies of the widest convolutions."""
     third, second = config.dim * config.dim // 2, config.dim * config.dim // 8
     features = (
@@ -237,7 +238,7 @@ def audio_encoding_bytes(config: DiTConfig) -> int:
         * config.audio_dim
         * (config.motion_frames + config.video_frames_per_block)
     )
-    return _FP32 * (3 * (third + second) + 2 * features)
+    return _FP32 * (3 * (third + second) + 2 * num_characters * features)
 
 
 # Encoders and decoder

@@ -6,7 +6,7 @@ and ring layers stay on the GPU. Invariant: resident bytes grow with the number 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import accumulate
 
@@ -48,6 +48,12 @@ class Workload:
     @property
     def dit(self) -> DiTConfig:
         return self.request.models.dit
+
+    @cached_property
+    def injecting_dit(self) -> DiTConfig:
+        """The transformer with as many audio injectors as ticks run: those of all characters."""
+        layers = self.dit.audio_inject_layers
+        return replace(self.dit, audio_inject_layers=layers * self.request.num_characters)
 
     @property
     def geometry(self) -> Geometry:
@@ -223,7 +229,7 @@ class Workload:
     def fixed_parts(self) -> tuple[MemoryItem, ...]:
         """GPU memory that does not depend on the numbers of resident layers."""
         text = self.num_layers * sizes.text_kv_layer_bytes(self.dit, self.plain)
-        audio = sizes.audio_conditioning_bytes(self.dit, self.config.precision)
+        audio = sizes.audio_conditioning_bytes(self.injecting_dit, self.config.precision)
         parts = (
             *self._root_parts,
             MemoryItem(items.SINK, self.sink_bytes),
@@ -256,6 +262,7 @@ class Workload:
             split=self.split,
             kernels=hardware.kernels,
             in_place=costs.attends_in_place(hardware),
+            num_characters=self.request.num_characters,
         )
         if costs.needs_dequantising(hardware, precision):
             work += sizes.widest_linear_bytes(self.dit, precision)
@@ -274,8 +281,8 @@ class Workload:
         counts = costs.tick_counts(
             hardware, config.precision, config.kv_precision, num_lanes=self.num_lanes
         )
-        launches = costs.launches(counts, self.dit, num_lanes=self.num_lanes)
-        inputs = sizes.audio_conditioning_bytes(self.dit, config.precision)
+        launches = costs.launches(counts, self.injecting_dit, num_lanes=self.num_lanes)
+        inputs = sizes.audio_conditioning_bytes(self.injecting_dit, config.precision)
         recorded = int(self.num_graphs * launches * graphs.BYTES_PER_LAUNCH)
         return self._tick_bytes + recorded + self.num_lanes * inputs + WORKSPACE_BYTES // 2
 

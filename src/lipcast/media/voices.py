@@ -1,0 +1,135 @@
+"""The sounds of several characters, all of one length and one sampling rate, and the mix of them.
+
+Input: files, or none for a character that says nothing. Output: one `VoiceSource` each, to be read once.
+Silence fills what is missing of a sound, so that every character has speech features for every block.
+"""
+
+from __future__ import annotations
+
+import wave
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+
+from lipcast.config.models import SAMPLE_RATE
+from lipcast.errors import UsageError
+from lipcast.media.audio import AudioFile, open_audio
+from lipcast.media.resample import MUX_RATES, AudioChunk, Resampler, Samples, resampled_length
+
+
+class VoiceSource:
+    """What one character says, and silence up to the common end; see `AudioSource`."""
+
+    def __init__(self, sound: AudioFile | None, sample_rate: int) -> None:
+        """`sample_rate` of the samples for the muxer, in Hz."""
+        self._sound, self.sample_rate = sound, sample_rate
+        self.num_channels = 1 if sound is None else sound.num_channels
+        self.speech_mean = 0.0 if sound is None else sound.speech_mean
+        self.speech_std = 0.0 if sound is None else sound.speech_std
+        self.num_samples = self.num_speech_samples = 0
+        self._resampler: Resampler | None = None
+        if sound is not None:
+            self.num_samples = resampled_length(sound.num_samples, sound.sample_rate, sample_rate)
+            self.num_speech_samples = sound.num_speech_samples
+            if sound.sample_rate != sample_rate:
+                self._resampler = Resampler(sound.sample_rate, sample_rate, sound.num_channels)
+        self._num_given = self._num_speech_given = 0
+
+    @property
+    def duration_s(self) -> float:
+        return self.num_samples / self.sample_rate
+
+    def extend(self, num_samples: int, num_speech_samples: int) -> None:
+        """Let silence follow up to these lengths."""
+        self.num_samples, self.num_speech_samples = num_samples, num_speech_samples
+
+    def ready(self) -> bool:
+        """Return True: a file never waits."""
+        return True
+
+    def read(self) -> AudioChunk | None:
+        """Return the next second of the sound, then of the silence; None at the end."""
+        chunk = self._read_sound() or self._silence()
+        if chunk is not None:
+            self._num_given += len(chunk.samples)
+            self._num_speech_given += len(chunk.speech)
+        return chunk
+
+    def _read_sound(self) -> AudioChunk | None:
+        chunk = None if self._sound is None else self._sound.read()
+        resampler = self._resampler
+        if chunk is not None:
+            if resampler is None:
+                return chunk
+            return AudioChunk(resampler.push(np.ascontiguousarray(chunk.samples.T)).T, chunk.speech)
+        self._sound = self._resampler = None
+        if resampler is None:
+            return None
+        return AudioChunk(resampler.finish().T, np.zeros(0, np.float32))
+
+    def _silence(self) -> AudioChunk | None:
+        left = self.num_samples - self._num_given
+        left_speech = self.num_speech_samples - self._num_speech_given
+        if left <= 0 and left_speech <= 0:
+            return None
+        count, count_speech = min(left, self.sample_rate), min(left_speech, SAMPLE_RATE)
+        samples = np.zeros((max(0, count), self.num_channels), np.float32)
+        return AudioChunk(samples, np.zeros(max(0, count_speech), np.float32))
+
+
+def opened(
+    sounds: Sequence[str | Path | AudioFile | None], *, clean: bool = True
+) -> tuple[AudioFile | None, ...]:
+    """Open the sounds that are not open yet; None stays for a character that says nothing."""
+    return tuple(
+        sound if sound is None or isinstance(sound, AudioFile) else open_audio(sound, clean=clean)
+        for sound in sounds
+    )
+
+
+def one_length(
+    sounds: Sequence[str | Path | AudioFile | None], *, clean: bool = True
+) -> tuple[VoiceSource, ...]:
+    """Open all sounds, each as long as the longest. Raises UsageError where nobody says anything."""
+    found = opened(sounds, clean=clean)
+    rates = {sound.sample_rate for sound in found if sound is not None}
+    if not rates:
+        raise UsageError("characters: none of them says anything; give at least one a sound")
+    rate = rates.pop() if len(rates) == 1 else MUX_RATES[-1]
+    voices = tuple(VoiceSource(sound, rate) for sound in found)
+    num_samples = max(voice.num_samples for voice in voices)
+    num_speech = max(voice.num_speech_samples for voice in voices)
+    for voice in voices:
+        voice.extend(num_samples, num_speech)
+    return voices
+
+
+def mixed(parts: Sequence[Samples]) -> Samples:
+    """Return the sum of stretches [n, channels] of equal length, within -1..1; one channel goes to both."""
+    total: Samples = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return np.clip(total, -1.0, 1.0)
+
+
+def write_mix(voices: Sequence[VoiceSource], file: BinaryIO) -> None:
+    """Write what all say together as a WAV file of 16 bits, a second at a time."""
+    with wave.open(cast("str", file), "wb") as sound:
+        sound.setnchannels(max(voice.num_channels for voice in voices))
+        sound.setsampwidth(2)
+        sound.setframerate(voices[0].sample_rate)
+        waiting = [np.zeros((0, voice.num_channels), np.float32) for voice in voices]
+        while True:
+            chunks = [voice.read() for voice in voices]
+            waiting = [
+                held if chunk is None else np.concatenate((held, chunk.samples))
+                for held, chunk in zip(waiting, chunks, strict=True)
+            ]
+            count = min(map(len, waiting))
+            if not count and all(chunk is None for chunk in chunks):
+                return
+            together = mixed([held[:count] for held in waiting])
+            sound.writeframes(np.rint(together * 32767).astype("<i2").tobytes())
+            waiting = [held[count:] for held in waiting]
