@@ -292,7 +292,7 @@ def test_what_is_long(
 
 def asked(given: dict[str, Any]) -> bool:
     request = read_request(given)
-    return is_long(request, lambda: open_audio(request.audio))
+    return is_long(request, lambda: (open_audio(request.audio),))
 
 
 def test_processes_of_a_launcher_make_one_piece(

@@ -15,6 +15,7 @@ import torch
 import lipcast
 from lipcast.engine.snapshot import BlockRange, BlockSnapshot, SessionSnapshot
 from lipcast.engine.snapshot_file import read_snapshot, write_snapshot
+from lipcast.engine.sound_timeline import AudioTimeline
 from lipcast.errors import InputError
 from lipcast.media.audio import open_audio
 from planned import planned
@@ -121,6 +122,7 @@ def test_sound_before_a_range_is_not_kept(tiny: lipcast.Lipcast, sound: Any) -> 
     spec = tiny.spec(lipcast.api.make_options(OPTIONS), height=64, width=64)
     snapshot = SessionSnapshot(207, (BlockSnapshot(window, window),), window)
     timeline = tiny.timeline(open_audio(path), spec, BlockRange(snapshot))
+    assert isinstance(timeline, AudioTimeline)
     held: list[weakref.ref[Any]] = []
     read = timeline._source.read
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from lipcast.models.dit import DiT, apply_kernels
 from lipcast.models.kernels.plain import Kernels
 from lipcast.models.quant_formats import StoredWeight
-from lipcast.weights.quant_linear import use_fp8_matmul
+from lipcast.weights.quant_linear import use_direct_products
 
 
 def freeze(model: DiT, *, recompute: bool = True) -> None:
@@ -25,7 +25,7 @@ def freeze(model: DiT, *, recompute: bool = True) -> None:
     `recompute`: every layer runs again for its gradients, instead of keeping what it computed.
     """
     model.requires_grad_(False)
-    use_fp8_matmul(model, enabled=False)  # a product of 8-bit floats has no gradient
+    use_direct_products(model, enabled=False)  # they have no gradient
     apply_kernels(model, FrozenKernels())
     if recompute:
         for block in model.layers:
@@ -39,9 +39,8 @@ class FrozenKernels(Kernels):
 
     def linear(self, x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
         """Return x times a stored weight plus a bias, with a gradient for x."""
-        parts = (weight.numbers, weight.scale, weight.minimum)
-        stored = [part for part in parts if part is not None]
-        product: Tensor = _StoredProduct.apply(x, *stored)  # type: ignore[no-untyped-call]
+        parts = weight.numbers, weight.scale, weight.minimum, weight.tensor_scale
+        product: Tensor = _StoredProduct.apply(x, *parts)  # type: ignore[no-untyped-call]
         return product if bias is None else product + bias.to(product.dtype)
 
 
@@ -49,7 +48,7 @@ class _StoredProduct(torch.autograd.Function):
     """x Wᵀ; W is restored for the product, and once more for the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *parts: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, *parts: Tensor | None) -> Tensor:
         ctx.save_for_backward(*parts)
         return functional.linear(x, StoredWeight(*parts).restore(x.dtype))
 
