@@ -70,7 +70,7 @@ memory included; without it and with `--gpu`, 64 GB are supposed.
 | --- | --- |
 | weights of each layer | on the GPU; streamed from pinned host memory; streamed from the mapped file |
 | precision of the weights | bf16, fp8 (computed in fp8 where the card can, \
-restored in registers elsewhere); int8 and int4 if asked |
+restored in registers elsewhere); int8, int4 and nvfp4 (computed as stored on Blackwell) if asked |
 | KV rings | one per evaluated step, on the GPU or streamed layer by layer; bf16 or fp8, int4 if asked |
 | sink | on the GPU, or streamed with the layers |
 | schedule | sequential (one lane a tick), or wavefront (all steps of consecutive blocks in \

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +14,7 @@ from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.models import DiTConfig, VAEConfig
 from lipcast.config.video_spec import video_spec
 from lipcast.engine.frames import BlockTimings, FrameBlock
+from lipcast.media.characters import Character
 
 NUM_BLOCKS = 4
 FRAMES = 12
@@ -82,9 +83,11 @@ class FakeModel:
         prompt: str,
         direction: Direction,
         options: GenerateOptions,
+        characters: Sequence[Character] = (),
     ) -> FakeSession:
         self.asked.stream = {
-            "image": image, "audio": audio, "prompt": prompt, "direction": direction
+            "image": image, "audio": audio, "prompt": prompt, "direction": direction,
+            "characters": characters,
         }  # fmt: skip
         self.session = FakeSession(options, self.error, **self.how)
         return self.session

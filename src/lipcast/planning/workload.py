@@ -396,6 +396,5 @@ def decoder_rank_parts(request: PlanRequest) -> tuple[MemoryItem, ...]:
 
 def tile_size(request: PlanRequest, tiles: tuple[int, int]) -> tuple[int, int]:
     """Return the latent height and width of one tile of a grid (rows, columns)."""
-    rows, columns = tiles
-    geometry = request.geometry
+    (rows, columns), geometry = tiles, request.geometry
     return tile_length(geometry.latent_height, rows), tile_length(geometry.latent_width, columns)

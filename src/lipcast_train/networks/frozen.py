@@ -48,7 +48,7 @@ class _StoredProduct(torch.autograd.Function):
     """x Wᵀ; W is restored for the product, and once more for the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *parts: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, *parts: Any) -> Tensor:
         ctx.save_for_backward(*parts)
         return functional.linear(x, StoredWeight(*parts).restore(x.dtype))
 
