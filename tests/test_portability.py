@@ -24,6 +24,7 @@ from lipcast.parallel.rank_group import spawn
 IMPORT_ALL = """
 import builtins, importlib, pkgutil, sys
 
+NEED_THEIR_HOST = {f"lipcast.integrations.{name}" for name in ("comfyui", "livekit", "pipecat")}
 POSIX_ONLY = {"fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty"}
 real_import = builtins.__import__
 
@@ -37,7 +38,7 @@ builtins.__import__ = no_posix
 import lipcast
 names = [module.name for module in pkgutil.walk_packages(lipcast.__path__, "lipcast.")]
 for name in names:
-    if name in {"lipcast.integrations.comfyui", "lipcast.integrations.livekit"}:  # need their host
+    if name in NEED_THEIR_HOST:
         continue
     importlib.import_module(name)
 print(len(names))
