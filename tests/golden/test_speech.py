@@ -97,7 +97,7 @@ def test_clip_counts(case):
 
 @pytest.mark.skipif(importlib.util.find_spec("soxr") is None, reason="needs soxr")
 def test_resampling_as_librosa(case):
-    import soxr  # type: ignore[import-not-found]
+    import soxr
 
     stereo = case["inputs/stereo_44100"].numpy()
     got = torch.from_numpy(soxr.resample(stereo.mean(1), 44_100, 16_000, quality="HQ"))
