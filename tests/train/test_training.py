@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,6 +67,22 @@ def test_a_finished_training_is_not_repeated(trained):
     again = train_all(micro(), DrawnFaces(2), CPU, LoopSettings(folder))
     assert again.phases == result.phases
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")} == before
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(trained, tmp_path):
+    """Each has a share of every batch, weights and optimiser are sharded, and the losses are the same."""
+    program = Path(__file__).with_name("train_micro.py")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    subprocess.run(
+        [sys.executable, *launcher, str(program), str(tmp_path)], check=True, timeout=600
+    )
+    result, _ = trained
+    for name, alone in result.phases.items():
+        together = read_progress(tmp_path / f"{name}.safetensors")
+        assert together.losses == pytest.approx(alone.losses, rel=5e-3), name
+    together, alone = (folder / "model" for folder in (tmp_path, result.model.parent))
+    assert {path.name for path in together.iterdir()} == {path.name for path in alone.iterdir()}
 
 
 def pictures(steps: int) -> Phase:
