@@ -182,7 +182,7 @@ def test_kernels_compile_for_every_gpu(capability: int) -> None:
         "from lipcast.lab.kernel_compile import compile_kernels",
         f"compile_kernels(capabilities=({capability},))",
     )
-    assert len(kernels) == 6 + 3 * 3 + 4
+    assert len(kernels) == 7 + 3 * 3 + 4
     for kernel in kernels:
         attends = kernel["label"].startswith("attention")
         multiplies = kernel["label"].startswith("product")

@@ -1,4 +1,4 @@
-"""Trains the smallest preset in the folder that is named, for tests; every process that starts it has a share."""
+"""Trains the smallest preset in the folder that is named; every process that starts it has a share."""
 
 from __future__ import annotations
 
