@@ -15,8 +15,8 @@ SOURCE = ROOT / "src"
 
 
 def expected_files() -> set[str]:
-    """Return the files of the package as the source tree has them."""
-    files = (path for path in (SOURCE / "lipcast").rglob("*") if path.is_file())
+    """Return the files of the packages as the source tree has them."""
+    files = (path for path in SOURCE.rglob("*") if path.is_file())
     return {
         path.relative_to(SOURCE).as_posix() for path in files if "__pycache__" not in path.parts
     }
