@@ -223,11 +223,15 @@ class Rank:
             case EncodePose(block, pixels_FHWC):
                 assert self._decoder is not None
                 self._send(self._decoder.encode_pose(block, pixels_FHWC))
-            case _:
+            case AudioFeatures() | SetContext() | FirstLatent():
                 assert self._stage is not None
                 self._condition(self._stage, message)
+            case _:
+                raise AssertionError(f"expected a message to a rank, got {message!r}")
 
-    def _condition(self, stage: StageVideo, message: Any) -> None:
+    def _condition(
+        self, stage: StageVideo, message: AudioFeatures | SetContext | FirstLatent
+    ) -> None:
         """Hand over what conditions the blocks to come."""
         match message:
             case AudioFeatures():
@@ -236,8 +240,6 @@ class Rank:
                 stage.set_context(block, context_TC)
             case FirstLatent(latent_C1HW):
                 stage.set_first_latent(latent_C1HW)
-            case _:
-                raise AssertionError(f"expected a message to a rank, got {message!r}")
 
     def _open(self, message: EncodePortrait | StartSession) -> None:
         if message.video != self._video:
