@@ -94,42 +94,40 @@ def _same_pages_again() -> Iterator[None]:
 
 def fp8_rows(settings: Settings, report: Report) -> None:
     """Fp8 layers at the model's own shapes, few rows included."""
-    rows, matrices = ((1, 15, 48), ((64, 128), (128, 64)))
-    if settings.is_full:
-        rows, matrices = _ROWS, _MATRICES
     report.figure("fp8 matrix units", has_fp8_matmul(settings.device))
-    milliseconds = {}
-    for num_in, num_out in matrices:
-        layer, weight = _layer("fp8", num_in, num_out, settings.device)
-        for num_rows in rows:
-            text = f"fp8 {num_rows} x {num_in} x {num_out} is within {_FP8_ERROR:.0%} of float64"
-            with report.attempt(text), torch.inference_mode():
-                x = torch.randn(num_rows, num_in, dtype=torch.bfloat16, device=settings.device)
-                exact = x.double() @ weight.double().t() + layer.bias.double()
-                error = _relative(layer(x), exact)
-                report.claim(text, error < _FP8_ERROR, error)
-                found = median_ms(partial(layer, x), settings)
-                milliseconds[f"{num_rows}x{num_in}x{num_out}"] = found
-    report.figure("milliseconds", milliseconds)
+    _stored_rows("fp8", "float64", _FP8_ERROR, settings, report)
 
 
 def fp4_rows(settings: Settings, report: Report) -> None:
     """NVFP4 layers at the model's own shapes, against their emulation: the same numbers, in float64."""
+    report.figure("NVFP4 matrix units", has_fp4_matmul(settings.device))
+    _stored_rows("nvfp4", "its emulation", _FP4_ERROR, settings, report, emulate=True)
+
+
+def _stored_rows(
+    precision: StoredPrecision,
+    twin: str,
+    most: float,
+    settings: Settings,
+    report: Report,
+    *,
+    emulate: bool = False,
+) -> None:
+    """Claim that layers are within `most` of their twin; `emulate`: which gets the input that they round."""
     rows, matrices = ((1, 15, 48), ((64, 128), (128, 64)))
     if settings.is_full:
         rows, matrices = _ROWS, _MATRICES
-    report.figure("NVFP4 matrix units", has_fp4_matmul(settings.device))
     milliseconds = {}
     for num_in, num_out in matrices:
-        layer, weight = _layer("nvfp4", num_in, num_out, settings.device)
+        layer, weight = _layer(precision, num_in, num_out, settings.device)
         for num_rows in rows:
-            text = f"nvfp4 {num_rows} x {num_in} x {num_out} is within {_FP4_ERROR:.0%} of its emulation"
+            text = f"{precision} {num_rows} x {num_in} x {num_out} is within {most:.0%} of {twin}"
             with report.attempt(text), torch.inference_mode():
                 x = torch.randn(num_rows, num_in, dtype=torch.bfloat16, device=settings.device)
-                fed = quantise_rows_fp4(x).restore() if layer.multiplies else x
+                fed = quantise_rows_fp4(x).restore() if emulate and layer.multiplies else x
                 exact = fed.double() @ weight.double().t() + layer.bias.double()
                 error = _relative(layer(x), exact)
-                report.claim(text, error < _FP4_ERROR, error)
+                report.claim(text, error < most, error)
                 found = median_ms(partial(layer, x), settings)
                 milliseconds[f"{num_rows}x{num_in}x{num_out}"] = found
     report.figure("milliseconds", milliseconds)

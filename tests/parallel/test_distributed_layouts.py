@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,10 @@ from lipcast.parallel.distributed_model import DistributedModel
 from lipcast.planning.layouts import stage_steps
 from sounds import EXAMPLES, syllables, write_wav
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 FOUR_STEPS = {"fold_last_step": False}
 BLOCKS = 5
 """More than a window of two, and a block after the new reference has passed every stage."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As the ranks: the number of threads decides the order of sums."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Made:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from rank_groups import SMALL, failing_at, on_ranks, settings
 
 import lipcast
@@ -15,16 +14,9 @@ from lipcast.errors import MemoryBudgetError
 from lipcast.parallel.distributed_model import DistributedModel
 from lipcast.parallel.messages import RankStats
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 STAGES: dict[str, Any] = {"num_gpus_dit": 2, "ulysses_size": 1}
 WITH_DECODER: dict[str, Any] = {**STAGES, "enable_vae_parallel": True}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def held_bytes(model: lipcast.Lipcast) -> list[int]:
