@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -181,20 +182,22 @@ def test_schedules_and_interruptions_change_nothing(
 
 def test_memory_does_not_grow_with_the_clip(clip: Path) -> None:
     """One picture is held at a time, however long the clip is."""
-    alive = 0
+    read: list[weakref.ref[Any]] = []
 
     class Picture(np.ndarray):
-        pass
+        """Whose end is seen: arrays themselves have no weak references."""
 
     def counted() -> Iterator[np.ndarray]:
-        nonlocal alive
         for picture in pictures(30):
-            alive += 1
-            yield picture.view(Picture)
+            made = picture.copy().view(Picture)
+            read.append(weakref.ref(made))
+            yield made
 
     found = Clip("counted", (80, 120), np.arange(30), counted).frames(0, 64, 64)
     for n, _ in enumerate(found, 1):
-        assert alive == n  # read as it is needed, not ahead
+        assert len(read) == n  # read as it is needed, not ahead
+        assert sum(picture() is not None for picture in read) <= 2
+    assert n == 30
 
 
 @pytest.mark.parametrize(

@@ -112,9 +112,12 @@ class PoseClip:
             begin = clip.frames(first % clip.num_frames, height, width)
             again = (clip.frames(0, height, width) for _ in repeat(None))
             yield from chain(begin, chain.from_iterable(again))
-        yield from clip.frames(first, height, width)
-        held = np.zeros((height, width, 3), np.uint8)
-        if self.end == "hold":
+        held: Frames | None = None
+        for held in clip.frames(first, height, width):
+            yield held
+        if self.end == "black":
+            held = np.zeros((height, width, 3), np.uint8)
+        elif held is None:  # the clip has ended before
             held = clip.last(1, height, width)[0]
         yield from repeat(held)
 
