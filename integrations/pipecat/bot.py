@@ -175,7 +175,9 @@ class Bot:
 
         transport.add_event_handler("on_client_disconnected", leave)
         self.workers.append(worker)
-        self._talks.add(asyncio.create_task(self._talk(worker)))
+        talk = asyncio.create_task(self._talk(worker))
+        self._talks.add(talk)
+        talk.add_done_callback(self._talks.discard)
         return connection.get_answer()
 
     async def _talk(self, worker: PipelineWorker) -> None:
@@ -217,7 +219,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="tiny", help="a name, or the folder of a checkpoint")
     parser.add_argument("--image", default=EXAMPLE, help="the portrait")
-    parser.add_argument("--size", default="256*256", help="width*height, fitted to the portrait")
+    parser.add_argument(
+        "--size",
+        default="256*256",
+        help="area; the portrait decides the aspect",
+    )
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument(
         "--url", help="server with OpenAI's interface, such as http://127.0.0.1:8080/v1"

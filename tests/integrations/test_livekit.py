@@ -34,7 +34,7 @@ from livekit_room import (
 import lipcast
 from lipcast.engine.live_types import LiveLimits
 from lipcast.errors import CancelledError, MemoryBudgetError, SessionFailedError
-from lipcast.integrations.livekit import Avatar, LiveVideo, mono_of
+from lipcast.integrations.livekit import Avatar, LiveVideo
 
 PORTRAIT = Path(__file__).parents[2] / "examples/portrait_0.png"
 WHITE = 255
@@ -45,6 +45,10 @@ async def push(video: LiveVideo, seconds: float) -> None:
     for piece in tone(seconds):
         await video.push_audio(piece)
     await video.push_audio(AudioSegmentEnd())
+
+
+def samples(frame: Any) -> np.ndarray:
+    return np.frombuffer(frame.data, np.int16)
 
 
 def kind(item: Any) -> str:
@@ -75,8 +79,8 @@ def test_pictures_are_woven_with_their_sound_and_a_segment_ends_with_it() -> Non
             # 1.0 s are 25 frames; the 11 that fill the last block follow the end, without a sound.
             assert kinds == "SA" * 25 + "E"
             assert "".join(after).startswith("S" * 11) and set(after) <= {"S", "V"}
-            heard = np.concatenate([mono_of(item) for item in items if kind(item) == "A"])
-            said = np.concatenate([mono_of(piece) for piece in tone(1.0)])
+            heard = np.concatenate([samples(item) for item in items if kind(item) == "A"])
+            said = np.concatenate([samples(piece) for piece in tone(1.0)])
             assert len(heard) == OUT_RATE
             # The sampling rate is doubled; the filter reaches over the ends.
             assert np.abs(heard[100:-100:2] - said[50:-50].astype(int)).max() < 40

@@ -164,8 +164,7 @@ class LiveSession(Closing):
     def has_unspoken(self) -> bool:
         """Whether a frame with sound that was pushed is still to be given out."""
         with self._changed:
-            waiting = (frame.is_speech and not frame.is_filler for frame in self._frames)
-            return self._timeline.has_unshown or any(waiting)
+            return self._timeline.has_unshown or any(frame.is_heard for frame in self._frames)
 
     @property
     def has_ended(self) -> bool:

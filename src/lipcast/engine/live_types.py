@@ -43,6 +43,11 @@ class AVFrame:
     """Sound of this epoch that was pushed and has been given out, this frame's included."""
 
     @property
+    def is_heard(self) -> bool:
+        """Whether its sound was pushed: it is neither idle nor what fills up the last block."""
+        return self.is_speech and not self.is_filler
+
+    @property
     def time_s(self) -> float:
         """Time of the frame since the first one."""
         return self.index / VIDEO_FPS

@@ -21,7 +21,6 @@ from livekit.agents.voice.avatar import (
     AvatarRunner,
     VideoGenerator,
 )
-from numpy.typing import NDArray
 
 from lipcast.config.models import VIDEO_FPS
 from lipcast.engine.live import LiveSession
@@ -65,7 +64,7 @@ class LiveVideo(VideoGenerator):
                 self._live.end_utterance()
             return
         epoch, rate = self._live.epoch, frame.sample_rate
-        samples = mono_of(frame)
+        samples = np.frombuffer(frame.data, np.int16).reshape(-1, frame.num_channels)
         for first in range(0, len(samples), rate):
             piece = samples[first : first + rate]
             while not self._has_room(len(piece) / rate):
@@ -112,7 +111,7 @@ class LiveVideo(VideoGenerator):
                 if isinstance(found, AudioSegmentEnd):
                     yield found
                     continue
-                is_heard = found.is_speech and not found.is_filler
+                is_heard = found.is_heard
                 await self._pace(is_heard)
                 if found.epoch != self._live.epoch:
                     continue
@@ -232,13 +231,6 @@ class Avatar:
 
 def _watches(participant: rtc.RemoteParticipant) -> bool:
     return bool(participant.kind != rtc.ParticipantKind.PARTICIPANT_KIND_AGENT)
-
-
-def mono_of(frame: rtc.AudioFrame) -> NDArray[np.int16]:
-    """Return the samples of a frame, its channels mixed."""
-    samples = np.frombuffer(frame.data, np.int16).reshape(-1, frame.num_channels)
-    mono: NDArray[np.int16] = samples.mean(axis=1).astype(np.int16)
-    return samples[:, 0] if frame.num_channels == 1 else mono
 
 
 def picture_of(frame: AVFrame) -> rtc.VideoFrame:

@@ -223,13 +223,14 @@ class LipcastVideoService(AIService):
         """Push a frame's sound, and the picture of some frames before it."""
         if frame.epoch != self._epoch:
             return
-        has_sound = frame.is_speech and not frame.is_filler
-        if not has_sound:  # nothing paces it on its way: the silence after the last word, or idle
+        if (
+            not frame.is_heard
+        ):  # nothing paces it on its way: the silence after the last word, or idle
             await self._wait_until_due(float)
         async with self._turn:
             if frame.epoch != self._epoch:
                 return
-            if has_sound:
+            if frame.is_heard:
                 await self._note_first_sound()
                 await self.push_frame(self._sound_of(frame))
             self._late.append(frame.picture)
