@@ -40,13 +40,11 @@ def strict(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 def trimmed(schema: dict[str, Any], values: list[Any]) -> dict[str, Any]:
     """Return a strict schema without what no value uses; the names of the fields stay."""
-    made = {key: value for key, value in schema.items() if key in KEPT}
+    made = dict(schema)
     if "items" in schema:
         inner = [each for value in values for each in value]
         made["items"] = trimmed(schema["items"], inner)
-    if isinstance(schema.get("additionalProperties"), dict):
-        made["additionalProperties"] = schema["additionalProperties"]
-    elif "properties" in schema:
+    if "properties" in schema:
         used = {
             name: [value[name] for value in values if name in value]
             for name in schema["properties"]
@@ -55,7 +53,6 @@ def trimmed(schema: dict[str, Any], values: list[Any]) -> dict[str, Any]:
             name: trimmed(each, used[name]) if used[name] else {}
             for name, each in schema["properties"].items()
         }
-        made["additionalProperties"] = False
     return made
 
 
