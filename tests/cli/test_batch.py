@@ -105,6 +105,24 @@ def test_a_line_break_in_quotes_stays(submit: Submit) -> None:
     assert submit(lines, "jobs.jsonl")[0]["prompt"] == "a\u2028b"
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"character": ["0, 0, 32,64:b.wav", "mask.png:b.wav"]},
+        {"character": ["0,0,32,64", "mask.png"], "audio": "b.wav+b.wav"},
+    ],
+)
+def test_files_of_characters_count_from_the_folder_of_the_table(
+    submit: Submit, folder: Path, row: dict[str, Any]
+) -> None:
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (40, 0, 64, 64))
+    mask.save(folder / "mask.png")
+    (job,) = submit(json.dumps([{"image": "a.png", "output": "o.mp4", **row}]), "jobs.json")
+    voice = str(folder / "b.wav")
+    assert job["characters"] == [["0,0,32,64", voice], [str(folder / "mask.png"), voice]]
+
+
 def test_values_as_spreadsheets_write_them(submit: Submit, folder: Path) -> None:
     head = "image;audio;output;num_clip;segment;sample_shift;enable_vae_parallel;no_fold_last_step;lora"
     (folder / "style.safetensors").touch()

@@ -15,11 +15,12 @@ from typing import Any
 
 import click
 
+from lipcast.cli.characters import in_folder
 from lipcast.cli.command import Option, Section, as_arguments
 from lipcast.cli.generate import generate
 from lipcast.cli.job_request import as_job
 from lipcast.cli.request import GenerateRequest, read_request
-from lipcast.cli.types import FILE, FOLDER, SECONDS
+from lipcast.cli.types import FILE, FOLDER, SECONDS, is_there
 from lipcast.config.generate_options import EARLIER_NAMES
 from lipcast.config.tables import Row, read_table, spelled
 from lipcast.errors import InputError, LipcastError, UsageError
@@ -115,18 +116,16 @@ def _text(option: Option, column: str, value: Any, folder: Path) -> str:
         return _DECIMAL_COMMA.sub(r"\1.\2\3", text)
     if text.startswith("~") or is_address(text):
         return text
+    if option.name == "character":
+        return in_folder(text, folder)
     is_path = option.type.name in {FILE.name, FOLDER.name}
-    if not is_path and not (option.name in {"model", "lora"} and _is_there(folder, text)):
+    if not is_path and not (
+        option.name in {"model", "lora"} and is_there(folder / text.split(":")[0])
+    ):
         return text
+    if option.name == "audio" and not is_there(folder / text):
+        return "+".join(str(folder / voice) for voice in text.split("+"))
     return f"{folder / text}{'/' if text.endswith('/') else ''}"  # a slash means a folder
-
-
-def _is_there(folder: Path, text: str) -> bool:
-    """Return whether a model or an adapter, perhaps with a weight, is a path and not a name."""
-    try:
-        return (folder / text.split(":", maxsplit=1)[0]).exists()
-    except OSError:  # too long, or not allowed
-        return False
 
 
 def _check_own_output(request: GenerateRequest, taken: dict[Path, str], place: str) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lipcast.cli.command import Option, Section
-from lipcast.cli.types import FILE, TEXT
-from lipcast.errors import InputError, UsageError
+from lipcast.cli.types import FILE, TEXT, checked_file, is_there
+from lipcast.errors import UsageError
 
 if TYPE_CHECKING:
     from lipcast.media.characters import Character
@@ -26,7 +26,6 @@ CHARACTER = Option(
     "or a picture that is white where the person is. Without a voice the person says nothing.",
     section=Section.DIRECTING, type=TEXT, metavar="REGION[:VOICE]", multiple=True,
 )  # fmt: skip
-_PLACE = re.compile(r"((?:-?\d+\s*,\s*){3}-?\d+|face[1-9]\d*)(?::(.*))?", re.DOTALL)
 
 
 def read_characters(flags: Mapping[str, Any]) -> tuple[Character, ...]:
@@ -47,13 +46,20 @@ def read_characters(flags: Mapping[str, Any]) -> tuple[Character, ...]:
         characters = _with_voices(characters, flags["audio"])
     for character in characters:
         for path in files_of(character):
-            _check_file(path)
+            checked_file(path, "character", "a picture or a sound")
     return tuple(characters)
 
 
 def files_of(character: Character) -> list[Path]:
     """Return the files that a character is read from: its mask, its voice."""
     return [path for path in (character.region, character.audio) if isinstance(path, Path)]
+
+
+def in_folder(text: str, folder: Path) -> str:
+    """Return a value of the option with the paths of a table, which count from its folder."""
+    region, voice = _split(text, folder)
+    place = region if _is_place(region) else str(folder / _path(region))
+    return f"{place}:{folder / _path(voice)}" if voice else place
 
 
 def as_job(characters: Sequence[Character]) -> list[list[str | None]]:
@@ -68,25 +74,32 @@ def _absolute(value: Any) -> str | None:
 def _parsed(text: str) -> Character:
     from lipcast.media.characters import Character
 
-    found = _PLACE.fullmatch(text.strip())
-    if found is not None:
-        place, voice = found[1], found[2]
-        return Character(place.replace(" ", ""), _path(voice) if voice else None)
-    mask, voice = _split(text)
-    if not mask:
+    region, voice = _split(text)
+    if not region:
         raise UsageError(
             f"--character: expected REGION:VOICE such as 0,0,320,480:anna.wav, face1:anna.wav or "
             f"mask.png:anna.wav, got {text!r:.80}"
         )
-    return Character(_path(mask), _path(voice) if voice else None)
+    place = region if _is_place(region) else _path(region)
+    return Character(place, _path(voice) if voice else None)
 
 
-def _split(text: str) -> tuple[str, str]:
-    """Return mask and voice; names of files may have colons, too."""
-    if _path(text).is_file():
+def _is_place(region: str) -> bool:
+    from lipcast.media.characters import is_place
+
+    return is_place(region)
+
+
+def _split(text: str, folder: Path = Path()) -> tuple[str, str]:
+    """Return region and voice; names of files may have colons, too."""
+    place, _, voice = text.strip().partition(":")
+    place = "".join(place.split())
+    if _is_place(place):
+        return place, voice
+    if is_there(folder / _path(text)):
         return text, ""
     ends = [found.start() for found in re.finditer(":", text)]
-    first = next((end for end in ends if _path(text[:end]).is_file()), None)
+    first = next((end for end in ends if is_there(folder / _path(text[:end]))), None)
     end = first if first is not None else (ends[-1] if ends else len(text))
     return text[:end], text[end + 1 :]
 
@@ -113,12 +126,3 @@ def _with_voices(characters: Sequence[Character], audio: Path) -> list[Character
         replace(character, audio=_path(voice))
         for character, voice in zip(characters, voices, strict=True)
     ]
-
-
-def _check_file(path: Path) -> None:
-    try:
-        is_file = path.is_file()
-    except OSError as error:
-        raise InputError(f"--character: {path} cannot be read ({error.strerror})") from error
-    if not is_file:
-        raise InputError(f"--character: {path} does not exist. Check the path.")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from lipcast.engine.session import Session
     from lipcast.media.audio import AudioFile
+    from lipcast.media.characters import Character
 
 
 _NOTICES = {
@@ -72,7 +73,7 @@ def generate(console: Console, **flags: Any) -> None:
         return
     meter = Meter()
     request = read_request(flags)
-    portrait = _check(request, console)
+    portrait, characters = _check(request, console)
     sounds = cache(
         partial(_open_sounds, request)
     )  # decoded once to be measured, whoever asks first
@@ -86,7 +87,9 @@ def generate(console: Console, **flags: Any) -> None:
         made = (
             make_long(request, meter, bar, console)
             if long
-            else _make(request, (portrait, sounds()), meter, bar, console)
+            else _make(
+                replace(request, characters=characters), (portrait, sounds()), meter, bar, console
+            )
         )
     if console.as_json:
         print_json(made)
@@ -106,17 +109,24 @@ def _served_as_rank() -> bool:
     return True
 
 
-def _check(request: GenerateRequest, console: Console) -> Image:
-    """Check before minutes of loading that everything is there and usable; returns the portrait."""
+def _check(request: GenerateRequest, console: Console) -> tuple[Image, tuple[Character, ...]]:
+    """Check before minutes of loading that everything is there and usable.
+
+    Returns the portrait, and the characters with the masks of their regions.
+    """
     from lipcast.media.face_crop import note_faces
     from lipcast.media.image import load_portrait
     from lipcast.weights.checkpoint import ALL_PARTS, MODEL_PARTS, checkpoint_dir, find_checkpoint
 
     portrait = load_portrait(request.image, crop=request.options.crop)
-    if request.characters:
+    characters = request.characters
+    if characters:
         from lipcast.media.characters import find_regions
 
-        find_regions([each.region for each in request.characters], portrait, request.options)
+        masks = find_regions([each.region for each in characters], portrait, request.options)
+        characters = tuple(
+            replace(each, region=mask) for each, mask in zip(characters, masks, strict=True)
+        )
     elif request.options.crop == "center":
         note_faces(portrait, str(request.image))
     if isinstance(request.prompt, Path):
@@ -128,15 +138,14 @@ def _check(request: GenerateRequest, console: Console) -> Image:
     find_checkpoint(checkpoint_dir(request.model), need=need)
     if notice := _NOTICES.get(request.model):
         console.warn(notice)
-    return portrait
+    return portrait, characters
 
 
 def _open_sounds(request: GenerateRequest) -> tuple[AudioFile | None, ...]:
     """Open the voice, or that of every character that has one."""
     from lipcast.media.voices import opened
 
-    voices = [each.audio for each in request.characters] if request.characters else [request.audio]
-    return opened(voices, clean=request.options.clean_audio)
+    return opened(request.voices, clean=request.options.clean_audio)
 
 
 def _make(

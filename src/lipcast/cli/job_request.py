@@ -54,7 +54,7 @@ def as_job(request: GenerateRequest, **how: Any) -> dict[str, Any]:
     return {
         "image": str(request.image.resolve()),
         "audio": str(request.audio.resolve()),
-        "sha256": {str(path.resolve()): input_sha256(path) for path in files},
+        "sha256": {str(path.resolve()): input_sha256(path) for path in dict.fromkeys(files)},
         "prompt": str(Path(request.prompt).resolve()) if is_file else request.prompt,
         "prompt_is_file": is_file,
         "output": str(request.output.resolve()),

@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lipcast.cli.characters import files_of
 from lipcast.cli.console import Console
 from lipcast.cli.job_request import as_job
 from lipcast.cli.meter import Meter, ProgressBar
@@ -79,8 +78,7 @@ def is_long(request: GenerateRequest, sounds: Callable[[], Sequence[AudioFile | 
         return False
     if request.segment_s is not None:
         return request.segment_s > 0
-    voices = [request.audio, *(path for each in request.characters for path in files_of(each))]
-    if max(path.stat().st_size for path in voices) < LONG_S * _LEAST_BYTES_PER_S:
+    if max(path.stat().st_size for path in request.voices if path) < LONG_S * _LEAST_BYTES_PER_S:
         return False
     options = request.options
     seconds = max(sound.duration_s for sound in sounds() if sound is not None)

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 from lipcast.cli.characters import files_of, read_characters
 from lipcast.cli.compat_flags import accepted_flags
 from lipcast.cli.options import options_from
+from lipcast.cli.types import checked_file, is_there
 from lipcast.config.direction import UNDIRECTED, Direction
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.gpu_options import GpuOptions
 from lipcast.config.memory_options import MemoryOptions
 from lipcast.config.precision import Precision
-from lipcast.errors import InputError, UsageError
+from lipcast.errors import UsageError
 from lipcast.media.signing import SigningKey, check_signed_target, signing_key
 from lipcast.media.target import check_target, explained, output_path
 
@@ -65,6 +66,12 @@ class GenerateRequest:
     """Fields among "seed" and "output" that differ each time the same command runs."""
     accepted: Mapping[str, str]
     """Reasons by compatibility flag."""
+
+    @property
+    def voices(self) -> tuple[Path | None, ...]:
+        """The sound of each person in the picture; None for one who says nothing."""
+        said = (each.audio for each in self.characters)
+        return tuple(x if isinstance(x, Path) else None for x in said) or (self.audio,)
 
 
 def read_request(flags: Mapping[str, Any]) -> GenerateRequest:
@@ -198,18 +205,11 @@ def _input_file(flags: Mapping[str, Any], name: str, what: str) -> Path:
         instead = ", or words to speak with --text" if name == "audio" else ""
         raise UsageError(f"--{name} is missing; give {what} file with --{name} FILE{instead}")
     path: Path = flags[name]
-    try:
-        if path.is_file():
-            return path
-    except OSError as error:
-        raise InputError(f"--{name}: {path} cannot be read ({error.strerror})") from error
-    if name == "audio" and "+" in path.name and not path.exists():
+    if name == "audio" and "+" in path.name and not is_there(path):
         raise UsageError(
             f"--audio: several voices joined by '+' need a --character REGION for each, got {path}"
         )
-    if path.is_dir():
-        raise InputError(f"--{name}: expected {what} file, but {path} is a folder")
-    raise InputError(f"--{name}: {path} does not exist. Check the path.")
+    return checked_file(path, name, what)
 
 
 def _signing(flags: Mapping[str, Any], output: Path) -> SigningKey | None:

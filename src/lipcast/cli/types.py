@@ -26,6 +26,26 @@ def parse_seconds(text: str) -> float:
     raise ValueError(f"'{text}' is not a length of time such as 60s or 2min")
 
 
+def is_there(path: Path) -> bool:
+    """Return whether there is something of this name; one that nothing can have is not there."""
+    try:
+        return path.exists()
+    except OSError:  # too long, or not allowed
+        return False
+
+
+def checked_file(path: Path, option: str, what: str) -> Path:
+    """Return a path at which there is a file. Raises InputError."""
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:
+        raise InputError(f"--{option}: {path} cannot be read ({error.strerror})") from error
+    if path.is_dir():
+        raise InputError(f"--{option}: expected {what} file, but {path} is a folder")
+    raise InputError(f"--{option}: {path} does not exist. Check the path.")
+
+
 def _refuse_address(text: str, param: click.Parameter | None) -> None:
     if is_address(text) and not Path(text).exists():
         option = param.opts[-1] if isinstance(param, click.Option) else "argument"

@@ -120,15 +120,13 @@ def check_number(number: int) -> None:
 
 def region_masks(regions: Sequence[Region], portrait: Image) -> Masks:
     """Return where each region is in the portrait, [A, height, width]. Raises UsageError, InputError."""
-    boxes = _face_boxes([str(region) for region in regions if _is_face(region)], portrait)
-    masks = []
-    for region in regions:
-        name = _name(region)
-        mask_HW = boxes.get(name) if _is_face(region) else None
-        masks.append(_read_region(region, portrait) if mask_HW is None else mask_HW)
+    faces = _face_boxes([str(region) for region in regions if _is_face(region)], portrait)
+    names, masks = [_name(region) for region in regions], []
+    for region, name in zip(regions, names, strict=True):
+        masks.append(faces[name] if _is_face(region) else _read_region(region, portrait))
         if not masks[-1].any():
             raise InputError(f"{name}: this region is empty; draw the character white on black")
-    _check_apart(masks, [_name(region) for region in regions])
+    _check_apart(masks, names)
     return np.stack(masks)
 
 
@@ -141,6 +139,11 @@ def fit_masks(masks_AHW: Masks, height: int, width: int) -> NDArray[np.uint8]:
     )
     fitted = np.stack([fit_portrait(picture, height, width)[..., 0] for picture in pictures])
     return np.where(fitted > 127, np.uint8(255), np.uint8(0))
+
+
+def is_place(region: str) -> bool:
+    """Return whether a text is a box or a face, and not the name of a file."""
+    return _is_face(region) or _BOX.fullmatch(region) is not None
 
 
 def _is_face(region: Region) -> bool:
