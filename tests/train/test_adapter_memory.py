@@ -128,7 +128,7 @@ def test_the_plan_bounds_a_step_of_the_published_shapes(weights: Precision, bloc
     assert_bounds(shape, held, 1.25)
 
 
-@pytest.mark.parametrize("weights", ["fp32", "bf16", "fp8", "int8", "int4"])
+@pytest.mark.parametrize("weights", ["fp32", "bf16", "fp8", "int8", "int4", "nvfp4"])
 def test_frozen_weights_are_counted_to_the_byte(weights: Precision) -> None:
     number_bytes = 4 if weights == "fp32" else 2
     dit = DiT(NARROW).to(torch.float32 if weights == "fp32" else torch.bfloat16)

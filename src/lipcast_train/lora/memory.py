@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
+from typing import get_args
 
 from lipcast.config.geometry import Geometry
 from lipcast.config.models import DiTConfig
-from lipcast.config.precision import Precision
+from lipcast.config.precision import PRECISIONS, PlainPrecision, Precision
 from lipcast.config.units import format_bytes
 from lipcast.errors import MemoryBudgetError
 from lipcast.planning.hardware import CONTEXT_BYTES, FRAGMENTATION_BYTES, WORKSPACE_BYTES
@@ -124,7 +125,7 @@ def frozen_bytes(config: DiTConfig, weights: Precision, *, number_bytes: int) ->
     return in_layers + sum(of(dit_root_tensors(config), in_layers=False))
 
 
-_STORED: tuple[Precision, ...] = ("fp8", "int8", "int4")
+_STORED = tuple(name for name in PRECISIONS if name not in get_args(PlainPrecision))
 
 
 def _kept_inputs(shape: TrainingShape) -> int:
