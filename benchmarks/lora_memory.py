@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from lipcast.weights.checkpoint import checkpoint_dir
-from lipcast_train.data.clips import Clip
+from lipcast_train.data.clips import Clip, Voice
 from lipcast_train.lora.adapters import AdapterOptions
 from lipcast_train.lora.training import LoraRequest, train_lora, training_precision
 from lipcast_train.training.loop import Recipe
@@ -36,6 +36,9 @@ class Noise:
 
     def __len__(self) -> int:
         return 1
+
+    def voice(self, index: int) -> Voice:
+        raise AssertionError(f"expected no question for the voice of clip {index}")
 
     def clip(self, index: int) -> Clip:
         rng = np.random.default_rng(index)
@@ -61,12 +64,10 @@ def main() -> None:
     def stepped(_: str, _progress: Progress, _steps: int) -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+            if not times:  # the encoders, which came before, are not of the plan
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats(device)
         times.append(time.perf_counter())
-
-    def report(line: str) -> None:
-        print(line)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)  # the encoders are not of the plan
 
     with tempfile.TemporaryDirectory() as folder:
         request = LoraRequest(
@@ -81,7 +82,7 @@ def main() -> None:
             num_blocks=given.blocks,
         )
         result = train_lora(
-            request, Noise(given.side, 12 * given.blocks), report=report, progress=stepped
+            request, Noise(given.side, 12 * given.blocks), report=print, progress=stepped
         )
     measured = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
     document = {

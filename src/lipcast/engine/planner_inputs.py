@@ -108,7 +108,10 @@ def _stored_precision(directory: Path) -> Precision | None:
 
 
 def _free_bytes(device: torch.device, hardware: Hardware) -> int:
-    if device.type != "cuda":
-        return hardware.memory_bytes
+    return free_bytes(device) if device.type == "cuda" else hardware.memory_bytes
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the free memory of a GPU, with what the context takes that this process has on it."""
     free, total = torch.cuda.mem_get_info(device)
     return min(total, free + CONTEXT_BYTES)

@@ -21,7 +21,6 @@ from lipcast.cli.request import DEFAULT_MODEL
 from lipcast.cli.types import COUNT, FILE, FOLDER
 from lipcast.config.geometry import SIZE_MULTIPLE
 from lipcast.config.precision import PRECISIONS
-from lipcast.config.units import parse_bytes
 from lipcast.errors import UsageError
 
 if TYPE_CHECKING:
@@ -142,8 +141,9 @@ def _request(flags: dict[str, Any]) -> tuple[LoraRequest, int]:
     from lipcast.weights.checkpoint import checkpoint_dir
     from lipcast.weights.configs import read_configs
     from lipcast.weights.disk import make_directory
+    from lipcast_train.data.stamp import stamp_of
     from lipcast_train.lora.adapters import TARGETS, AdapterOptions, parse_targets
-    from lipcast_train.lora.training import LoraRequest, stamp_of, training_precision
+    from lipcast_train.lora.training import LoraRequest, training_precision
     from lipcast_train.training.loop import Recipe
 
     out: Path = flags["out"]
@@ -185,15 +185,14 @@ def _blocks(request: LoraRequest) -> int:
 
 
 def _available_bytes(vram: str | None, device: torch.device) -> int:
-    if vram is not None:
-        return parse_bytes(vram, name="vram")
-    if device.type == "cuda":
-        import torch
-
-        return int(torch.cuda.mem_get_info(device)[0])
     import psutil
 
-    return int(psutil.virtual_memory().available)
+    from lipcast.config.memory_options import MemoryOptions
+    from lipcast.engine.planner_inputs import free_bytes
+
+    is_gpu = device.type == "cuda"
+    free = free_bytes(device) if is_gpu else psutil.virtual_memory().available
+    return MemoryOptions(vram=vram).budget_bytes("vram", free)
 
 
 @dataclass
