@@ -32,7 +32,7 @@ class Preset:
     footage_lengths: tuple[int, ...] = (17, 25, 33, 49)
     window_frames: int = 12
     """Latents of a window; the ring is as long."""
-    cache_bytes: int = 4 << 30
+    cache_bytes: int = 8 << 30
     sample_every: int = 500
     seed: int = 0
 

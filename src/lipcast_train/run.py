@@ -49,14 +49,21 @@ class TrainingResult:
 
 
 def train_all(
-    preset: Preset, source: ClipSource, devices: Devices, settings: LoopSettings
+    preset: Preset,
+    source: ClipSource,
+    devices: Devices,
+    settings: LoopSettings,
+    *,
+    data_identity: str = "",
 ) -> TrainingResult:
     """Run every phase from its last state, then export the model.
+
+    `data_identity` tells what the source reads from other data; states of other data are not continued.
 
     Returns early, with the state on the disk, when the deadline of `settings` has passed.
     """
     make_directory(settings.folder)
-    training = _Training(preset, source, devices, settings)
+    training = _Training(preset, source, devices, settings, data_identity)
     return training.run()
 
 
@@ -64,7 +71,12 @@ class _Training:
     """The phases of one model, in order."""
 
     def __init__(
-        self, preset: Preset, source: ClipSource, devices: Devices, settings: LoopSettings
+        self,
+        preset: Preset,
+        source: ClipSource,
+        devices: Devices,
+        settings: LoopSettings,
+        data_identity: str,
     ) -> None:
         self._preset, self._devices = preset, devices
         self._settings = replace(settings, sample_every=preset.sample_every)
@@ -72,7 +84,8 @@ class _Training:
         self._networks = build_networks(preset.sizes, seed=preset.seed)
         self._networks.to(devices.device)
         self._phases: dict[str, Progress] = {}
-        self._identity = hashlib.sha256(repr((preset, len(source))).encode()).hexdigest()[:16]
+        key = repr((preset, len(source), data_identity))
+        self._identity = hashlib.sha256(key.encode()).hexdigest()[:16]
         self._model = settings.folder / MODEL_FOLDER
 
     def run(self) -> TrainingResult:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lipcast_train.data.clips import Clip, MouthTrack
+from lipcast_train.data.clips import Clip, MouthTrack, Voice
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,11 @@ class DrawnFaces:
 
     def __len__(self) -> int:
         return self.count
+
+    def voice(self, index: int) -> Voice:
+        clip = self.clip(index)
+        assert clip.mouth is not None
+        return clip.wave_N, clip.mouth
 
     def clip(self, index: int) -> Clip:
         assert 0 <= index < self.count

@@ -16,6 +16,7 @@ from micro import micro
 import lipcast
 from lipcast.engine.speech_features import FeatureStream
 from lipcast.models.vae import VideoVAE
+from lipcast_train.data.cache import LatentCache
 from lipcast_train.data.pool import ClipPool
 from lipcast_train.networks.autoencoder import decode_raw, encode_moments
 from lipcast_train.networks.build import build_networks
@@ -150,6 +151,24 @@ def test_features_are_those_of_the_engine():
     with torch.inference_mode():
         features = encode_voice(speech, torch.from_numpy(wave), 24)
     assert torch.allclose(torch.cat(blocks, dim=2), features, atol=1e-4)
+
+
+def test_clips_without_room_are_encoded_again(tmp_path):
+    """The first ones stay, in memory and in the folder; what a full folder gives is the same."""
+    networks, source = build_networks(micro().sizes, seed=1), DrawnFaces(2)
+
+    def cache(most):
+        return LatentCache(
+            tmp_path / str(most), ClipPool(source), networks.vae, networks.speech,
+            identity="a", device=torch.device("cpu"), max_bytes=most,
+        )  # fmt: skip
+
+    whole, small = cache(1 << 30), cache(0)
+    for _ in range(2):
+        for index in range(2):
+            assert torch.equal(whole.clip(index).latents_CFHW, small.clip(index).latents_CFHW)
+    assert [len(list((tmp_path / str(most)).iterdir())) for most in (1 << 30, 0)] == [2, 0]
+    assert torch.equal(cache(1 << 30).clip(1).latents_CFHW, whole.clip(1).latents_CFHW)
 
 
 def test_shares_of_two_processes_are_the_batch():

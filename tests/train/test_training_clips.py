@@ -12,6 +12,7 @@ from lipcast.media.video import VideoWriter
 from lipcast_train.data.clips import ClipSource
 from lipcast_train.data.folder import FolderClips
 from lipcast_train.data.procedural import ProceduralClips
+from lipcast_train.data.stamp import stamp_of
 from lipcast_train.data.voices import FolderVoices
 from sounds import syllables, write_wav
 
@@ -101,6 +102,8 @@ def test_a_folder_of_videos_is_cut_into_whole_blocks(tmp_path: Path) -> None:
     means = np.concatenate([c.frames_THWC.mean(axis=(1, 2, 3)) for c in (first, second)])
     assert abs(means - (20 + np.arange(48))).max() < 3
     assert first.mouth is None
+    wave, mouth = source.voice(0)
+    assert (wave == first.wave_N).all() and mouth.opening_T.shape == (24,)
     again = source.clip(0)
     assert (again.frames_THWC == first.frames_THWC).all()
     for clip, start in ((first, 0.0), (second, 0.96)):
@@ -149,3 +152,24 @@ def test_a_folder_without_any_video_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(InputError, match="1 were skipped"):
         FolderClips(tmp_path)
+
+
+def test_a_stamp_knows_other_videos_and_prompts_but_not_what_is_made_of_them(
+    tmp_path: Path,
+) -> None:
+    video, prompt = tmp_path / "a.mp4", tmp_path / "a.txt"
+    video.write_bytes(b"1")
+    first = stamp_of(tmp_path)
+    (tmp_path / "style.safetensors").write_bytes(b"weights")
+    assert stamp_of(tmp_path) == first
+    prompt.write_text("calm")
+    second = stamp_of(tmp_path)
+    video.write_bytes(b"12")
+    assert len({first, second, stamp_of(tmp_path)}) == 3
+
+
+@pytest.mark.parametrize("source", [ProceduralClips(2, num_blocks=1, side=32)])
+def test_a_voice_is_that_of_its_clip(source: ProceduralClips) -> None:
+    clip, (wave, mouth) = source.clip(1), source.voice(1)
+    assert clip.mouth is not None
+    assert (wave == clip.wave_N).all() and (mouth.opening_T == clip.mouth.opening_T).all()

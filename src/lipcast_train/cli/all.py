@@ -78,6 +78,7 @@ def train(
     What the phases are: docs/training.md.
     """
     from lipcast.engine.loading import read_device
+    from lipcast_train.data.stamp import stamp_of
     from lipcast_train.presets import PRESETS
     from lipcast_train.run import train_all
     from lipcast_train.sources import open_source
@@ -93,7 +94,8 @@ def train(
             report=_reporter(console) if devices.is_main else _silent,
         )
         source = open_source(chosen, data, devices.device)
-        result = train_all(chosen, source, devices, settings)
+        identity = "" if data is None else stamp_of(data)
+        result = train_all(chosen, source, devices, settings, data_identity=identity)
     if not devices.is_main:
         return
     phases = {

@@ -1,8 +1,9 @@
 """Clips as the transformer takes them, encoded once: latents, voice features, prompt; on the disk, bounded.
 
 Input: a pool of clips and the finished encoders. Output: `EncodedClip`, from memory or from a file. The
-folder belongs to one pair of encoders: `identity` names them, and other files are removed. When the folder is
-full, the oldest file makes room.
+folder belongs to one pair of encoders: `identity` names them, and other files are removed. What finds no room
+in the folder, or in memory, is encoded or read again: clips are asked for at random, so the first ones are as
+good as any.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def encode_clip(
 
 
 class LatentCache:
-    """Encoded clips in a folder of at most `max_bytes`."""
+    """Encoded clips in a folder, of which this process writes at most `max_bytes`, and in as much memory."""
 
     def __init__(
         self,
@@ -82,55 +83,49 @@ class LatentCache:
         """`still_latents`: those of the portrait before a clip; all motion latents, where they differ."""
         self._folder, self._pool = folder, pool
         self._vae, self._speech, self._device = vae, speech, device
-        self._identity, self._max_bytes = identity, max_bytes
+        self._identity = identity
         self._still_latents = still_latents
         self._kept: dict[int, EncodedClip] = {}
         make_directory(folder)
         for path in folder.glob("*.safetensors"):
             if not path.name.startswith(f"{identity}-"):
                 path.unlink(missing_ok=True)
+        own = (path.stat().st_size for path in folder.glob("*.safetensors"))
+        self._room_on_disk, self._room_in_memory = max_bytes - sum(own), max_bytes
 
     def __len__(self) -> int:
         return len(self._pool)
 
     def clip(self, index: int) -> EncodedClip:
         """Return a clip, encoded now if it is not there."""
-        if index not in self._kept:
-            path = self._folder / f"{self._identity}-{index:06d}.safetensors"
-            if path.exists():
-                self._kept[index] = _read(path)
-            else:
-                clip = encode_clip(
-                    self._pool.clip(index), self._vae, self._speech,
-                    device=self._device, still_latents=self._still_latents,
-                )  # fmt: skip
-                self._kept[index] = clip
-                self._write(path, clip)
-            self._forget()
-        return self._kept[index]
+        if index in self._kept:
+            return self._kept[index]
+        path = self._folder / f"{self._identity}-{index:06d}.safetensors"
+        clip = _read(path) if path.exists() else self._encoded(index, path)
+        size = _size(clip)
+        if size <= self._room_in_memory:
+            self._kept[index] = clip
+            self._room_in_memory -= size
+        return clip
 
-    def _write(self, path: Path, clip: EncodedClip) -> None:
-        tensors = _tensors(clip)
-        size = sum(tensor.nbytes for tensor in tensors.values())
-        others = sorted(self._folder.glob("*.safetensors"))
-        used = sum(other.stat().st_size for other in others)
-        while others and used + size > self._max_bytes:
-            oldest = min(others, key=lambda other: other.stat().st_mtime_ns)
-            others.remove(oldest)
-            used -= oldest.stat().st_size
-            oldest.unlink(missing_ok=True)
-        infos = [TensorInfo(name, tuple(t.shape), t.dtype) for name, t in tensors.items()]
-        metadata = {_KEY: json.dumps({"prompt": clip.prompt})}
-        write_safetensors(path, infos, tensors.__getitem__, metadata=metadata)
+    def _encoded(self, index: int, path: Path) -> EncodedClip:
+        """Return a clip that is encoded now, and written if there is room."""
+        clip = encode_clip(
+            self._pool.clip(index), self._vae, self._speech,
+            device=self._device, still_latents=self._still_latents,
+        )  # fmt: skip
+        size = _size(clip)
+        if size <= self._room_on_disk:
+            self._room_on_disk -= size
+            tensors = _tensors(clip)
+            infos = [TensorInfo(name, tuple(t.shape), t.dtype) for name, t in tensors.items()]
+            metadata = {_KEY: json.dumps({"prompt": clip.prompt})}
+            write_safetensors(path, infos, tensors.__getitem__, metadata=metadata)
+        return clip
 
-    def _forget(self) -> None:
-        """Hold no more in memory than on the disk."""
-        sizes = {
-            i: sum(t.nbytes for t in _tensors(clip).values()) for i, clip in self._kept.items()
-        }
-        while len(self._kept) > 1 and sum(sizes.values()) > self._max_bytes:
-            oldest = next(iter(self._kept))
-            del self._kept[oldest], sizes[oldest]
+
+def _size(clip: EncodedClip) -> int:
+    return sum(tensor.nbytes for tensor in _tensors(clip).values())
 
 
 def _tensors(clip: EncodedClip) -> dict[str, Tensor]:

@@ -39,9 +39,17 @@ class Clip:
     """Where "mouth" and "eyes" are, as x, y, width, height in pixels; the losses weight them."""
 
 
+Voice = tuple[NDArray[np.float32], MouthTrack]
+"""The sound of a clip, and how a mouth moves to it."""
+
+
 class ClipSource(Protocol):
     """Gives clips by number; the same number always gives the same clip."""
 
     def __len__(self) -> int: ...
 
     def clip(self, index: int) -> Clip: ...
+
+    def voice(self, index: int) -> Voice:
+        """Return the sound of a clip and how a mouth moves to it, without drawing pictures."""
+        ...

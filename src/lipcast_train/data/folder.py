@@ -23,12 +23,14 @@ from lipcast.media.face_detector import can_find_faces, find_faces
 from lipcast.media.mp4 import num_pictures
 from lipcast.media.resample import Resampler, mean_of_channels
 from lipcast.media.video import iter_frames, timing
-from lipcast_train.data.clips import Clip
+from lipcast_train.data.clips import Clip, Voice
+from lipcast_train.data.drive import drive
 from lipcast_train.data.hearing import SAMPLES_PER_FRAME
 from lipcast_train.data.landmarks import boxes_of, face_points
 from lipcast_train.data.procedural import FRAMES_PER_BLOCK
+from lipcast_train.data.stamp import VIDEO_SUFFIXES
+from lipcast_train.data.words import mood
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm"})
 _LOG = logger("train.folder")
 _FACE_MARGIN = 2.3
 """Side of the square that is cut out, in sides of the face."""
@@ -139,6 +141,11 @@ class FolderClips:
 
     def __len__(self) -> int:
         return sum(video.num_clips for video in self._videos)
+
+    def voice(self, index: int) -> Voice:
+        """Return the sound of a clip, and how a drawn mouth would move to it. Raises as `clip` does."""
+        wave_N = self.clip(index).wave_N
+        return wave_N, drive(wave_N, mood(np.random.default_rng(index)), index).mouth
 
     def clip(self, index: int) -> Clip:
         """Return the clip of a number. Raises IndexError, and InputError where the file cannot be read on."""

@@ -17,15 +17,14 @@ from lipcast.env import logger
 from lipcast.errors import InputError
 from lipcast.media.face_detector import can_find_faces
 from lipcast.media.image import fit_portrait, load_portrait
-from lipcast_train.data.clips import Clip
+from lipcast_train.data.clips import Clip, Voice
 from lipcast_train.data.drive import drive
-from lipcast_train.data.hearing import SAMPLES_PER_FRAME
 from lipcast_train.data.landmarks import Points, boxes_of, face_points, turned, with_open_mouth
 from lipcast_train.data.movement import at_rest
 from lipcast_train.data.photo_warp import animate
-from lipcast_train.data.procedural import FRAMES_PER_BLOCK
-from lipcast_train.data.voices import Babble, Voices, Wave, spoken
-from lipcast_train.data.words import Mood, mood
+from lipcast_train.data.procedural import Said, say
+from lipcast_train.data.voices import Babble, Voices, Wave
+from lipcast_train.data.words import Mood
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 _LOG = logger("train.photos")
@@ -77,13 +76,18 @@ class PhotoClips:
 
     def clip(self, index: int) -> Clip:
         """Return the clip of a number from 0 to the length. Raises IndexError."""
-        if not 0 <= index < self._num_clips:
-            raise IndexError(f"expected a clip from 0 to {self._num_clips - 1}, got {index}")
-        rng = np.random.default_rng((self.seed, index, 6))
-        feeling, number = mood(rng), int(rng.integers(2**31))
-        num_samples = self.num_blocks * FRAMES_PER_BLOCK * SAMPLES_PER_FRAME
-        clean, wave = spoken(self._voices, num_samples, number, rng=rng if self._augment else None)
-        return self.clip_of(index, clean, feeling, seed=number, wave_N=wave)
+        said = self._said(index)
+        return self.clip_of(index, said.clean_N, said.feeling, seed=said.seed, wave_N=said.heard_N)
+
+    def voice(self, index: int) -> Voice:
+        """Return the sound of a clip, and how the mouth moves that would be shown. Raises IndexError."""
+        return self._said(index).voice()
+
+    def _said(self, index: int) -> Said:
+        return say(
+            index, self._num_clips, self._voices,
+            key=(self.seed, 6), num_blocks=self.num_blocks, augment=self._augment,
+        )  # fmt: skip
 
     def clip_of(
         self, index: int, speech_N: Wave, feeling: Mood, *, seed: int, wave_N: Wave | None = None

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipcast_train.data.clips import Clip, ClipSource
+from lipcast_train.data.clips import Clip, ClipSource, Voice
 
 KEPT_BYTES = 1 << 30
 """Of frames in memory."""
@@ -31,6 +31,10 @@ class ClipPool:
 
     def __len__(self) -> int:
         return len(self._source)
+
+    def voice(self, index: int) -> Voice:
+        """Return the sound of a clip, and how a mouth moves to it."""
+        return self._source.voice(index)
 
     def clip(self, index: int) -> Clip:
         """Return a clip."""

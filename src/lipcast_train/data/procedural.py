@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from lipcast_train.data.clips import Clip
+from lipcast_train.data.clips import Clip, Voice
 from lipcast_train.data.drawing.person import Person, Variety, person
 from lipcast_train.data.drawing.portrait import draw, face_boxes
 from lipcast_train.data.drive import drive
@@ -22,6 +22,43 @@ from lipcast_train.data.words import Mood, mood
 
 FRAMES_PER_BLOCK = 12
 """3 latent frames of 4 video frames; `DiTConfig.video_frames_per_block` of the published models."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What the person of a clip says, and how."""
+
+    feeling: Mood
+    seed: int
+    """Of the movement."""
+    clean_N: Wave
+    """What moves the mouth."""
+    heard_N: Wave
+    """The same as it was recorded."""
+
+    def voice(self) -> Voice:
+        """Return the sound that is heard, and how the mouth moves."""
+        return self.heard_N, drive(self.clean_N, self.feeling, self.seed).mouth
+
+
+def say(
+    index: int,
+    num_clips: int,
+    voices: Voices,
+    *,
+    key: tuple[int, int],
+    num_blocks: int,
+    augment: bool,
+) -> Said:
+    """Return what is said in a clip; `key` tells sources apart. Raises IndexError."""
+    if not 0 <= index < num_clips:
+        raise IndexError(f"expected a clip from 0 to {num_clips - 1}, got {index}")
+    seed, kind = key
+    rng = np.random.default_rng((seed, index, kind))
+    feeling, number = mood(rng), int(rng.integers(2**31))
+    num_samples = num_blocks * FRAMES_PER_BLOCK * SAMPLES_PER_FRAME
+    clean_N, heard_N = spoken(voices, num_samples, number, rng=rng if augment else None)
+    return Said(feeling, number, clean_N, heard_N)
 
 
 @dataclass(frozen=True)
@@ -45,13 +82,19 @@ class ProceduralClips:
 
     def clip(self, index: int) -> Clip:
         """Return the clip of a number from 0 to the length. Raises IndexError."""
-        if not 0 <= index < self.num_clips:
-            raise IndexError(f"expected a clip from 0 to {self.num_clips - 1}, got {index}")
-        rng = np.random.default_rng((self.seed, index, 5))
-        feeling, number = mood(rng), int(rng.integers(2**31))
-        num_samples = self.num_blocks * FRAMES_PER_BLOCK * SAMPLES_PER_FRAME
-        clean, wave = spoken(self.voices, num_samples, number, rng=rng if self.augment else None)
-        return self.clip_of(self.person(index), clean, feeling, seed=number, wave_N=wave)
+        said = self._said(index)
+        who = self.person(index)
+        return self.clip_of(who, said.clean_N, said.feeling, seed=said.seed, wave_N=said.heard_N)
+
+    def voice(self, index: int) -> Voice:
+        """Return the sound of a clip, and how the mouth moves that would be drawn. Raises IndexError."""
+        return self._said(index).voice()
+
+    def _said(self, index: int) -> Said:
+        return say(
+            index, self.num_clips, self.voices,
+            key=(self.seed, 5), num_blocks=self.num_blocks, augment=self.augment,
+        )  # fmt: skip
 
     def clip_of(
         self, who: Person, speech_N: Wave, feeling: Mood, *, seed: int, wave_N: Wave | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from lipcast.weights.writer import write_safetensors
 from lipcast_train.data.cache import STILL_LATENTS, EncodedClip, LatentCache
 from lipcast_train.data.clips import ClipSource
 from lipcast_train.data.pool import ClipPool, dice
+from lipcast_train.data.stamp import stamp_of
 from lipcast_train.data.windows import (
     WindowBatch,
     WindowShape,
@@ -341,10 +342,3 @@ def _digest(*parts: str | Path | None) -> str:
     """Return a short hash of texts and of files by their names, sizes and times."""
     words = [str(part) if not isinstance(part, Path) else stamp_of(part) for part in parts]
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
-
-
-def stamp_of(path: Path) -> str:
-    """Return the names, sizes and times of a file, or of all files in a folder."""
-    files: Iterable[Path] = sorted(path.rglob("*")) if path.is_dir() else (path,)
-    stats = ((file.name, file.stat()) for file in files if file.is_file())
-    return "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)

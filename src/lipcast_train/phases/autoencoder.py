@@ -70,8 +70,7 @@ class AutoencoderObjective(nn.Module):
         made = decode_raw(self.vae, latent)
         picture = picture_loss(made, footage.video_BCTHW, footage.weights_HW)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        error = (made - footage.video_BCTHW).detach()
-        return {"loss": picture + _KL * kl, "psnr": 6.02 - 10 * error.square().mean().log10()}
+        return {"loss": picture + _KL * kl}
 
 
 class DecoderObjective(nn.Module):

@@ -1,7 +1,7 @@
 """Phase 1: the speech encoder learns to hear how a mouth moves.
 
-A linear layer reads the mouth's track from the encoder's features; it is thrown away. Clips without a known
-track (real footage) teach nothing here.
+A linear layer reads the mouth's track from the encoder's features; it is thrown away. Real
+videos have the track that a drawn person would have.
 """
 
 from __future__ import annotations
@@ -59,11 +59,9 @@ def speech_phase(
     def batch(step: int, share: Share) -> list[Heard]:
         random = dice(seed, "speech", step)
         indices = share.of([random.randrange(len(pool)) for _ in range(recipe.batch_size)])
-        clips = [pool.clip(index) for index in indices]
         return [
-            Heard(torch.from_numpy(clip.wave_N).to(device), tracks_of(clip.mouth).to(device))
-            for clip in clips
-            if clip.mouth is not None
+            Heard(torch.from_numpy(wave_N).to(device), tracks_of(mouth).to(device))
+            for wave_N, mouth in map(pool.voice, indices)
         ]
 
     with torch.random.fork_rng(devices=[]):

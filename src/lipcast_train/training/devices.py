@@ -64,6 +64,8 @@ class Devices:
 
     def any(self, value: bool) -> bool:
         """Return whether it is so in any process."""
+        if self.mesh is None:
+            return value
         return self.mean({"": torch.tensor(float(value), device=self.device)})[""] > 0
 
 
