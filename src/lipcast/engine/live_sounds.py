@@ -6,7 +6,8 @@ one tensor, and the mix of what they say. Memory: the sound that waits, which is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -20,7 +21,6 @@ from lipcast.engine.live_timeline import (
     LiveTimeline,
     PushSource,
     SoundSettings,
-    SpokenBlock,
 )
 from lipcast.engine.sound_timeline import Samples
 from lipcast.engine.speech_features import LIVE_START, FeatureStream, StreamState
@@ -36,8 +36,8 @@ class CharactersLive(LiveTimeline):
 
     def __init__(self, settings: SoundSettings, num_characters: int) -> None:
         super().__init__(settings)
-        self.voices = tuple(LiveTimeline(settings) for _ in range(num_characters))
-        self._taken: dict[int, SpokenBlock] = {}
+        self._voices = tuple(LiveTimeline(settings) for _ in range(num_characters))
+        self._taken: dict[int, tuple[Tensor, LiveBlock]] = {}
         """What was taken by some of them for the block that the others have no sound for yet."""
 
     def end_utterance(self) -> None:
@@ -52,6 +52,21 @@ class CharactersLive(LiveTimeline):
                 voice.interrupt()
             self._taken = {}
             return super().interrupt()
+
+    @property
+    def voices(self) -> tuple[LiveTimeline, ...]:
+        """What sound is pushed to: one for each character."""
+        return self._voices
+
+    @property
+    def dropped_s(self) -> float:
+        """Seconds of sound of all of them that will not be heard."""
+        return sum(voice.dropped_s for voice in self.voices)
+
+    @property
+    def said_s(self) -> float:
+        """Seconds of sound of the one of this epoch who has said most."""
+        return max(voice.said_s for voice in self.voices)
 
     @property
     def pending_s(self) -> float:
@@ -84,42 +99,57 @@ class CharactersLive(LiveTimeline):
         assert not wait, "the runner of live sessions never waits"
         silence = self._settings.silent_features
         with self.changed:
-            epoch, taken = self.epoch, self._taken
             if not self.has_sound:
                 if not self.idle_allowed:
                     return None
-                self._begin_silence(epoch)
+                self._begin_silence()
                 return torch.stack([silence] * len(self.voices))
-        for index, voice in enumerate(self.voices):
-            if index in taken:
-                continue
-            is_begun = voice.is_speaking
-            spoken = voice.take_speech(block)
-            if spoken is not None:
-                taken[index] = spoken
-            elif is_begun and voice.has_sound:
-                return None  # its sound will come
-        if not taken:
+        if not self._take_all(block):
             return None
         with self.changed:
-            self._taken = {} if self._taken is taken else self._taken
-            self._begun.append(_together(epoch, list(taken.values())))
+            taken, self._taken = self._taken, {}
+            if not taken:
+                return None
+            self._begun.append(self._together(taken))
             for voice in self.voices:
                 with voice.changed:
                     voice.forget_finished()
         parts = (taken.get(index) for index in range(len(self.voices)))
-        return torch.stack([silence if part is None else part.features for part in parts])
+        return torch.stack([silence if part is None else part[0] for part in parts])
 
+    def _take_all(self, block: int) -> bool:
+        """Take what each says in a block; returns False where the sound of one is still to come."""
+        for index, voice in enumerate(self.voices):
+            if index in self._taken:
+                continue
+            is_begun = voice.is_speaking
+            spoken = voice.take_speech(block)
+            if spoken is None and is_begun and voice.has_sound:
+                return False
+            with self.changed:
+                if (
+                    spoken is not None and spoken[1].epoch == self.epoch
+                ):  # else interrupted meanwhile
+                    self._taken[index] = spoken
+        return True
 
-def _together(epoch: int, spoken: Sequence[SpokenBlock]) -> LiveBlock:
-    total: Samples = spoken[0].samples
-    for other in spoken[1:]:
-        total = total + other.samples
-    begins = any(each.begins_utterance for each in spoken)
-    num_fillers = min(each.num_fillers for each in spoken)
-    begin_s, end_s = min(x.begin_s for x in spoken), max(x.end_s for x in spoken)
-    samples = np.clip(total, -1.0, 1.0)
-    return LiveBlock(epoch, True, samples, begins, num_fillers, begin_s, end_s)
+    def _together(self, taken: Mapping[int, tuple[Tensor, LiveBlock]]) -> LiveBlock:
+        blocks = [block for _, block in taken.values()]
+        total: Samples = blocks[0].samples
+        for other in blocks[1:]:
+            total = total + other.samples
+        before_s = (
+            taken[index][1].begin_s if index in taken else voice.said_s
+            for index, voice in enumerate(self.voices)
+        )  # fmt: skip
+        return replace(
+            blocks[0],
+            samples=np.clip(total, -1.0, 1.0),
+            begins_utterance=any(each.begins_utterance for each in blocks),
+            num_fillers=min(each.num_fillers for each in blocks),
+            begin_s=max(before_s),
+            end_s=self.said_s,
+        )
 
 
 class _Speech(Protocol):

@@ -71,23 +71,6 @@ class LiveBlock:
         return min(self.begin_s + num_frames / VIDEO_FPS, self.end_s)
 
 
-@dataclass(frozen=True, slots=True)
-class SpokenBlock:
-    """A block of one voice: speech features [layers, channels, frames], samples [n, channels]."""
-
-    features: Tensor
-    samples: Samples
-    begins_utterance: bool
-    num_fillers: int
-    begin_s: float
-    end_s: float
-
-    def as_block(self, epoch: int) -> LiveBlock:
-        """Return what the pictures of this block are made from."""
-        begins, num_fillers = self.begins_utterance, self.num_fillers
-        return LiveBlock(epoch, True, self.samples, begins, num_fillers, self.begin_s, self.end_s)
-
-
 class _Utterance:
     """Sound that belongs together, from its first sample to its end."""
 
@@ -177,8 +160,7 @@ class LiveTimeline:
         self.epoch = 0
         self.idle_allowed = False
         """Whether a block of silence may begin where there is no sound."""
-        self.dropped_s = 0.0
-        """Seconds of sound that were pushed and will not be heard."""
+        self._dropped_s = 0.0
         self._settings = settings
         self._utterances: deque[_Utterance] = deque()
         self._finished_s = 0.0
@@ -186,8 +168,11 @@ class LiveTimeline:
         self._level = LIVE_START
         self._begun: deque[LiveBlock] = deque()
         self._made: deque[LiveBlock] = deque()
-        self.voices: tuple[LiveTimeline, ...] = (self,)
+
+    @property
+    def voices(self) -> tuple[LiveTimeline, ...]:
         """What sound is pushed to: one for each character."""
+        return (self,)
 
     # Sound in, from any thread.
 
@@ -203,7 +188,7 @@ class LiveTimeline:
             most = max(0, int((self._settings.max_pending_s - self.pending_s) * sample_rate))
             accepted = min(len(samples), most)
             utterance.push(samples[:accepted])
-            self.dropped_s += (len(samples) - accepted) / sample_rate
+            self._dropped_s += (len(samples) - accepted) / sample_rate
             if accepted and not continues:
                 self.end_utterance()
                 self._utterances.append(utterance)
@@ -219,13 +204,25 @@ class LiveTimeline:
     def interrupt(self) -> int:
         """Begin a new epoch without any of the sound that waits; returns its number."""
         with self.changed:
-            self.dropped_s += self.pending_s
+            self._dropped_s += self.pending_s
             if self._utterances:
                 self._level = self._utterances[0].level(self._level)
             self._utterances.clear()
             self._finished_s = 0.0
             self.epoch += 1
             return self.epoch
+
+    @property
+    def dropped_s(self) -> float:
+        """Seconds of sound that were pushed and will not be heard."""
+        return self._dropped_s
+
+    @property
+    def said_s(self) -> float:
+        """Seconds of this epoch's sound that blocks have been made from."""
+        with self.changed:
+            begun_s = self._utterances[0].used_s if self._utterances else 0.0
+            return self._finished_s + begun_s
 
     @property
     def pending_s(self) -> float:
@@ -275,32 +272,37 @@ class LiveTimeline:
         """
         assert not wait, "the runner of live sessions never waits"
         with self.changed:
-            epoch = self.epoch
             if not self._utterances:
-                return self._begin_silence(epoch) if self.idle_allowed else None
+                return self._begin_silence() if self.idle_allowed else None
         spoken = self.take_speech(block)
         if spoken is None:
             return None
+        features, begun = spoken
         with self.changed:
-            self._begun.append(spoken.as_block(epoch))
+            self._begun.append(begun)
             self.forget_finished()
-            return spoken.features
+            return features
 
-    def take_speech(self, block: int) -> SpokenBlock | None:
-        """Return what is said in a block; None where nothing is, or its sound has not come."""
+    def take_speech(self, block: int) -> tuple[Tensor, LiveBlock] | None:
+        """Return the features [layers, channels, frames] of what is said in a block, and the block.
+
+        None where nothing is said, or its sound has not come. An interruption meanwhile leaves the block in
+        the epoch that it was taken in.
+        """
         with self.changed:
             if not self._utterances:
                 return None
-            utterance, level, before_s = self._utterances[0], self._level, self._finished_s
-            begin_s = before_s + utterance.used_s
+            utterance, level, epoch = self._utterances[0], self._level, self.epoch
+            before_s, begin_s = self._finished_s, self.said_s
         # Without the lock: whoever pushes or interrupts does not wait for the speech encoder.
         taken = utterance.take(block, level)
         with self.changed:
             if taken is None:
                 return None
-            begins, num_fillers = utterance.num_begun == 1, utterance.num_fillers
-            end_s = before_s + utterance.used_s
-            return SpokenBlock(*taken, begins, num_fillers, begin_s, end_s)
+            features, samples = taken
+            begins, end_s = utterance.num_begun == 1, before_s + utterance.used_s
+            num_fillers = utterance.num_fillers
+            return features, LiveBlock(epoch, True, samples, begins, num_fillers, begin_s, end_s)
 
     def forget_finished(self) -> None:
         """Drop the utterances all of whose blocks have begun; the lock is held."""
@@ -322,9 +324,9 @@ class LiveTimeline:
         with self.changed:
             return self._made.popleft()
 
-    def _begin_silence(self, epoch: int) -> Tensor:
+    def _begin_silence(self) -> Tensor:
         frames = self._settings.video_frames_per_block
         samples = np.zeros((frames * self.sample_rate // VIDEO_FPS, 1), np.float32)
-        spoken_s = self._finished_s
-        self._begun.append(LiveBlock(epoch, False, samples, begin_s=spoken_s, end_s=spoken_s))
+        said_s = self.said_s
+        self._begun.append(LiveBlock(self.epoch, False, samples, begin_s=said_s, end_s=said_s))
         return self._settings.silent_features
