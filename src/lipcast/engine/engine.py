@@ -70,7 +70,8 @@ class Engine:
             executor = session.executor
             tick = session.begin_tick()
             if not tick:
-                return session.collect(wait=True) or collected
+                replanned = executor is not session.executor
+                return session.collect(wait=True) or collected or replanned
             if not isinstance(executor, LaneExecutor) or executor is not session.executor:
                 session.run_tick(tick)
                 return True
