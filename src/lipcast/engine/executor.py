@@ -112,7 +112,7 @@ class LaneExecutor:
         self._model = model
         self._spec = spec
         self._motion_CFHW = reference.motion_CFHW
-        self._mask_A1S = None if mask_AS is None else mask_AS.to(model.device)[:, None]
+        self._mask_A1S = None if mask_AS is None else mask_AS.to(model.device, model.dtype)[:, None]
         self._noise = NoiseSource(spec.options.seed, spec.geometry)
         first_block = 0 if snapshot is None else snapshot.first_block
         self._contexts = {_BEFORE: context_TC, **later_contexts}
