@@ -90,6 +90,7 @@ VIDEOS: dict[str, dict[str, Any]] = {
     "sets of inputs in turn": {"schedule": "wavefront"},
     "sets and places": {"schedule": "wavefront", "infer_frames": 48, "sample_steps": 4},
     "reference at a fixed distance": {"cond_distance": 4},
+    "a voice that moves more": {"audio_scale": 1.4},
     "no new reference": {"swap_reference": False},
     "a pose": {"pose": True},
     "poses in turn": {"pose": True, "schedule": "wavefront"},

@@ -97,6 +97,18 @@ class CausalAudioEncoder(nn.Module):
         kept = features_ALCV.shape[-1] // 4
         return overall[:, -kept:], local[:, -kept:]
 
+    def scaled(self, features_ALCV: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Return what `forward` does, `scale` times as far from the tokens of no sound (features of zero).
+
+        1 is `forward` to the bit. As guidance does with velocities, but before the transformer: no pass more.
+        """
+        given = self(features_ALCV)
+        if scale == 1:
+            return given
+        absent = self(torch.zeros_like(features_ALCV[:1]))
+        overall, local = (none + scale * (x - none) for none, x in zip(absent, given, strict=True))
+        return overall, local
+
 
 @dataclass(frozen=True, slots=True)
 class InjectorInput:

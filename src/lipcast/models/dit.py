@@ -133,10 +133,10 @@ class DiT(nn.Module):
         return TimeRows(head_D, rows.unflatten(0, (6, -1)))
 
     def encode_audio(
-        self, features_ALCV: Tensor, mask_AFS: Tensor | None = None
+        self, features_ALCV: Tensor, mask_AFS: Tensor | None = None, *, scale: float = 1.0
     ) -> AudioConditioning:
-        """Encode the voice of one block; called once per block. Features as in `CausalAudioEncoder`."""
-        overall_AFD, local_AFKD = self.casual_audio_encoder(features_ALCV)
+        """Encode the voice of one block; called once per block. Inputs as of `CausalAudioEncoder.scaled`."""
+        overall_AFD, local_AFKD = self.casual_audio_encoder.scaled(features_ALCV, scale)
         prepared = []
         for index, layer in enumerate(self.config.audio_inject_layers):
             self.ensure_resident("audio", layer)
