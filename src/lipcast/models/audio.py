@@ -102,12 +102,12 @@ class CausalAudioEncoder(nn.Module):
 
         1 is `forward` to the bit. As guidance does with velocities, but before the transformer: no pass more.
         """
-        given = self(features_ALCV)
-        if scale == 1:
-            return given
-        absent = self(torch.zeros_like(features_ALCV[:1]))
-        overall, local = (none + scale * (x - none) for none, x in zip(absent, given, strict=True))
-        return overall, local
+        overall_AFD, local_AFKD = self(features_ALCV)
+        if scale != 1:
+            no_overall_1FD, no_local_1FKD = self(torch.zeros_like(features_ALCV[:1]))
+            overall_AFD = no_overall_1FD + scale * (overall_AFD - no_overall_1FD)
+            local_AFKD = no_local_1FKD + scale * (local_AFKD - no_local_1FKD)
+        return overall_AFD, local_AFKD
 
 
 @dataclass(frozen=True, slots=True)
