@@ -101,8 +101,8 @@ class TrialExecutor(LaneExecutor):
     """A `LaneExecutor` that does what a trial says."""
 
     def __init__(
-        self, trial: Trial, silence_LCV: Tensor, model: Any, spec: Any, reference: ReferenceLatents, context: Tensor,
-        **more: Any,
+        self, trial: Trial, silence_LCV: Tensor, model: Any, spec: Any, reference: ReferenceLatents,
+        context: Tensor, **more: Any,
     ) -> None:  # fmt: skip
         self._trial, self._seed, self._silence_LCV = trial, spec.options.seed, silence_LCV
         self._drawn = torch.Generator().manual_seed(self._seed + 5)
