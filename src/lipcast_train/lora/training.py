@@ -27,8 +27,7 @@ from lipcast.weights.checkpoint import CheckpointFiles, find_checkpoint
 from lipcast.weights.configs import read_configs
 from lipcast.weights.load import load_into, without_memory
 from lipcast.weights.prompts import PromptCache, PromptEmbedding
-from lipcast.weights.source import TensorInfo
-from lipcast.weights.writer import write_safetensors
+from lipcast.weights.writer import write_tensors
 from lipcast_train.data.cache import STILL_LATENTS, EncodedClip, LatentCache
 from lipcast_train.data.clips import ClipSource
 from lipcast_train.data.pool import ClipPool, dice
@@ -203,10 +202,8 @@ def write_adapters(
 ) -> None:
     """Write the adapters under the published names, in the precision of the model. Raises OutputError."""
     tensors = {
-        name: parameter.detach().to("cpu", request.dtype).contiguous()
-        for name, parameter in adapter_tensors(adapters)
+        name: parameter.detach().to(request.dtype) for name, parameter in adapter_tensors(adapters)
     }
-    infos = [TensorInfo(name, tuple(t.shape), t.dtype) for name, t in tensors.items()]
     options = request.adapters
     metadata = {
         "format": "pt",
@@ -216,7 +213,7 @@ def write_adapters(
         "base_model": request.model.name,
         "steps": str(steps),
     }
-    write_safetensors(request.out, infos, tensors.__getitem__, metadata=metadata)
+    write_tensors(request.out, tensors, metadata=metadata)
 
 
 class _Probe:
