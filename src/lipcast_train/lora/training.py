@@ -251,7 +251,7 @@ def _encode(
         identity=_digest(request.data_identity, bundle.files.vae, bundle.files.speech),
         device=request.device,
         max_bytes=_CACHE_BYTES,
-        still_latents=STILL_LATENTS if repeats else 1 + (config.motion_frames - 1) // 4,
+        still_latents=STILL_LATENTS if repeats else config.motion_latents,
     )
     report(f"encoding {len(source)} clips; those that were encoded before are read")
     prompts = {"", *(cache.clip(index).prompt for index in range(len(source)))}
@@ -287,7 +287,7 @@ def _window_shape(shape: TrainingShape, clips: LatentCache) -> WindowShape:
             f"the shortest clip has {shortest * 4} frames; clips need at least {block * 4} "
             "(25 a second)"
         )
-    return WindowShape(blocks * block, block, 1 + (shape.config.motion_frames - 1) // 4)
+    return WindowShape(blocks * block, block, shape.config.motion_latents)
 
 
 def _num_latents(clip: EncodedClip) -> int:
