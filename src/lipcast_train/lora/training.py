@@ -41,8 +41,8 @@ from lipcast_train.data.windows import (
 )
 from lipcast_train.lora.adapters import AdaptedLinear, AdapterOptions, adapter_tensors, add_adapters
 from lipcast_train.lora.memory import TrainingMemory, TrainingShape, check_memory, plan_memory
-from lipcast_train.lora.objective import AdapterObjective
 from lipcast_train.networks.frozen import freeze
+from lipcast_train.phases.transformer import FlowObjective
 from lipcast_train.training.devices import Devices
 from lipcast_train.training.loop import LoopSettings, Phase, Recipe, run_phase
 from lipcast_train.training.state import Progress, read_progress
@@ -164,7 +164,7 @@ def train_lora(
     clips, contexts = _encode(request, source, report)
     windows = _window_shape(shape, clips)
     dit, adapters = load_adapted(request)
-    objective = AdapterObjective(dit, contexts, ring_frames=shape.geometry.window)
+    objective = FlowObjective(dit, contexts, ring_frames=shape.geometry.window)
     probe = _Probe(clips, windows, request)
     before = probe.loss(objective)
     phase = Phase(
@@ -223,9 +223,9 @@ class _Probe:
         self._clips, self._shape, self._request = clips, shape, request
 
     @torch.no_grad()
-    def loss(self, objective: AdapterObjective) -> float:
+    def loss(self, objective: FlowObjective) -> float:
         """Return the mean loss."""
-        losses = [float(objective(self._batch(index))["loss"]) for index in range(_NUM_PROBES)]
+        losses = [float(objective(self._batch(index))) for index in range(_NUM_PROBES)]
         return sum(losses) / len(losses)
 
     def _batch(self, index: int) -> WindowBatch:
