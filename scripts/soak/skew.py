@@ -5,8 +5,8 @@
 A server with a model that computes nothing shows a brighter picture while something is said. The page in
 headless Chromium says a beep every two seconds, and notes how bright the picture and how loud the sound is: a
 positive skew is a late picture. Then it says something long, and notes how long sound is heard after an
-interruption; over WebRTC without the page's own muting. Needs a Chromium of the system. The last line is one
-JSON document.
+interruption, and how many pictures of speech are shown; over WebRTC without the page's own muting. Needs a
+Chromium of the system. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -75,9 +75,10 @@ MEASURE = """async ([kind, numBeeps]) => {
     clearInterval(listen);
     session.end();
     await wait(500);
-    pictures.length = said[0];
     sounds.length = said[1];
-    return { pictures, sounds, heard: lastLoud - pressed };
+    const later = pictures.filter(([time]) => time > pressed);
+    pictures.length = said[0];
+    return { pictures, sounds, later, heard: lastLoud - pressed };
 }"""
 LOUD = 0.02, 0.1
 """Levels of sound below which it is quiet, and above which it is loud."""
@@ -100,13 +101,24 @@ def rises(samples: Sequence[Sequence[float]], low: float, high: float) -> list[f
     return found
 
 
+def bounds_of(pictures: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Return the levels below which a picture is dark, and above which it is bright."""
+    levels = [level for _, level in pictures]
+    dark, bright = min(levels, default=0.0), max(levels, default=0.0)
+    if bright - dark < _FLASH:
+        return -inf, inf
+    return dark + (bright - dark) / 4, dark + (bright - dark) / 2
+
+
 def flashes_of(pictures: Sequence[Sequence[float]]) -> list[float]:
     """Return when the picture turned bright."""
-    levels = [level for _, level in pictures]
-    dark, bright = min(levels, default=0), max(levels, default=0)
-    if bright - dark < _FLASH:
-        return []
-    return rises(pictures, dark + (bright - dark) / 4, dark + (bright - dark) / 2)
+    return rises(pictures, *bounds_of(pictures))
+
+
+def until_dark(pictures: Sequence[Sequence[float]], bright: float) -> int:
+    """Return how many pictures are shown before they stay dark."""
+    shown = [number for number, (_, level) in enumerate(pictures, 1) if level > bright]
+    return shown[-1] if shown else 0
 
 
 def skews_ms(flashes: Sequence[float], beeps: Sequence[float]) -> list[float]:
@@ -134,6 +146,9 @@ def measure(browser: Any, url: str, kind: str, num_beeps: int) -> dict[str, Any]
         } if skews else None,
         "load": round(os.getloadavg()[0], 2),
         "heard_after_interrupt_ms": round(max(0.0, found["heard"])),
+        "pictures_of_speech_after_interrupt": until_dark(
+            found["later"], bounds_of(found["pictures"])[1]
+        ),
     }  # fmt: skip
 
 

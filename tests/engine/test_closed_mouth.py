@@ -12,20 +12,15 @@ import lipcast
 from fake_live import BLOCK
 from lipcast.lab.footage import Footage
 from lipcast.lab.mouth import mouth_of_drawing
+from pixels import until_closed
 from sounds import EXAMPLES
 
-OPEN, CLOSED = 0.5, 0.25
+OPEN = 0.5
 
 
 def voice(name: str) -> tuple[NDArray[np.int16], int]:
     with wave.open(str(EXAMPLES / name), "rb") as file:
         return np.frombuffer(file.readframes(file.getnframes()), np.int16), file.getframerate()
-
-
-def until_closed(opening: NDArray[np.float64]) -> int:
-    """Pictures before the mouth is closed, and stays so."""
-    still_open = np.flatnonzero(opening >= CLOSED)
-    return int(still_open[-1]) + 1 if len(still_open) else 0
 
 
 @pytest.mark.slow

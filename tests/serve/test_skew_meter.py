@@ -38,3 +38,9 @@ def test_a_picture_that_never_changes_has_no_flash() -> None:
 def test_a_beep_is_loud_after_quiet() -> None:
     sounds = [(0, 0.5), (4, 0.05), (8, 0.5), (12, 0.0), (16, 0.05), (20, 0.3), (24, 0.0), (28, 0.4)]
     assert skew.rises(sounds, *skew.LOUD) == [20, 28]
+
+
+def test_pictures_of_speech_are_counted_until_the_last_one() -> None:
+    bright = skew.bounds_of(shown(160))[1]
+    assert skew.until_dark([(0, BRIGHT), (40, DARK), (80, BRIGHT), (120, DARK)], bright) == 3
+    assert skew.until_dark([(0, DARK)], bright) == skew.until_dark([], bright) == 0
