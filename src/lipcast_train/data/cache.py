@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from lipcast.models.speech import SpeechEncoder
+from lipcast.models.upload import as_video
 from lipcast.models.vae import VideoVAE
 from lipcast.weights.disk import make_directory
 from lipcast.weights.files import open_tensors
 from lipcast.weights.writer import write_tensors
 from lipcast_train.data.clips import Clip
-from lipcast_train.data.pool import ClipPool, pixel_weights, video_of_frames
+from lipcast_train.data.pool import ClipPool, pixel_weights
 from lipcast_train.networks.autoencoder import encode_normalised
 from lipcast_train.networks.voices import encode_voice
 
@@ -54,7 +55,7 @@ def encode_clip(
 ) -> EncodedClip:
     """Encode a clip as the continuation of its portrait at rest."""
     still = np.repeat(clip.portrait_HWC[None], 1 + 4 * (still_latents - 1), axis=0)
-    video = video_of_frames(np.concatenate([still, clip.frames_THWC]), device)
+    video = as_video(np.concatenate([still, clip.frames_THWC]), device)
     latents = encode_normalised(vae, video)[0].float()
     wave_N = torch.from_numpy(clip.wave_N).to(device)
     features = encode_voice(speech, wave_N, len(clip.frames_THWC))

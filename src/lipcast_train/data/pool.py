@@ -9,7 +9,6 @@ import hashlib
 import random
 from collections import OrderedDict
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,12 +58,6 @@ def noise_like(like: Tensor, seed: int) -> Tensor:
     """Return standard normal numbers of the shape and on the device of a tensor."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(like.shape, generator=generator).to(like.device)
-
-
-def video_of_frames(frames_THWC: np.ndarray, device: torch.device) -> Tensor:
-    """Return frames as video_BCTHW in [-1, 1], B = 1."""
-    pixels = torch.from_numpy(np.ascontiguousarray(frames_THWC)).to(device)
-    return pixels.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
 
 
 def pixel_weights(clip: Clip) -> Tensor:
