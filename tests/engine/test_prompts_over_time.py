@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import lipcast
+from latents import watched
 from lipcast.engine.snapshot import SessionSnapshot
 from lipcast.errors import LipcastError
 from lipcast.models.dit import DiT
@@ -22,9 +23,8 @@ THREE = lipcast.Direction(prompts=[(0.5, "laughing"), (1.4, "a sad man")])
 def latents_of(
     model: lipcast.Lipcast, prompt: str = "calm", end: int | None = None, **inputs: Any
 ) -> tuple[list[torch.Tensor], SessionSnapshot]:
-    found: list[torch.Tensor] = []
     with model.stream(prompt=prompt, end_block=end, **{**SMALL, **inputs}) as session:
-        session.on_latent = lambda _, latent: found.append(latent.clone())
+        found = watched(session)
         for _ in session:
             pass
         assert session.snapshot is not None

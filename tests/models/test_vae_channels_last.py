@@ -23,6 +23,7 @@ from lipcast.models.vae_channels_last import (
 )
 from lipcast.models.vae_kernels import ConvKernels, best_kernels
 from lipcast.models.vae_receptive import Unit, latents_to_run, units_to_run
+from profiles import examples
 
 CONFIGS = {
     "official_shape": VAEConfig(dim=8),
@@ -135,7 +136,7 @@ def fast_sixteen() -> ChannelsLastVAE:
     return to_channels_last(random_vae(CONFIGS["sixteen"]), best_kernels())
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(8), deadline=None)
 @given(chunks=st.lists(st.sampled_from([1, 2, 3, 5]), min_size=1, max_size=4))
 def test_any_chunking_gives_the_same_bits(fast_sixteen, chunks):
     latent = random_latent(fast_sixteen.config, sum(chunks))
