@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 
 import lipcast
 from latents import watched
+from lipcast.engine.session import ReplanRequired
 from lipcast.engine.snapshot import SessionSnapshot
 from lipcast.errors import LipcastError
 from lipcast.models.dit import DiT
+from planned import planned
 
 SMALL: dict[str, Any] = {"size": "64*64", "infer_frames": 16}
 THREE = lipcast.Direction(prompts=[(0.5, "laughing"), (1.4, "a sad man")])
@@ -112,6 +115,63 @@ def test_an_interruption_changes_nothing(
     assert len(first) == border
     for x, y in zip(whole, first + rest, strict=True):
         assert (x - y).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("call", [1, 5, 9])
+def test_a_replay_that_ran_out_of_memory_is_made_again_with_every_prompt(
+    quick: lipcast.Lipcast, inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    given = {"direction": THREE, "swap_reference": False, **SMALL, **inputs}
+    _, snapshot = latents_of(quick, end=3, **given)
+    expected, _ = latents_of(quick, snapshot=snapshot, **given)
+    calls, forward, found = iter(range(1000)), DiT.forward, []
+
+    def failing(self: DiT, lanes: Any) -> Any:
+        if next(calls) == call:
+            raise torch.OutOfMemoryError("injected")
+        return forward(self, lanes)
+
+    monkeypatch.setattr(DiT, "forward", failing)
+    with quick.stream(prompt="calm", snapshot=snapshot, **given) as session:
+        session._recovery = lambda _reason, _block: None
+        found = watched(session)
+        assert len(list(session)) == 1
+    assert next(calls) > call + 1 and all(map(torch.equal, expected, found))
+
+
+def test_a_prompt_that_was_set_lasts_when_memory_is_planned_anew(
+    quick: lipcast.Lipcast, inputs: dict[str, Any]
+) -> None:
+    """It replaces the one that holds, until the next one of the direction begins."""
+    given = {"direction": THREE, "swap_reference": False, **SMALL, **inputs}
+
+    def made(*, fails: bool) -> list[torch.Tensor]:
+        with planned(quick, offload_kv_cache=True).stream(prompt="calm", **given) as session:
+            ladder = session._recovery
+            found = watched(session)
+            next(session)
+            session.set_context(quick.bundle.encode_prompt("angry"))
+            if fails:
+                start, failures = session._executor.start, [torch.OutOfMemoryError("injected")]
+
+                def failing(*args: Any, **more: Any) -> None:
+                    if failures:
+                        raise failures.pop()
+                    start(*args, **more)
+
+                def anew(_reason: str, _block: int) -> None:
+                    raise ReplanRequired(partial(ladder._restart, ladder.plan))
+
+                session._executor.start, session._recovery = failing, anew
+            for _ in session:
+                pass
+            assert not fails or not failures
+        return found
+
+    expected, found = made(fails=False), made(fails=True)
+    plain, _ = latents_of(quick, direction=THREE, swap_reference=False, **inputs)
+    assert len(found) == 4 and not torch.equal(expected[2], plain[2])
+    assert all((x - y).abs().max() < 1e-4 for x, y in zip(expected, found, strict=True))
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 
 import lipcast
 from lipcast.config.schedule import Order, ticks
+from lipcast.engine.session import ReplanRequired, Session
 from lipcast.engine.snapshot import BlockSnapshot, SnapshotRecorder
+from planned import planned
 
 OPTIONS: dict[str, Any] = {"size": "64*64", "infer_frames": 16}
 
@@ -68,6 +71,41 @@ def test_any_call_may_fail_and_is_made_again(
     monkeypatch.setattr(owner, method, faults.wrap(getattr(owner, method)))
     assert np.array_equal(frames_of(session), expected)
     assert len(faults.blocks) >= 3 and faults.blocks == sorted(faults.blocks)
+
+
+@pytest.mark.parametrize("ticked", [False, True])
+def test_a_block_that_cannot_start_starts_with_other_settings(
+    quick: lipcast.Lipcast, portrait: Path, sound: Any, *, ticked: bool
+) -> None:
+    """Nothing is in flight then, and the video must not end there."""
+    model = planned(quick, offload_kv_cache=True)
+
+    def frames(session: Session) -> np.ndarray:
+        while ticked and model.tick([session]):
+            pass
+        return frames_of(session.take() if ticked else session)
+
+    inputs = {"image": portrait, "audio": sound(1.92), **OPTIONS}
+    with model.stream(**inputs) as session:
+        expected = frames(session)
+    with model.stream(**inputs) as session:
+        replans: list[int] = []
+        failing, ladder = session._executor, session._recovery
+
+        def start(block: int, *given: Any) -> None:
+            if block == 2:
+                raise torch.OutOfMemoryError("injected")
+            type(failing).start(failing, block, *given)
+
+        def replan(_reason: str, block: int) -> None:
+            replans.append(block)
+            raise ReplanRequired(partial(ladder._restart, ladder.plan))
+
+        failing.start, session._recovery = start, replan
+        found = frames(session)
+    assert replans == [2]
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).max() <= 1
 
 
 def test_without_recovery_the_error_ends_the_session(

@@ -120,7 +120,7 @@ def test_the_twin_runs_the_work_again() -> None:
 
 def test_the_prompt_changes_in_the_middle() -> None:
     hooks = {
-        tick: lambda run, seed=seed: run.set_context(prompt(seed))
+        tick: lambda run, seed=seed: run.set_context_from(run.next_block, prompt(seed))
         for tick, seed in ((9, 5), (17, 6))
     }
     for spec, blocks in ((spec_of(), 11), (spec_of(schedule="wavefront"), 14)):
@@ -157,7 +157,7 @@ def test_what_cannot_be_recorded_is_launched_as_before(caplog: pytest.LogCapture
         assert graphs.num_recorded == 2
         backend.fail_with = "an illegal call"
 
-    hooks = {8: fail, 9: lambda run: run.set_context(prompt(5))}
+    hooks = {8: fail, 9: lambda run: run.set_context_from(run.next_block, prompt(5))}
     spec = spec_of()
     found = latents(spec, 9, graphs, hooks)
     assert torch.equal(found, latents(spec, 9, None, {9: hooks[9]}))

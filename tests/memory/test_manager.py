@@ -95,3 +95,11 @@ def test_the_sessions_that_are_left_can_use_the_weights() -> None:
         name = f"blocks.{layer}.self_attn.q.weight"
         assert torch.equal(model.get_parameter(name), weights[name])
     first.release()
+
+
+def test_a_plan_alone_counts_every_character_as_an_admission_does() -> None:
+    """A rank that decodes takes its tiles from the first, its stage from the second."""
+    manager, options = manager_on(FailingDevice()), GenerateOptions()
+    one, three = (manager.plan(GEOMETRY, options, num_characters=count) for count in (1, 3))
+    assert one.vram_bytes < three.vram_bytes
+    assert manager.admit(GEOMETRY, options, num_characters=3).plan == three

@@ -12,6 +12,7 @@ import torch
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.memory_options import MemoryOptions
 from lipcast.config.models import Models
+from lipcast.config.precision import Precision
 from lipcast.engine import planner_inputs
 from lipcast.engine.loading import read_precision
 from lipcast.errors import UsageError
@@ -85,6 +86,20 @@ def test_fp8_is_planned_as_the_trial_answers(
     assert abs(activations[1] - activations[0]) == workspace
     assert (activations[0] < activations[1]) is multiplies
     assert (found.time.compute_s < other.time.compute_s) is multiplies
+
+
+@pytest.mark.parametrize(("precision", "tried"), [(None, 0), ("bf16", 0), ("fp8", 0), ("nvfp4", 1)])
+def test_nvfp4_is_tried_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, precision: Precision | None, tried: int
+) -> None:
+    """A trial compiles kernels, and no plan turns to NVFP4 by itself."""
+    card(monkeypatch, "NVIDIA GeForce RTX 5090", Fp8Support("none"))
+    asked: list[Any] = []
+    monkeypatch.setitem(
+        quant_linear._SUPPORT, "nvfp4", lambda *sizes: asked.append(sizes) or Fp4Support(True)
+    )
+    assert probe.describe_gpu(GPU, [FEED_FORWARD], precision=precision).has_fp4 is bool(tried)
+    assert len(asked) == tried
 
 
 @pytest.mark.parametrize("capability", [(7, 0), (7, 5), (8, 0), (12, 0)])

@@ -138,6 +138,19 @@ def meta_vae() -> vae_module.VideoVAE:
         return vae_module.VideoVAE(VAE).to(torch.bfloat16)
 
 
+def test_a_pose_in_flight() -> None:
+    geometry = Geometry.of(CONFIG, VAE, height=HEIGHT, width=WIDTH, infer_frames=48)
+    model = dit_module.DiT(CONFIG).to(torch.bfloat16)
+    latents = torch.zeros(16, 3, geometry.latent_height, geometry.latent_width)
+    with torch.inference_mode():
+        tokens_FSD = model.encode_pose(latents)
+    alone, followed = (
+        sizes.block_inputs_bytes(CONFIG, geometry, "bf16", has_pose=given)
+        for given in (False, True)
+    )
+    assert followed - alone == tokens_FSD.nbytes
+
+
 def test_decoding() -> None:
     vae = meta_vae()
     state = vae.new_decoder_state()

@@ -2,7 +2,8 @@
 
 Input: sessions that are open. Output: none; their blocks become ready. One pass of the transformer carries
 the lanes of every session that has something to compute, so weights are read once for all of them.
-Invariants: a session's latents are those it would have alone; each session with a tick gets it in every call;
+Invariants: a session's latents are those it would have alone (in NVFP4 within that format's rounding: one
+scale is shared by all lanes of a pass); each session with a tick gets it in every call;
 an error in one session ends that session only.
 """
 
@@ -70,7 +71,8 @@ class Engine:
             executor = session.executor
             tick = session.begin_tick()
             if not tick:
-                return session.collect(wait=True) or collected
+                replanned = executor is not session.executor
+                return session.collect(wait=True) or collected or replanned
             if not isinstance(executor, LaneExecutor) or executor is not session.executor:
                 session.run_tick(tick)
                 return True

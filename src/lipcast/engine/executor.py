@@ -60,6 +60,10 @@ class Executor(Protocol):
         """
 
 
+_BEFORE = -1
+"""Stands for the block that the first text embedding begins with."""
+
+
 @dataclass(slots=True)
 class _InFlight:
     """One block between its first and its last step."""
@@ -108,14 +112,14 @@ class LaneExecutor:
         self._model = model
         self._spec = spec
         self._motion_CFHW = reference.motion_CFHW
-        self._mask_A1S = None if mask_AS is None else mask_AS.to(model.device)[:, None]
+        self._mask_A1S = None if mask_AS is None else mask_AS.to(model.device, model.dtype)[:, None]
         self._noise = NoiseSource(spec.options.seed, spec.geometry)
         first_block = 0 if snapshot is None else snapshot.first_block
-        begun = max((block for block in later_contexts if block <= first_block), default=None)
-        context_TC = context_TC if begun is None else later_contexts[begun]
-        self._contexts = {b: x for b, x in later_contexts.items() if b > first_block}
-        """Text embeddings by the block that each begins with, of those to come."""
-        self._text: tuple[KeyValue, ...] = _encode_text(model, context_TC)
+        self._contexts = {_BEFORE: context_TC, **later_contexts}
+        """Text embeddings by the block that each begins with."""
+        self.context_TC = self._context_of(first_block)
+        """The text embedding of the block that was started last."""
+        self._text: tuple[KeyValue, ...] = _encode_text(model, self.context_TC)
         self._times = [model.encode_time(t) for t in spec.flow.timesteps]
         self._steps = steps or range(spec.order.num_steps)
         shape = session_shape(spec, snapshot, steps)
@@ -134,6 +138,8 @@ class LaneExecutor:
         """The newest finished block, and what each step took of it."""
         self._snapshot = snapshot
         """Blocks that refill the rings before the next block starts."""
+        self.next_block = 0 if snapshot is None else snapshot.next_block
+        """The block that starts next."""
         swap_block = spec.order.swap_block
         if snapshot is not None and swap_block is not None:
             if snapshot.next_block > swap_block:
@@ -156,6 +162,7 @@ class LaneExecutor:
         self.prepare()
         self.renew_context(block)
         self._enter(block, features_LCV, latent_CFHW, pose_CFHW)
+        self.next_block = block + 1
 
     @torch.inference_mode()
     def prepare(self) -> None:
@@ -169,23 +176,28 @@ class LaneExecutor:
         if self._swap_ref_C1HW is not None:
             self._next_ref_C1HW, self._swap_ref_C1HW = self._swap_ref_C1HW, None
 
-    @torch.inference_mode()
-    def set_context(self, context_TC: Tensor) -> None:
-        """Change the text embedding [T, C]; a block keeps the one that it was started with."""
-        self._text = _encode_text(self._model, context_TC)
-        self._next_ref_C1HW = self._ref_C1HW if self._next_ref_C1HW is None else self._next_ref_C1HW
-
     def set_context_from(self, block: int, context_TC: Tensor) -> None:
-        """Change the text embedding [T, C] when a block starts."""
+        """Change the text embedding [T, C] when a block starts that has not."""
+        if self._snapshot is None:  # no earlier block is asked for again
+            held = max(begin for begin in self._contexts if begin <= self.next_block)
+            self._contexts = {b: x for b, x in self._contexts.items() if b >= held}
         self._contexts[block] = context_TC
 
     @torch.inference_mode()
     def renew_context(self, block: int) -> None:
-        """Change the text embedding, if another begins with this block, and the sink with it."""
-        if block in self._contexts:
-            self.set_context(self._contexts[block])
-            self._prefill()
-            del self._contexts[block]  # a call that ran out of memory is repeated
+        """Change the text embedding, if this block has another, and the sink with it.
+
+        A block that is in flight keeps the one that it was started with.
+        """
+        context_TC = self._context_of(block)
+        if context_TC is self.context_TC:
+            return
+        self._text, self.context_TC = _encode_text(self._model, context_TC), context_TC
+        self._next_ref_C1HW = self._ref_C1HW if self._next_ref_C1HW is None else self._next_ref_C1HW
+        self._prefill()
+
+    def _context_of(self, block: int) -> Tensor:
+        return self._contexts[max(begin for begin in self._contexts if begin <= block)]
 
     def set_first_latent(self, first_C1HW: Tensor) -> None:
         """Receive the first clean latent from the stage that computed it."""

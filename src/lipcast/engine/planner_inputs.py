@@ -61,7 +61,8 @@ def measure_planner_inputs(
     models = read_configs(directory)
     if hardware is None:
         is_gpu = device.type == "cuda"
-        hardware = describe_gpu(device, linear_sizes(models.dit)) if is_gpu else CPU
+        layer_sizes = linear_sizes(models.dit)
+        hardware = describe_gpu(device, layer_sizes, precision=precision) if is_gpu else CPU
         chosen = choose_kernels(kernels, device, models.dit)
         hardware = replace(hardware, kernels=chosen.kernels.name, attention=attention)
         free_bytes = _free_bytes(device, hardware)

@@ -217,15 +217,15 @@ class Session(Closing):
 
     # One tick: begun, computed (here, or by an Engine beside other sessions), finished.
 
-    def begin_tick(self, *, wait: bool = False) -> Tick:
+    def begin_tick(self) -> Tick:
         """Return the next tick whose sound has come, its blocks ready to be computed; may be empty.
 
-        With `wait`, sound is waited for where nothing else is to be run.
+        Empty also where memory ran out and the session goes on with another executor.
         """
         self._check_running()
         begun: list[Unit] = []  # stays empty where the session goes on with other settings
         with self._guarded():
-            tick = self._next_tick(wait=wait)
+            tick = self._next_tick(wait=False)
             self._start(tick)
             begun.extend(tick)
         return tuple(begun)
@@ -261,7 +261,8 @@ class Session(Closing):
             if self._ready:
                 return True
             is_busy = bool(self._pending) or self._executor.num_outstanding > 0
-            tick = self.begin_tick(wait=wait and not is_busy)
+            tick = self._next_tick(wait=wait and not is_busy)
+            self._start(tick)
             if not tick and not self._executor.num_outstanding:
                 return self.collect(wait=True)
             self.run_tick(tick)

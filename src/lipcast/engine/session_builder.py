@@ -259,10 +259,19 @@ class SessionBuilder:
         return found
 
     def _set_context(self, context_TC: Tensor) -> None:
-        """Change the text embedding, also for executors that a fallback makes later."""
-        self._conditioning = replace(self._conditioning, context_TC=context_TC)
-        if self._executor is not None:
-            self._executor.set_context(context_TC)
+        """Change the text embedding from the next block on, also for executors that a fallback makes."""
+        conditioning, executor = self._conditioning, self._executor
+        if executor is None:
+            self._conditioning = replace(conditioning, context_TC=context_TC)
+            return
+        begin = executor.next_block
+        later = {b: x for b, x in conditioning.later_contexts.items() if b > begin}
+        self._conditioning = replace(
+            conditioning,
+            context_TC=executor.context_TC,
+            later_contexts={begin: context_TC, **later},
+        )
+        executor.set_context_from(begin, context_TC)
 
     def _follow(self, plan: Plan) -> None:
         """Move what the session holds to where a plan that keeps the picture wants it."""

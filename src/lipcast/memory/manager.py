@@ -74,9 +74,12 @@ class MemoryManager:
         """Sessions that are open."""
         return len(self._admissions)
 
-    def plan(self, geometry: Geometry, options: GenerateOptions) -> Plan:
+    def plan(
+        self, geometry: Geometry, options: GenerateOptions, *, num_characters: int = 1
+    ) -> Plan:
         """Return the plan of a video that has the machine to itself. Raises MemoryBudgetError."""
-        return make_plan(self.inputs.request(geometry, options), self.inputs.share)
+        request = self.inputs.request(geometry, options, num_characters=num_characters)
+        return make_plan(request, self.inputs.share)
 
     def admit(
         self, geometry: Geometry, options: GenerateOptions, *, num_characters: int = 1

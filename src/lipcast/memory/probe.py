@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lipcast.config.precision import Precision
 from lipcast.memory.pinned import PinnedMaker
 from lipcast.models.quant_formats import FP8, StoredWeight, quantise_rows_fp4
 from lipcast.planning.hardware import FIRST_BF16, Hardware, known_gpu
@@ -29,15 +30,22 @@ _ROWS, _SIDE = 3168, 5120
 _HEADS, _HEAD_DIM, _KEYS = 40, 128, 15_312
 
 
-def describe_gpu(device: torch.device, layer_sizes: Iterable[LayerSize] = ()) -> Hardware:
+def describe_gpu(
+    device: torch.device,
+    layer_sizes: Iterable[LayerSize] = (),
+    *,
+    precision: Precision | None = None,
+) -> Hardware:
     """Return the memory of a GPU, its link as measured, and its other rates, known or measured.
 
-    Whether fp8 and NVFP4 weights of a model with these (inputs, outputs) are multiplied is tried out, as
-    it is when they are loaded: the planner counts with what the layers will do.
+    Whether fp8 weights of a model with these (inputs, outputs) are multiplied is tried out, as it is when
+    they are loaded: the planner counts with what the layers will do. So are those in NVFP4, where
+    `precision` asks for them: no plan turns to them by itself.
     """
     properties = torch.cuda.get_device_properties(device)
     sizes = frozenset(layer_sizes)
-    fp8, fp4 = (multiplies_directly(device, each, sizes) for each in ("fp8", "nvfp4"))
+    fp8 = multiplies_directly(device, "fp8", sizes)
+    fp4 = precision == "nvfp4" and multiplies_directly(device, "nvfp4", sizes)
     link = link_bytes_per_s(device)
     found = known_gpu(properties.name, properties.total_memory)
     if found is None:

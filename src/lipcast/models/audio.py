@@ -175,7 +175,7 @@ class AudioInjector(nn.Module):
         residual: Tensor = attention.o(kernels.rows(heads.flatten(-2), form))
         if audio.mask_AFS is None:
             return residual
-        return residual * audio.mask_AFS[actor, :, :, None].to(residual.dtype)
+        return residual * audio.mask_AFS[actor, :, :, None]
 
 
 def join_audio(lanes: Sequence[AudioConditioning]) -> AudioConditioning:

@@ -49,6 +49,8 @@ class EncodePortrait:
     snapshot: SessionSnapshot | None
     motion_FHWC: Pixels | None = None
     """Last frames of a clip that the video goes on from."""
+    num_characters: int = 1
+    """Characters with a voice of their own, for which memory is planned."""
 
 
 @dataclass(frozen=True, slots=True)

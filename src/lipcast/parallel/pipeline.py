@@ -75,7 +75,8 @@ class DistributedSession:
         portrait = conditioning.fit(geometry.height, geometry.width)
         last = conditioning.motion
         frames = None if last is None else last(geometry.height, geometry.width)
-        asked = EncodePortrait(self._number, spec, portrait, snapshot, frames)
+        characters = conditioning.num_characters
+        asked = EncodePortrait(self._number, spec, portrait, snapshot, frames, characters)
         self.send(asked, lambda role: role.decodes)
         self._pump_until(lambda: self._encoded is not None)
         assert self._encoded is not None

@@ -243,7 +243,7 @@ class DecoderVideo:
         self.encoded = Encoded(asked.video, ref, motion)
         snapshot = None if asked.snapshot is None else asked.snapshot.to(networks.device)
         self._decoder = FrameDecoder(
-            _tiled(networks, spec),
+            _tiled(networks, asked),
             reference,
             resume_CFHW=last_latents(snapshot) if snapshot else None,
         )
@@ -315,12 +315,13 @@ def _device_context(networks: RankNetworks) -> DeviceContext:
     return DeviceContext.of(networks.device) if manager is None else manager.device_context
 
 
-def _tiled(networks: RankNetworks, spec: VideoSpec) -> StreamingDecoder:
+def _tiled(networks: RankNetworks, asked: EncodePortrait) -> StreamingDecoder:
     """Return the decoder, in tiles where the plan of this rank says so."""
     decoder, manager = networks.bundle.decoder, networks.memory_manager
     if manager is None:
         return decoder
-    tiles = manager.plan(spec.geometry, spec.options).config.tiles
+    geometry, options = asked.spec.geometry, asked.spec.options
+    tiles = manager.plan(geometry, options, num_characters=asked.num_characters).config.tiles
     return decoder if tiles == (1, 1) else TiledDecoder(decoder, tiles, park=True)
 
 

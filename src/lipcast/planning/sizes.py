@@ -188,6 +188,15 @@ def audio_conditioning_bytes(config: DiTConfig, precision: Precision) -> int:
     return len(config.audio_inject_layers) * frames * per_frame * plain_bytes(precision)
 
 
+def block_inputs_bytes(
+    config: DiTConfig, geometry: Geometry, precision: Precision, *, has_pose: bool
+) -> int:
+    """Return the bytes that a block in flight holds of its audio and of its pose's tokens, in float32."""
+    audio = audio_conditioning_bytes(config, precision)
+    pose = 4 * config.dim * geometry.latents_per_block * geometry.tokens_per_frame
+    return audio + pose if has_pose else audio
+
+
 # Working memory of a tick
 
 

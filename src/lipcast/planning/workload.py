@@ -229,17 +229,20 @@ class Workload:
     def fixed_parts(self) -> tuple[MemoryItem, ...]:
         """GPU memory that does not depend on the numbers of resident layers."""
         text = self.num_layers * sizes.text_kv_layer_bytes(self.dit, self.plain)
-        audio = sizes.audio_conditioning_bytes(self.injecting_dit, self.config.precision)
         parts = (
             *self._root_parts,
             MemoryItem(items.SINK, self.sink_bytes),
-            MemoryItem(items.CONDITIONS, text + self.num_lanes * audio),
+            MemoryItem(items.CONDITIONS, text + self.num_lanes * self._block_inputs_bytes),
             MemoryItem(items.ACTIVATIONS, self._tick_bytes),
             MemoryItem(items.GRAPHS, self._graphs_bytes if self.config.graphs else 0),
         )
         decoder = decoder_parts(self.request, self.tile, self.plain) if self.share.decodes else ()
-        speech = self.speech_parts if self._has_speech else ()
-        return (*parts, *decoder, *speech)
+        return (*parts, *decoder, *(self.speech_parts if self._has_speech else ()))
+
+    @property
+    def _block_inputs_bytes(self) -> int:
+        dit, precision, has_pose = self.injecting_dit, self.config.precision, self.request.pose
+        return sizes.block_inputs_bytes(dit, self.geometry, precision, has_pose=has_pose)
 
     @property
     def _has_speech(self) -> bool:
@@ -248,8 +251,8 @@ class Workload:
 
     @property
     def _root_parts(self) -> tuple[MemoryItem, ...]:
-        root = MemoryItem(items.ROOT, sizes.root_bytes(self.dit, self.config.precision))
-        return (*reserve_parts(self.request.hardware), root)
+        root_bytes = sizes.root_bytes(self.dit, self.config.precision)
+        return (*reserve_parts(self.request.hardware), MemoryItem(items.ROOT, root_bytes))
 
     @property
     def _tick_bytes(self) -> int:
@@ -277,14 +280,11 @@ class Workload:
     @property
     def _graphs_bytes(self) -> int:
         """Activations that all recordings share, their launches, and the inputs that stay in place."""
-        config, hardware = self.config, self.request.hardware
-        counts = costs.tick_counts(
-            hardware, config.precision, config.kv_precision, num_lanes=self.num_lanes
-        )
-        launches = costs.launches(counts, self.injecting_dit, num_lanes=self.num_lanes)
-        inputs = sizes.audio_conditioning_bytes(self.injecting_dit, config.precision)
+        config, hardware, lanes = self.config, self.request.hardware, self.num_lanes
+        counts = costs.tick_counts(hardware, config.precision, config.kv_precision, num_lanes=lanes)
+        launches = costs.launches(counts, self.injecting_dit, num_lanes=lanes)
         recorded = int(self.num_graphs * launches * graphs.BYTES_PER_LAUNCH)
-        return self._tick_bytes + recorded + self.num_lanes * inputs + WORKSPACE_BYTES // 2
+        return self._tick_bytes + recorded + lanes * self._block_inputs_bytes + WORKSPACE_BYTES // 2
 
     @cached_property
     def fixed_bytes(self) -> int:
@@ -390,8 +390,8 @@ def reserve_parts(hardware: Hardware) -> tuple[MemoryItem, ...]:
 
 def decoder_rank_parts(request: PlanRequest) -> tuple[MemoryItem, ...]:
     """Return the GPU memory of a rank that only decodes."""
-    whole = tile_size(request, (1, 1))
-    return (*reserve_parts(request.hardware), *decoder_parts(request, whole, "bf16"))
+    decoder = decoder_parts(request, tile_size(request, (1, 1)), "bf16")
+    return (*reserve_parts(request.hardware), *decoder)
 
 
 def tile_size(request: PlanRequest, tiles: tuple[int, int]) -> tuple[int, int]:
