@@ -124,7 +124,7 @@ def test_a_replay_that_ran_out_of_memory_is_made_again_with_every_prompt(
     given = {"direction": THREE, "swap_reference": False, **SMALL, **inputs}
     _, snapshot = latents_of(quick, end=3, **given)
     expected, _ = latents_of(quick, snapshot=snapshot, **given)
-    calls, forward, found = iter(range(1000)), DiT.forward, []
+    calls, forward = iter(range(1000)), DiT.forward
 
     def failing(self: DiT, lanes: Any) -> Any:
         if next(calls) == call:
