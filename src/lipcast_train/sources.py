@@ -37,5 +37,6 @@ def _drawn(preset: Preset, count: int, seed: int, device: torch.device) -> ClipS
 
     num_blocks = preset.clip_frames // _FRAMES_PER_BLOCK
     return ProceduralClips(
-        num_clips=count, seed=seed, num_blocks=num_blocks, side=preset.side, device=device
-    )
+        num_clips=count, seed=seed, num_blocks=num_blocks, side=preset.side,
+        variety=preset.variety, device=device,
+    )  # fmt: skip

@@ -25,7 +25,12 @@ from lipcast_train.data.windows import (
     draw_window,
     window_batches,
 )
-from lipcast_train.networks.window import WindowConditions, prepare_window, window_velocity
+from lipcast_train.networks.window import (
+    PreparedWindow,
+    WindowConditions,
+    prepare_window,
+    window_velocity,
+)
 from lipcast_train.training.loop import Phase, Recipe
 from lipcast_train.training.pictures import write_strip
 
@@ -48,29 +53,27 @@ class WindowModel(nn.Module):
         self.flow: FlowSchedule = flow_schedule(config.sample_steps, shift=config.sample_shift)
         self._shift = config.sample_shift
 
-    def prepare(self, batch: WindowBatch) -> WindowConditions:
-        """Embed the prompts; every text once."""
+    def prepare(self, batch: WindowBatch) -> PreparedWindow:
+        """Encode all that the steps of a batch share; every text once."""
         known = {prompt: self._embedded(prompt) for prompt in sorted(set(batch.prompts))}
-        return conditions_of(batch, known)
+        conditions = conditions_of(batch, known)
+        return prepare_window(self.dit, conditions, ring_frames=self._ring_frames)
 
     def _embedded(self, prompt: str) -> Tensor:
         ids = torch.tensor([self.text.token_ids(prompt)], device=self.dit.device)
         return self.text(ids)[0]  # type: ignore[no-any-return]
 
-    def rollout(self, batch: WindowBatch, num_steps: int) -> Tensor:
+    def rollout(self, noise_BCFHW: Tensor, num_steps: int, prepared: PreparedWindow) -> Tensor:
         """Return the latents after the first steps from noise."""
-        conditions = self.prepare(batch)
-        prepared = prepare_window(self.dit, conditions, ring_frames=self._ring_frames)
-        latent, flow = batch.noise_BCFHW, self.flow
+        latent, flow = noise_BCFHW, self.flow
         for step in range(num_steps):
             times = [flow.timesteps[step]] * len(latent)
             velocity = window_velocity(self.dit, latent, times, prepared)
             latent = latent + (flow.sigmas[step + 1] - flow.sigmas[step]) * velocity.float()
         return latent
 
-    def velocity(self, batch: WindowBatch, latent: Tensor, sigmas: list[float]) -> Tensor:
+    def velocity(self, latent: Tensor, sigmas: list[float], prepared: PreparedWindow) -> Tensor:
         """Return the velocity at a noise level a sample."""
-        prepared = prepare_window(self.dit, self.prepare(batch), ring_frames=self._ring_frames)
         times = [1000 * sigma for sigma in sigmas]
         return window_velocity(self.dit, latent, times, prepared).float()
 
@@ -119,8 +122,9 @@ class FlowObjective(WindowModel):
     def forward(self, batch: WindowBatch) -> dict[str, Tensor]:
         """Return the weighted squared error of the velocity."""
         sigmas = [self.noise_level(level) for level in batch.levels]
+        prepared = self.prepare(batch)
         loss = flow_matching_loss(
-            batch, sigmas, lambda latent: self.velocity(batch, latent, sigmas)
+            batch, sigmas, lambda latent: self.velocity(latent, sigmas, prepared)
         )
         return {"loss": loss}
 
@@ -132,10 +136,13 @@ class RolloutObjective(WindowModel):
         """Return the weighted squared error of the clean latents."""
         num_steps = max(1, len(self.flow.timesteps) - 1)
         step = int(batch.levels[0] * num_steps)
+        prepared = self.prepare(batch)
         with torch.no_grad():
-            latent = self.rollout(batch, step)
+            latent = self.rollout(batch.noise_BCFHW, step, prepared)
+        # Weights that autocast has cast without gradients must not be taken for those with.
+        torch.clear_autocast_cache()
         sigma = self.flow.sigmas[step]
-        velocity = self.velocity(batch, latent, [sigma] * len(latent))
+        velocity = self.velocity(latent, [sigma] * len(latent), prepared)
         error = latent - sigma * velocity - batch.clean_BCFHW
         return {"loss": (error.square() * batch.weights_B1HW[:, :, None]).mean()}
 
@@ -159,7 +166,8 @@ def transformer_phase(
     def sample(path: Path) -> None:
         clip = cache.clip(0)
         batch = collate([draw_window(clip, shape, dice(seed, "sample"))], device)
-        made = model.rollout(batch, len(model.flow.timesteps))
+        prepared = model.prepare(batch)
+        made = model.rollout(batch.noise_BCFHW, len(model.flow.timesteps), prepared)
         rows = [_decoded(vae, clip.still_CFHW.to(device), x[0]) for x in (batch.clean_BCFHW, made)]
         write_strip(path, rows)
 
