@@ -20,6 +20,17 @@ def tone(seconds: float) -> np.ndarray:
     return (8000 * np.sin(np.arange(round(seconds * RATE)) * 0.1)).astype(np.int16)
 
 
+def chunk(finish_reason: str | None = None, **delta: Any) -> dict[str, Any]:
+    """A piece of an answer of the chat."""
+    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+    kind = "chat.completion.chunk"
+    return {"id": "c1", "object": kind, "created": 1, "model": "small", "choices": [choice]}
+
+
+def sent_event(document: Any) -> bytes:
+    return f"data: {json.dumps(document)}\n\n".encode()
+
+
 @dataclass
 class Asked:
     """One request."""
@@ -73,6 +84,7 @@ class FakeOpenAI:
 
 class _Handler(BaseHTTPRequestHandler):
     fake: FakeOpenAI
+    protocol_version = "HTTP/1.1"
 
     def log_message(self, *_words: Any) -> None:
         pass
@@ -91,23 +103,27 @@ class _Handler(BaseHTTPRequestHandler):
             content = json.dumps({"text": fake.transcript}).encode()
             self._send(200, {"content-type": "application/json"}, [content])
         else:
-            parts = [{"choices": [{"delta": {"content": piece}}]} for piece in fake.pieces]
-            events = [f"data: {json.dumps(part)}\n\n".encode() for part in parts]
-            self._send(200, {"content-type": "text/event-stream"}, [*events, b"data: [DONE]\n\n"])
+            events = [sent_event(chunk(content=piece)) for piece in fake.pieces]
+            ends = sent_event(chunk("stop")) + b"data: [DONE]\n\n"
+            self._send(200, {"content-type": "text/event-stream"}, [*events, ends])
 
     def _send(self, status: int, headers: dict[str, str], parts: list[bytes]) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("content-length", str(sum(map(len, parts))))
+        is_chunked = len(parts) > 1  # as servers answer that do not know the length yet
+        length = ("content-length", str(sum(map(len, parts))))
+        self.send_header(*(("transfer-encoding", "chunked") if is_chunked else length))
+        self.send_header("connection", "close")
         self.end_headers()
         for number, part in enumerate(parts):
             if self.fake.gate is not None and number >= max(1, len(parts) - 2):
                 self._wait()
             if self.fake.is_cut and number == len(parts) - 1:
                 break
+            is_last = number == len(parts) - 1
             try:
-                self.wfile.write(part)
+                self.wfile.write(_as_chunk(part, is_last) if is_chunked else part)
                 self.wfile.flush()
             except OSError:
                 self.fake.lost.set()
@@ -129,3 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.fake.lost.set()
                 return
         self.connection.settimeout(10)
+
+
+def _as_chunk(part: bytes, is_last: bool) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(part), part) + (b"0\r\n\r\n" if is_last else b"")

@@ -28,3 +28,9 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Pearson's, over the frames that both have."""
     n = min(len(a), len(b))
     return float(np.corrcoef(a[:n], b[:n])[0, 1])
+
+
+def until_closed(opening: np.ndarray, closed: float = 0.25) -> int:
+    """Pictures before the mouth is closed, and stays so."""
+    still_open = np.flatnonzero(opening >= closed)
+    return int(still_open[-1]) + 1 if len(still_open) else 0

@@ -43,7 +43,7 @@ WATCH = """() => {
     const context = new AudioContext(), analyser = context.createAnalyser();
     analyser.fftSize = 256;
     context.createMediaStreamSource(video.srcObject).connect(analyser);
-    let loud = false, white = false;
+    let loud = true, white = true;  // what begins so has not been seen to rise
     setInterval(() => {
         analyser.getFloatTimeDomainData(data);
         const now = performance.timeOrigin + performance.now(), level = Math.max(...data);

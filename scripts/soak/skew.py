@@ -3,10 +3,10 @@
     .venv/bin/python scripts/soak/skew.py --beeps 12
 
 A server with a model that computes nothing shows a brighter picture while something is said. The page in
-headless Chromium says a beep every two seconds, and notes when the picture turns bright and when the sound is
-loud: positive is a late picture. Then it says something long, and notes how long sound is heard after an
-interruption; over WebRTC without the page's own muting. Needs a Chromium of the system. The last line is one
-JSON document.
+headless Chromium says a beep every two seconds, and notes how bright the picture and how loud the sound is: a
+positive skew is a late picture. Then it says something long, and notes how long sound is heard after an
+interruption, and how many pictures of speech are shown; over WebRTC without the page's own muting. Needs a
+Chromium of the system. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import json
 import os
 import statistics
 import sys
+from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -38,24 +40,20 @@ MEASURE = """async ([kind, numBeeps]) => {
         : context.createMediaStreamSource(video.srcObject);
     source.connect(analyser);
     analyser.connect(context.destination);
-    const flashes = [], beeps = [], data = new Float32Array(256);
-    let loud = false, white = false, lastLoud = 0;
+    const pictures = [], sounds = [], data = new Float32Array(256);
+    let lastLoud = 0;
     const listen = setInterval(() => {
         analyser.getFloatTimeDomainData(data);
         const now = performance.now(), level = Math.max(...data);
         if (level > 0.1) lastLoud = now;
-        if (level > 0.1 && !loud) beeps.push(now);
-        if (level > 0.1 || level < 0.02) loud = level > 0.1;
+        sounds.push([now, level]);
     }, 4);
     const canvas = new OffscreenCanvas(8, 8), drawn = canvas.getContext('2d', { willReadFrequently: true });
-    let before = 0;
     const look = (now, meta) => {
         drawn.drawImage(video, 0, 0, 8, 8);
         const pixels = drawn.getImageData(0, 0, 8, 8).data;
         const level = pixels.reduce((sum, value) => sum + value, 0) / pixels.length;
-        if (level > before + 15 && !white) { white = true; flashes.push(meta.expectedDisplayTime); }
-        if (level < before - 15) white = false;
-        before = level;
+        pictures.push([meta.expectedDisplayTime, level]);
         video.requestVideoFrameCallback(look);
     };
     video.requestVideoFrameCallback(look);
@@ -66,11 +64,9 @@ MEASURE = """async ([kind, numBeeps]) => {
         session.send({ type: 'end' });
         await wait(2000);
     }
-    const skews = beeps.map((beep) => flashes.reduce(
-        (best, flash) => Math.abs(flash - beep) < Math.abs(best) ? flash - beep : best, Infinity));
+    const said = [pictures.length, sounds.length], asked = performance.now();
     for (let n = 0; n < 8; n++) session.speak(tone(0.5, 0.5), rate);
-    const count = beeps.length;
-    for (let n = 0; n < 200 && beeps.length === count; n++) await wait(50);
+    for (let n = 0; n < 200 && lastLoud < asked; n++) await wait(50);
     await wait(1000);
     const pressed = performance.now();
     session.send({ type: 'interrupt' });
@@ -79,8 +75,56 @@ MEASURE = """async ([kind, numBeeps]) => {
     clearInterval(listen);
     session.end();
     await wait(500);
-    return { skews, flashes: flashes.length, beeps: beeps.length, heard: lastLoud - pressed };
+    sounds.length = said[1];
+    const later = pictures.filter(([time]) => time > pressed);
+    pictures.length = said[0];
+    return { pictures, sounds, later, heard: lastLoud - pressed };
 }"""
+LOUD = 0.02, 0.1
+"""Levels of sound below which it is quiet, and above which it is loud."""
+_FLASH = 15
+"""Grey levels by which a flash is brighter, at the least."""
+_MOST_MS = 1000
+
+
+def rises(samples: Sequence[Sequence[float]], low: float, high: float) -> list[float]:
+    """Return the times at which a level passes `high` after it was below `low`.
+
+    One that is high in the first sample has not been seen to rise.
+    """
+    found: list[float] = []
+    is_armed = False
+    for time_ms, level in samples:
+        if level > high and is_armed:
+            found.append(time_ms)
+        is_armed = level < low or (is_armed and level <= high)
+    return found
+
+
+def bounds_of(pictures: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Return the levels below which a picture is dark, and above which it is bright."""
+    levels = [level for _, level in pictures]
+    dark, bright = min(levels, default=0.0), max(levels, default=0.0)
+    if bright - dark < _FLASH:
+        return -inf, inf
+    return dark + (bright - dark) / 4, dark + (bright - dark) / 2
+
+
+def flashes_of(pictures: Sequence[Sequence[float]]) -> list[float]:
+    """Return when the picture turned bright."""
+    return rises(pictures, *bounds_of(pictures))
+
+
+def until_dark(pictures: Sequence[Sequence[float]], bright: float) -> int:
+    """Return how many pictures are shown before they stay dark."""
+    shown = [number for number, (_, level) in enumerate(pictures, 1) if level > bright]
+    return shown[-1] if shown else 0
+
+
+def skews_ms(flashes: Sequence[float], beeps: Sequence[float]) -> list[float]:
+    """Return how late the nearest picture of every beep was, in the order of the beeps."""
+    nearest = [min((flash - beep for flash in flashes), key=abs, default=inf) for beep in beeps]
+    return [skew for skew in nearest if abs(skew) < _MOST_MS]
 
 
 def measure(browser: Any, url: str, kind: str, num_beeps: int) -> dict[str, Any]:
@@ -92,13 +136,19 @@ def measure(browser: Any, url: str, kind: str, num_beeps: int) -> dict[str, Any]
         page.wait_for_timeout(100)
     found = page.evaluate(MEASURE, [kind, num_beeps])
     page.close()
-    skews = sorted(skew for skew in found["skews"] if skew is not None and abs(skew) < 1000)
+    flashes, beeps = flashes_of(found["pictures"]), rises(found["sounds"], *LOUD)
+    skews = skews_ms(flashes, beeps)
     return {
-        "beeps": found["beeps"], "flashes": found["flashes"], "matched": len(skews),
+        "beeps": len(beeps), "flashes": len(flashes), "matched": len(skews),
         "skew_ms": {
-            "least": round(skews[0]), "median": round(statistics.median(skews)), "most": round(skews[-1]),
+            "least": round(min(skews)), "median": round(statistics.median(skews)), "most": round(max(skews)),
+            "each": [round(skew) for skew in skews],
         } if skews else None,
+        "load": round(os.getloadavg()[0], 2),
         "heard_after_interrupt_ms": round(max(0.0, found["heard"])),
+        "pictures_of_speech_after_interrupt": until_dark(
+            found["later"], bounds_of(found["pictures"])[1]
+        ),
     }  # fmt: skip
 
 
@@ -112,7 +162,7 @@ def main() -> None:
             kind: measure(browser, running.server.url, kind, args.beeps)
             for kind in ("websocket", "webrtc")
         }
-        result |= {"chromium": browser.version, "cpus": os.cpu_count(), "load": os.getloadavg()[0]}
+        result |= {"chromium": browser.version, "cpus": os.cpu_count()}
     print(json.dumps(result))
 
 

@@ -141,7 +141,8 @@ class _Training:
             self._settings.folder / "latents", self._pool, networks.vae, networks.speech,
             identity=self._identity, device=self._devices.device, max_bytes=preset.cache_bytes,
         )  # fmt: skip
-        shape = WindowShape(preset.window_frames, networks.dit.config.latents_per_block)
+        config = networks.dit.config
+        shape = WindowShape(preset.window_frames, config.latents_per_block, config.motion_latents)
         for objective, recipe in (
             (FlowObjective, preset.transformer), (RolloutObjective, preset.few_steps),
         ):  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -56,7 +57,11 @@ def spoken(seconds: float) -> np.ndarray:
 def test_pictures_and_sound_in_the_codec_that_is_asked_for(server, codec):
     async def scenario() -> None:
         async with RtcClient(poster(server, server.open()), codec=codec) as client:
-            assert codec.split("/")[1] in client.peer.remoteDescription.sdp
+            answer = client.peer.remoteDescription.sdp
+            assert codec.split("/")[1] in answer
+            # Browsers play tracks in step where both are of one stream.
+            assert len(streams := re.findall(r"^a=msid:(\S+)", answer, re.M)) == 2
+            assert streams[0] == streams[1]
             stream = await client.message(lambda message: message["type"] == "stream")
             assert (stream["width"], stream["fps"], stream["synthetic"]) == (64, 25, True)
             client.send({"type": "audio", "sample_rate": 48_000})

@@ -70,7 +70,7 @@ def test_the_url_may_be_that_of_the_server_or_of_the_endpoint(given_url: str, pa
         ((429, {}, b"[]"), "try again later"),
         ((500, {}, b'{"error": "no\\n memory"}'), "500: no memory"),
         ((404, {}, b"\xff" * 99_999), "404"),
-        ((302, {"location": "http://127.0.0.1:1/"}, b""), "302: no reason given"),
+        ((302, {"location": "http://127.0.0.1:1/"}, b""), "302: it points to http://127.0.0.1:1/"),
         ((200, {}, b""), "no sound"),
         ((200, {}, b"ID3 this is no sound at all"), "cannot be used"),
     ],
@@ -154,9 +154,9 @@ def test_a_wav_file_is_read_while_it_comes(
     reader, found = SoundReader(), []
     bounds = [0, *sorted(cuts), len(data)]
     for begin, end in pairwise(bounds):
-        found.append(reader.push(bytes(data[begin:end])))
-    assert reader.finish() is None
-    assert np.array_equal(joined([sound for sound in found if sound]), samples)
+        found += reader.push(bytes(data[begin:end]))
+    assert reader.finish() == []
+    assert np.array_equal(joined(found), samples)
 
 
 def test_a_text_becomes_a_sound_for_a_video() -> None:

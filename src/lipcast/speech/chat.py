@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from lipcast.speech.service import Service
+import httpx2
+
+from lipcast.speech.service import Service, is_json, reason_of
+from lipcast.speech.thoughts import Thoughts
 
 LLM_KEY = "LIPCAST_LLM_KEY"
 SYSTEM_PROMPT = (
@@ -34,20 +38,45 @@ class ChatModel:
     async def answer(self, messages: Sequence[dict[str, str]]) -> AsyncGenerator[str, None]:
         """Yield an answer while it is written. Raises SpeechError."""
         document = {"model": self._model, "messages": list(messages), "stream": True}
-        num_left, is_complete = MAX_ANSWER, False
-        async with self._service.events("chat/completions", document) as source:
-            if "application/json" in source.response.headers.get("content-type", ""):
-                yield self._text(await self._service.document(source.response), "message")
-                return
-            async for event in source:
-                if event.data == _DONE or num_left <= 0:
-                    return
-                piece = self._parsed(event.data)
-                text = self._text(piece, "delta")[:num_left]
+        thoughts, num_left = Thoughts(), MAX_ANSWER
+        async with self._pieces(document) as pieces:
+            async for piece in pieces:
+                text = thoughts.push(piece)[:num_left]
                 num_left -= len(text)
-                is_complete = is_complete or bool(_choice(piece).get("finish_reason"))
                 if text:
                     yield text
+                if num_left <= 0:
+                    return
+        if rest := thoughts.finish()[:num_left]:
+            yield rest
+        elif num_left == MAX_ANSWER:
+            raise self._service.unusable(
+                "no words; a model that reasons may have written nothing else"
+            )
+
+    @asynccontextmanager
+    async def _pieces(self, document: Any) -> AsyncIterator[AsyncGenerator[str, None]]:
+        """Ask, and give out the text of the answer in the pieces that come."""
+        async with (
+            self._service.events("chat/completions", document) as source,
+            aclosing(self._read(source)) as pieces,
+        ):
+            yield pieces
+
+    async def _read(self, source: httpx2.EventSource) -> AsyncGenerator[str, None]:
+        """Yield the text of an answer in the pieces that come."""
+        if is_json(source.response):
+            yield self._text(await self._service.document(source.response), "message")
+            return
+        is_complete = False
+        async for event in source:
+            data = event.data.strip()
+            if data == _DONE:
+                return
+            if data:  # else a sign of life
+                piece = self._parsed(data)
+                is_complete = is_complete or bool(_choice(piece).get("finish_reason"))
+                yield self._text(piece, "delta")
         if not is_complete:
             raise self._service.unusable("it broke off before its end")
 
@@ -64,11 +93,19 @@ class ChatModel:
     def _text(self, document: Any, part: str) -> str:
         """Return the text of a completion, or of a piece of one; an empty text where it has none."""
         found = document if isinstance(document, dict) else {}
-        if found.get("error"):
-            raise self._service.unusable(f"{found['error']}"[:200])
+        if found.get("error") or found.get("object") == "error":
+            raise self._service.unusable(reason_of(json.dumps(found)))
         message = _choice(document).get(part)
-        text = message.get("content") if isinstance(message, dict) else None
-        return text[:MAX_ANSWER] if isinstance(text, str) else ""
+        content = message.get("content") if isinstance(message, dict) else None
+        if isinstance(content, list):  # of parts, of which some are thoughts
+            content = "".join(each["text"] for each in content if _is_text(each))
+        return content[:MAX_ANSWER] if isinstance(content, str) else ""
+
+
+def _is_text(part: Any) -> bool:
+    return (
+        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+    )
 
 
 def _choice(document: Any) -> dict[str, Any]:

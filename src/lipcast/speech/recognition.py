@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from lipcast.speech.service import Service
 from lipcast.speech.sound import Sound, wav_bytes
 
 ASR_KEY = "LIPCAST_ASR_KEY"
+_NOTE = re.compile(r"\s*(\[[^\[\]]*\]\s*|\([^()]*\)\s*)+")
+"""What Whisper writes where nothing is said: [BLANK_AUDIO], (silence)."""
 
 
 class Transcriber:
@@ -26,7 +30,7 @@ class Transcriber:
         text = document.get("text") if isinstance(document, dict) else None
         if not isinstance(text, str):
             raise self._service.unusable("no text")
-        return text.strip()
+        return "" if _NOTE.fullmatch(text) else text.strip()
 
     async def close(self) -> None:
         """End the connections."""

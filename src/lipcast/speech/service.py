@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -22,6 +23,8 @@ CONNECT_S, READ_S = 10.0, 60.0
 """How long a server may take to be reached, and to send something."""
 _MAX_DOCUMENT = 2**20
 _MAX_REASON = 200
+_TAG = re.compile(r"<(style|script)\b.*?</\1>|<[^<>]*>", re.S | re.I)
+"""Markup of an error page."""
 
 
 def is_url(text: str) -> bool:
@@ -42,7 +45,7 @@ class Service:
             has_host = False
         if not is_url(url) or not has_host:
             raise UsageError(f"{flag}: expected http://host/v1 or https://host/v1, got {url!r}")
-        self.host = f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}"
+        self.host = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         self._name, self._url = f"{flag} ({self.host})", url
         self._key_name, self._key, self._read_s = key, secret(key), read_s
         self._client: httpx2.AsyncClient | None = None
@@ -71,6 +74,11 @@ class Service:
             return json.loads(await self._start(response, _MAX_DOCUMENT))
         except (ValueError, RecursionError) as error:
             raise self.unusable("no JSON") from error
+
+    def said(self, content: bytes) -> str:
+        """Return what an answer says about an error, as one short line without the key."""
+        said = reason_of(content.decode("utf-8", "replace"))
+        return said.replace(self._key, "…") if self._key else said
 
     def unusable(self, what: str) -> SpeechError:
         """Return the error of an answer that cannot be used."""
@@ -117,14 +125,19 @@ class Service:
             raise SpeechError(
                 f"{self._name}: the key was refused ({status}); set {self._key_name} in the environment"
             )
-        said = _reason(await self._start(response, 2**16))
-        said = said.replace(self._key, "…") if self._key else said
+        said = self.said(await self._start(response, 2**16))
+        wait = response.headers.get("retry-after", "")
+        when = f"in {wait} s" if wait.isdecimal() else "later"
         if status == 429:
-            wait = response.headers.get("retry-after", "")
-            when = f"in {wait} s" if wait.isdecimal() else "later"
             raise SpeechError(
                 f"{self._name}: too many requests (429: {said}); the server asks to try again {when}"
             )
+        if status >= 500:
+            raise SpeechError(
+                f"{self._name}: the server failed ({status}: {said}); see its log, or try again {when}"
+            )
+        if moved := response.headers.get("location"):
+            said = f"it points to {moved[:_MAX_REASON]}"
         raise SpeechError(
             f"{self._name}: the request was refused ({status}: {said}); check the URL and the model's name"
         )
@@ -164,13 +177,25 @@ class Service:
         )
 
 
-def _reason(content: bytes) -> str:
+def reason_of(text: str) -> str:
     """Return what a server says about an error, as one short line."""
-    text = content.decode("utf-8", "replace")
     try:
-        found = json.loads(text)
-        error = found.get("error", found.get("detail", text))
-        text = str(error.get("message", error) if isinstance(error, dict) else error)
-    except (ValueError, AttributeError, RecursionError):
-        pass
+        text = _message(json.loads(text)) or text
+    except (ValueError, RecursionError):
+        text = _TAG.sub(" ", text)
     return " ".join(text.split())[:_MAX_REASON] or "no reason given"
+
+
+def _message(found: Any) -> str:
+    """Return the words of an error: OpenAI's, or those of FastAPI and others; an empty text for none."""
+    if isinstance(found, list):
+        return "; ".join(filter(None, map(_message, found)))
+    if not isinstance(found, dict):
+        return found if isinstance(found, str) else ""
+    names = ("error", "detail", "message", "msg")
+    return next(filter(None, (_message(found.get(name)) for name in names)), "")
+
+
+def is_json(response: httpx2.Response) -> bool:
+    """Return whether an answer says that it is JSON."""
+    return "application/json" in response.headers.get("content-type", "")

@@ -16,7 +16,9 @@ from lipcast.media.decode import read_sound
 
 _MAX_BYTES = 64 * 2**20
 """Of a sound that has to be complete before it can be decoded: twenty minutes of 16-bit mono at 24 kHz."""
+_HEAD_BYTES = 2**16
 _PCM = 1
+_ENDLESS = 2**62
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,31 +54,52 @@ def wav_bytes(sounds: Iterable[Sound]) -> bytes:
 
 
 class SoundReader:
-    """Reads a sound file while it comes: 16-bit WAV at once, any other that FFmpeg reads at its end."""
+    """Reads sound while it comes: 16-bit WAV, one file after the other, at once; others at their end.
 
-    def __init__(self) -> None:
+    The others are what FFmpeg reads.
+    """
+
+    def __init__(self, *, raw_rate: int = 0) -> None:
+        """`raw_rate`: sampling rate of 16-bit mono without a header; 0: it is a file."""
         self._waiting = bytearray()
-        self._rate = self._num_channels = 0
-        self._left: int | None = None
+        self._rate, self._num_channels = raw_rate, int(raw_rate > 0)
+        self._left: int | None = _ENDLESS if raw_rate else None
         """Bytes of samples to come; None before they begin."""
 
-    def push(self, content: bytes) -> Sound | None:
+    @property
+    def head(self) -> bytes:
+        """What has come of a file that is no 16-bit WAV: its first bytes."""
+        return bytes(self._waiting[:_HEAD_BYTES])
+
+    def push(self, content: bytes) -> list[Sound]:
         """Take more of the file; returns the samples that it completes. Raises InputError."""
         self._waiting += content
-        if self._left is None and not self._begin():
-            if len(self._waiting) > _MAX_BYTES:
-                raise InputError(
-                    f"expected a sound of at most {_MAX_BYTES >> 20} MiB, got more; send 16-bit WAV"
-                )
-            return None
-        return self._taken()
+        found: list[Sound] = []
+        while self._has_begun() and (sound := self._taken()) is not None:
+            found.append(sound)
+        return found
 
-    def finish(self) -> Sound | None:
+    def finish(self) -> list[Sound]:
         """Return the rest. Raises InputError where the content is no sound."""
         if self._left is not None or not self._waiting:
-            return None
+            return []
         samples, rate, _ = read_sound(bytes(self._waiting))
-        return Sound(to_int16(samples.mean(axis=1)), rate)
+        return [Sound(to_int16(samples.mean(axis=1)), rate)]
+
+    def _has_begun(self) -> bool:
+        """Return whether samples come next; looks for another file where those of one have ended."""
+        if self._left is not None:
+            if self._left >= 2 * self._num_channels:
+                return True
+            at = self._waiting.find(b"RIFF")
+            del self._waiting[: at if at >= 0 else max(0, len(self._waiting) - 3)]
+        if self._begin():
+            return True
+        if len(self._waiting) > _MAX_BYTES:
+            raise InputError(
+                f"expected a sound of at most {_MAX_BYTES >> 20} MiB, got more; send 16-bit WAV"
+            )
+        return False
 
     def _taken(self) -> Sound | None:
         assert self._left is not None
@@ -104,7 +127,7 @@ class SoundReader:
                 if not is_readable:
                     return False
                 del waiting[:at]
-                self._left = length if 0 < length < 2**31 - 2**20 else 2**62
+                self._left = length if 0 < length < 2**31 - 2**20 else _ENDLESS
                 return True
             if name == b"fmt " and len(waiting) >= at + 16:
                 kind, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", waiting, at)

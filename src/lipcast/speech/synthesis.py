@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import re
 import shutil
 import subprocess
 import threading
@@ -24,6 +25,8 @@ TTS_KEY = "LIPCAST_TTS_KEY"
 _PROGRAM = "espeak-ng"
 _PROGRAM_S = 60
 _PART_BYTES = 2**14
+_RAW_RATE = 24_000
+"""Of OpenAI's format "pcm", which some servers send whatever is asked for."""
 
 
 class TextToSpeech(Protocol):
@@ -156,13 +159,13 @@ class Espeak:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise SpeechError(f"espeak-ng failed ({error}); try another --tts") from error
         reader = SoundReader()
-        sound = reader.push(done.stdout)
-        if done.returncode or (sound is None and done.stderr):
+        sounds = reader.push(done.stdout)
+        if done.returncode or (not sounds and done.stderr):
             said = " ".join(done.stderr.decode("utf-8", "replace").split())
             raise SpeechError(
                 f"espeak-ng failed ({said or done.returncode}); `espeak-ng --voices` lists the voices"
             )
-        return sound
+        return sounds[0] if sounds else None
 
 
 class SpeechServer:
@@ -181,25 +184,26 @@ class SpeechServer:
         document = {
             "model": self._model, "voice": self._voice, "input": text, "response_format": "wav",
         }  # fmt: skip
-        reader, has_spoken = SoundReader(), False
+        has_spoken = False
         async with self._service.post("audio/speech", json=document) as response:
+            reader = SoundReader(raw_rate=_raw_rate(response.headers.get("content-type", "")))
             async for part in response.aiter_bytes(_PART_BYTES):
-                sound = self._read(reader, part)
-                has_spoken |= sound is not None
-                if sound is not None:
+                for sound in self._read(reader, part):
+                    has_spoken = True
                     yield sound
-        sound = self._read(reader, None)
-        if sound is not None:
+        rest = self._read(reader, None)
+        for sound in rest:
             yield sound
-        elif not has_spoken:
+        if not rest and not has_spoken:
             raise self._service.unusable("no sound")
 
-    def _read(self, reader: SoundReader, part: bytes | None) -> Sound | None:
+    def _read(self, reader: SoundReader, part: bytes | None) -> list[Sound]:
         """Return what a part of the file completes; None: its end."""
         try:
             return reader.finish() if part is None else reader.push(part)
         except InputError as error:
-            raise self._service.unusable(str(error)) from error
+            text = self._service.said(reader.head) if reader.head.startswith(b"{") else str(error)
+            raise self._service.unusable(text) from error
 
     async def prepare(self) -> None:
         """Nothing is asked for before there is a text."""
@@ -207,3 +211,12 @@ class SpeechServer:
     async def close(self) -> None:
         """End the connections."""
         await self._service.close()
+
+
+def _raw_rate(content_type: str) -> int:
+    """Return the sampling rate of sound that comes without a header; 0 for a file."""
+    kind, _, parameters = content_type.lower().partition(";")
+    rate = re.search(r"rate=(\d{4,6})\b", parameters)
+    if kind.strip() not in {"audio/pcm", "audio/x-pcm"}:
+        return 0
+    return int(rate[1]) if rate else _RAW_RATE

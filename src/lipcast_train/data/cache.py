@@ -21,8 +21,7 @@ from lipcast.models.speech import SpeechEncoder
 from lipcast.models.vae import VideoVAE
 from lipcast.weights.disk import make_directory
 from lipcast.weights.files import open_tensors
-from lipcast.weights.source import TensorInfo
-from lipcast.weights.writer import write_safetensors
+from lipcast.weights.writer import write_tensors
 from lipcast_train.data.clips import Clip
 from lipcast_train.data.pool import ClipPool, pixel_weights, video_of_frames
 from lipcast_train.networks.autoencoder import encode_normalised
@@ -123,10 +122,8 @@ class LatentCache:
         size = _size(clip)
         if size <= self._room_on_disk:
             self._room_on_disk -= size
-            tensors = _tensors(clip)
-            infos = [TensorInfo(name, tuple(t.shape), t.dtype) for name, t in tensors.items()]
             metadata = {_KEY: json.dumps({"prompt": clip.prompt})}
-            write_safetensors(path, infos, tensors.__getitem__, metadata=metadata)
+            write_tensors(path, _tensors(clip), metadata=metadata)
         return clip
 
 
