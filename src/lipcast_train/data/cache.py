@@ -81,8 +81,8 @@ class LatentCache:
         still_latents: int = STILL_LATENTS,
     ) -> None:
         """`still_latents`: those of the portrait before a clip; all motion latents, where they differ."""
-        self._folder, self._pool = folder, pool
-        self._vae, self._speech, self._device = vae, speech, device
+        self._folder, self._device, self._count = folder, device, len(pool)
+        self._origin: tuple[ClipPool, VideoVAE, SpeechEncoder] | None = (pool, vae, speech)
         self._identity = identity
         self._still_latents = still_latents
         self._kept: dict[int, EncodedClip] = {}
@@ -94,7 +94,11 @@ class LatentCache:
         self._room_on_disk, self._room_in_memory = max_bytes - sum(own), max_bytes
 
     def __len__(self) -> int:
-        return len(self._pool)
+        return self._count
+
+    def drop_encoders(self) -> None:
+        """Let go of the pool's frames and of the encoders, after every clip has found room."""
+        self._origin = None
 
     def clip(self, index: int) -> EncodedClip:
         """Return a clip, encoded now if it is not there."""
@@ -110,8 +114,10 @@ class LatentCache:
 
     def _encoded(self, index: int, path: Path) -> EncodedClip:
         """Return a clip that is encoded now, and written if there is room."""
+        assert self._origin is not None, f"clip {index} was not encoded before the encoders went"
+        pool, vae, speech = self._origin
         clip = encode_clip(
-            self._pool.clip(index), self._vae, self._speech,
+            pool.clip(index), vae, speech,
             device=self._device, still_latents=self._still_latents,
         )  # fmt: skip
         size = _size(clip)
