@@ -124,8 +124,7 @@ def training_shape(request: LoraRequest, source: ClipSource) -> TrainingShape:
         raise InputError(
             "there are no clips to train on; give a folder with videos that have sound"
         )
-    frames_THWC = source.clip(0).frames_THWC
-    geometry = _geometry(models, frames_THWC.shape[1], frames_THWC.shape[2])
+    geometry = _geometry(models, source.side)
     return TrainingShape(
         config=models.dit,
         geometry=geometry,
@@ -138,9 +137,9 @@ def training_shape(request: LoraRequest, source: ClipSource) -> TrainingShape:
     )
 
 
-def _geometry(models: Models, height: int, width: int) -> Geometry:
+def _geometry(models: Models, side: int) -> Geometry:
     frames = models.dit.infer_frames
-    return Geometry.of(models.dit, models.vae, height=height, width=width, infer_frames=frames)
+    return Geometry.of(models.dit, models.vae, height=side, width=side, infer_frames=frames)
 
 
 def train_lora(
