@@ -18,13 +18,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from lipcast.models.speech import SpeechEncoder
+from lipcast.models.upload import as_video
 from lipcast.models.vae import VideoVAE
 from lipcast.weights.disk import make_directory
 from lipcast.weights.files import open_tensors
-from lipcast.weights.source import TensorInfo
-from lipcast.weights.writer import write_safetensors
+from lipcast.weights.writer import write_tensors
 from lipcast_train.data.clips import Clip
-from lipcast_train.data.pool import ClipPool, pixel_weights, video_of_frames
+from lipcast_train.data.pool import ClipPool, pixel_weights
 from lipcast_train.networks.autoencoder import encode_normalised
 from lipcast_train.networks.voices import encode_voice
 
@@ -55,7 +55,7 @@ def encode_clip(
 ) -> EncodedClip:
     """Encode a clip as the continuation of its portrait at rest."""
     still = np.repeat(clip.portrait_HWC[None], 1 + 4 * (still_latents - 1), axis=0)
-    video = video_of_frames(np.concatenate([still, clip.frames_THWC]), device)
+    video = as_video(np.concatenate([still, clip.frames_THWC]), device)
     latents = encode_normalised(vae, video)[0].float()
     wave_N = torch.from_numpy(clip.wave_N).to(device)
     features = encode_voice(speech, wave_N, len(clip.frames_THWC))
@@ -81,8 +81,8 @@ class LatentCache:
         still_latents: int = STILL_LATENTS,
     ) -> None:
         """`still_latents`: those of the portrait before a clip; all motion latents, where they differ."""
-        self._folder, self._pool = folder, pool
-        self._vae, self._speech, self._device = vae, speech, device
+        self._folder, self._device, self._count = folder, device, len(pool)
+        self._origin: tuple[ClipPool, VideoVAE, SpeechEncoder] | None = (pool, vae, speech)
         self._identity = identity
         self._still_latents = still_latents
         self._kept: dict[int, EncodedClip] = {}
@@ -94,7 +94,11 @@ class LatentCache:
         self._room_on_disk, self._room_in_memory = max_bytes - sum(own), max_bytes
 
     def __len__(self) -> int:
-        return len(self._pool)
+        return self._count
+
+    def drop_encoders(self) -> None:
+        """Let go of the pool's frames and of the encoders, after every clip has found room."""
+        self._origin = None
 
     def clip(self, index: int) -> EncodedClip:
         """Return a clip, encoded now if it is not there."""
@@ -110,17 +114,17 @@ class LatentCache:
 
     def _encoded(self, index: int, path: Path) -> EncodedClip:
         """Return a clip that is encoded now, and written if there is room."""
+        assert self._origin is not None, f"clip {index} was not encoded before the encoders went"
+        pool, vae, speech = self._origin
         clip = encode_clip(
-            self._pool.clip(index), self._vae, self._speech,
+            pool.clip(index), vae, speech,
             device=self._device, still_latents=self._still_latents,
         )  # fmt: skip
         size = _size(clip)
         if size <= self._room_on_disk:
             self._room_on_disk -= size
-            tensors = _tensors(clip)
-            infos = [TensorInfo(name, tuple(t.shape), t.dtype) for name, t in tensors.items()]
             metadata = {_KEY: json.dumps({"prompt": clip.prompt})}
-            write_safetensors(path, infos, tensors.__getitem__, metadata=metadata)
+            write_tensors(path, _tensors(clip), metadata=metadata)
         return clip
 
 
