@@ -76,7 +76,9 @@ def form_of(body: bytes) -> dict[str, tuple[str | None, bytes]]:
     for part in email.message_from_bytes(head + body).walk():
         if not part.is_multipart():
             name = part.get_param("name", header="content-disposition")
-            found[str(name)] = (part.get_filename(), part.get_payload(decode=True))
+            content = part.get_payload(decode=True)
+            assert isinstance(content, bytes)
+            found[str(name)] = (part.get_filename(), content)
     return found
 
 
@@ -101,8 +103,8 @@ def test_requests_and_answers_are_those_of_the_official_client() -> None:
     for path in ("chat/completions", "audio/speech"):
         one, other = fake.asked_for(path)
         assert (one.path, one.json) == (other.path, other.json)
-    one, other = (form_of(asked.body) for asked in fake.asked_for("audio/transcriptions"))
-    assert one == other and set(one) == {"file", "model", "response_format"}
+    form, same = (form_of(asked.body) for asked in fake.asked_for("audio/transcriptions"))
+    assert form == same and set(form) == {"file", "model", "response_format"}
 
 
 @pytest.mark.parametrize(
