@@ -23,8 +23,8 @@ from lipcast_train.cli import all as all_command
 from lipcast_train.data.cache import LatentCache
 from lipcast_train.data.pool import ClipPool
 from lipcast_train.data.windows import WindowShape, window_batches
+from lipcast_train.networks import window
 from lipcast_train.networks.build import build_networks
-from lipcast_train.phases import transformer
 from lipcast_train.phases.transformer import RolloutObjective
 from lipcast_train.pieces import Piece, run_piece
 from lipcast_train.training import loop
@@ -53,7 +53,13 @@ def micro_batches(folder: Path):
         folder, ClipPool(DrawnFaces(2)), networks.vae, networks.speech,
         identity="a", device=CPU, max_bytes=1 << 30,
     )  # fmt: skip
-    return networks, cache, window_batches(cache, WindowShape(6, 3), size=1, seed=0, device=CPU)
+    return (
+        networks,
+        cache,
+        window_batches(
+            cache, WindowShape(6, 3, networks.dit.config.motion_latents), size=1, seed=0, device=CPU
+        ),
+    )
 
 
 @pytest.mark.slow
@@ -151,13 +157,13 @@ def test_few_steps_prepare_a_window_once_and_reach_the_transformer_in_bf16(tmp_p
     torch.nn.init.normal_(networks.dit.head.head.weight, std=0.1)
     model = RolloutObjective(networks.dit, networks.text, ring_frames=6)
     model.requires_grad_(True)
-    prepared, really = [], transformer.prepare_window
+    prepared, really = [], window.prepare_window
 
     def counted(*args, **kwargs):
         prepared.append(1)
         return really(*args, **kwargs)
 
-    monkeypatch.setattr(transformer, "prepare_window", counted)
+    monkeypatch.setattr("lipcast_train.phases.transformer.prepare_window", counted)
     batch = replace(batches(0, Share()), levels=(0.99,))
     weights = [block.ffn[0].weight for block in networks.dit.layers]
     before = [weight.detach().clone() for weight in weights]

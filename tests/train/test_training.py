@@ -17,7 +17,7 @@ from micro import micro
 import lipcast
 from lipcast.engine.speech_features import FeatureStream
 from lipcast.models.upload import as_video
-from lipcast.models.vae import VideoVAE
+from lipcast.models.vae import Encoder, VideoVAE
 from lipcast_train.data.cache import LatentCache, encode_clip
 from lipcast_train.data.pool import ClipPool
 from lipcast_train.networks.autoencoder import decode_raw, encode_moments, encode_normalised
@@ -160,9 +160,11 @@ def test_a_clip_is_encoded_in_the_memory_of_one_latent(monkeypatch):
     frames = np.concatenate([np.repeat(clip.portrait_HWC[None], 9, axis=0), clip.frames_THWC])
     with torch.inference_mode():
         whole = encode_normalised(networks.vae, as_video(frames, CPU.device))[0]
-    encode, seen = networks.vae.encoder.forward, []
+    encoder, seen = networks.vae.encoder, []
+    assert isinstance(encoder, Encoder)
+    encode = encoder.forward
     monkeypatch.setattr(
-        networks.vae.encoder,
+        encoder,
         "forward",
         lambda x, state: (seen.append(x.shape[2]), encode(x, state))[1],
     )
