@@ -19,7 +19,7 @@ from lipcast.models.speech import SpeechConfig, SpeechEncoder
 from lipcast.models.text import TextEncoder
 from lipcast.models.vae import VideoVAE
 from lipcast.models.vae_tiny import TinyDecoder
-from lipcast.weights.bundle import load_bundle
+from lipcast.weights.bundle import NetworkName, load_bundle
 from lipcast.weights.checkpoint import checkpoint_dir, read_json
 from lipcast_train.networks.autoencoder import convolve_in_planes
 
@@ -31,6 +31,7 @@ DOCUMENTS = {
 }
 """Where the configuration of each network lies in a checkpoint."""
 _MASK_STD = 0.02
+_PICTURES: tuple[NetworkName, ...] = ("vae",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ def build_networks(sizes: Sizes, *, seed: int) -> Networks:
 def take_autoencoder(vae: VideoVAE, model: str) -> None:
     """Begin from the trained autoencoder of a model of the same sizes."""
     known = load_bundle(
-        checkpoint_dir(model), device=torch.device("cpu"), dtype=torch.float32, networks=("vae",)
+        checkpoint_dir(model), device=torch.device("cpu"), dtype=torch.float32, networks=_PICTURES
     ).vae
     vae.load_state_dict(known.state_dict())
 
