@@ -31,6 +31,7 @@ DOCUMENTS = {
 }
 """Where the configuration of each network lies in a checkpoint."""
 _MASK_STD = 0.02
+_PICTURES: tuple[NetworkName, ...] = ("vae",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +103,8 @@ def build_networks(sizes: Sizes, *, seed: int) -> Networks:
 
 def take_autoencoder(vae: VideoVAE, model: str) -> None:
     """Begin from the trained autoencoder of a model of the same sizes."""
-    networks: tuple[NetworkName, ...] = ("vae",)
     known = load_bundle(
-        checkpoint_dir(model), device=torch.device("cpu"), dtype=torch.float32, networks=networks
+        checkpoint_dir(model), device=torch.device("cpu"), dtype=torch.float32, networks=_PICTURES
     ).vae
     vae.load_state_dict(known.state_dict())
 
