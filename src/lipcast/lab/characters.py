@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lipcast.errors import InputError
 from lipcast.lab.face import face_track
 from lipcast.lab.footage import Footage
-from lipcast.lab.metric import Metric, measured, unavailable
+from lipcast.lab.metric import Better, Metric, measured, unavailable
 from lipcast.lab.mouth import mouth_of_drawing
 from lipcast.lab.mouth_select import Mouth, mouth_select, why
 from lipcast.lab.sync import GROUP, Curve, correlation, loudness
@@ -87,6 +87,7 @@ def _with_voices(
             found.append(unavailable(group, name, reason))
             continue
         loud = voice(cast("Path", character.audio), num_frames=len(opening))
-        better, said = ("higher", note) if is_own else ("zero", "")
-        found.append(measured(group, name, correlation(opening, loud), "", better, note=said))
+        better: Better = "higher" if is_own else "zero"
+        r = correlation(opening, loud)
+        found.append(measured(group, name, r, "", better, note=note if is_own else ""))
     return found
