@@ -18,8 +18,7 @@ from lipcast.models.text import text_name
 from lipcast.planning.tensors import text_tensors
 from lipcast.weights.checkpoint import checkpoint_dir
 from lipcast.weights.disk import make_directory, sha256_of, write_text
-from lipcast.weights.source import TensorInfo
-from lipcast.weights.writer import write_safetensors
+from lipcast.weights.writer import write_tensors
 from lipcast_train.networks.build import DOCUMENTS, Networks
 
 FAST_DECODER = "taew2_1.safetensors"
@@ -39,7 +38,7 @@ def export(folder: Path, networks: Networks, *, title: str, facts: Iterable[str]
         speech / "model.safetensors": _official_speech(networks),
     }
     for path, tensors in files.items():
-        _write(path, tensors)
+        write_tensors(path, tensors, metadata={"format": "pt"})
     vae = networks.vae.config
     changes = {"vae": {"mean": list(vae.mean), "std": list(vae.std)}}
     for network, name in DOCUMENTS.items():
@@ -99,8 +98,3 @@ def _official_speech(networks: Networks) -> dict[str, Tensor]:
     }
     assert all(speech_name(name) for name in named)
     return {name: tensor.detach().cpu().to(torch.float32) for name, tensor in named.items()}
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    infos = [TensorInfo(name, tuple(t.shape), t.dtype) for name, t in tensors.items()]
-    write_safetensors(path, infos, tensors.__getitem__, metadata={"format": "pt"})

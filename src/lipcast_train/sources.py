@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 
 from lipcast_train.data.clips import Clip, ClipSource
+from lipcast_train.data.procedural import FRAMES_PER_BLOCK, ProceduralClips
 from lipcast_train.presets import Preset
 
-_FRAMES_PER_BLOCK = 12
 _HELD_OUT_SEED = 1_000_003
 
 
 def open_source(preset: Preset, data: Path | None, device: torch.device) -> ClipSource:
     """Return drawn clips, or those of a folder. Raises InputError for a folder without any."""
-    num_blocks = preset.clip_frames // _FRAMES_PER_BLOCK
+    num_blocks = preset.clip_frames // FRAMES_PER_BLOCK
     if data is None:
         return _drawn(preset, preset.num_clips, preset.seed, device)
     from lipcast_train.data.folder import FolderClips  # needs FFmpeg
@@ -33,9 +33,8 @@ def held_out_clips(preset: Preset) -> list[tuple[int, Clip]]:
 
 
 def _drawn(preset: Preset, count: int, seed: int, device: torch.device) -> ClipSource:
-    from lipcast_train.data.procedural import ProceduralClips
-
-    num_blocks = preset.clip_frames // _FRAMES_PER_BLOCK
+    num_blocks = preset.clip_frames // FRAMES_PER_BLOCK
     return ProceduralClips(
-        num_clips=count, seed=seed, num_blocks=num_blocks, side=preset.side, device=device
-    )
+        num_clips=count, seed=seed, num_blocks=num_blocks, side=preset.side,
+        variety=preset.variety, device=device,
+    )  # fmt: skip

@@ -42,8 +42,10 @@ def test_options_arrive(files: Path) -> None:
         sample_steps="3",
         fold_last_step=False,
         schedule="wavefront",
+        audio_scale="1.4",
     )
     options = request.options
+    assert options.audio_scale == 1.4
     assert (options.size, options.infer_frames, options.sample_steps) == ("688*368", 32, 3)
     assert (options.fold_last_step, options.schedule) == (False, "wavefront")
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import lipcast
+from latents import watched
 from lipcast import Character
 from lipcast.config.geometry import Geometry
 from lipcast.engine.conditioning import token_mask
@@ -48,9 +49,8 @@ def latents(
     model: lipcast.Lipcast, image: Image.Image, characters: Sequence[Character], **options: Any
 ) -> tuple[torch.Tensor, np.ndarray]:
     """Latents [C, F, H, W] and samples of a small video."""
-    found: list[torch.Tensor] = []
     with model.stream(image=image, characters=characters, **{**SMALL, **options}) as session:
-        session.on_latent = lambda _, latent: found.append(latent.cpu().clone())
+        found = watched(session)
         samples = np.concatenate([block.audio for block in session])
     return torch.cat(found, dim=1), samples
 

@@ -31,8 +31,8 @@ from lipcast_train.lora.memory import (
     num_adapter_parameters,
     plan_memory,
 )
-from lipcast_train.lora.objective import AdapterObjective
 from lipcast_train.networks.frozen import freeze
+from lipcast_train.phases.transformer import FlowObjective
 from live_bytes import LiveBytes
 
 GIB = 2**30
@@ -65,11 +65,11 @@ def held_bytes(shape: TrainingShape) -> int:
         replace_linears(dit, [(name, scheme) for name in quantised_names(dit)], dtype=dtype)
     freeze(dit)
     add_adapters(dit, shape.adapters, seed=0)
-    objective = AdapterObjective(
+    objective = FlowObjective(
         dit, {"": torch.zeros(100, shape.config.text_dim)}, ring_frames=shape.geometry.window
     )
     with LiveBytes() as live:
-        objective(windows(shape))["loss"].backward()
+        objective(windows(shape)).backward()
     return live.peak
 
 

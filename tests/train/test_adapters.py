@@ -22,9 +22,15 @@ from lipcast.weights.checkpoint import checkpoint_dir
 from lipcast.weights.quant_linear import QuantLinear
 from lipcast_train.data.windows import WindowBatch
 from lipcast_train.lora.adapters import AdaptedLinear, AdapterOptions, adapted_layers, parse_targets
-from lipcast_train.lora.objective import AdapterObjective
-from lipcast_train.lora.training import LoraRequest, LoraResult, load_adapted, train_lora
+from lipcast_train.lora.training import (
+    LoraRequest,
+    LoraResult,
+    load_adapted,
+    train_lora,
+    training_shape,
+)
 from lipcast_train.networks.frozen import freeze
+from lipcast_train.phases.transformer import FlowObjective
 from lipcast_train.training.loop import Recipe
 from lipcast_train.training.state import Progress
 from synthetic import SMALL, write_synthetic
@@ -96,9 +102,9 @@ def batch_of(config_of: LoraRequest, *, seed: int = 0) -> WindowBatch:
     )
 
 
-def objective_of(dit: DiT) -> AdapterObjective:
+def objective_of(dit: DiT) -> FlowObjective:
     context = torch.randn(7, CONFIGS.dit.text_dim, generator=torch.Generator().manual_seed(9))
-    return AdapterObjective(dit, {"": context}, ring_frames=12)
+    return FlowObjective(dit, {"": context}, ring_frames=12)
 
 
 def stir(adapters: dict[str, AdaptedLinear]) -> None:
@@ -110,7 +116,7 @@ def stir(adapters: dict[str, AdaptedLinear]) -> None:
 
 
 def gradients(request: LoraRequest, dit: DiT) -> dict[str, Tensor]:
-    objective_of(dit)(batch_of(request))["loss"].backward()
+    objective_of(dit)(batch_of(request)).backward()
     return {n: p.grad for n, p in dit.named_parameters() if p.grad is not None}
 
 
@@ -228,7 +234,7 @@ def test_merging_the_file_gives_the_trained_model(request_for: Request) -> None:
     batch = batch_of(request)
     with torch.no_grad():
         trained, found, untrained = (
-            float(objective_of(dit)(batch)["loss"]) for dit in (loaded[0][0], merged, plain)
+            float(objective_of(dit)(batch)) for dit in (loaded[0][0], merged, plain)
         )
     assert found == pytest.approx(trained, rel=1e-5)
     assert abs(untrained - trained) > 100 * abs(found - trained)
@@ -317,6 +323,14 @@ def test_clips_that_teach_nothing_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=r"no clips to train on|shortest clip has 8 frames"):
         train_lora(request_for(), DrawnFaces(count=count, num_frames=frames))
+
+
+def test_memory_is_planned_without_decoding_a_clip(
+    request_for: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DrawnFaces, "clip", _never)
+    geometry = training_shape(request_for(), DrawnFaces(count=1, side=128)).geometry
+    assert (geometry.height, geometry.width) == (128, 128)
 
 
 @pytest.fixture(scope="module")

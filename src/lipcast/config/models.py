@@ -119,6 +119,11 @@ class DiTConfig:
     def video_frames_per_block(self) -> int:
         return VIDEO_FRAMES_PER_LATENT * self.latents_per_block
 
+    @property
+    def motion_latents(self) -> int:
+        """Latents of `motion_frames` video frames; the first is of one frame."""
+        return 1 + (self.motion_frames - 1) // VIDEO_FRAMES_PER_LATENT
+
 
 @dataclass(frozen=True, slots=True)
 class VAEConfig:

@@ -17,8 +17,7 @@ from torch import Tensor
 from lipcast.engine.snapshot import BlockSnapshot, SessionSnapshot
 from lipcast.errors import InputError
 from lipcast.weights.safetensors_file import SafetensorsSource
-from lipcast.weights.source import TensorInfo
-from lipcast.weights.writer import write_safetensors
+from lipcast.weights.writer import write_tensors
 
 FORMAT = "lipcast past 2"
 """Job folders on disk hold this format: its name and its tensors' names stay as they were first written."""
@@ -43,13 +42,12 @@ def write_snapshot(path: Path, snapshot: SessionSnapshot) -> str:
     if poses:
         tensors[_POSES] = torch.stack(poses)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    infos = [TensorInfo(name, tuple(t.shape), t.dtype) for name, t in tensors.items()]
     metadata = {
         "format": FORMAT,
         "next_block": str(snapshot.next_block),
         "sha256": _hash(snapshot.next_block, tensors),
     }
-    return write_safetensors(path, infos, tensors.__getitem__, metadata=metadata)
+    return write_tensors(path, tensors, metadata=metadata)
 
 
 def read_snapshot(path: Path, device: torch.device | str = "cpu") -> SessionSnapshot:

@@ -226,10 +226,9 @@ def fake_device_context() -> DeviceContext:
 def fake_reference(spec: VideoSpec, config: DiTConfig) -> ReferenceLatents:
     """Return reference and motion latents of a portrait."""
     geometry = spec.geometry
-    num_latents = 1 + (config.motion_frames - 1) // 4
     still_CFHW = torch.empty(
-        geometry.latent_channels, num_latents, geometry.latent_height, geometry.latent_width,
-        device=DEVICE,
+        geometry.latent_channels, config.motion_latents,
+        geometry.latent_height, geometry.latent_width, device=DEVICE,
     )  # fmt: skip
     return ReferenceLatents(still_CFHW[:, :1], still_CFHW, still_CFHW[:, :PRIMING_LATENTS])
 

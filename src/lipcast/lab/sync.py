@@ -25,11 +25,7 @@ _SILENCE = 1e-3
 
 def speech(path: str | Path) -> Curve:
     """Return the sound as 16 kHz mono, -1..1. Raises InputError where there is none."""
-    source = open_audio(path)
-    chunks = []
-    while chunk := source.read():
-        chunks.append(chunk.speech)
-    return np.concatenate(chunks).ravel().astype(np.float64)
+    return open_audio(path).speech().astype(np.float64)
 
 
 def loudness(path: str | Path, *, fps: float, num_frames: int) -> Curve:

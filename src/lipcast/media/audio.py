@@ -88,6 +88,10 @@ class AudioFile:
             )
         self._chunks = self._read_chunks()
 
+    def speech(self) -> Samples:
+        """Decode the whole sound as 16 kHz mono, [n]; what `read` gives stays as it is."""
+        return read_speech(self._source, channel=self._channel)[0]
+
     def resample(self, sample_rate: int) -> None:
         """Give the muxer's samples at another rate, one of `MUX_RATES`. Call it before `read`."""
         num_samples, rate = self._native
@@ -124,6 +128,18 @@ def open_audio(source: FileSource, *, clean: bool = True) -> AudioFile:
     A file that is cut short or damaged is used as far as it decodes, with a logged warning.
     """
     return AudioFile(source, clean=clean)
+
+
+def read_speech(source: FileSource, *, channel: int | None = None) -> tuple[Samples, float]:
+    """Return a whole sound as 16 kHz mono, [n], and when it starts in seconds.
+
+    Heard is the mean of the channels, or one of them. Raises InputError as `open_audio` does.
+    """
+    decoder = SoundDecoder(source)
+    speech = list(_speech_blocks(decoder, _Powers(), channel))
+    if not any(map(len, speech)):
+        raise _without_samples(source)
+    return np.concatenate(speech), decoder.start_s
 
 
 class PcmSource:
@@ -243,9 +259,7 @@ def _scan(source: FileSource, *, channel: int | None = None) -> _Scan:
         num_speech += len(exact)
         voice.push(speech)
     if num_speech == 0:
-        raise InputError(
-            f"{EXPECTED_SOUND}, got {source_name(source)} without any samples; record it again"
-        )
+        raise _without_samples(source)
     if channel is None:
         decoder.warn_of_losses()
     mean = total / num_speech
@@ -260,6 +274,11 @@ def _scan(source: FileSource, *, channel: int | None = None) -> _Scan:
         mean_power=powers.mean / decoder.num_samples,
         is_noise=voice.is_noise(),
     )
+
+
+def _without_samples(source: FileSource) -> InputError:
+    name = source_name(source)
+    return InputError(f"{EXPECTED_SOUND}, got {name} without any samples; record it again")
 
 
 class _Powers:

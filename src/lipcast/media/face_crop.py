@@ -15,6 +15,8 @@ from lipcast.media.face_detector import can_find_faces, find_faces
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Square = tuple[float, float, float, float]
+"""Left, top, right and bottom in pixels."""
 _LOG = logger("media.face_crop")
 _MARGIN = 2.6
 """Side of the square that is cut out, in sides of the face's box (from the brows to the chin)."""
@@ -55,17 +57,29 @@ def crop_to_face(image: Image, name: str) -> Image:
             "--crop face: the package that finds faces is missing; pip install lipcast[lab], "
             "or use --crop center"
         )
-    faces = find_faces(image)
-    if not faces:
+    square = face_square(image)
+    if square is None:
         raise InputError(
             f"--crop face: no face was found in {name}; use --crop center, or crop it yourself"
         )
+    left, top, right, bottom = square
+    return image.crop((round(left), round(top), round(right), round(bottom)))
+
+
+def face_square(image: Image) -> Square | None:
+    """Return the square around the largest face, as far as the picture goes; None where there is no face.
+
+    Needs the face detector.
+    """
+    faces = find_faces(image)
+    if not faces:
+        return None
     face = faces[0]
     side = min(_MARGIN * face.side, *image.size)
     x, y = face.centre
     left = _within(x - side / 2, image.width - side)
     top = _within(y + _BELOW * face.side - side / 2, image.height - side)
-    return image.crop((round(left), round(top), round(left + side), round(top + side)))
+    return left, top, left + side, top + side
 
 
 def _within(value: float, most: float) -> float:

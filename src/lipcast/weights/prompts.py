@@ -22,8 +22,7 @@ from lipcast.weights.checkpoint import CheckpointFiles
 from lipcast.weights.disk import make_directory, sha256_of, write_text
 from lipcast.weights.files import open_tensors
 from lipcast.weights.safetensors_file import SafetensorsSource
-from lipcast.weights.source import TensorInfo
-from lipcast.weights.writer import write_safetensors
+from lipcast.weights.writer import write_tensors
 
 FORMAT = "lipcast prompt 1"
 """Changes when the same text and the same encoder would give other numbers."""
@@ -45,7 +44,6 @@ class PromptEmbedding:
 def write_embedding(path: Path, embedding: PromptEmbedding) -> None:
     """Write an embedding, complete or not at all; raises OutputError."""
     context_TC = embedding.context_TC.detach().cpu().contiguous()
-    info = TensorInfo(_TENSOR, tuple(context_TC.shape), context_TC.dtype)
     metadata = {
         "format": FORMAT,
         "prompt": embedding.prompt,
@@ -53,7 +51,7 @@ def write_embedding(path: Path, embedding: PromptEmbedding) -> None:
         "sha256": _hash(context_TC),
     }
     make_directory(path.parent)
-    write_safetensors(path, [info], lambda _: context_TC, metadata=metadata)
+    write_tensors(path, {_TENSOR: context_TC}, metadata=metadata)
 
 
 def read_embedding(path: Path) -> PromptEmbedding:

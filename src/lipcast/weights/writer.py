@@ -45,6 +45,14 @@ def write_safetensors(
     return digest.hexdigest()
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str]) -> str:
+    """Write tensors of any device that are all there; otherwise as `write_safetensors`."""
+    infos = [TensorInfo(name, tuple(t.shape), t.dtype) for name, t in tensors.items()]
+    return write_safetensors(
+        path, infos, lambda name: tensors[name].detach().cpu(), metadata=metadata
+    )
+
+
 def _file_bytes(
     infos: Sequence[TensorInfo], read: Callable[[str], Tensor], metadata: Mapping[str, str]
 ) -> Iterator[bytes | memoryview]:

@@ -18,10 +18,10 @@ from lipcast.config.models import SAMPLE_RATE, VIDEO_FPS
 from lipcast.config.text_file import read_text
 from lipcast.env import logger
 from lipcast.errors import InputError
-from lipcast.media.decode import SoundDecoder
-from lipcast.media.face_detector import can_find_faces, find_faces
+from lipcast.media.audio import read_speech
+from lipcast.media.face_crop import Square, face_square
+from lipcast.media.face_detector import can_find_faces
 from lipcast.media.mp4 import num_pictures
-from lipcast.media.resample import Resampler, mean_of_channels
 from lipcast.media.video import iter_frames, timing
 from lipcast_train.data.clips import Clip, Voice
 from lipcast_train.data.drive import drive
@@ -32,15 +32,10 @@ from lipcast_train.data.stamp import VIDEO_SUFFIXES
 from lipcast_train.data.words import mood
 
 _LOG = logger("train.folder")
-_FACE_MARGIN = 2.3
-"""Side of the square that is cut out, in sides of the face."""
-_BELOW = 0.12
-"""How far below the face's middle the square's lies, in sides of the face."""
 _POINTS_EVERY = 8
 """Frames between two that are searched for the mouth and the eyes."""
 Frame = NDArray[np.uint8]
 Wave = NDArray[np.float32]
-Square = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,16 +208,8 @@ def _look_at(path: Path, clip_s: float) -> _Video:
 
 def _speech(path: Path, start_s: float) -> Wave:
     """Return the sound as mono at 16 kHz, from the first picture on."""
-    decoder = SoundDecoder(path)
-    parts: list[Wave] = []
-    resampler: Resampler | None = None
-    for block in decoder.blocks():
-        resampler = resampler or Resampler(decoder.rate, SAMPLE_RATE, 1)
-        parts.append(resampler.push(mean_of_channels(block))[0])
-    if resampler is None:
-        raise InputError(f"{path}: expected a video with sound, got one whose sound is empty")
-    wave = np.concatenate([*parts, resampler.finish()[0]])
-    late = round((decoder.start_s - start_s) * SAMPLE_RATE)
+    wave, sound_start_s = read_speech(path)
+    late = round((sound_start_s - start_s) * SAMPLE_RATE)
     return wave[-late:] if late <= 0 else np.concatenate([np.zeros(late, np.float32), wave])
 
 
@@ -230,15 +217,13 @@ def _square(picture: Frame) -> tuple[Square, bool]:
     """Return the part that is cut out (left, top, right, bottom), and whether it shows a face."""
     from PIL import Image
 
+    found = face_square(Image.fromarray(picture)) if can_find_faces() else None
+    if found is not None:
+        return found, True
     height, width = picture.shape[:2]
-    side, x, y = float(min(height, width)), width / 2, height / 2
-    faces = find_faces(Image.fromarray(picture)) if can_find_faces() else []
-    if faces:
-        side = min(_FACE_MARGIN * faces[0].side, side)
-        x, y = faces[0].centre[0], faces[0].centre[1] + _BELOW * faces[0].side
-    left = min(max(0.0, x - side / 2), width - side)
-    top = min(max(0.0, y - side / 2), height - side)
-    return (left, top, left + side, top + side), bool(faces)
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    return (left, top, left + side, top + side), False
 
 
 def _face_boxes(frames: Frame, side: int) -> dict[str, tuple[int, int, int, int]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import OrderedDict
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from lipcast_train.data.clips import Clip, ClipSource, Voice
 
 KEPT_BYTES = 1 << 30
 """Of frames in memory."""
+_KEPT_VOICES = 64
 MOUTH_WEIGHT, EYES_WEIGHT = 4.0, 3.0
 _WEIGHTS = {"mouth": MOUTH_WEIGHT, "eyes": EYES_WEIGHT}
 
@@ -27,13 +29,14 @@ class ClipPool:
         self._source, self._kept_bytes = source, kept_bytes
         self._clips: OrderedDict[int, Clip] = OrderedDict()
         self._num_bytes = 0
+        self._voice = lru_cache(_KEPT_VOICES)(source.voice)
 
     def __len__(self) -> int:
         return len(self._source)
 
     def voice(self, index: int) -> Voice:
         """Return the sound of a clip, and how a mouth moves to it."""
-        return self._source.voice(index)
+        return self._voice(index)
 
     def clip(self, index: int) -> Clip:
         """Return a clip."""

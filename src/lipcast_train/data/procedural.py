@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from lipcast.config.models import DiTConfig
 from lipcast_train.data.clips import Clip, Voice
 from lipcast_train.data.drawing.person import Person, Variety, person
 from lipcast_train.data.drawing.portrait import draw, face_boxes
@@ -20,8 +21,8 @@ from lipcast_train.data.movement import at_rest
 from lipcast_train.data.voices import Babble, Voices, Wave, spoken
 from lipcast_train.data.words import Mood, mood
 
-FRAMES_PER_BLOCK = 12
-"""3 latent frames of 4 video frames; `DiTConfig.video_frames_per_block` of the published models."""
+FRAMES_PER_BLOCK = DiTConfig().video_frames_per_block
+"""Video frames of a block of every model of the family."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lipcast.config.models import SAMPLE_RATE
 from lipcast.env import logger
 from lipcast.errors import InputError
-from lipcast.media.audio import open_audio
+from lipcast.media.audio import read_speech
 from lipcast_train.data.augment import recorded, retimed
 from lipcast_train.data.babble import babble
 
@@ -84,11 +84,7 @@ def spoken(
 @lru_cache(maxsize=64)
 def read_wave(path: Path) -> Wave:
     """Return a sound file as mono samples at 16 kHz. Raises InputError."""
-    audio = open_audio(path, clean=False)
-    parts = []
-    while (chunk := audio.read()) is not None:
-        parts.append(chunk.speech)
-    return np.concatenate(parts)
+    return read_speech(path)[0]
 
 
 def _is_usable(path: Path) -> bool:

@@ -65,7 +65,7 @@ class WindowShape:
 
     frames: int
     latents_per_block: int
-    motion_frames: int = 19
+    motion_latents: int
 
 
 def draw_window(clip: EncodedClip, shape: WindowShape, random: Random) -> Window:
@@ -84,7 +84,7 @@ def draw_window(clip: EncodedClip, shape: WindowShape, random: Random) -> Window
         clean_CFHW=clean,
         noise_CFHW=noise_like(clean, random.getrandbits(62)),
         ref_C1HW=ref,
-        motion_CFHW=_motion(clip.still_CFHW, shape.motion_frames),
+        motion_CFHW=_motion(clip.still_CFHW, shape.motion_latents),
         features_LEV=clip.features_LEV[:, :, 4 * first : 4 * (first + shape.frames)],
         weights_HW=clip.weights_HW,
         prompt="" if random.random() < _NO_PROMPT else clip.prompt,

@@ -27,8 +27,7 @@ from lipcast.weights.checkpoint import CheckpointFiles, find_checkpoint
 from lipcast.weights.configs import read_configs
 from lipcast.weights.load import load_into, without_memory
 from lipcast.weights.prompts import PromptCache, PromptEmbedding
-from lipcast.weights.source import TensorInfo
-from lipcast.weights.writer import write_safetensors
+from lipcast.weights.writer import write_tensors
 from lipcast_train.data.cache import STILL_LATENTS, EncodedClip, LatentCache
 from lipcast_train.data.clips import ClipSource
 from lipcast_train.data.pool import ClipPool, dice
@@ -42,8 +41,8 @@ from lipcast_train.data.windows import (
 )
 from lipcast_train.lora.adapters import AdaptedLinear, AdapterOptions, adapter_tensors, add_adapters
 from lipcast_train.lora.memory import TrainingMemory, TrainingShape, check_memory, plan_memory
-from lipcast_train.lora.objective import AdapterObjective
 from lipcast_train.networks.frozen import freeze
+from lipcast_train.phases.transformer import FlowObjective
 from lipcast_train.training.devices import Devices
 from lipcast_train.training.loop import LoopSettings, Phase, Recipe, run_phase
 from lipcast_train.training.state import Progress, read_progress
@@ -125,8 +124,7 @@ def training_shape(request: LoraRequest, source: ClipSource) -> TrainingShape:
         raise InputError(
             "there are no clips to train on; give a folder with videos that have sound"
         )
-    frames_THWC = source.clip(0).frames_THWC
-    geometry = _geometry(models, frames_THWC.shape[1], frames_THWC.shape[2])
+    geometry = _geometry(models, source.side)
     return TrainingShape(
         config=models.dit,
         geometry=geometry,
@@ -139,9 +137,9 @@ def training_shape(request: LoraRequest, source: ClipSource) -> TrainingShape:
     )
 
 
-def _geometry(models: Models, height: int, width: int) -> Geometry:
+def _geometry(models: Models, side: int) -> Geometry:
     frames = models.dit.infer_frames
-    return Geometry.of(models.dit, models.vae, height=height, width=width, infer_frames=frames)
+    return Geometry.of(models.dit, models.vae, height=side, width=side, infer_frames=frames)
 
 
 def train_lora(
@@ -165,7 +163,7 @@ def train_lora(
     clips, contexts = _encode(request, source, report)
     windows = _window_shape(shape, clips)
     dit, adapters = load_adapted(request)
-    objective = AdapterObjective(dit, contexts, ring_frames=shape.geometry.window)
+    objective = FlowObjective(dit, contexts, ring_frames=shape.geometry.window)
     probe = _Probe(clips, windows, request)
     before = probe.loss(objective)
     phase = Phase(
@@ -203,10 +201,8 @@ def write_adapters(
 ) -> None:
     """Write the adapters under the published names, in the precision of the model. Raises OutputError."""
     tensors = {
-        name: parameter.detach().to("cpu", request.dtype).contiguous()
-        for name, parameter in adapter_tensors(adapters)
+        name: parameter.detach().to(request.dtype) for name, parameter in adapter_tensors(adapters)
     }
-    infos = [TensorInfo(name, tuple(t.shape), t.dtype) for name, t in tensors.items()]
     options = request.adapters
     metadata = {
         "format": "pt",
@@ -216,7 +212,7 @@ def write_adapters(
         "base_model": request.model.name,
         "steps": str(steps),
     }
-    write_safetensors(request.out, infos, tensors.__getitem__, metadata=metadata)
+    write_tensors(request.out, tensors, metadata=metadata)
 
 
 class _Probe:
@@ -226,9 +222,9 @@ class _Probe:
         self._clips, self._shape, self._request = clips, shape, request
 
     @torch.no_grad()
-    def loss(self, objective: AdapterObjective) -> float:
+    def loss(self, objective: FlowObjective) -> float:
         """Return the mean loss."""
-        losses = [float(objective(self._batch(index))["loss"]) for index in range(_NUM_PROBES)]
+        losses = [float(objective(self._batch(index))) for index in range(_NUM_PROBES)]
         return sum(losses) / len(losses)
 
     def _batch(self, index: int) -> WindowBatch:
@@ -240,7 +236,7 @@ class _Probe:
 def _encode(
     request: LoraRequest, source: ClipSource, report: Report
 ) -> tuple[LatentCache, dict[str, Tensor]]:
-    """Encode every clip and every prompt that is not on the disk; the encoders leave the device."""
+    """Encode every clip and every prompt that is not on the disk; nothing keeps the encoders."""
     bundle = load_bundle(
         request.model, device=request.device, dtype=torch.float32, networks=("vae", "speech")
     )
@@ -254,13 +250,14 @@ def _encode(
         identity=_digest(request.data_identity, bundle.files.vae, bundle.files.speech),
         device=request.device,
         max_bytes=_CACHE_BYTES,
-        still_latents=STILL_LATENTS if repeats else 1 + (config.motion_frames - 1) // 4,
+        still_latents=STILL_LATENTS if repeats else config.motion_latents,
     )
     report(f"encoding {len(source)} clips; those that were encoded before are read")
     prompts = {"", *(cache.clip(index).prompt for index in range(len(source)))}
-    bundle.vae.to("cpu")
-    bundle.speech.to("cpu")
-    contexts = _embed(sorted(prompts), bundle.files)
+    cache.drop_encoders()
+    files = bundle.files
+    del bundle
+    contexts = _embed(sorted(prompts), files)
     return cache, {prompt: context.to(request.device) for prompt, context in contexts.items()}
 
 
@@ -290,7 +287,7 @@ def _window_shape(shape: TrainingShape, clips: LatentCache) -> WindowShape:
             f"the shortest clip has {shortest * 4} frames; clips need at least {block * 4} "
             "(25 a second)"
         )
-    return WindowShape(blocks * block, block, 1 + (shape.config.motion_frames - 1) // 4)
+    return WindowShape(blocks * block, block, shape.config.motion_latents)
 
 
 def _num_latents(clip: EncodedClip) -> int:

@@ -60,18 +60,17 @@ class AutoencoderObjective(nn.Module):
         super().__init__()
         self.vae = vae.requires_grad_(True)
 
-    def forward(self, batch: list[Footage]) -> dict[str, Tensor]:
-        """Return the losses of a batch."""
-        each = [self._losses(footage) for footage in batch]
-        return {name: torch.stack([losses[name] for losses in each]).mean() for name in each[0]}
+    def forward(self, batch: list[Footage]) -> Tensor:
+        """Return the loss of a batch."""
+        return torch.stack([self._loss(footage) for footage in batch]).mean()
 
-    def _losses(self, footage: Footage) -> dict[str, Tensor]:
+    def _loss(self, footage: Footage) -> Tensor:
         mean, log_variance = encode_moments(self.vae, footage.video_BCTHW)
         latent = mean + (0.5 * log_variance).exp() * noise_like(mean, footage.seed)
         made = decode_raw(self.vae, latent)
         picture = picture_loss(made, footage.video_BCTHW, footage.weights_HW)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        return {"loss": picture + _KL * kl}
+        return picture + _KL * kl
 
 
 class DecoderObjective(nn.Module):
@@ -82,10 +81,9 @@ class DecoderObjective(nn.Module):
         self.decoder = decoder.requires_grad_(True)
         self._vae = [vae]  # in a list: what is finished is no part of what is trained
 
-    def forward(self, batch: list[Footage]) -> dict[str, Tensor]:
-        """Return the losses of a batch."""
-        losses = [self._loss(footage) for footage in batch]
-        return {"loss": torch.stack(losses).mean()}
+    def forward(self, batch: list[Footage]) -> Tensor:
+        """Return the loss of a batch."""
+        return torch.stack([self._loss(footage) for footage in batch]).mean()
 
     def _loss(self, footage: Footage) -> Tensor:
         with torch.no_grad():

@@ -39,10 +39,9 @@ class HearingObjective(nn.Module):
         speech.model.encoder.layer_norm.requires_grad_(speech.config.last_layer_norm)  # type: ignore[union-attr]
         self.reader = nn.Linear(speech.config.dim * (speech.config.num_layers + 1), len(_TRACKS))
 
-    def forward(self, batch: list[Heard]) -> dict[str, Tensor]:
+    def forward(self, batch: list[Heard]) -> Tensor:
         """Return the mean squared error of the tracks."""
-        errors = [self._error(heard) for heard in batch]
-        return {"loss": torch.stack(errors).mean()}
+        return torch.stack([self._error(heard) for heard in batch]).mean()
 
     def _error(self, heard: Heard) -> Tensor:
         features_GDF = encode_voice(self.speech, heard.wave_N, len(heard.tracks_FK))

@@ -6,7 +6,7 @@ its share of each batch, and gradients are averaged. The losses are those of one
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -54,19 +54,20 @@ class Devices:
         if self.mesh is not None:
             fully_shard(module, mesh=self.mesh, reshard_after_forward=False)
 
-    def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return the means of numbers over all processes."""
-        stacked = torch.stack([value.detach().float() for value in values.values()])
+    def mean(self, value: Tensor) -> float:
+        """Return the mean of a number over all processes."""
+        mean = value.detach().float()
         if self.mesh is not None:
-            dist.all_reduce(stacked)
-            stacked /= self.share.count
-        return dict(zip(values, stacked.tolist(), strict=True))
+            mean = mean.clone()
+            dist.all_reduce(mean)
+            mean /= self.share.count
+        return float(mean)
 
     def any(self, value: bool) -> bool:
         """Return whether it is so in any process."""
         if self.mesh is None:
             return value
-        return self.mean({"": torch.tensor(float(value), device=self.device)})[""] > 0
+        return self.mean(torch.tensor(float(value), device=self.device)) > 0
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The training loop: AdamW, a schedule of the learning rate, a moving average of the weights.
 
-Input: a phase: an objective, which is a module that turns a batch into losses, and batches by step. Output:
+Input: a phase: an objective, which is a module that turns a batch into a loss, and batches by step. Output:
 the averaged weights in the objective, and a state file. Everything random is a function of (seed, step), so a
 training that is continued gives the losses of one that was not interrupted.
 """
@@ -54,7 +54,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One training: `objective(batch)` gives named losses, of which `loss` is made smaller."""
+    """One training: `objective(batch)` gives the loss, which is made smaller."""
 
     name: str
     recipe: Recipe
@@ -130,8 +130,8 @@ class _Trainer:
         self._optimiser.param_groups[0]["lr"] = recipe.rate(step)
         batch = self._phase.batch(step, self._devices.share)
         with self._precision():
-            losses: dict[str, Tensor] = self._objective(batch)
-        losses["loss"].backward()
+            loss: Tensor = self._objective(batch)
+        loss.backward()
         nn.utils.clip_grad_norm_(self._weights.values(), recipe.max_norm)
         self._optimiser.step()
         self._optimiser.zero_grad()
@@ -139,8 +139,8 @@ class _Trainer:
         with torch.no_grad():
             for name, weight in self._weights.items():
                 self._average[name].lerp_(weight.detach(), 1 - kept)
-        loss = round(self._devices.mean(losses)["loss"], 6)
-        self.progress = replace(self.progress, step=step + 1, losses=(*self.progress.losses, loss))
+        losses = *self.progress.losses, round(self._devices.mean(loss), 6)
+        self.progress = replace(self.progress, step=step + 1, losses=losses)
 
     def save(self) -> None:
         """Write everything that the next step depends on; nothing before the first."""

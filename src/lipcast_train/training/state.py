@@ -15,8 +15,7 @@ from torch import Tensor
 
 from lipcast.errors import CheckpointError
 from lipcast.weights.files import open_tensors
-from lipcast.weights.source import TensorInfo
-from lipcast.weights.writer import write_safetensors
+from lipcast.weights.writer import write_tensors
 
 _KEY = "lipcast_train"
 
@@ -40,12 +39,10 @@ class Progress:
 
 def write_state(path: Path, tensors: Mapping[str, Tensor], progress: Progress) -> None:
     """Write a state in place of the one before. Raises OutputError."""
-    infos = [TensorInfo(name, tuple(t.shape), t.dtype) for name, t in tensors.items()]
     content = {
         "step": progress.step, "losses": progress.losses, "identity": progress.identity,
     }  # fmt: skip
-    metadata = {_KEY: json.dumps(content)}
-    write_safetensors(path, infos, lambda name: tensors[name].cpu(), metadata=metadata)
+    write_tensors(path, tensors, metadata={_KEY: json.dumps(content)})
 
 
 def read_progress(path: Path) -> Progress:
