@@ -124,11 +124,20 @@ def test_files_of_characters_count_from_the_folder_of_the_table(
 
 
 def test_values_as_spreadsheets_write_them(submit: Submit, folder: Path) -> None:
-    head = "image;audio;output;num_clip;segment;sample_shift;enable_vae_parallel;no_fold_last_step;lora"
+    head = (
+        "image;audio;output;num_clip;segment;sample_shift;enable_vae_parallel;no_fold_last_step;audio_scale;"
+        "lora"
+    )
     (folder / "style.safetensors").touch()
-    row = "a.png;b.wav;o.mp4;2,0;60,5s;3,0;yes;TRUE;style.safetensors:0,8".replace(":0,8", ":0.8")
+    row = "a.png;b.wav;o.mp4;2,0;60,5s;3,0;yes;TRUE;1,4;style.safetensors:0,8".replace(
+        ":0,8", ":0.8"
+    )
     (job,) = submit(f"{head}\n{row}\n")
-    assert job["options"]["num_clip"] == 2 and job["segment_s"] == 60.5
+    assert (
+        job["options"]["audio_scale"] == 1.4
+        and job["options"]["num_clip"] == 2
+        and job["segment_s"] == 60.5
+    )
     assert job["gpus"]["enable_vae_parallel"] and not job["options"]["fold_last_step"]
     assert job["loras"] == [f"{folder / 'style.safetensors'}:0.8"]
     (off,) = submit(f"{head}\n{row.replace('yes;TRUE', 'No;FALSE')}\n")

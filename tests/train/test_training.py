@@ -16,9 +16,10 @@ from micro import micro
 
 import lipcast
 from lipcast.engine.speech_features import FeatureStream
+from lipcast.models.upload import as_video
 from lipcast.models.vae import VideoVAE
 from lipcast_train.data.cache import LatentCache, encode_clip
-from lipcast_train.data.pool import ClipPool, video_of_frames
+from lipcast_train.data.pool import ClipPool
 from lipcast_train.long_video import measure_long_video
 from lipcast_train.networks.autoencoder import decode_raw, encode_moments, encode_normalised
 from lipcast_train.networks.build import build_networks
@@ -175,7 +176,7 @@ def test_a_clip_is_encoded_in_the_memory_of_one_latent(monkeypatch):
     networks, clip = build_networks(micro().sizes, seed=3), DrawnFaces(1).clip(0)
     frames = np.concatenate([np.repeat(clip.portrait_HWC[None], 9, axis=0), clip.frames_THWC])
     with torch.inference_mode():
-        whole = encode_normalised(networks.vae, video_of_frames(frames, CPU.device))[0]
+        whole = encode_normalised(networks.vae, as_video(frames, CPU.device))[0]
     encode, seen = networks.vae.encoder.forward, []
     monkeypatch.setattr(
         networks.vae.encoder,

@@ -195,6 +195,11 @@ VIDEO = (
         section=Section.VIDEO, type=int, metavar="N", show_default="randomised from the seed",
     ),
     Option(
+        "audio_scale",
+        "How strongly the voice moves the picture, 0 to 3. 1.4 is livelier and as fast.",
+        section=Section.VIDEO, type=float, metavar="X", show_default="1",
+    ),
+    Option(
         "start_frame", "Latent frame at which positions start.",
         section=Section.VIDEO, type=int, metavar="N", show_default="0",
     ),

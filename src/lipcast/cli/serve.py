@@ -57,7 +57,7 @@ _OPTIONS = (
     MODEL,
     Option("host", "Address to listen at.", metavar="HOST", show_default="127.0.0.1"),
     Option("port", "TCP port; 0 picks a free one.", type=int, metavar="N", show_default="8000"),
-    *options_named("size"),
+    *options_named("size", "audio_scale"),
     Option(
         "token", "Secret that every request carries, or LIPCAST_TOKEN in the environment. Without one only "
         "this machine can connect.",

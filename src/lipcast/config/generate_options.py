@@ -25,6 +25,7 @@ CROPS: tuple[Crop, ...] = ("center", "face")
 MAX_STEPS = 8
 MIN_INFER_FRAMES = 12
 MAX_SEED = 2**64 - 1
+MAX_AUDIO_SCALE = 3.0
 _MAX_COUNT = 2**31 - 4
 
 
@@ -54,6 +55,7 @@ class GenerateOptions:
     `start_frame` is the latent frame the video starts at (for positions far into a long video).
     `clean_audio` hears the loudest channel where the channels cancel each other, and nothing where there is
     only noise; off, the arithmetic is the published one.
+    `audio_scale`: how strongly the voice moves the picture, 0 to 3; 1: as trained, more is livelier.
     `pose`: a pose video is followed. What gives one sets it, and the plan counts its encoder.
     `crop`: "center" takes the whole picture; "face" a square around its largest face.
     """
@@ -70,6 +72,7 @@ class GenerateOptions:
     cond_distance: int | None = None
     start_frame: int = 0
     clean_audio: bool = True
+    audio_scale: float = 1.0
     crop: Crop = "center"
     pose: bool = False
 
@@ -83,6 +86,7 @@ class GenerateOptions:
         _check_range("seed", self.seed, 0, MAX_SEED)
         _check_range("start_frame", self.start_frame, 0)
         _check_range("cond_distance", self.cond_distance, 1)
+        _check_scale("audio_scale", self.audio_scale)
         _check_infer_frames(self.infer_frames)
         _check_steps(self.sample_steps)
 
@@ -127,6 +131,15 @@ def _check_infer_frames(value: int | None) -> None:
 def _check_steps(value: int | None) -> None:
     if value is not None and (not _is_int(value) or not 1 <= value <= MAX_STEPS):
         raise UsageError(f"sample_steps: expected 1 to {MAX_STEPS}, got {value!r}")
+
+
+def _check_scale(name: str, value: float) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= MAX_AUDIO_SCALE:
+        most = f"{MAX_AUDIO_SCALE:g}"
+        raise UsageError(
+            f"{name}: expected a number from 0 to {most}, got {value!r}; 1 is the default"
+        )
 
 
 def _is_int(value: object) -> bool:

@@ -43,6 +43,7 @@ class GenerateKeywords(TypedDict, total=False):
     cond_distance: int | None
     start_frame: int
     clean_audio: bool
+    audio_scale: float
     crop: Crop
     pose: bool
 

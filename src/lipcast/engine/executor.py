@@ -225,10 +225,11 @@ class LaneExecutor:
 
     def _encode_audio(self, features_LCV: Tensor) -> AudioConditioning:
         mask_A1S, features = self._mask_A1S, upload(features_LCV, self._model.device)
+        scale = self._spec.options.audio_scale
         if mask_A1S is None:
-            return self._model.encode_audio(features[None])
+            return self._model.encode_audio(features[None], scale=scale)
         frames = self._spec.geometry.latents_per_block
-        return self._model.encode_audio(features, mask_A1S.expand(-1, frames, -1))
+        return self._model.encode_audio(features, mask_A1S.expand(-1, frames, -1), scale=scale)
 
     @property
     def num_characters(self) -> int:

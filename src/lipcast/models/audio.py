@@ -97,6 +97,18 @@ class CausalAudioEncoder(nn.Module):
         kept = features_ALCV.shape[-1] // 4
         return overall[:, -kept:], local[:, -kept:]
 
+    def scaled(self, features_ALCV: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Return what `forward` does, `scale` times as far from the tokens of no sound (features of zero).
+
+        1 is `forward` to the bit. As guidance does with velocities, but before the transformer: no pass more.
+        """
+        overall_AFD, local_AFKD = self(features_ALCV)
+        if scale != 1:
+            no_overall_1FD, no_local_1FKD = self(torch.zeros_like(features_ALCV[:1]))
+            overall_AFD = no_overall_1FD + scale * (overall_AFD - no_overall_1FD)
+            local_AFKD = no_local_1FKD + scale * (local_AFKD - no_local_1FKD)
+        return overall_AFD, local_AFKD
+
 
 @dataclass(frozen=True, slots=True)
 class InjectorInput:

@@ -20,13 +20,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from lipcast.models.speech import SpeechEncoder
+from lipcast.models.upload import as_video
 from lipcast.models.vae import VideoVAE
 from lipcast.models.vae_blocks import EncoderState
 from lipcast.weights.disk import make_directory
 from lipcast.weights.files import open_tensors
 from lipcast.weights.writer import write_tensors
 from lipcast_train.data.clips import Clip
-from lipcast_train.data.pool import ClipPool, pixel_weights, video_of_frames
+from lipcast_train.data.pool import ClipPool, pixel_weights
 from lipcast_train.networks.voices import encode_voice
 
 STILL_LATENTS = 3
@@ -58,7 +59,7 @@ def encode_clip(
     state = EncoderState()
     groups = _groups(clip, still_latents, vae.config.temporal_factor)
     latents = torch.cat(
-        [vae.encode_chunk(video_of_frames(group, device), state)[0].cpu() for group in groups],
+        [vae.encode_chunk(as_video(group, device), state)[0].cpu() for group in groups],
         dim=1,
     )
     wave_N = torch.from_numpy(clip.wave_N).to(device)
@@ -94,8 +95,8 @@ class LatentCache:
         still_latents: int = STILL_LATENTS,
     ) -> None:
         """`still_latents`: those of the portrait before a clip; all motion latents, where they differ."""
-        self._folder, self._pool = folder, pool
-        self._vae, self._speech, self._device = vae, speech, device
+        self._folder, self._device, self._count = folder, device, len(pool)
+        self._origin: tuple[ClipPool, VideoVAE, SpeechEncoder] | None = (pool, vae, speech)
         self._identity = identity
         self._still_latents = still_latents
         self._kept: dict[int, EncodedClip] = {}
@@ -107,7 +108,11 @@ class LatentCache:
         self._room_on_disk, self._room_in_memory = max_bytes - sum(own), max_bytes
 
     def __len__(self) -> int:
-        return len(self._pool)
+        return self._count
+
+    def drop_encoders(self) -> None:
+        """Let go of the pool's frames and of the encoders, after every clip has found room."""
+        self._origin = None
 
     def clip(self, index: int) -> EncodedClip:
         """Return a clip, encoded now if it is not there."""
@@ -123,8 +128,10 @@ class LatentCache:
 
     def _encoded(self, index: int, path: Path) -> EncodedClip:
         """Return a clip that is encoded now, and written if there is room."""
+        assert self._origin is not None, f"clip {index} was not encoded before the encoders went"
+        pool, vae, speech = self._origin
         clip = encode_clip(
-            self._pool.clip(index), self._vae, self._speech,
+            pool.clip(index), vae, speech,
             device=self._device, still_latents=self._still_latents,
         )  # fmt: skip
         size = _size(clip)

@@ -236,7 +236,7 @@ class _Probe:
 def _encode(
     request: LoraRequest, source: ClipSource, report: Report
 ) -> tuple[LatentCache, dict[str, Tensor]]:
-    """Encode every clip and every prompt that is not on the disk; the encoders leave the device."""
+    """Encode every clip and every prompt that is not on the disk; nothing keeps the encoders."""
     bundle = load_bundle(
         request.model, device=request.device, dtype=torch.float32, networks=("vae", "speech")
     )
@@ -254,9 +254,10 @@ def _encode(
     )
     report(f"encoding {len(source)} clips; those that were encoded before are read")
     prompts = {"", *(cache.clip(index).prompt for index in range(len(source)))}
-    bundle.vae.to("cpu")
-    bundle.speech.to("cpu")
-    contexts = _embed(sorted(prompts), bundle.files)
+    cache.drop_encoders()
+    files = bundle.files
+    del bundle
+    contexts = _embed(sorted(prompts), files)
     return cache, {prompt: context.to(request.device) for prompt, context in contexts.items()}
 
 
