@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -177,9 +178,10 @@ def test_a_clip_is_encoded_in_the_memory_of_one_latent(monkeypatch):
     frames = np.concatenate([np.repeat(clip.portrait_HWC[None], 9, axis=0), clip.frames_THWC])
     with torch.inference_mode():
         whole = encode_normalised(networks.vae, as_video(frames, CPU.device))[0]
-    encode, seen = networks.vae.encoder.forward, []
+    encoder: Any = networks.vae.encoder
+    encode, seen = encoder.forward, []
     monkeypatch.setattr(
-        networks.vae.encoder,
+        encoder,
         "forward",
         lambda x, state: (seen.append(x.shape[2]), encode(x, state))[1],
     )
