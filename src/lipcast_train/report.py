@@ -1,6 +1,7 @@
 """How well a model does on clips whose truth is known, and whether another one does better.
 
-Input: a model, and clips that it was not trained on. Output: a report, as plain data: per clip and on average
+Input: a model, and clips that it was not trained on. Output: a report, as plain data: per clip and on
+average, and of a longer video where that is asked for (see `lipcast_train.long_video`):
 
     lip_sync      correlation of the mouth's opening with the track that drew it; -1 to 1, higher is better
     still_psnr    PSNR of the pixels that stand still in the clip, dB; higher is better
@@ -13,7 +14,7 @@ frames of the true clip, so it knows the face and nothing of the model.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,45 @@ import lipcast
 from lipcast.config.models import SAMPLE_RATE
 from lipcast.speech.sound import Sound, to_int16, wav_bytes
 from lipcast_train.data.clips import Clip
+from lipcast_train.long_video import measure_long_video
 
 Floats = NDArray[np.float64]
 _RIDGE = 0.05
 """Strength of the reader's regularisation, of the mean squared length of its inputs."""
 _STILL = 2.0
 """Standard deviation over time, in grey levels, below which a pixel stands still."""
-TOLERANCES = {"lip_sync": 0.01, "still_psnr": 0.3, "sharpness": 0.01}
-"""Differences of averages that are no difference."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """How one figure of a report is judged."""
+
+    words: str
+    tolerance: float
+    """A difference that is no difference."""
+    aim: float | None = None
+    is_lower_better: bool = False
+
+    def passes(self, value: float | None) -> bool:
+        """Return whether a figure reaches the aim."""
+        if value is None or self.aim is None:
+            return self.aim is None
+        return value <= self.aim if self.is_lower_better else value >= self.aim
+
+
+CLIP_GATES = {
+    "lip_sync": Gate("lip sync (correlation)", 0.01, aim=0.92),
+    "still_psnr": Gate("still pixels (dB)", 0.3),
+    "sharpness": Gate("sharpness of the eyes (correlation)", 0.01),
+}
+GATES = CLIP_GATES | {
+    "join_48": Gate("join at a window of 48 (ratio)", 0.05, aim=1.3, is_lower_better=True),
+    "join_32": Gate("join at a window of 32 (ratio)", 0.05, aim=1.3, is_lower_better=True),
+    "colour_drift": Gate("drift of the colours (levels)", 0.5, is_lower_better=True),
+    "likeness": Gate("likeness to the first second (SSIM)", 0.01),
+    "sharpness_kept": Gate("sharpness kept (ratio)", 0.02),
+}
+"""Those of single clips, and those of a longer video, which not every report has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +77,13 @@ class ClipReport:
     sharpness: float | None
 
 
-def measure_model(model: str | Path, clips: Iterable[tuple[int, Clip]]) -> dict[str, Any]:
-    """Generate every clip's video from its portrait, voice and prompt; return the report."""
+def measure_model(
+    model: str | Path, clips: Sequence[tuple[int, Clip]], *, long_s: float | None = None
+) -> dict[str, Any]:
+    """Generate every clip's video from its portrait, voice and prompt; return the report.
+
+    `long_s`: also generate the first one's as long as that, in seconds, and measure joins and drift.
+    """
     loaded = lipcast.load(str(model), device="cpu", precision="fp32")
     rows = []
     for index, clip in clips:
@@ -55,7 +92,10 @@ def measure_model(model: str | Path, clips: Iterable[tuple[int, Clip]]) -> dict[
             sound.write_bytes(voice_file(clip))
             video = loaded.generate(image=clip.portrait_HWC, audio=sound, prompt=clip.prompt)
         rows.append(measure_clip(index, clip, np.asarray(video.frames)))
-    return report_of(str(model), rows)
+    report = report_of(str(model), rows)
+    if long_s is not None:
+        report["average"] |= measure_long_video(loaded, clips[0][1], seconds=long_s)
+    return report
 
 
 def voice_file(clip: Clip) -> bytes:
@@ -81,7 +121,7 @@ def measure_clip(index: int, clip: Clip, made_THWC: NDArray[np.uint8]) -> ClipRe
 def report_of(model: str, rows: Sequence[ClipReport]) -> dict[str, Any]:
     """Return rows and their averages as plain data."""
     averages = {}
-    for name in TOLERANCES:
+    for name in CLIP_GATES:
         values = [value for row in rows if (value := getattr(row, name)) is not None]
         averages[name] = float(np.mean(values)) if values else None
     return {"model": model, "average": averages, "clips": [asdict(row) for row in rows]}
@@ -95,10 +135,22 @@ class Verdict:
     reasons: tuple[str, ...]
 
 
+def table_of(report: Mapping[str, Any]) -> list[str]:
+    """Return the averages of a report and whether they reach their aims, as a Markdown table."""
+    lines = ["| gate | aim | figure | |", "| --- | --- | --- | --- |"]
+    for name, value in report["average"].items():
+        gate, sign = GATES[name], "≤" if GATES[name].is_lower_better else "≥"
+        aim = "" if gate.aim is None else f"{sign} {gate.aim:g}"
+        found = "not measured" if value is None else f"{value:.3f}"
+        word = "" if gate.aim is None else ("reached" if gate.passes(value) else "missed")
+        lines.append(f"| {gate.words} | {aim} | {found} | {word} |")
+    return lines
+
+
 def compare_reports(old: Mapping[str, Any], new: Mapping[str, Any]) -> Verdict:
     """Return whether `new` is worse nowhere and better somewhere, beyond the tolerances."""
     better, worse = [], []
-    for name, tolerance in TOLERANCES.items():
+    for name, gate in GATES.items():
         before, after = old["average"].get(name), new["average"].get(name)
         if before is None:
             continue
@@ -106,9 +158,10 @@ def compare_reports(old: Mapping[str, Any], new: Mapping[str, Any]) -> Verdict:
             worse.append(f"{name}: {before:.3f} before, not measured now")
             continue
         line = f"{name}: {before:.3f} before, {after:.3f} now"
-        if after < before - tolerance:
+        gain = before - after if gate.is_lower_better else after - before
+        if gain < -gate.tolerance:
             worse.append(line)
-        elif after > before + tolerance:
+        elif gain > gate.tolerance:
             better.append(line)
     reasons = worse or better or ["no difference beyond the tolerances"]
     return Verdict(bool(better) and not worse, tuple(reasons))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,11 +21,19 @@ from lipcast.models.upload import as_video
 from lipcast.models.vae import Encoder, VideoVAE
 from lipcast_train.data.cache import LatentCache, encode_clip
 from lipcast_train.data.pool import ClipPool
+from lipcast_train.long_video import measure_long_video
 from lipcast_train.networks.autoencoder import decode_raw, encode_moments, encode_normalised
 from lipcast_train.networks.build import build_networks
 from lipcast_train.networks.voices import encode_voice
 from lipcast_train.phases.autoencoder import FootageBatches, autoencoder_phase
-from lipcast_train.report import compare_reports, measure_clip, report_of, voice_file
+from lipcast_train.report import (
+    CLIP_GATES,
+    GATES,
+    compare_reports,
+    measure_clip,
+    report_of,
+    voice_file,
+)
 from lipcast_train.run import train_all
 from lipcast_train.training.devices import Devices, Share
 from lipcast_train.training.loop import LoopSettings, Phase, run_phase
@@ -61,6 +70,15 @@ def test_all_phases_end_in_a_checkpoint_that_speaks(trained):
     assert "license: apache-2.0" in card and "transformer: 2 steps" in card
     check = ["sha256sum", "-c", "--quiet", "SHA256SUMS"]
     assert subprocess.run(check, cwd=result.model, check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_joins_and_drift_of_a_longer_video_are_measured(trained):
+    clip = DrawnFaces(1).clip(0)
+    figures = measure_long_video(lipcast.load(str(trained[0].model), device="cpu"), clip, seconds=4)
+    assert set(CLIP_GATES) | set(figures) == set(GATES)
+    assert all(value is not None and np.isfinite(value) for value in figures.values())
+    assert figures["join_48"] != figures["join_32"] > 0
 
 
 @pytest.mark.slow

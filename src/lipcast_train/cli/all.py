@@ -19,13 +19,15 @@ from lipcast.cli.command import Option, Section, command, switch
 from lipcast.cli.console import Console
 from lipcast.cli.options import CONSOLE, JSON_DEBUG
 from lipcast.cli.types import FILE, FOLDER, SECONDS
-from lipcast.errors import InputError
+from lipcast.errors import InputError, UsageError
 from lipcast.weights.checkpoint import read_json
 from lipcast.weights.disk import write_text
 
 _PRESETS = ("smoke", "tiny")
 _REPORT = "report.json"
 _EVERY_S = 5.0
+_SHORTEST_S = 4.0
+"""Length of a video whose last second is not its first."""
 _PRESET = Option(
     "preset", "Sizes and lengths: smoke (small enough for a CPU) or tiny (the embedded model's, one GPU).",
     type=click.Choice(_PRESETS), default="smoke", show_default=True,
@@ -124,13 +126,22 @@ def train(
             "output", "File of the report.",
             section=Section.FILES, also=("-o",), type=FILE, required=True,
         ),
+        Option(
+            "long", "Also measure how clips join, and the drift over a video of this length, such as 2min.",
+            section=Section.VIDEO, type=SECONDS, metavar="TIME", show_default="single clips only",
+        ),
         *JSON_DEBUG,
     ),
-    examples=("lipcast-train report tiny --preset tiny -o embedded.json",),
+    examples=(
+        "lipcast-train report tiny --preset tiny -o embedded.json",
+        "lipcast-train report tiny --preset tiny --long 2min -o embedded.json",
+    ),
 )  # fmt: skip
-def report(console: Console, *, model: str, preset: str, output: Path) -> None:
+def report(console: Console, *, model: str, preset: str, output: Path, long: float | None) -> None:
     """Measure a model on drawn people and voices that it was not trained on."""
-    measured = _measure(model, preset, output)
+    if long is not None and long < _SHORTEST_S:
+        raise UsageError(f"long: expected at least {_SHORTEST_S:g} s, got {long:g} s")
+    measured = _measure(model, preset, output, long_s=long)
     console.result(measured, "\n".join(_report_lines(measured)))
 
 
@@ -158,21 +169,22 @@ def gates(console: Console, *, old: Path, new: Path) -> None:
     console.result(asdict(verdict), "\n".join([word, *verdict.reasons]))
 
 
-def _measure(model: str | Path, preset: str, path: Path) -> dict[str, Any]:
+def _measure(
+    model: str | Path, preset: str, path: Path, *, long_s: float | None = None
+) -> dict[str, Any]:
     from lipcast_train.presets import PRESETS
     from lipcast_train.report import measure_model
     from lipcast_train.sources import held_out_clips
 
-    measured = measure_model(model, held_out_clips(PRESETS[preset]))
+    measured = measure_model(model, held_out_clips(PRESETS[preset]), long_s=long_s)
     write_text(path, json.dumps(measured, indent=1) + "\n")
     return measured
 
 
 def _report_lines(measured: dict[str, Any]) -> list[str]:
-    words = {"lip_sync": "lip sync (correlation)", "still_psnr": "still pixels (dB)",
-             "sharpness": "sharpness of the eyes (correlation)"}  # fmt: skip
-    found = measured["average"]
-    return [f"{words[n]}: {'n/a' if v is None else format(v, '.3f')}" for n, v in found.items()]
+    from lipcast_train.report import table_of
+
+    return table_of(measured)
 
 
 def _silent(_phase: str, _progress: Any, _num_steps: int) -> None:
