@@ -1,13 +1,7 @@
-"""What many tests share: the embedded model, loaded once, short sounds, hypothesis profiles.
-
-Drawn examples are the same in every run unless HYPOTHESIS_PROFILE says otherwise:
-`HYPOTHESIS_PROFILE=soak scripts/test` draws others each time, and ten times as many where a test
-sets no number of its own.
-"""
+"""What many tests share: the embedded model, loaded once, short sounds, a profile of hypothesis."""
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,11 +15,10 @@ import lipcast
 from lipcast.models.vae_channels_last import to_channels_last
 from lipcast.models.vae_kernels import best_kernels
 from lipcast.models.vae_tiny import TinyDecoder
+from profiles import PROFILE
 from sounds import EXAMPLES, write_wav
 
-settings.register_profile("fixed", derandomize=True, deadline=None)
-settings.register_profile("soak", max_examples=1000, deadline=None, print_blob=True)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+settings.load_profile(PROFILE)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shlex
@@ -29,6 +28,7 @@ from lipcast.cli.app import make_app
 from lipcast.cli.main import main
 from lipcast.media.video import VideoWriter
 from lipcast.weights.prompts import PromptEmbedding, write_embedding
+from programs import load_program
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", *(f"docs/{name}.md" for name in (
@@ -134,8 +134,24 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def is_slow(place: str, words: list[str]) -> bool:
+    """Return whether a command makes or measures a video; the quick tests make those of the README."""
+    return ("generate" in words and not place.startswith("README")) or {
+        "evaluate", "--character"
+    } <= set(words)  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("place", "words"), commands(), ids=[" ".join(words)[:60] for _, words in commands()]
+    ("place", "words"),
+    [
+        pytest.param(
+            place,
+            words,
+            id=" ".join(words)[:60],
+            marks=pytest.mark.slow if is_slow(place, words) else (),
+        )
+        for place, words in commands()
+    ],
 )
 def test_commands_run(
     place: str, words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
@@ -213,30 +229,21 @@ def test_every_verb_is_mentioned() -> None:
         assert f"lipcast {name}" in readme, name
 
 
-def load_script(name: str) -> Any:
-    """A program of scripts/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
-
-
 def test_study_page_is_that_of_its_figures() -> None:
-    script = load_script("low_vram_study")
+    script = load_program(ROOT / "scripts/low_vram_study.py")
     written = script.page(script.read_results([script.FIGURES]))
     assert script.PAGE.read_text("utf-8") == written, "run scripts/low_vram_study.py --write"
 
 
 def test_results_page_is_that_of_its_figures_and_of_the_plan() -> None:
-    script = load_script("gpu_results")
+    script = load_program(ROOT / "scripts/gpu_results.py")
     found = script.page(script.measured())
     assert script.PAGE.read_text("utf-8") == found, "run scripts/gpu_results.py"
     assert "Nothing of this version has been measured" in script.page([])
 
 
 def test_results_of_a_check_appear_with_the_name_of_their_card() -> None:
-    script = load_script("gpu_results")
+    script = load_program(ROOT / "scripts/gpu_results.py")
     claims = [{"text": "a", "holds": holds, "found": ""} for holds in (True, False, None)]
     part = {"figures": {"tick ms": 155.5, "by": {"triton": 1}}, "claims": claims, "seconds": 1.0}
     one = script.record({"command": "fast", "device": "NVIDIA H100", "parts": {"fp8": part}})
@@ -247,7 +254,7 @@ def test_results_of_a_check_appear_with_the_name_of_their_card() -> None:
 
 
 def test_flag_tables_are_those_of_the_parser() -> None:
-    script = load_script("flag_docs")
+    script = load_program(ROOT / "scripts/flag_docs.py")
     page = script.PAGE.read_text("utf-8")
     assert page == script.with_tables(page), "run scripts/flag_docs.py"
 

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import wave
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
 import pytest
 
 import lipcast
+from programs import load_program
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-
-
-def load_example(name: str) -> Any:
-    """Return a program of examples/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -62,7 +52,9 @@ def test_example_makes_a_video_of_the_sound(
 ) -> None:
     monkeypatch.setattr(lipcast, "load", {"tiny": tiny}.__getitem__, raising=False)
     output = tmp_path / "out.mp4"
-    load_example(name).main([*ARGUMENTS[name](voice), "--size", "64*64", "--output", str(output)])
+    load_program(EXAMPLES / f"{name}.py").main(
+        [*ARGUMENTS[name](voice), "--size", "64*64", "--output", str(output)]
+    )
     assert num_frames(output) == 23
     assert "frames" in capsys.readouterr().out
 
@@ -73,7 +65,7 @@ def test_every_example_is_tested() -> None:
 
 @pytest.mark.parametrize("name", sorted(ARGUMENTS))
 def test_example_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    example = load_example(name)
+    example = load_program(EXAMPLES / f"{name}.py")
     with pytest.raises(SystemExit, match="0"):
         example.main(["--help"])
     assert example.__doc__.splitlines()[0].split(":")[0] in " ".join(

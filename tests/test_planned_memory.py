@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import lipcast
+from latents import watched
 from lipcast.engine import session_builder
 from lipcast.engine.backend import LocalBackend
 from lipcast.engine.decode import FrameDecoder
@@ -29,17 +30,17 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny: lipcast.Lipcast, inputs: dict[str, Any]) -> np.ndarray:
+def undisturbed(quick: lipcast.Lipcast, inputs: dict[str, Any]) -> np.ndarray:
     """Frames of the video that has all memory it wants."""
-    return tiny.generate(**inputs).frames
+    return quick.generate(**inputs).frames
 
 
 @pytest.fixture(scope="module")
-def least(tiny: lipcast.Lipcast) -> int:
+def least(quick: lipcast.Lipcast) -> int:
     """The smallest budget in which a small video can be made."""
-    model = planned(tiny, kv_precision="fp32")
+    model = planned(quick, kv_precision="fp32")
     options = lipcast.api.make_options({**SMALL, **SCHEDULE})
-    plan = manager_of(model).plan(tiny.spec(options, height=SIDE, width=SIDE).geometry, options)
+    plan = manager_of(model).plan(quick.spec(options, height=SIDE, width=SIDE).geometry, options)
     anywhere = replace(plan.request.constraints, speech_encoder=None)
     found = least_vram(replace(plan.request, constraints=anywhere))
     assert found is not None
@@ -48,20 +49,19 @@ def least(tiny: lipcast.Lipcast) -> int:
 
 def collect(model: lipcast.Lipcast, inputs: dict[str, Any]) -> tuple[np.ndarray, torch.Tensor, Any]:
     """(frames, latents, what the report says of memory)."""
-    latents: list[torch.Tensor] = []
     with model.stream(**inputs) as session:
-        session.on_latent = lambda _, latent: latents.append(latent)
+        latents = watched(session)
         frames = np.concatenate([block.frames for block in session])
         return frames, torch.cat(latents, dim=1), session.report().get("memory")
 
 
 def test_any_budget_gives_the_same_video(
-    tiny: lipcast.Lipcast, inputs: dict[str, Any], least: int
+    quick: lipcast.Lipcast, inputs: dict[str, Any], least: int
 ) -> None:
-    frames, latents, _ = collect(tiny, inputs)
+    frames, latents, _ = collect(quick, inputs)
     seen = set()
     for factor in (1.0, 1.05, 1.2, 2.0):
-        model = planned(tiny, int(least * factor), kv_precision="fp32")
+        model = planned(quick, int(least * factor), kv_precision="fp32")
         made, made_latents, memory = collect(model, inputs)
         assert torch.equal(made_latents, latents)
         if memory["plan"]["decoder_tiles"] == [1, 1]:
@@ -71,13 +71,13 @@ def test_any_budget_gives_the_same_video(
         seen.add((tuple(memory["plan"]["layers"]), tuple(memory["plan"]["ring_layers"])))
     assert len(seen) >= 3
     with pytest.raises(MemoryBudgetError, match="expected at least"):
-        planned(tiny, least - 1, kv_precision="fp32")
+        planned(quick, least - 1, kv_precision="fp32")
 
 
 def test_predicted_parts_are_what_is_taken(
-    tiny: lipcast.Lipcast, inputs: dict[str, Any], least: int
+    quick: lipcast.Lipcast, inputs: dict[str, Any], least: int
 ) -> None:
-    with planned(tiny, int(least * 1.3)).stream(**inputs) as session:
+    with planned(quick, int(least * 1.3)).stream(**inputs) as session:
         next(session)
         memory = session.report()["memory"]
     predicted = memory["plan"]["vram"]["generate"]
@@ -92,11 +92,11 @@ def test_predicted_parts_are_what_is_taken(
 
 @pytest.mark.parametrize("where", ["ensure_resident", "speech", "start", "decode", "fetch"])
 def test_fallbacks_that_keep_the_picture_lose_nothing(
-    tiny: lipcast.Lipcast, inputs: dict[str, Any], undisturbed: np.ndarray,
+    quick: lipcast.Lipcast, inputs: dict[str, Any], undisturbed: np.ndarray,
     monkeypatch: pytest.MonkeyPatch, where: str,
 ) -> None:  # fmt: skip
     """Mid-block and mid-copy: every fallback is reached, and the video goes on as if nothing had been."""
-    model = planned(tiny, fallback=", ".join(KEEPING))
+    model = planned(quick, fallback=", ".join(KEEPING))
     session = model.stream(**inputs)
     copier = manager_of(model).device_context.copier
     owner, method, fail_at = {
@@ -122,12 +122,17 @@ def test_fallbacks_that_keep_the_picture_lose_nothing(
     assert all("injected" in fallback["reason"] for fallback in taken)
 
 
+@pytest.mark.parametrize("decoder", ["quick", pytest.param("tiny", marks=pytest.mark.slow)])
 def test_rings_in_8_bits_and_tiles_change_little(
-    tiny: lipcast.Lipcast, inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    decoder: str,
+    inputs: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
+    whole = request.getfixturevalue(decoder)
     inputs = {**inputs, "size": "160*160", "num_clip": 2}
-    expected = tiny.generate(**inputs).frames
-    model = planned(tiny, fallback="kv_fp8, tiling")
+    expected = whole.generate(**inputs).frames
+    model = planned(whole, fallback="kv_fp8, tiling")
     session = model.stream(**inputs)
     faults = Faults({40, 70})
     monkeypatch.setattr(
@@ -142,9 +147,9 @@ def test_rings_in_8_bits_and_tiles_change_little(
 
 
 def test_without_a_fallback_left_the_error_says_what_was_tried(
-    tiny: lipcast.Lipcast, inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    quick: lipcast.Lipcast, inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = planned(tiny, fallback="kv_streamed")
+    model = planned(quick, fallback="kv_streamed")
     session = model.stream(**inputs)
     faults = Faults({60, 110})
     monkeypatch.setattr(
@@ -158,14 +163,14 @@ def test_without_a_fallback_left_the_error_says_what_was_tried(
 
 @pytest.mark.parametrize("fallback", ["infer_frames=12", "sample_steps=2", "size=64*64"])
 def test_a_changed_video_goes_on_from_its_last_finished_block(
-    tiny: lipcast.Lipcast, inputs: dict[str, Any], undisturbed: np.ndarray,
+    quick: lipcast.Lipcast, inputs: dict[str, Any], undisturbed: np.ndarray,
     monkeypatch: pytest.MonkeyPatch, fallback: str,
 ) -> None:  # fmt: skip
     expected = undisturbed
     if fallback.startswith("size"):
         inputs = {**inputs, "size": "128*128"}
-        expected = tiny.generate(**inputs).frames
-    model = planned(tiny, fallback=fallback)
+        expected = quick.generate(**inputs).frames
+    model = planned(quick, fallback=fallback)
     session = model.stream(**inputs)
     faults = Faults({100})
     monkeypatch.setattr(
@@ -188,10 +193,10 @@ def test_a_changed_video_goes_on_from_its_last_finished_block(
 
 
 def test_memory_that_runs_out_before_the_first_block(
-    tiny: lipcast.Lipcast, inputs: dict[str, Any], undisturbed: np.ndarray
+    quick: lipcast.Lipcast, inputs: dict[str, Any], undisturbed: np.ndarray
 ) -> None:
     """The rings find less than was planned: a fallback is taken before anything is made."""
-    model = planned(tiny)
+    model = planned(quick)
     vram = manager_of(model).device_context.vram
     vram.budget_bytes = vram.used_bytes + 2_000_000
     session = model.stream(**inputs)
@@ -203,10 +208,10 @@ def test_memory_that_runs_out_before_the_first_block(
 
 
 def test_a_shorter_window_from_the_start_keeps_the_length(
-    tiny: lipcast.Lipcast, inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    quick: lipcast.Lipcast, inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The length is counted in the clips that were asked for, not in those that memory has room for."""
-    model = planned(tiny, fallback="infer_frames=12")
+    model = planned(quick, fallback="infer_frames=12")
     vram = manager_of(model).device_context.vram
     monkeypatch.setattr(vram, "allocate", Faults({0}).wrap(vram.allocate))
     with model.stream(**{**inputs, "num_clip": 2}) as session:
@@ -217,9 +222,9 @@ def test_a_shorter_window_from_the_start_keeps_the_length(
 
 
 def test_all_sessions_of_a_device_decode_on_one_stream(
-    tiny: lipcast.Lipcast, inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    quick: lipcast.Lipcast, inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, given = planned(tiny), []
+    model, given = planned(quick), []
     manager = manager_of(model)
     stream = object()
     manager.device_context = replace(manager.device_context, decode_stream=stream)

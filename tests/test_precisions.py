@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,17 @@ from numpy.typing import NDArray
 
 import lipcast
 from lipcast.cli.main import main
+from sounds import EXAMPLES, write_wav
 
 SMALL: dict[str, Any] = {"infer_frames": 12, "size": "128*128"}
 LEAST_DB = {"int8": 45.0, "fp8": 35.0, "int4": 25.0}
 """What is promised; measured over whole clips: 55, 43, 36 dB."""
 
 
-def frames_of(model: lipcast.Lipcast, portrait: Path, sound: Path) -> NDArray[np.uint8]:
-    return model.generate(image=portrait, audio=sound, prompt="calm", **SMALL).frames
+def frames_of(model: lipcast.Lipcast, voice: Path) -> NDArray[np.uint8]:
+    return model.generate(
+        image=EXAMPLES / "portrait_0.png", audio=voice, prompt="calm", **SMALL
+    ).frames
 
 
 def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
@@ -28,23 +30,27 @@ def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     return float(10 * np.log10(255**2 / max(1e-9, error)))
 
 
-@pytest.mark.parametrize(
-    "precision",
-    [pytest.param(name, marks=() if name == "int8" else pytest.mark.slow) for name in LEAST_DB],
-)
+@pytest.fixture(scope="module")
+def voice(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_wav(tmp_path_factory.mktemp("voice") / "voice.wav", 0.4)
+
+
+@pytest.fixture(scope="module")
+def exact(tiny: lipcast.Lipcast, voice: Path) -> NDArray[np.uint8]:
+    """The frames in float32."""
+    return frames_of(tiny, voice)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", LEAST_DB)
 def test_quantised_weights_make_nearly_the_same_video(
-    precision: str,
-    tiny: lipcast.Lipcast,
-    portrait: Path,
-    sound: Callable[[float], Path],
-    tmp_path: Path,
+    precision: str, exact: NDArray[np.uint8], voice: Path, tmp_path: Path
 ) -> None:
-    exact = frames_of(tiny, portrait, sound(0.4))
     streamed = lipcast.load("tiny", device="cpu", precision=precision)
     assert streamed.bundle.precision == precision
-    close = frames_of(streamed, portrait, sound(0.4))
+    close = frames_of(streamed, voice)
     assert LEAST_DB[precision] < psnr(close, exact) < 100
     assert main(["convert", "--precision", precision, "-o", str(tmp_path / "out"), "-q"]) == 0
     converted = lipcast.load(tmp_path / "out", device="cpu")
     assert converted.bundle.precision == precision
-    assert np.array_equal(frames_of(converted, portrait, sound(0.4)), close)
+    assert np.array_equal(frames_of(converted, voice), close)

@@ -210,7 +210,7 @@ class Lipcast(Closing):
         self.backend: Backend = LocalBackend(bundle) if backend is None else backend
         self._engine = Engine(bundle.dit)
         self._live_runner = LiveRunner(self._engine.tick)
-        self._live_sounds = LiveSounds(bundle)
+        self._live_sounds = LiveSounds(bundle, mixed)
 
     def generate(
         self,
@@ -309,6 +309,7 @@ class Lipcast(Closing):
         bounds = limits or LiveLimits()
         checked = generate_options(options, keywords)
         portrait = load_portrait(image, crop=checked.crop)
+        cast = Cast(find_regions(characters, portrait, checked)) if characters else None
         spec = self.spec(checked, height=portrait.height, width=portrait.width)
         timeline = self._live_sounds.timeline(
             partial(PcmSource, mux_rate=sample_rate),
@@ -317,7 +318,6 @@ class Lipcast(Closing):
             max_pending_s=bounds.max_pending_s,
             num_characters=max(1, len(characters)),
         )
-        cast = Cast(find_regions(characters, portrait, checked)) if characters else None
         session = self._open(portrait, timeline, prompt, checked, cast=cast)
         encode = self.bundle.encode_prompt
         live = LiveSession(session, timeline, encode_prompt=encode, limits=bounds, idle=idle)
@@ -365,16 +365,11 @@ class Lipcast(Closing):
         prompts = direction.prompts_by_block(prompt, spec.video_frames_per_block)
         spec, num_motion = with_prompt_blocks(spec, prompts), self.bundle.dit.config.motion_frames
         size = {"height": spec.geometry.height, "width": spec.geometry.width}
-        contexts = self.bundle.encode_prompts(prompts)
+        pose, motion = open_pose(direction), open_motion(direction, num_motion, **size)
+        contexts = self.bundle.encode_prompts(prompts)  # last: it costs a pass of the text encoder
         cast = source if isinstance(source, Cast) else cast
         fit, first_TC = partial(fit_portrait, portrait), contexts.pop(0)
-        conditioning = Conditioning(
-            fit,
-            first_TC,
-            contexts,
-            open_pose(direction),
-            open_motion(direction, num_motion, **size),
-        )
+        conditioning = Conditioning(fit, first_TC, contexts, pose, motion)
         if cast is not None:
             conditioning = replace(conditioning, fit_masks=cast.fit, num_characters=cast.size)
         parts = self.backend.open(spec, conditioning, block_range.snapshot)

@@ -1,13 +1,14 @@
 """How large a model is and how long each of its networks is trained.
 
-`smoke` is small enough for a CPU. `tiny` is the embedded model's size, for one
-GPU.
+`smoke` is small enough for a CPU; its autoencoder begins from the embedded model's. `tiny` is the embedded
+model's size, for one GPU.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from lipcast_train.data.drawing.person import Variety
 from lipcast_train.networks.build import Sizes
 from lipcast_train.training.loop import Recipe
 
@@ -35,6 +36,10 @@ class Preset:
     cache_bytes: int = 8 << 30
     sample_every: int = 500
     seed: int = 0
+    variety: Variety = field(default_factory=Variety)
+    """Of the people who are drawn."""
+    autoencoder_of: str = ""
+    """Model whose autoencoder is trained further; without one it begins from nothing."""
 
 
 TINY = Preset(
@@ -58,7 +63,6 @@ SMOKE = Preset(
             "text_len": 32, "text_dim": 32, "audio_dim": 32, "num_audio_layers": 3, "infer_frames": 24,
             "height": 64, "width": 64,
         },
-        vae={"dim": 8},
         text={"dim": 32, "dim_attn": 32, "dim_ffn": 64, "num_layers": 1, "text_len": 32},
         speech={
             "conv_dim": [16, 32, 32, 32, 32, 32, 32], "hidden_size": 32, "intermediate_size": 64,
@@ -68,15 +72,17 @@ SMOKE = Preset(
     ),
     side=64,
     clip_frames=48,
-    num_clips=32,
+    num_clips=24,
     held_out=2,
-    speech=Recipe(100, 8, 3e-3, average=0.95),
-    autoencoder=Recipe(120, 1, 4e-3, average=0.97),
-    decoder=Recipe(60, 1, 4e-3, average=0.95),
-    transformer=Recipe(300, 8, 2e-3, average=0.98),
-    few_steps=Recipe(10, 8, 3e-4, average=0.8),
+    speech=Recipe(100, 6, 3e-3, average=0.95),
+    autoencoder=Recipe(10, 1, 5e-4, average=0.8, warmup_steps=2),
+    decoder=Recipe(40, 1, 4e-3, average=0.95),
+    transformer=Recipe(420, 6, 3e-3, average=0.98),
+    few_steps=Recipe(10, 6, 3e-4, average=0.8),
     footage_lengths=(9, 17),
     window_frames=6,
     sample_every=0,
+    variety=Variety(photo_share=0, beard_share=0),
+    autoencoder_of="tiny",
 )  # fmt: skip
 PRESETS = {preset.name: preset for preset in (TINY, SMOKE)}

@@ -13,7 +13,6 @@ frames of the true clip, so it knows the face and nothing of the model.
 from __future__ import annotations
 
 import tempfile
-import wave
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 import lipcast
 from lipcast.config.models import SAMPLE_RATE
+from lipcast.speech.sound import Sound, to_int16, wav_bytes
 from lipcast_train.data.clips import Clip
 
 Floats = NDArray[np.float64]
@@ -52,10 +52,15 @@ def measure_model(model: str | Path, clips: Iterable[tuple[int, Clip]]) -> dict[
     for index, clip in clips:
         with tempfile.TemporaryDirectory() as folder:
             sound = Path(folder) / "voice.wav"
-            write_wave(sound, clip.wave_N)
+            sound.write_bytes(voice_file(clip))
             video = loaded.generate(image=clip.portrait_HWC, audio=sound, prompt=clip.prompt)
         rows.append(measure_clip(index, clip, np.asarray(video.frames)))
     return report_of(str(model), rows)
+
+
+def voice_file(clip: Clip) -> bytes:
+    """Return the voice of a clip as a WAV file."""
+    return wav_bytes([Sound(to_int16(clip.wave_N), SAMPLE_RATE)])
 
 
 def measure_clip(index: int, clip: Clip, made_THWC: NDArray[np.uint8]) -> ClipReport:
@@ -145,12 +150,3 @@ def _correlation(a: Floats, b: Floats) -> float | None:
     if a.std() < 1e-9 or b.std() < 1e-9:
         return None
     return float(np.corrcoef(a, b)[0, 1])
-
-
-def write_wave(path: Path, wave_N: NDArray[np.float32]) -> None:
-    """Write a voice as 16-bit sound."""
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE)
-        file.writeframes((wave_N.clip(-1, 1) * 32767).astype("<i2").tobytes())

@@ -19,8 +19,8 @@ from lipcast_train.data.cache import LatentCache
 from lipcast_train.data.clips import ClipSource
 from lipcast_train.data.pool import ClipPool
 from lipcast_train.data.windows import WindowShape
-from lipcast_train.export import export
-from lipcast_train.networks.build import build_networks
+from lipcast_train.export import HASHES, export
+from lipcast_train.networks.build import build_networks, take_autoencoder
 from lipcast_train.phases.autoencoder import (
     FootageBatches,
     autoencoder_phase,
@@ -36,16 +36,19 @@ from lipcast_train.training.state import Progress
 
 MODEL_FOLDER = "model"
 _STATISTICS = "latents.json"
+_EXPORTED = "exported.txt"
+"""Says of which training the exported model came."""
 _STATISTICS_BATCHES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """`phases`: how far each has come. `is_finished`: whether the model was exported."""
+    """`phases`: how far each has come. `is_new`: whether this call exported the model."""
 
     model: Path
     phases: dict[str, Progress]
     is_finished: bool
+    is_new: bool = False
 
 
 def train_all(
@@ -82,6 +85,8 @@ class _Training:
         self._settings = replace(settings, sample_every=preset.sample_every)
         self._pool = ClipPool(source)
         self._networks = build_networks(preset.sizes, seed=preset.seed)
+        if preset.autoencoder_of:
+            take_autoencoder(self._networks.vae, preset.autoencoder_of)
         self._networks.to(devices.device)
         self._phases: dict[str, Progress] = {}
         key = repr((preset, len(source), data_identity))
@@ -94,13 +99,23 @@ class _Training:
             networks.speech, self._pool, preset.speech, seed=preset.seed, device=device
         )
         is_finished = self._train(hearing) and self._train_pictures() and self._train_transformer()
-        if is_finished and self._devices.is_main:
-            facts = [
-                f"{name}: {done.step} steps, loss {done.losses[-1]:.4f}"
-                for name, done in self._phases.items()
-            ]
-            export(self._model, networks, title=f"lipcast {preset.name}", facts=facts)
-        return TrainingResult(self._model, self._phases, is_finished)
+        is_new = is_finished and self._devices.is_main and self._export()
+        return TrainingResult(self._model, self._phases, is_finished, is_new)
+
+    def _export(self) -> bool:
+        """Write the model, unless the one that is there came of this very training."""
+        stamp = self._settings.folder / _EXPORTED
+        made_of = hashlib.sha256(repr((self._identity, self._phases)).encode()).hexdigest()
+        hashes = self._model / HASHES
+        if hashes.exists() and stamp.exists() and stamp.read_text("utf-8") == made_of:
+            return False
+        facts = [
+            f"{name}: {done.step} steps, loss {done.losses[-1]:.4f}"
+            for name, done in self._phases.items()
+        ]
+        export(self._model, self._networks, title=f"lipcast {self._preset.name}", facts=facts)
+        write_text(stamp, made_of)
+        return True
 
     def _train(self, phase: Phase) -> bool:
         """Run a phase; returns whether it is finished."""

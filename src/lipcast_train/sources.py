@@ -35,5 +35,6 @@ def held_out_clips(preset: Preset) -> list[tuple[int, Clip]]:
 def _drawn(preset: Preset, count: int, seed: int, device: torch.device) -> ClipSource:
     num_blocks = preset.clip_frames // FRAMES_PER_BLOCK
     return ProceduralClips(
-        num_clips=count, seed=seed, num_blocks=num_blocks, side=preset.side, device=device
-    )
+        num_clips=count, seed=seed, num_blocks=num_blocks, side=preset.side,
+        variety=preset.variety, device=device,
+    )  # fmt: skip

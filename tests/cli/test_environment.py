@@ -53,7 +53,7 @@ def shell(folder: Path, line: str, **changes: str | None) -> subprocess.Complete
     ("streams", "exit_code"),
     [
         ("2>&-", 0),
-        ("2>/dev/full", 0),
+        pytest.param("2>/dev/full", 0, marks=pytest.mark.slow),
         (">/dev/full", 6),
         pytest.param("1>&-", 0, marks=pytest.mark.slow),
         pytest.param("0<&- 1>&- 2>&-", 0, marks=pytest.mark.slow),
@@ -70,14 +70,20 @@ def test_no_stream_decides_over_the_video(folder: Path, streams: str, exit_code:
         assert "cannot print the result: No space left on device" in done.stderr
 
 
-def test_a_prompt_and_names_in_chinese_in_any_locale(folder: Path) -> None:
+@pytest.mark.parametrize(
+    "locale",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+)
+def test_a_prompt_and_names_in_chinese_in_any_locale(folder: Path, locale: dict[str, str]) -> None:
     (folder / "me.png").rename(folder / "肖像.png")
-    for locale in ({"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
-        line = "lipcast generate --image 肖像.png --audio hello.wav -o 影片.mp4 --prompt 一个冷静的人 --json"
-        done = shell(folder, line, TERM="dumb", NO_COLOR="1", **locale)
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["request"]["prompt"] == "一个冷静的人"
-        assert (folder / "影片.mp4").is_file()
+    line = "lipcast generate --image 肖像.png --audio hello.wav -o 影片.mp4 --prompt 一个冷静的人 --json"
+    done = shell(folder, line, TERM="dumb", NO_COLOR="1", LC_ALL="C", **locale)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["request"]["prompt"] == "一个冷静的人"
+    assert (folder / "影片.mp4").is_file()
 
 
 def test_a_user_id_without_an_entry_and_without_home(

@@ -60,6 +60,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, num_blocks: int, error: BaseExce
     monkeypatch.setattr(MeteredRenderer, "_count", counted)
 
 
+@pytest.mark.slow
 def test_the_video_is_that_of_one_piece(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, loaded: lipcast.Lipcast
 ) -> None:

@@ -252,7 +252,10 @@ def test_wrong_commands_get_one_sentence(
     assert said.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+@pytest.mark.parametrize(
+    "name",
+    ["SIGTERM", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGHUP", "SIGINT"))],
+)
 def test_signals_that_end_a_process_are_like_ctrl_c(files: Path, name: str) -> None:
     script = (
         "import os, signal, sys; sys.path.insert(0, sys.argv[1]); NAME = sys.argv[2]\n"

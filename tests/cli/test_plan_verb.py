@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import click
@@ -17,6 +15,7 @@ from lipcast.cli.plan import plan, plan_request
 from lipcast.config.units import GIB
 from lipcast.errors import CheckpointError, MemoryBudgetError, UsageError
 from lipcast.lab.driver import DriverCard, listed_cards, parsed_card
+from programs import load_program
 
 ROOT = Path(__file__).parents[2]
 
@@ -221,17 +220,9 @@ def test_planning_starts_without_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
 
 
-def docs_writer(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("name", ["plan_docs", "gpu_docs"])
 def test_the_page_is_what_the_planner_says(name: str) -> None:
-    writer = docs_writer(name)
+    writer = load_program(ROOT / "scripts" / f"{name}.py")
     assert writer.TARGET.read_text("utf-8") == writer.document(), (
         f"{writer.TARGET.name} is out of date; run scripts/{name}.py"
     )

@@ -159,3 +159,20 @@ def test_a_clip_that_directs_a_video_is_not_overwritten_by_it(files: Path, name:
         read(**{name: "nowhere.mp4"})
     with pytest.raises(UsageError, match="give one with --pose_video"):
         read(pose_end="loop")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"prompt": "calm", "prompt_embedding": "me.png"}, "both given"),
+        ({"decoder": "nowhere"}, "does not exist"),
+        ({"gpus": "2", "single_gpu": True}, "expected one GPU, got 2"),
+        ({"prompts": "nowhere.csv"}, "does not exist"),
+    ],
+)
+def test_a_text_is_spoken_after_everything_is_checked(
+    files: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, object], error: str
+) -> None:
+    monkeypatch.setattr("lipcast.cli.request._spoken_file", lambda _: pytest.fail("spoken"))
+    with pytest.raises(LipcastError, match=error):
+        read_request(parse(*flags(image="me.png", text="Hello.", **wrong)))

@@ -12,6 +12,7 @@ from lipcast.engine.live_runner import LiveRunner
 from lipcast.engine.live_sounds import LiveSounds
 from lipcast.engine.live_types import LiveLimits
 from lipcast.media.audio import PcmSource
+from lipcast.media.voices import mixed
 
 RATE = 16_000
 LIMITS = LiveLimits(max_pending_s=5, max_frames_ahead=24, patience_s=1)
@@ -32,7 +33,7 @@ class Live:
 
     def __init__(self, tiny, **options: Any) -> None:
         self.clock = Clock()
-        self.timeline = LiveSounds(tiny.bundle).timeline(
+        self.timeline = LiveSounds(tiny.bundle, mixed).timeline(
             lambda rate: PcmSource(rate, mux_rate=RATE),
             video_frames_per_block=BLOCK,
             sample_rate=RATE,

@@ -59,7 +59,7 @@ def change_at_seams(frames: np.ndarray, length: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("schedule", "length"), [("sequential", 3), ("wavefront", 1)])
 def test_a_snapshot_from_a_file_gives_the_same_video(
-    tiny: lipcast.Lipcast, portrait: Path, sound: Any, tmp_path: Path, schedule: str, length: int
+    quick: lipcast.Lipcast, portrait: Path, sound: Any, tmp_path: Path, schedule: str, length: int
 ) -> None:
     inputs = {"image": portrait, "audio": sound(1.8), "schedule": schedule, **OPTIONS}
     through_file = tmp_path / "past.safetensors"
@@ -68,11 +68,11 @@ def test_a_snapshot_from_a_file_gives_the_same_video(
         write_snapshot(through_file, snapshot)
         return read_snapshot(through_file)
 
-    once = in_block_ranges(tiny, length, **inputs)
-    again = in_block_ranges(tiny, length, keep=keep, **inputs)
+    once = in_block_ranges(quick, length, **inputs)
+    again = in_block_ranges(quick, length, keep=keep, **inputs)
     for (frames, audio, _), (other_frames, other_audio, _) in zip(once, again, strict=True):
         assert np.array_equal(frames, other_frames) and np.array_equal(audio, other_audio)
-    whole = tiny.generate(**inputs)
+    whole = quick.generate(**inputs)
     assert np.array_equal(np.concatenate([audio for _, audio, _ in once]), whole.audio)
     joined = np.concatenate([frames for frames, _, _ in once])
     assert joined.shape == whole.frames.shape
@@ -85,29 +85,29 @@ def test_a_snapshot_from_a_file_gives_the_same_video(
 
 
 def test_planned_memory_goes_on_from_a_snapshot_too(
-    portrait: Path, sound: Any, tiny: lipcast.Lipcast
+    portrait: Path, sound: Any, quick: lipcast.Lipcast
 ) -> None:
     inputs = {"image": portrait, "audio": sound(1.9), **OPTIONS}
-    _, _, snapshot = block_range(tiny, None, 2, **inputs)
-    frames, audio, _ = block_range(planned(tiny, kv_precision="fp32"), snapshot, None, **inputs)
-    expected, samples, _ = block_range(tiny, snapshot, None, **inputs)
+    _, _, snapshot = block_range(quick, None, 2, **inputs)
+    frames, audio, _ = block_range(planned(quick, kv_precision="fp32"), snapshot, None, **inputs)
+    expected, samples, _ = block_range(quick, snapshot, None, **inputs)
     assert np.abs(frames.astype(int) - expected).max() <= 2
     assert np.array_equal(audio, samples)
 
 
 @pytest.mark.parametrize(("seconds", "firsts"), [(3, (1, 5)), (43, (40, 83, 84))])
 def test_features_are_those_of_the_uninterrupted_voice(
-    tiny: lipcast.Lipcast, sound: Any, seconds: int, firsts: tuple[int, ...]
+    quick: lipcast.Lipcast, sound: Any, seconds: int, firsts: tuple[int, ...]
 ) -> None:
     path = sound(seconds)
-    spec = tiny.spec(lipcast.api.make_options(OPTIONS), height=64, width=64)
-    whole = tiny.timeline(open_audio(path), spec)
+    spec = quick.spec(lipcast.api.make_options(OPTIONS), height=64, width=64)
+    whole = quick.timeline(open_audio(path), spec)
     count = whole.num_blocks or 0
     expected = [whole.features(block) for block in range(count)]
     for first in firsts:
         window = torch.zeros(1)
         snapshot = SessionSnapshot(first, (BlockSnapshot(window, window),), window)
-        later = tiny.timeline(open_audio(path), spec, BlockRange(snapshot))
+        later = quick.timeline(open_audio(path), spec, BlockRange(snapshot))
         for block in range(first, count):
             features, known = later.features(block), expected[block]
             assert features is not None and known is not None and torch.equal(features, known), (
@@ -116,12 +116,12 @@ def test_features_are_those_of_the_uninterrupted_voice(
         assert later.features(count) is None
 
 
-def test_sound_before_a_range_is_not_kept(tiny: lipcast.Lipcast, sound: Any) -> None:
+def test_sound_before_a_range_is_not_kept(quick: lipcast.Lipcast, sound: Any) -> None:
     """Of 100 s (6 MB of samples) the last block needs less than the window of its features."""
     path, window = sound(100), torch.zeros(1)
-    spec = tiny.spec(lipcast.api.make_options(OPTIONS), height=64, width=64)
+    spec = quick.spec(lipcast.api.make_options(OPTIONS), height=64, width=64)
     snapshot = SessionSnapshot(207, (BlockSnapshot(window, window),), window)
-    timeline = tiny.timeline(open_audio(path), spec, BlockRange(snapshot))
+    timeline = quick.timeline(open_audio(path), spec, BlockRange(snapshot))
     assert isinstance(timeline, AudioTimeline)
     held: list[weakref.ref[Any]] = []
     read = timeline._source.read
@@ -141,12 +141,12 @@ def test_sound_before_a_range_is_not_kept(tiny: lipcast.Lipcast, sound: Any) -> 
 
 
 def test_a_video_goes_on_without_what_its_steps_took(
-    tiny: lipcast.Lipcast, portrait: Path, sound: Any, tmp_path: Path
+    quick: lipcast.Lipcast, portrait: Path, sound: Any, tmp_path: Path
 ) -> None:
     """As it has to after a change of size or steps: an estimate, of all blocks or of the older ones."""
     inputs = {"image": portrait, "audio": sound(1.9), **OPTIONS}
-    _, _, snapshot = block_range(tiny, None, 3, **inputs)
-    expected, _, _ = block_range(tiny, snapshot, None, **inputs)
+    _, _, snapshot = block_range(quick, None, 3, **inputs)
+    expected, _, _ = block_range(quick, snapshot, None, **inputs)
     path = tmp_path / "past.safetensors"
     for known in (0, 1, 3):
         blocks = [replace(block, inputs=()) for block in snapshot.blocks[: 3 - known]]
@@ -154,15 +154,15 @@ def test_a_video_goes_on_without_what_its_steps_took(
         write_snapshot(path, less)
         counts = [len(block.inputs) for block in read_snapshot(path).blocks]
         assert counts == [0] * (3 - known) + [3] * known
-        frames, _, _ = block_range(tiny, read_snapshot(path), None, **inputs)
+        frames, _, _ = block_range(quick, read_snapshot(path), None, **inputs)
         error = np.abs(frames.astype(int) - expected).mean()
         assert (error == 0) == (known == 3) and error < 2
 
 
 def test_a_damaged_snapshot_is_refused(
-    tiny: lipcast.Lipcast, portrait: Path, sound: Any, tmp_path: Path
+    quick: lipcast.Lipcast, portrait: Path, sound: Any, tmp_path: Path
 ) -> None:
-    _, _, snapshot = block_range(tiny, None, 1, image=portrait, audio=sound(0.9), **OPTIONS)
+    _, _, snapshot = block_range(quick, None, 1, image=portrait, audio=sound(0.9), **OPTIONS)
     path = tmp_path / "past.safetensors"
     write_snapshot(path, snapshot)
     data = bytearray(path.read_bytes())

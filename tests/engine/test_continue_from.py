@@ -16,6 +16,7 @@ from lipcast.lab.footage import Footage, survey
 from lipcast.lab.seams import seams
 from lipcast.media.clip import Clip
 from lipcast.models.dit import DiT
+from lipcast.models.vae import VideoVAE
 
 SMALL: dict[str, Any] = {"size": "64*64", "infer_frames": 16}
 
@@ -88,3 +89,31 @@ def test_a_clip_as_lipcast_writes_it_is_read_to_its_last_frame(
     assert clip.num_frames == len(video.frames) == 12
     last = clip.last(1, 64, 64)[0].astype(int)
     assert np.abs(last - video.frames[-1]).mean() < 12
+
+
+def test_the_portrait_is_encoded_as_far_as_the_reference_needs(
+    quick: lipcast.Lipcast,
+    inputs: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Five frames beside a clip, 73 without one; the reference is the same."""
+    clip = write_clip(tmp_path / "shot.mkv", [p[8:72, 28:92] for p in pictures(3)])
+    lengths: list[int] = []
+    references: list[torch.Tensor] = []
+    real, real_prefill = VideoVAE.encode_still, DiT.prefill
+
+    def encode_still(self: VideoVAE, image: torch.Tensor, num_frames: int) -> torch.Tensor:
+        lengths.append(num_frames)
+        return real(self, image, num_frames)
+
+    def prefill(self: DiT, ref: torch.Tensor, *more: Any) -> None:
+        references.append(ref.clone())
+        real_prefill(self, ref, *more)
+
+    monkeypatch.setattr(VideoVAE, "encode_still", encode_still)
+    monkeypatch.setattr(DiT, "prefill", prefill)
+    for direction in (lipcast.Direction(continue_from=clip), lipcast.Direction()):
+        quick.generate(direction=direction, **inputs)
+    assert lengths == [5, 73]
+    assert torch.equal(*references)

@@ -11,18 +11,12 @@ import pytest
 import torch
 
 import lipcast
+from latents import watched
 from lipcast.engine.session import Session
 from lipcast.errors import SessionFailedError
 from planned import SMALL, planned
 
 Sound = Callable[[float], Path]
-
-
-def watched(session: Session) -> list[torch.Tensor]:
-    """The list that the session's clean latents are collected in."""
-    latents: list[torch.Tensor] = []
-    session.on_latent = lambda _, latent: latents.append(latent.clone())
-    return latents
 
 
 def run(model: lipcast.Lipcast, sessions: Sequence[Session]) -> None:
@@ -72,22 +66,22 @@ def test_latents_are_those_of_each_session_alone(
 
 
 def test_one_failure_leaves_the_others_untouched(
-    tiny: lipcast.Lipcast, portrait: Path, sound: Sound
+    quick: lipcast.Lipcast, portrait: Path, sound: Sound
 ) -> None:
     expected = [
-        tiny.generate(image=portrait, audio=sound(1.0), seed=seed, **SMALL).frames
+        quick.generate(image=portrait, audio=sound(1.0), seed=seed, **SMALL).frames
         for seed in (1, 2)
     ]
     sessions = [
-        tiny.stream(image=portrait, audio=sound(1.0), seed=seed, **SMALL) for seed in (1, 9, 2)
+        quick.stream(image=portrait, audio=sound(1.0), seed=seed, **SMALL) for seed in (1, 9, 2)
     ]
-    tiny.tick(sessions)
+    quick.tick(sessions)
 
     def broken(*_: Any) -> Any:
         raise ValueError("a defect of one session")
 
     sessions[1]._executor.lanes = broken  # type: ignore[attr-defined]
-    run(tiny, sessions)
+    run(quick, sessions)
     with pytest.raises(SessionFailedError, match="a defect of one session"):
         list(sessions[1].take())
     for session, frames in zip((sessions[0], sessions[2]), expected, strict=True):
@@ -95,18 +89,18 @@ def test_one_failure_leaves_the_others_untouched(
 
 
 def test_a_session_without_sound_waits_and_the_others_go_on(
-    tiny: lipcast.Lipcast, portrait: Path, sound: Sound
+    quick: lipcast.Lipcast, portrait: Path, sound: Sound
 ) -> None:
     with (
-        tiny.session(image=portrait, **SMALL) as live,
-        tiny.stream(image=portrait, audio=sound(0.5), **SMALL) as whole,
+        quick.session(image=portrait, **SMALL) as live,
+        quick.stream(image=portrait, audio=sound(0.5), **SMALL) as whole,
     ):
-        while tiny.tick((live, whole)):
+        while quick.tick((live, whole)):
             pass
         assert sum(len(block.frames) for block in whole.take()) == 13
         assert list(live.take()) == []
         live.push(np.zeros(16_000, np.float32))
         live.finish()
-        while tiny.tick((live, whole)):
+        while quick.tick((live, whole)):
             pass
         assert sum(len(block.frames) for block in live.take()) == 25

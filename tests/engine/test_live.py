@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 from live_by_hand import LIMITS, RATE, Live
 
 from fake_live import BLOCK
+from latents import watched
 from lipcast.config.models import VIDEO_FPS
 from lipcast.engine.live_runner import LiveRunner
 from lipcast.engine.live_types import LiveState
 from lipcast.errors import CancelledError, InputError, SessionFailedError, UsageError
 from planned import manager_of, planned
+from profiles import examples
 from sounds import syllables
 
 SMALL: dict[str, Any] = {"size": "64*64", "sample_steps": 2}
@@ -210,7 +212,7 @@ ACTIONS = st.lists(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(ACTIONS)
 def test_whatever_happens_bounds_and_order_hold(tiny, actions):
     """Any sequence of calls: no gaps, epochs never go back, bounds hold, every frame is counted."""
@@ -249,7 +251,7 @@ def test_whatever_happens_bounds_and_order_hold(tiny, actions):
 # With the model: the same engine, the same numbers.
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(cuts=st.lists(st.integers(1, 20_799), max_size=8), rate=st.sampled_from([RATE, 44_100]))
 def test_features_do_not_depend_on_the_chunking(tiny, cuts, rate):
     """Sound in any pieces, after silence: the features and samples of the whole sound in one piece."""
@@ -271,18 +273,18 @@ def test_features_do_not_depend_on_the_chunking(tiny, cuts, rate):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [777, 8_000, 20_800])
-def test_live_latents_are_those_of_the_whole_sound(tiny, portrait, size, monkeypatch):
+def test_live_latents_are_those_of_the_whole_sound(quick, portrait, size, monkeypatch):
     """Any chunking gives the latents of a session that had all of the sound at once."""
-    wave, expected, latents = syllables(1.3), [], []
-    with tiny.session(image=portrait, prompt="calm", **SMALL) as pushed:
-        pushed.inner.on_latent = lambda _, latent: expected.append(latent.clone())
+    wave = syllables(1.3)
+    with quick.session(image=portrait, prompt="calm", **SMALL) as pushed:
+        expected = watched(pushed.inner)
         pushed.push(wave)
         pushed.finish()
         list(pushed)
-    runner = LiveRunner(tiny._engine.tick, threaded=False)
-    monkeypatch.setattr(tiny, "_live_runner", runner)
-    with tiny.live(image=portrait, prompt="calm", sample_rate=RATE, idle=False, **SMALL) as live:
-        live.inner.on_latent = lambda _, latent: latents.append(latent.clone())
+    runner = LiveRunner(quick._engine.tick, threaded=False)
+    monkeypatch.setattr(quick, "_live_runner", runner)
+    with quick.live(image=portrait, prompt="calm", sample_rate=RATE, idle=False, **SMALL) as live:
+        latents = watched(live.inner)
         for first in range(0, len(wave), size):
             live.push_audio(wave[first : first + size], sample_rate=RATE)
             runner.step()
@@ -294,8 +296,8 @@ def test_live_latents_are_those_of_the_whole_sound(tiny, portrait, size, monkeyp
     assert np.array_equal(sound[: len(wave)], wave)
 
 
-def test_the_runner_thread_and_the_public_door(tiny, portrait):
-    with tiny.live(image=portrait, sample_rate=RATE, idle=False, **SMALL) as live:
+def test_the_runner_thread_and_the_public_door(quick, portrait):
+    with quick.live(image=portrait, sample_rate=RATE, idle=False, **SMALL) as live:
         live.push_audio(tone(RATE // 2), sample_rate=RATE)
         live.finish()
         frames = list(live)
@@ -304,18 +306,17 @@ def test_the_runner_thread_and_the_public_door(tiny, portrait):
 
 
 @pytest.mark.slow
-def test_a_new_prompt_holds_from_the_next_block_on(tiny, portrait):
+def test_a_new_prompt_holds_from_the_next_block_on(quick, portrait):
     """The block before it is as it was; the one after it differs, as with the prompt from a new sink."""
     runs = []
     for prompt in (None, "laughing"):
-        latents: list[torch.Tensor] = []
-        with tiny.session(image=portrait, prompt="calm", **SMALL) as pushed:
-            pushed.inner.on_latent = lambda _, latent: latents.append(latent.clone())  # noqa: B023
+        with quick.session(image=portrait, prompt="calm", **SMALL) as pushed:
+            latents = watched(pushed.inner)
             pushed.push(syllables(1.5))
             blocks = pushed.ready()
             next(blocks)
             if prompt:
-                pushed.inner.set_context(tiny.bundle.encode_prompt(prompt))
+                pushed.inner.set_context(quick.bundle.encode_prompt(prompt))
             pushed.finish()
             list(blocks)
         runs.append(latents)
@@ -324,9 +325,9 @@ def test_a_new_prompt_holds_from_the_next_block_on(tiny, portrait):
     assert not torch.equal(plain[-1], changed[-1])
 
 
-def test_memory_of_a_planned_live_session_is_returned(tiny, portrait):
+def test_memory_of_a_planned_live_session_is_returned(quick, portrait):
     """Admitted beside others, and its memory given back when it ends by itself."""
-    model = planned(tiny)
+    model = planned(quick)
     manager = manager_of(model)
     before = dict(manager.device_context.vram.parts)
     with model.live(image=portrait, sample_rate=RATE, idle=False, infer_frames=16, **SMALL) as live:
@@ -341,9 +342,9 @@ def test_memory_of_a_planned_live_session_is_returned(tiny, portrait):
     assert {k: v for k, v in manager.device_context.vram.parts.items() if v} == before
 
 
-def test_a_dropped_session_is_forgotten(tiny, portrait):
-    live = tiny.live(image=portrait, sample_rate=RATE, idle=False, **SMALL)
-    runner, gone = tiny._live_runner, weakref.ref(live)
+def test_a_dropped_session_is_forgotten(quick, portrait):
+    live = quick.live(image=portrait, sample_rate=RATE, idle=False, **SMALL)
+    runner, gone = quick._live_runner, weakref.ref(live)
     del live
     deadline = time.monotonic() + 120
     while (gone() is not None or runner._thread is not None) and time.monotonic() < deadline:

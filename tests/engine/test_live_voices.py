@@ -12,6 +12,7 @@ from fake_live import BLOCK, FakeFeatures
 from lipcast.engine.live_sounds import CharactersLive
 from lipcast.engine.live_timeline import LiveTimeline, SoundSettings
 from lipcast.media.audio import PcmSource
+from lipcast.media.voices import mixed
 
 RATE = 16_000
 BLOCK_S = BLOCK / 25
@@ -32,7 +33,9 @@ def timeline(num_voices: int, encoded: Callable[[], None] = lambda: None) -> Liv
     settings = SoundSettings(
         lambda rate: PcmSource(rate, mux_rate=RATE), Features, torch.zeros(1, 1, BLOCK), BLOCK, RATE, 5.0,
     )  # fmt: skip
-    return LiveTimeline(settings) if num_voices == 1 else CharactersLive(settings, num_voices)
+    return (
+        LiveTimeline(settings) if num_voices == 1 else CharactersLive(settings, num_voices, mixed)
+    )
 
 
 def begin(live: LiveTimeline, block: int) -> bool:

@@ -12,16 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-import lipcast
 from lipcast.engine.session import Session
 from sounds import syllables
 
 SMALL: dict[str, Any] = {"size": "64*64", "infer_frames": 12}
-
-
-@pytest.fixture
-def tiny(quick: lipcast.Lipcast) -> lipcast.Lipcast:
-    return quick
 
 
 class Late:
@@ -77,9 +71,9 @@ def options(request, portrait, sound) -> dict[str, Any]:
     return {"image": portrait, "audio": sound(1.4), "schedule": request.param, **SMALL}
 
 
-def test_the_same_video_one_tick_later(tiny, options):
-    expected = list(tiny.stream(**options))
-    session = tiny.stream(**options)
+def test_the_same_video_one_tick_later(quick, options):
+    expected = list(quick.stream(**options))
+    session = quick.stream(**options)
     log = make_late(session)
     blocks = list(session)
     assert [b.index for b in blocks] == [0, 1, 2]
@@ -92,8 +86,8 @@ def test_the_same_video_one_tick_later(tiny, options):
     assert log[-2:] == ["submit 2", "collect 2"]
 
 
-def test_an_error_surfaces_where_its_frames_are_due(tiny, options):
-    session = tiny.stream(**options)
+def test_an_error_surfaces_where_its_frames_are_due(quick, options):
+    session = quick.stream(**options)
     log = make_late(session, broken=1)
     assert next(session).index == 0
     with pytest.raises(RuntimeError, match="no picture"):
@@ -101,8 +95,8 @@ def test_an_error_surfaces_where_its_frames_are_due(tiny, options):
     assert log[-1] == "collect 1"
 
 
-def test_close_drops_what_is_pending(tiny, options):
-    session = tiny.stream(**options)
+def test_close_drops_what_is_pending(quick, options):
+    session = quick.stream(**options)
     log = make_late(session)
     next(session)
     while len(session._pending) == 0:
@@ -121,11 +115,11 @@ def live_blocks(live: Any, log: list[str]) -> Iterator[list[str]]:
         yield [f"frames {block.index}" for block in live.ready()] + log[before:]
 
 
-def test_live_frames_do_not_wait_for_more_sound(tiny, portrait):
+def test_live_frames_do_not_wait_for_more_sound(quick, portrait):
     """What `ready` gives after each push is what it gives where frames are there at once."""
-    with tiny.session(image=portrait, **SMALL) as plain:
+    with quick.session(image=portrait, **SMALL) as plain:
         expected = [[b for b in e if b.startswith("f")] for e in live_blocks(plain, [])]
-    with tiny.session(image=portrait, **SMALL) as live:
+    with quick.session(image=portrait, **SMALL) as live:
         log = make_late(live._session)
         events = list(live_blocks(live, log))
         assert [[b for b in e if b.startswith("f")] for e in events] == expected

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 import lipcast
 from clips import pictures, write_clip
+from latents import watched
 from lipcast.engine.snapshot import SessionSnapshot
 from lipcast.engine.snapshot_file import read_snapshot, write_snapshot
 from lipcast.errors import InputError
@@ -38,9 +39,8 @@ def clip(tmp_path: Path) -> Path:
 
 
 def make(model: lipcast.Lipcast, end: int | None = None, **inputs: Any) -> Made:
-    found: list[torch.Tensor] = []
     with model.stream(end_block=end, **{**SMALL, **inputs}) as session:
-        session.on_latent = lambda _, latent: found.append(latent.clone())
+        found = watched(session)
         for _ in session:
             pass
         assert session.snapshot is not None

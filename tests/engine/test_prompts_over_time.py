@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import lipcast
+from latents import watched
 from lipcast.engine.session import ReplanRequired
 from lipcast.engine.snapshot import SessionSnapshot
 from lipcast.errors import LipcastError
@@ -25,9 +26,8 @@ THREE = lipcast.Direction(prompts=[(0.5, "laughing"), (1.4, "a sad man")])
 def latents_of(
     model: lipcast.Lipcast, prompt: str = "calm", end: int | None = None, **inputs: Any
 ) -> tuple[list[torch.Tensor], SessionSnapshot]:
-    found: list[torch.Tensor] = []
     with model.stream(prompt=prompt, end_block=end, **{**SMALL, **inputs}) as session:
-        session.on_latent = lambda _, latent: found.append(latent.clone())
+        found = watched(session)
         for _ in session:
             pass
         assert session.snapshot is not None
@@ -124,7 +124,7 @@ def test_a_replay_that_ran_out_of_memory_is_made_again_with_every_prompt(
     given = {"direction": THREE, "swap_reference": False, **SMALL, **inputs}
     _, snapshot = latents_of(quick, end=3, **given)
     expected, _ = latents_of(quick, snapshot=snapshot, **given)
-    calls, forward, found = iter(range(1000)), DiT.forward, []
+    calls, forward = iter(range(1000)), DiT.forward
 
     def failing(self: DiT, lanes: Any) -> Any:
         if next(calls) == call:
@@ -134,7 +134,7 @@ def test_a_replay_that_ran_out_of_memory_is_made_again_with_every_prompt(
     monkeypatch.setattr(DiT, "forward", failing)
     with quick.stream(prompt="calm", snapshot=snapshot, **given) as session:
         session._recovery = lambda _reason, _block: None
-        session.on_latent = lambda _, latent: found.append(latent.clone())
+        found = watched(session)
         assert len(list(session)) == 1
     assert next(calls) > call + 1 and all(map(torch.equal, expected, found))
 
@@ -146,10 +146,9 @@ def test_a_prompt_that_was_set_lasts_when_memory_is_planned_anew(
     given = {"direction": THREE, "swap_reference": False, **SMALL, **inputs}
 
     def made(*, fails: bool) -> list[torch.Tensor]:
-        found: list[torch.Tensor] = []
         with planned(quick, offload_kv_cache=True).stream(prompt="calm", **given) as session:
             ladder = session._recovery
-            session.on_latent = lambda _, latent: found.append(latent.clone())
+            found = watched(session)
             next(session)
             session.set_context(quick.bundle.encode_prompt("angry"))
             if fails:

@@ -51,7 +51,7 @@ def frames_of(session: Any) -> np.ndarray:
 @pytest.mark.parametrize("schedule", ["sequential", "wavefront"])
 @pytest.mark.parametrize("where", ["start", "ensure_resident", "decode"])
 def test_any_call_may_fail_and_is_made_again(
-    tiny: lipcast.Lipcast,
+    quick: lipcast.Lipcast,
     portrait: Path,
     sound: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -59,13 +59,13 @@ def test_any_call_may_fail_and_is_made_again(
     where: str,
 ) -> None:
     inputs = {"image": portrait, "audio": sound(2.0), "schedule": schedule, **OPTIONS}
-    expected = frames_of(tiny.stream(**inputs))
-    session = tiny.stream(**inputs)
+    expected = frames_of(quick.stream(**inputs))
+    session = quick.stream(**inputs)
     count = {"start": 5, "ensure_resident": 60, "decode": 5}[where]
     faults = Faults(set(range(0, count, 2 if count == 5 else 13)))
     session._recovery = faults.recover
     owner = {
-        "start": session._executor, "ensure_resident": tiny.bundle.dit, "decode": session._decoder._vae,  # type: ignore[attr-defined]
+        "start": session._executor, "ensure_resident": quick.bundle.dit, "decode": session._decoder._vae,  # type: ignore[attr-defined]
     }[where]  # fmt: skip
     method = {"decode": "decode_chunk"}.get(where, where)
     monkeypatch.setattr(owner, method, faults.wrap(getattr(owner, method)))
@@ -109,11 +109,11 @@ def test_a_block_that_cannot_start_starts_with_other_settings(
 
 
 def test_without_recovery_the_error_ends_the_session(
-    tiny: lipcast.Lipcast, portrait: Path, sound: Any, monkeypatch: pytest.MonkeyPatch
+    quick: lipcast.Lipcast, portrait: Path, sound: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = tiny.stream(image=portrait, audio=sound(1.0), **OPTIONS)
+    session = quick.stream(image=portrait, audio=sound(1.0), **OPTIONS)
     monkeypatch.setattr(
-        tiny.bundle.dit, "ensure_resident", Faults({7}).wrap(tiny.bundle.dit.ensure_resident)
+        quick.bundle.dit, "ensure_resident", Faults({7}).wrap(quick.bundle.dit.ensure_resident)
     )
     with pytest.raises(torch.OutOfMemoryError):
         frames_of(session)

@@ -28,9 +28,9 @@ def held(model: lipcast.Lipcast) -> dict[str, int]:
 
 
 @pytest.fixture
-def streaming(tiny: lipcast.Lipcast) -> lipcast.Lipcast:
+def streaming(quick: lipcast.Lipcast) -> lipcast.Lipcast:
     """The embedded model with its weights and KV caches in host memory."""
-    return planned(tiny, offload_model=True, offload_kv_cache=True)
+    return planned(quick, offload_model=True, offload_kv_cache=True)
 
 
 def test_a_closed_session_gives_everything_back(
@@ -99,15 +99,15 @@ def test_opening_that_fails_half_way_leaks_nothing(
 
 
 def test_a_session_that_fits_only_alone_is_refused_with_what_must_close(
-    tiny: lipcast.Lipcast, portrait: Path, sound: Sound
+    quick: lipcast.Lipcast, portrait: Path, sound: Sound
 ) -> None:
-    model = planned(tiny, offload_model=True)
+    model = planned(quick, offload_model=True)
     alone = manager_of(model).plan(
-        tiny.spec(lipcast.api.make_options(SMALL), height=64, width=64).geometry,
+        quick.spec(lipcast.api.make_options(SMALL), height=64, width=64).geometry,
         lipcast.api.make_options(SMALL),
     )
     tight = planned(
-        tiny, vram_bytes=alone.vram_bytes + 1000, offload_model=True, kv_precision="bf16"
+        quick, vram_bytes=alone.vram_bytes + 1000, offload_model=True, kv_precision="bf16"
     )
     first = tight.stream(image=portrait, audio=sound(0.5), **SMALL)
     with pytest.raises(AdmissionError, match=r"fits once 1 of them is closed"):
@@ -167,11 +167,11 @@ def test_recovery_runs_after_the_tensors_of_the_failed_call_are_let_go() -> None
     ids=lambda error: type(error).__name__ + str(error)[-12:],
 )
 def test_every_kind_of_out_of_memory_reaches_the_ladder(
-    tiny: lipcast.Lipcast, portrait: Path, sound: Sound, monkeypatch: pytest.MonkeyPatch,
+    quick: lipcast.Lipcast, portrait: Path, sound: Sound, monkeypatch: pytest.MonkeyPatch,
     error: Exception,
 ) -> None:  # fmt: skip
-    expected = tiny.generate(image=portrait, audio=sound(1.0), **SMALL).frames
-    model = planned(tiny)
+    expected = quick.generate(image=portrait, audio=sound(1.0), **SMALL).frames
+    model = planned(quick)
     session = model.stream(image=portrait, audio=sound(1.0), **SMALL)
     forward, calls = model.bundle.dit.forward, [0]
 
@@ -190,16 +190,16 @@ def test_every_kind_of_out_of_memory_reaches_the_ladder(
 
 
 def test_a_block_of_frames_keeps_no_more_sound_alive_than_its_own(
-    tiny: lipcast.Lipcast, portrait: Path, sound: Sound
+    quick: lipcast.Lipcast, portrait: Path, sound: Sound
 ) -> None:
-    with tiny.stream(image=portrait, audio=sound(2.0), **SMALL) as session:
+    with quick.stream(image=portrait, audio=sound(2.0), **SMALL) as session:
         for block in session:
             owner = block.audio if block.audio.base is None else block.audio.base
             assert owner.nbytes == block.audio.nbytes
 
 
-def test_a_closed_session_says_so(tiny: lipcast.Lipcast, portrait: Path, sound: Sound) -> None:
-    session = tiny.stream(image=portrait, audio=sound(0.5), **SMALL)
+def test_a_closed_session_says_so(quick: lipcast.Lipcast, portrait: Path, sound: Sound) -> None:
+    session = quick.stream(image=portrait, audio=sound(0.5), **SMALL)
     session.close()
     session.close()
     with pytest.raises(CancelledError, match="closed; open a new one"):

@@ -12,14 +12,17 @@ import torch
 from PIL import Image
 
 import lipcast
+from latents import watched
 from lipcast import Character
 from lipcast.config.geometry import Geometry
 from lipcast.engine.conditioning import token_mask
+from lipcast.engine.live_sounds import LiveSounds
 from lipcast.errors import InputError, UsageError
 from lipcast.jobs.local import LocalRenderer
 from lipcast.jobs.runner import input_sha256, run_jobs
 from lipcast.jobs.store import Store
 from lipcast.media.video import read_video
+from lipcast.weights.bundle import ModelBundle
 from sounds import EXAMPLES, syllables, write_wav
 
 FEMALE, MALE = EXAMPLES / "speech_d_female.wav", EXAMPLES / "speech_b_male.wav"
@@ -46,9 +49,8 @@ def latents(
     model: lipcast.Lipcast, image: Image.Image, characters: Sequence[Character], **options: Any
 ) -> tuple[torch.Tensor, np.ndarray]:
     """Latents [C, F, H, W] and samples of a small video."""
-    found: list[torch.Tensor] = []
     with model.stream(image=image, characters=characters, **{**SMALL, **options}) as session:
-        session.on_latent = lambda _, latent: found.append(latent.cpu().clone())
+        found = watched(session)
         samples = np.concatenate([block.audio for block in session])
     return torch.cat(found, dim=1), samples
 
@@ -160,3 +162,19 @@ def test_regions_too_small_for_the_size(quick: lipcast.Lipcast, two: Image.Image
     characters = [Character("0,0,3,3", FEMALE), Character(RIGHT, MALE)]
     with pytest.raises(InputError, match="one of the regions is too small"):
         quick.stream(image=two, characters=characters, **SMALL)
+
+
+def test_what_is_wrong_is_found_before_an_encoder_runs(
+    quick: lipcast.Lipcast, two: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: Any, **_keywords: Any) -> None:
+        pytest.fail("an encoder was run")
+
+    monkeypatch.setattr(ModelBundle, "encode_prompts", fail)
+    for name in ("pose_video", "continue_from"):
+        direction = lipcast.Direction(**{name: tmp_path / "nowhere.mp4"})
+        with pytest.raises(InputError, match="which does not exist"):
+            quick.stream(image=two, audio=FEMALE, direction=direction, **SMALL)
+    monkeypatch.setattr(LiveSounds, "timeline", fail)
+    with pytest.raises(InputError, match="these regions overlap"):
+        quick.live(image=two, characters=[LEFT, LEFT], size="64*128")

@@ -37,6 +37,7 @@ from lipcast.models.speech import (
     num_middle_features,
 )
 from lipcast.weights.bundle import load_speech_encoder
+from profiles import examples
 from published_speech import frame_features, resample_middle
 
 ROOT = Path(__file__).parents[2]
@@ -143,7 +144,7 @@ def test_file_in_pieces_equals_the_whole_file(tiny, path):
     assert difference(got, whole_file(tiny, sound)) < 1e-5
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(st.lists(st.integers(0, 9000), max_size=8), st.booleans())
 def test_how_it_is_cut_changes_nothing(mini, cuts, live):
     sound = noise(30_000)

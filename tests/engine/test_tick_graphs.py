@@ -209,8 +209,8 @@ def test_recordings_follow_the_weights() -> None:
     assert backend.num_recorded == backend.num_released == 4
 
 
-def test_moved_weights_have_another_version(tiny: lipcast.Lipcast) -> None:
-    store = manager_of(planned(tiny)).store
+def test_moved_weights_have_another_version(quick: lipcast.Lipcast) -> None:
+    store = manager_of(planned(quick)).store
     assert store is not None and store.plan is not None
     before, plan = store.version, store.plan
     assert before is not None
@@ -228,7 +228,7 @@ def test_no_more_than_the_bound() -> None:
 
 @pytest.mark.slow
 def test_a_whole_video_is_the_same(
-    tiny: lipcast.Lipcast, portrait: Path, sound: Callable[[float], Path]
+    quick: lipcast.Lipcast, portrait: Path, sound: Callable[[float], Path]
 ) -> None:
     """Through the public door: frames, the report, and the memory that is given back at the end."""
     made: list[RecordedGraphs] = []
@@ -238,9 +238,9 @@ def test_a_whole_video_is_the_same(
         return made[-1]
 
     options = {"size": "64*64", "infer_frames": 12, "sample_steps": 2, "prompt": "calm"}
-    recording = lipcast.Lipcast(tiny.bundle, LocalBackend(tiny.bundle, make_graphs=make))
+    recording = lipcast.Lipcast(quick.bundle, LocalBackend(quick.bundle, make_graphs=make))
     found = []
-    for model in (tiny, recording):
+    for model in (quick, recording):
         with model.stream(image=portrait, audio=sound(1.4), **options) as session:
             found.append([torch.from_numpy(block.frames) for block in session])
             report = session.report()
@@ -250,7 +250,7 @@ def test_a_whole_video_is_the_same(
 
 
 def test_their_memory_goes_first_when_it_runs_out(
-    tiny: lipcast.Lipcast,
+    quick: lipcast.Lipcast,
     portrait: Path,
     sound: Callable[[float], Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -263,7 +263,7 @@ def test_their_memory_goes_first_when_it_runs_out(
         return made[-1]
 
     monkeypatch.setattr("planned.CPU_RATES", replace(CPU, has_cuda=True))
-    bundle, manager = (model := planned(tiny)).bundle, manager_of(model)
+    bundle, manager = (model := planned(quick)).bundle, manager_of(model)
     recording = lipcast.Lipcast(bundle, LocalBackend(bundle, manager, make_graphs=make))
     options = {"size": "64*64", "infer_frames": 12, "sample_steps": 2, "prompt": "calm"}
     with recording.stream(image=portrait, audio=sound(1.9), **options) as session:

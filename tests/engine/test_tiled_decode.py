@@ -18,6 +18,7 @@ from lipcast.media.image import fit_portrait, load_portrait
 from lipcast.models.vae import VideoVAE
 from lipcast.models.vae_blocks import DecoderState
 from lipcast.planning import sizes
+from profiles import examples
 from sounds import EXAMPLES
 
 HEIGHT, WIDTH = 48, 288
@@ -135,7 +136,7 @@ class Zoom:
         return zoomed.repeat_interleave(self.factor, -2) + state.caches["seen"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.tuples(*[st.integers(1, 60)] * 2), st.tuples(*[st.integers(1, 6)] * 2), st.booleans())
 def test_any_grid_puts_the_picture_together(
     sides: tuple[int, int], grid: tuple[int, int], park: bool

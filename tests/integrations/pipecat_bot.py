@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import socket
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,18 +11,14 @@ from typing import Any
 import uvicorn
 
 from fake_live import SIDE, FakeModel
+from programs import load_program
 
 FOLDER = Path(__file__).parents[2] / "integrations/pipecat"
 
 
 def load_bot() -> Any:
     """Return the program of the example as a module."""
-    name = "pipecat_bot_example"
-    spec = importlib.util.spec_from_file_location(name, FOLDER / "bot.py")
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program(FOLDER / "bot.py")
 
 
 class ServedBot:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,17 +14,10 @@ from livekit.api import TokenVerifier
 from livekit_room import RATE, Events, Peer, Room, open_live, run, say, until
 
 from lipcast.engine.live import LiveSession
+from programs import load_program
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "integrations/livekit"
-
-
-def load_program(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class PortraitModel:
@@ -44,7 +36,7 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_agent_shows_a_face_in_its_own_process(keys: None) -> None:
-    agent = load_program("agent")
+    agent = load_program(FOLDER / "agent.py")
 
     async def test() -> None:
         session = agent.make_session()
@@ -64,7 +56,7 @@ def test_the_agent_shows_a_face_in_its_own_process(keys: None) -> None:
 
 
 def test_the_worker_is_the_face_of_an_agent(keys: None) -> None:
-    worker = load_program("worker")
+    worker = load_program(FOLDER / "worker.py")
 
     async def test() -> None:
         args = worker.parse(["--room", "a room"])
@@ -109,6 +101,6 @@ def test_the_page_shows_how_to_add_a_face(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("name", ["agent", "worker"])
 def test_a_program_explains_itself(name: str) -> None:
-    program = load_program(name)
+    program = load_program(FOLDER / f"{name}.py")
     assert f"integrations/livekit/{name}.py" in program.__doc__
     assert f"`{name}.py`" in (FOLDER / "README.md").read_text("utf-8")

@@ -15,6 +15,7 @@ import pytest
 
 from browser import chromium, hears, needs_chromium, until
 from fake_live import FakeModel
+from loopback import CHROMIUM_FLAGS, on_loopback
 
 pytest.importorskip("pipecat", reason="pipecat-ai is not installed")
 
@@ -69,11 +70,6 @@ def test_the_size_of_the_transport_is_that_of_the_pictures(tiny):
     assert picture.shape == (bot.size[1], bot.size[0], 3)
 
 
-@pytest.fixture
-def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aioice.ice.get_host_addresses", lambda **_: ["127.0.0.1"])
-
-
 def wait(condition: Callable[[], Any]) -> None:
     end = time.monotonic() + 120
     while not condition():
@@ -83,9 +79,8 @@ def wait(condition: Callable[[], Any]) -> None:
 
 @pytest.mark.timeout(900)
 @needs_chromium[-1]
-def test_a_browser_sees_and_hears_it_and_interrupts(loopback):
-    flags = "--allow-loopback-in-peer-connection", "--disable-features=WebRtcHideLocalIpsWithMdns"
-    with ServedBot() as served, chromium(*flags) as browser:
+def test_a_browser_sees_and_hears_it_and_interrupts():
+    with on_loopback(), ServedBot() as served, chromium(*CHROMIUM_FLAGS) as browser:
         page = browser.new_page()
         page.goto(served.url)
         page.click("#talk")

@@ -97,6 +97,7 @@ def test_a_job_of_independent_segments(store: Store, submit: Submit, tmp_path: P
     assert "at least 1.92 s" in store.job(short).error
 
 
+@pytest.mark.slow
 def test_the_embedded_model_fades(
     tmp_path: Path, portrait: Path, sound: Any, tiny: lipcast.Lipcast, capsys: Any,
     monkeypatch: pytest.MonkeyPatch,

@@ -192,10 +192,15 @@ def command(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -
 
 
 def test_the_embedded_model_by_the_command_line(
-    tmp_path: Path, portrait: Path, sound: Any, tiny: lipcast.Lipcast, capsys: Any, monkeypatch: Any
+    tmp_path: Path,
+    portrait: Path,
+    sound: Any,
+    quick: lipcast.Lipcast,
+    capsys: Any,
+    monkeypatch: Any,
 ) -> None:
     """Made in one run, and in one run per segment: the same file."""
-    monkeypatch.setattr("lipcast.api.load", lambda *_, **__: tiny)
+    monkeypatch.setattr("lipcast.api.load", lambda *_, **__: quick)
     rows = [{"output": str(tmp_path / f"{name}.mp4"), "prompt": "calm"} for name in "ab"]
     batch = tmp_path / "batch.jsonl"
     batch.write_text("\n".join(map(json.dumps, rows)))
@@ -210,7 +215,7 @@ def test_the_embedded_model_by_the_command_line(
         with suppress(Died):
             run_jobs(Store(tmp_path / "jobs"), LocalRenderer(), log=quiet)
         monkeypatch.undo()
-        monkeypatch.setattr("lipcast.api.load", lambda *_, **__: tiny)
+        monkeypatch.setattr("lipcast.api.load", lambda *_, **__: quick)
         assert len(Store(tmp_path / "jobs").segments(second)) == ends_at
     documents = command(capsys, "job", "run", *place)["jobs"]
     assert [job["state"] for job in documents] == ["finished", "finished"]

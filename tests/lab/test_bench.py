@@ -14,8 +14,8 @@ from lipcast.lab.bench import PARTS, OutOfMemoryError, bench
 FEW = ("--num_blocks", "1", "--warm_up_blocks", "1")
 
 
-def test_rows_add_up(tiny):
-    rows = bench(tiny, num_blocks=2, warm_up_blocks=1, size="64*64", infer_frames=12)
+def test_rows_add_up(quick):
+    rows = bench(quick, num_blocks=2, warm_up_blocks=1, size="64*64", infer_frames=12)
     assert [row.schedule for row in rows] == ["sequential", "wavefront"]
     for row in rows:
         assert set(row.parts) == set(PARTS)
@@ -26,7 +26,8 @@ def test_rows_add_up(tiny):
         assert row.cpu_s > 0
 
 
-def test_last_line_is_one_document(capsys):
+def test_last_line_is_one_document(quick, monkeypatch, capsys):
+    monkeypatch.setattr("lipcast.api.load", lambda *_, **__: quick)
     assert main(["bench", "--size", "64*64", "--infer_frames", "12", "--device", "cpu", *FEW]) == 0
     out, err = capsys.readouterr()
     document = json.loads(out.splitlines()[-1])
@@ -54,7 +55,7 @@ def test_a_bounded_memory_is_what_is_measured(monkeypatch, capsys):
     assert (memory.vram, memory.offload_model) == ("300MB", True)
 
 
-def test_the_place_where_memory_ran_out_is_said(tiny, monkeypatch):
+def test_the_place_where_memory_ran_out_is_said(quick, monkeypatch):
     run = LaneExecutor.run
 
     def short_of_memory(self, tick):
@@ -64,7 +65,7 @@ def test_the_place_where_memory_ran_out_is_said(tiny, monkeypatch):
 
     monkeypatch.setattr(LaneExecutor, "run", short_of_memory)
     with pytest.raises(OutOfMemoryError, match="block 2, step 1") as caught:
-        bench(tiny, schedules=("sequential",), num_blocks=2, warm_up_blocks=1, size="64*64")
+        bench(quick, schedules=("sequential",), num_blocks=2, warm_up_blocks=1, size="64*64")
     document = caught.value.document
     assert (document["block"], document["step"], document["part"]) == (2, 1, "transformer")
     assert document["error"]["exit_code"] == 5

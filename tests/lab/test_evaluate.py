@@ -12,8 +12,12 @@ from PIL import Image
 
 from drawn import drawn_clip, drawn_face, syllable_opening, write_voice
 from lipcast.cli.main import main
+from lipcast.lab import sync
+from lipcast.lab.characters import lip_sync_of_characters
 from lipcast.lab.evaluate import EvaluationInput, evaluate
+from lipcast.lab.footage import Footage
 from lipcast.lab.results import read_results
+from lipcast.media.characters import Character
 from lipcast.media.video import VideoWriter
 
 NUM_FRAMES = 60
@@ -119,3 +123,24 @@ def test_errors_say_what_is_wrong(folder, monkeypatch, capsys, arguments, exit_c
     monkeypatch.chdir(folder)
     assert main(["evaluate", *arguments]) == exit_code
     assert words in capsys.readouterr().err
+
+
+def test_each_voice_of_several_characters_is_decoded_once(folder, tmp_path, monkeypatch):
+    opened = []
+
+    def open_audio(path):
+        opened.append(path)
+        return sync_open(path)
+
+    sync_open = sync.open_audio
+    monkeypatch.setattr(sync, "open_audio", open_audio)
+    openings = syllable_opening(NUM_FRAMES), syllable_opening(NUM_FRAMES)[::-1].copy()
+    voices = [write_voice(tmp_path / f"{n}.wav", opening) for n, opening in enumerate(openings)]
+    frames = np.concatenate([np.stack(drawn_clip(opening)) for opening in openings], axis=2)
+    height, width = frames.shape[1], frames.shape[2] // 2
+    boxes = (0, 0, width, height), (width, 0, width, height)
+    characters = [Character(box, voice) for box, voice in zip(boxes, voices, strict=True)]
+    found = lip_sync_of_characters(Footage.of_frames(frames), characters)
+    own = [metric.value for metric in found if metric.name == "own voice"]
+    assert len(found) == 4 and min(own) > 0.9
+    assert opened == voices

@@ -16,6 +16,7 @@ from PIL import Image
 
 from lipcast.errors import InputError, OutputError
 from lipcast.media.image import contact_sheet, fit_portrait, load_portrait
+from profiles import examples
 
 ORIENTATION_TAG = 0x0112
 
@@ -201,7 +202,7 @@ JPEG = encoded(Image.fromarray(quadrants()), "JPEG")
 GIF = encoded(Image.fromarray(quadrants()), "GIF")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     content=st.sampled_from([noise_png(), JPEG, GIF]),
     place=st.floats(0, 1),
@@ -220,7 +221,7 @@ def test_damaged_files_give_a_picture_or_an_input_error(
     assert image.mode == "RGB"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     picture=st.tuples(st.integers(16, 90), st.integers(16, 90)),
     target=st.tuples(st.sampled_from([64, 128, 192]), st.sampled_from([64, 128, 192])),

@@ -14,9 +14,10 @@ from media_helpers import drain, joined, wav
 
 from lipcast.errors import CancelledError, InputError, UsageError
 from lipcast.media.audio import AudioFile, PcmSource
+from profiles import examples
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(
     rate=st.sampled_from([16_000, 44_100, 96_000]),
     dtype=st.sampled_from(["int16", "float32", "float64"]),

@@ -16,6 +16,7 @@ from lipcast.media.resample import (
     resampled_length,
     stereo_weights,
 )
+from profiles import examples
 
 RATES = st.sampled_from([7919, 8000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000])
 
@@ -27,7 +28,7 @@ def resample(signal: np.ndarray, rates: tuple[int, int], cuts: list[int]) -> np.
     return np.concatenate([*blocks, resampler.finish()], axis=1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     rates=st.tuples(RATES, st.sampled_from([16_000, 48_000])),
     num_samples=st.integers(0, 3000),
@@ -104,7 +105,7 @@ def test_surround_keeps_its_sides() -> None:
     np.testing.assert_array_equal(stereo_weights(["LFE"] * 3).shape, (2, 3))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     rate=st.sampled_from([8000, 16_000, 24_000, 44_100, 96_000]),
     num_samples=st.integers(0, 20_000),

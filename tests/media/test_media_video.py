@@ -17,6 +17,7 @@ from media_helpers import flashes, number_of, numbered, offsets_ms, tone
 from lipcast.errors import InputError
 from lipcast.media.audio import open_audio
 from lipcast.media.video import VideoWriter, iter_frames, read_video, timing
+from profiles import examples
 
 SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv")
 
@@ -109,7 +110,7 @@ def test_sound_is_as_long_as_the_picture(suffix: str, excess: int, tmp_path: Pat
     assert abs(end - min(num_samples, 40 * 640)) < 100
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(8), deadline=None)
 @given(data=st.data())
 def test_any_amounts_per_call_give_the_same_file(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

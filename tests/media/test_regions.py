@@ -151,3 +151,13 @@ def test_the_mix_is_the_sum_at_one_rate(tmp_path: Path) -> None:
     parts = [read_all(voice)[0][:, 0] for voice in one_length([first, second])]
     assert len(heard) == 105_600
     assert np.abs(heard - np.clip(parts[0] + parts[1], -1, 1)).max() < 1e-4
+
+
+def test_pieces_of_a_voice_at_another_rate_last_whole_frames(tmp_path: Path) -> None:
+    """The samples for the muxer and for the speech encoder are of the same stretch of time."""
+    first, second = write_wav(tmp_path / "a.wav", 2.2), write_wav(tmp_path / "b.wav", 2.2, 24_000)
+    for voice in one_length([first, second]):
+        chunks = []
+        while chunk := voice.read():
+            chunks.append((len(chunk.samples) / 1920, len(chunk.speech) / 640))
+        assert chunks == [(25, 25), (25, 25), (5, 5)]

@@ -98,8 +98,8 @@ def test_attention_reads_in_place_where_cudnn_is_no_faster(
         assert FusedKernels(capability, in_place=forced).attends_in_place is forced
     assert (capability[0] in CUDNN_MAJORS) is not in_place
     card = {(9, 0): "h100", (10, 0): "b200", (8, 0): "a30", (8, 9): "rtx4090", (12, 0): "rtx5090"}
-    assert costs.attends_in_place(gpu(card[capability])) is in_place
-    assert not costs.attends_in_place(expected_kernels(gpu("rtx4090"), "plain"))
+    assert (costs.key_reading(gpu(card[capability])) == "in place") is in_place
+    assert costs.key_reading(expected_kernels(gpu("rtx4090"), "plain")) == "joined"
 
 
 @pytest.mark.parametrize(

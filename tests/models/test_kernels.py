@@ -24,6 +24,7 @@ from lipcast.models.layers import QueryKeyNorms, RMSNorm
 from lipcast.models.quant_formats import FP8, Fp4Rows, QuantisedRows, Rows, quantise_rows_fp8
 from lipcast.models.rope import Rotary
 from lipcast.models.sink import PlacedSink, Sink, SinkLayout, SinkPlanes
+from profiles import examples
 
 triton, tl = triton_interpreter.triton, triton_interpreter.tl
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # infinities are meant
@@ -72,7 +73,7 @@ def affine(dim: int, seed: int) -> Affine:
     return Affine(weight, bias, 1e-6)
 
 
-@settings(max_examples=12)
+@settings(max_examples=examples(12))
 @given(
     tokens=st.integers(1, 4),
     dim=st.sampled_from([16, 32, 48, 96, 160]),
@@ -108,7 +109,7 @@ def test_nvfp4_rows_of_norms_and_gelu() -> None:
 MAGNITUDES = st.sampled_from([0.0, 1e-41, 1e-20, 1e-3, 1.0, 300.0, 1e12])
 
 
-@settings(max_examples=12)
+@settings(max_examples=examples(12))
 @given(
     sizes=st.tuples(*[st.integers(1, 3)] * 2, st.sampled_from([16, 24, 100])),
     magnitudes=st.tuples(MAGNITUDES, MAGNITUDES),
@@ -140,7 +141,7 @@ def test_residual_gate_norm_and_rows(
     assert_same_rows(FUSED.normalise(x, norm, form), PLAIN.normalise(x, norm, form))
 
 
-@settings(max_examples=12)
+@settings(max_examples=examples(12))
 @given(
     dim=st.sampled_from([16, 24, 100, 256]),
     magnitude=MAGNITUDES,

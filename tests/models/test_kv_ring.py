@@ -18,6 +18,7 @@ from lipcast.errors import UsageError
 from lipcast.models.kv_codec import kv_codec
 from lipcast.models.kv_ring import KVRing, Positions, ResidentRing, RingLayout, RingPlanes
 from lipcast.planning import sizes
+from profiles import examples
 
 HEADS, TOKENS, LAYERS = 2, 3, 2
 CPU = torch.device("cpu")
@@ -62,7 +63,7 @@ def largest_error(x: Tensor, precision: KVPrecision, out: torch.dtype) -> Tensor
     return bound.expand_as(groups).flatten(-2) + rounding
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(windows, st.data(), st.integers(0, 5), precisions, head_dims, dtypes)
 def test_the_newest_frames_come_back(
     window: int,

@@ -17,6 +17,7 @@ from lipcast.models.kernels.plain import Kernels
 from lipcast.models.quant_formats import StoredWeight
 from lipcast.weights.quant_linear import QuantLinear
 from lipcast.weights.schemes import SCHEMES, stored_weight
+from profiles import examples
 
 assert triton_interpreter
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # infinities are meant
@@ -47,7 +48,7 @@ def assert_same_product(x: Tensor, weight: StoredWeight, bias: Tensor | None) ->
     assert torch.equal(found.isfinite() | ~expected.isfinite(), torch.ones_like(finite))
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(
     precision=st.sampled_from(PRECISIONS),
     tokens=st.sampled_from([1, 3, 33, 65, 130]),

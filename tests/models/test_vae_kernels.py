@@ -26,6 +26,7 @@ from lipcast.models.kernels.vae import FusedConvKernels, Tile
 from lipcast.models.vae import VideoVAE
 from lipcast.models.vae_channels_last import ChannelsLastVAE, to_channels_last
 from lipcast.models.vae_kernels import ConvKernels, ConvStep
+from profiles import examples
 
 assert triton_interpreter
 SMALL_TILE = Tile(2, 8, 16, 16, 16)
@@ -100,7 +101,7 @@ def test_a_step_equals_its_plain_twin(
             assert_near(kept[0], expected_kept[0], dtype)
 
 
-@settings(max_examples=12)
+@settings(max_examples=examples(12))
 @given(
     frames=st.integers(1, 3),
     channels=st.sampled_from([3, 16, 96]),

@@ -11,6 +11,7 @@ from lipcast.config.models import VAEConfig
 from lipcast.models.vae import VideoVAE
 from lipcast.models.vae_blocks import DecoderState
 from lipcast.weights.load import without_memory
+from profiles import examples
 
 CONFIGS = {
     "official_shape": VAEConfig(dim=4),
@@ -55,7 +56,7 @@ def test_frame_counts(vae):
     assert vae.encode(video).shape[2] == 1 + (2 * group + 2) // group
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(chunks=st.lists(st.sampled_from([1, 2, 3, 4, 7]), min_size=1, max_size=4))
 def test_any_chunking_gives_the_same_bits(small_vae, chunks):
     latent = random_latent(small_vae.config, sum(chunks))

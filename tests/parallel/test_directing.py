@@ -13,6 +13,7 @@ from PIL import Image
 from rank_groups import SMALL, on_ranks, settings
 
 import lipcast
+from latents import watched
 from lipcast.errors import UsageError
 from sounds import EXAMPLES, write_wav
 
@@ -32,9 +33,8 @@ def layouts(single: lipcast.Lipcast, decoder: Path) -> Callable[..., lipcast.Lip
 
 
 def latents(model: lipcast.Lipcast, **inputs: Any) -> list[torch.Tensor]:
-    found: list[torch.Tensor] = []
     with model.stream(**{**SMALL, **inputs}) as session:
-        session.on_latent = lambda _, latent: found.append(latent.clone())
+        found = watched(session)
         for _ in session:
             pass
     return found
@@ -87,10 +87,9 @@ def test_a_prompt_that_changes_while_a_pipeline_runs(
     """It holds from the next block that begins, as on one device; processes that share weights refuse."""
 
     def changed(model: lipcast.Lipcast) -> list[torch.Tensor]:
-        found: list[torch.Tensor] = []
         given = {**SMALL, **inputs, "swap_reference": False}
         with model.stream(**given) as session:
-            session.on_latent = lambda _, latent: found.append(latent.clone())
+            found = watched(session)
             session.set_context(single.bundle.encode_prompt("laughing"))
             for _ in session:
                 pass

@@ -12,6 +12,7 @@ import torch
 from rank_groups import SMALL, on_ranks, settings
 
 import lipcast
+from latents import watched
 from lipcast.config.generate_options import GenerateOptions
 from lipcast.config.memory_options import MemoryOptions
 from lipcast.config.schedule import Unit
@@ -30,9 +31,8 @@ class Made:
     """A video and all that is known of it."""
 
     def __init__(self, model: lipcast.Lipcast, **inputs: Any) -> None:
-        latents: list[torch.Tensor] = []
         with model.stream(prompt="calm", **{**SMALL, **inputs}) as session:
-            session.on_latent = lambda _block, latent: latents.append(latent.clone())
+            latents = watched(session)
             self.frames = np.concatenate([block.frames for block in session])
             self.snapshot, self.report = session.snapshot, session.report()
         self.latents = torch.cat(latents, dim=1)

@@ -33,7 +33,7 @@ def command(portrait: Path, features: Path, output: Path, *flags: str) -> list[s
         (signal.SIGINT, 130),
         pytest.param(signal.SIGTERM, 130, marks=pytest.mark.slow),
         pytest.param(signal.SIGHUP, 130, marks=pytest.mark.slow),
-        (signal.SIGKILL, -signal.SIGKILL),
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.slow),
     ],
 )
 def test_nothing_is_left_of_an_interrupted_command(

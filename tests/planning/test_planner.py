@@ -31,6 +31,7 @@ from lipcast.planning.planner import make_plan
 from lipcast.planning.search import least_ram, least_vram
 from lipcast.planning.table import plan_document
 from lipcast.planning.workload import residency_order
+from profiles import examples
 
 PUBLISHED = Models()
 PLENTY = 2**50
@@ -161,7 +162,7 @@ def check_constraints(wished: PlanConstraints, plan: Plan) -> None:
         assert most is None or got <= most
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(requests())
 def test_no_plan_exceeds_its_budget_or_ignores_a_wish(request: PlanRequest) -> None:
     try:
@@ -180,7 +181,7 @@ def test_no_plan_exceeds_its_budget_or_ignores_a_wish(request: PlanRequest) -> N
     assert time.block_s >= max(time.compute_s + time.decode_s, time.copy_s, time.disk_s) - 1e-6
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(requests(), st.integers(0, 2**32), st.integers(0, 2**32))
 def test_more_memory_is_never_slower(request: PlanRequest, vram: int, ram: int) -> None:
     budget = request.budget
@@ -188,7 +189,7 @@ def test_more_memory_is_never_slower(request: PlanRequest, vram: int, ram: int) 
     assert seconds(more) <= seconds(request)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(requests())
 def test_the_smallest_budgets_work_and_a_byte_less_does_not(request: PlanRequest) -> None:
     budget = request.budget

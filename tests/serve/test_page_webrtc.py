@@ -28,21 +28,17 @@ from browser import (
     opened_page,
     until,
 )
+from loopback import CHROMIUM_FLAGS, on_loopback
 from sounds import write_wav
 
 pytest.importorskip("playwright.sync_api")
 TURNSERVER = shutil.which("turnserver")
 pytestmark = needs_chromium
-OWN_FLAGS = (
-    "--allow-loopback-in-peer-connection",
-    "--disable-features=WebRtcHideLocalIpsWithMdns",
-)
 
 
 @pytest.fixture(scope="module")
 def loopback() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("aioice.ice.get_host_addresses", lambda **_: ["127.0.0.1"])
+    with on_loopback():
         yield
 
 
@@ -55,7 +51,7 @@ def running(loopback: None) -> Iterator[Running]:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     voice = write_wav(tmp_path_factory.mktemp("voice") / "voice.wav", 4)
-    with chromium(*OWN_FLAGS, voice=voice) as started:
+    with chromium(*CHROMIUM_FLAGS, voice=voice) as started:
         yield started
 
 

@@ -18,9 +18,11 @@ from schemathesis import GenerationMode
 from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import WebSocketDenialResponse
 
+from profiles import examples
+
 TOKEN = "a-token-of-the-test"
 BOUNDS = settings(
-    max_examples=10,
+    max_examples=examples(10),
     derandomize=True,
     deadline=None,
     database=None,

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from in_process import Server, Stream, pcm
 from starlette.websockets import WebSocketDisconnect
 
+from profiles import examples
+
 # What a session says and sends.
 
 
@@ -70,7 +72,7 @@ def test_garbage_is_answered_and_changes_nothing(server, sent):
         assert stream.until(lambda message: message["type"] == "pong")["time"] == 5
 
 
-@settings(max_examples=15)
+@settings(max_examples=examples(15))
 @given(st.lists(st.one_of(st.binary(max_size=99), st.text(max_size=30)), min_size=1, max_size=8))
 def test_fuzzed_messages_never_break_a_session(messages):
     with Server() as server, server.connect(server.open()) as socket:

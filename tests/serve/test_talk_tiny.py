@@ -16,8 +16,8 @@ from sounds import EXAMPLES
 
 
 @pytest.mark.slow
-def test_a_text_becomes_pictures_with_its_sound(tiny: lipcast.Lipcast) -> None:
-    live = tiny.live(
+def test_a_text_becomes_pictures_with_its_sound(quick: lipcast.Lipcast) -> None:
+    live = quick.live(
         image=EXAMPLES / "portrait_0.png",
         idle=False,
         size="64*64",

@@ -84,7 +84,7 @@ def test_killed_in_the_middle_the_video_has_the_same_bytes(sound: Any, tmp_path:
 
 
 def test_beside_a_live_session_a_video_has_the_same_bytes(
-    tiny: lipcast.Lipcast, sound: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick: lipcast.Lipcast, sound: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lipcast.serve.video_queue._GIVE_WAY_S", 0.0)
     options = GenerateOptions(size="64*64", sample_steps=1)
@@ -98,10 +98,10 @@ def test_beside_a_live_session_a_video_has_the_same_bytes(
         assert queue.store.job(job.id).error == ""
         return (queue.store.folder(job.id) / "video.mp4").read_bytes()
 
-    queue.start(tiny)
+    queue.start(quick)
     alone = make()
     num_frames = 0
-    with tiny.live(image=str(PORTRAIT), options=options) as live:
+    with quick.live(image=str(PORTRAIT), options=options) as live:
         noise = np.random.default_rng(1).normal(0, 0.1, 48_000 * 20).astype(np.float32)
         live.push_audio(noise, sample_rate=48_000)
 

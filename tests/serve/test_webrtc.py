@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,14 +22,16 @@ from lipcast.errors import UsageError
 from lipcast.serve.rtc_media import Tracks
 from lipcast.serve.settings import ServeSettings
 from lipcast.serve.voice_gate import VoiceGate
+from loopback import on_loopback
+from profiles import examples
 
 LOUD, BRIGHT = 3000, 200
 
 
-@pytest.fixture(autouse=True)
-def only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connect on the loopback interface, which every machine has."""
-    monkeypatch.setattr("aioice.ice.get_host_addresses", lambda **_: ["127.0.0.1"])
+@pytest.fixture(scope="module", autouse=True)
+def loopback() -> Iterator[None]:
+    with on_loopback():
+        yield
 
 
 def poster(server: Server, key: str) -> Callable[[dict[str, str]], Any]:
@@ -238,7 +240,7 @@ def test_offers_are_for_open_sessions(server):
 
 
 @settings(
-    max_examples=20,
+    max_examples=examples(20),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

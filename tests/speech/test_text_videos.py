@@ -114,9 +114,9 @@ def test_a_cache_that_cannot_be_written_is_said(
     assert "cannot be written" in capsys.readouterr().err
 
 
-def test_a_text_becomes_pictures_with_its_sound(tiny: lipcast.Lipcast, fake: FakeOpenAI) -> None:
+def test_a_text_becomes_pictures_with_its_sound(quick: lipcast.Lipcast, fake: FakeOpenAI) -> None:
     fake.sound = wav_bytes([Sound(tone(0.4), RATE)])
-    video = tiny.generate(
+    video = quick.generate(
         image=EXAMPLES / "portrait_0.png",
         audio=lipcast.speak("Hello.", tts=fake.url),
         size="64*64",

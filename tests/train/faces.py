@@ -15,7 +15,7 @@ class DrawnFaces:
 
     count: int = 8
     num_frames: int = 24
-    size: int = 64
+    side: int = 64
     first: int = 0
 
     def __len__(self) -> int:
@@ -36,14 +36,14 @@ class DrawnFaces:
         still = self._draw(0.0, skin, back, lips)
         nothing = np.zeros_like(opening)
         mouth = MouthTrack(opening, nothing, nothing, nothing, nothing)
-        s = self.size / 64
+        s = self.side / 64
         boxes = {"mouth": (20, 38, 24, 16), "eyes": (16, 20, 32, 10)}
         scaled = {k: tuple(int(v * s) for v in box) for k, box in boxes.items()}
         return Clip(frames, wave, "a person is talking, calm", still, mouth, scaled)
 
     def _draw(self, opening: float, skin, back, lips) -> np.ndarray:
-        y, x = (np.mgrid[: self.size, : self.size] + 0.5) * 64 / self.size
-        picture = np.broadcast_to(np.asarray(back), (self.size, self.size, 3)).copy()
+        y, x = (np.mgrid[: self.side, : self.side] + 0.5) * 64 / self.side
+        picture = np.broadcast_to(np.asarray(back), (self.side, self.side, 3)).copy()
         _paint(picture, x, y, (32, 33, 20, 26), skin)
         for eye in (24, 40):
             _paint(picture, x, y, (eye, 25, 3, 2.5), (30, 30, 40))

@@ -13,5 +13,6 @@ def micro(num_steps: int = 2) -> Preset:
     return replace(
         SMOKE, name="micro", clip_frames=24, num_clips=2, held_out=1, speech=recipe,
         autoencoder=recipe, decoder=recipe, transformer=recipe, few_steps=recipe,
-        footage_lengths=(9,), window_frames=6,
+        footage_lengths=(9,), window_frames=6, autoencoder_of="",
+        sizes=replace(SMOKE.sizes, vae={"dim": 8}),
     )  # fmt: skip

@@ -22,7 +22,13 @@ from lipcast.weights.checkpoint import checkpoint_dir
 from lipcast.weights.quant_linear import QuantLinear
 from lipcast_train.data.windows import WindowBatch
 from lipcast_train.lora.adapters import AdaptedLinear, AdapterOptions, adapted_layers, parse_targets
-from lipcast_train.lora.training import LoraRequest, LoraResult, load_adapted, train_lora
+from lipcast_train.lora.training import (
+    LoraRequest,
+    LoraResult,
+    load_adapted,
+    train_lora,
+    training_shape,
+)
 from lipcast_train.networks.frozen import freeze
 from lipcast_train.phases.transformer import FlowObjective
 from lipcast_train.training.loop import Recipe
@@ -317,6 +323,14 @@ def test_clips_that_teach_nothing_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=r"no clips to train on|shortest clip has 8 frames"):
         train_lora(request_for(), DrawnFaces(count=count, num_frames=frames))
+
+
+def test_memory_is_planned_without_decoding_a_clip(
+    request_for: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DrawnFaces, "clip", _never)
+    geometry = training_shape(request_for(), DrawnFaces(count=1, side=128)).geometry
+    assert (geometry.height, geometry.width) == (128, 128)
 
 
 @pytest.fixture(scope="module")

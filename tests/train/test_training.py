@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from faces import DrawnFaces
@@ -15,14 +16,15 @@ from micro import micro
 
 import lipcast
 from lipcast.engine.speech_features import FeatureStream
+from lipcast.models.upload import as_video
 from lipcast.models.vae import VideoVAE
-from lipcast_train.data.cache import LatentCache
+from lipcast_train.data.cache import LatentCache, encode_clip
 from lipcast_train.data.pool import ClipPool
-from lipcast_train.networks.autoencoder import decode_raw, encode_moments
+from lipcast_train.networks.autoencoder import decode_raw, encode_moments, encode_normalised
 from lipcast_train.networks.build import build_networks
 from lipcast_train.networks.voices import encode_voice
 from lipcast_train.phases.autoencoder import FootageBatches, autoencoder_phase
-from lipcast_train.report import compare_reports, measure_clip, report_of, write_wave
+from lipcast_train.report import compare_reports, measure_clip, report_of, voice_file
 from lipcast_train.run import train_all
 from lipcast_train.training.devices import Devices, Share
 from lipcast_train.training.loop import LoopSettings, Phase, run_phase
@@ -52,7 +54,7 @@ def test_all_phases_end_in_a_checkpoint_that_speaks(trained):
         str(result.model), device="cpu", decoder=result.model / "taew2_1.safetensors"
     )
     sound = folder / "voice.wav"
-    write_wave(sound, clip.wave_N)
+    sound.write_bytes(voice_file(clip))
     frames = model.generate(image=clip.portrait_HWC, audio=sound, prompt=clip.prompt).frames
     assert frames.shape == (24, 64, 64, 3)
     card = (result.model / "README.md").read_text("utf-8")
@@ -151,6 +153,23 @@ def test_features_are_those_of_the_engine():
     with torch.inference_mode():
         features = encode_voice(speech, torch.from_numpy(wave), 24)
     assert torch.allclose(torch.cat(blocks, dim=2), features, atol=1e-4)
+
+
+def test_a_clip_is_encoded_in_the_memory_of_one_latent(monkeypatch):
+    networks, clip = build_networks(micro().sizes, seed=3), DrawnFaces(1).clip(0)
+    frames = np.concatenate([np.repeat(clip.portrait_HWC[None], 9, axis=0), clip.frames_THWC])
+    with torch.inference_mode():
+        whole = encode_normalised(networks.vae, as_video(frames, CPU.device))[0]
+    encode, seen = networks.vae.encoder.forward, []
+    monkeypatch.setattr(
+        networks.vae.encoder,
+        "forward",
+        lambda x, state: (seen.append(x.shape[2]), encode(x, state))[1],
+    )
+    found = encode_clip(clip, networks.vae, networks.speech, device=CPU.device)
+    assert max(seen) == networks.vae.config.temporal_factor and sum(seen) == len(frames)
+    both = torch.cat([found.still_CFHW, found.latents_CFHW], dim=1)
+    torch.testing.assert_close(both, whole, rtol=1e-4, atol=1e-4)
 
 
 def test_clips_without_room_are_encoded_again(tmp_path):

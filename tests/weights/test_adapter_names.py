@@ -19,6 +19,7 @@ from lipcast.weights.lora import LoraSpec
 from lipcast.weights.quant import quantise_weight
 from lipcast.weights.schemes import SCHEMES
 from lipcast.weights.source import TensorSource
+from profiles import examples
 
 from .trainers import (
     SPELLINGS,
@@ -51,7 +52,7 @@ RANKS, ALPHAS = st.sampled_from([1, 2, 8, 16]), st.floats(0.25, 64, width=32)
 
 
 @settings(
-    max_examples=40,
+    max_examples=examples(40),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -19,6 +19,7 @@ from lipcast.weights import pth_file
 from lipcast.weights.files import open_tensors
 from lipcast.weights.safetensors_file import DTYPES, read_header
 from lipcast.weights.source import RenamedSource, TensorSource, summarise_names
+from profiles import examples
 
 from .conftest import TINY
 
@@ -282,7 +283,7 @@ def test_headers_that_lie(tmp_path: Path, entry: dict[str, object], said: str) -
         open_tensors(path)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     names=st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=6, unique=True),
     data=st.data(),
@@ -301,7 +302,7 @@ def test_any_file_the_library_writes_reads_back(
     assert_holds(open_tensors(path), tensors)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(noise=st.binary(max_size=200), prefix=st.sampled_from([b"", struct.pack("<Q", 40)]))
 def test_random_bytes_never_pass_and_never_crash(
     tmp_path: Path, noise: bytes, prefix: bytes

@@ -24,6 +24,7 @@ from lipcast.weights.quant_linear import (
     use_products_of_device,
 )
 from lipcast.weights.schemes import SCHEMES
+from profiles import examples
 
 CPU = torch.device("cpu")
 NUMBERS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -104,7 +105,7 @@ def fp4_layer(num_in: int = 64, num_out: int = 48) -> QuantLinear:
     kind=st.sampled_from(["normal", "zero", "constant", "outlier"]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_numbers_are_the_nearest_and_restored_exactly(
     rows: int, blocks: int, power: int, kind: str, seed: int
 ) -> None:

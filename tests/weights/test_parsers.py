@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from lipcast.errors import LipcastError
+from profiles import examples
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts" / "soak"))
 TARGETS: dict[str, Callable[[], None]] = importlib.import_module("fuzz_weights").targets()
@@ -33,7 +34,9 @@ def test_no_input_shows_a_traceback(parser: str) -> None:
             counts["refused"] += 1
 
     test.hypothesis.inner_test = tried
-    brief = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    brief = settings(
+        max_examples=examples(40), deadline=None, suppress_health_check=list(HealthCheck)
+    )
     try:
         brief(test)()
     finally:

@@ -23,6 +23,7 @@ from lipcast.weights.convert import ConvertRequest, convert
 from lipcast.weights.files import open_tensors
 from lipcast.weights.networks import open_dit, open_text, open_vae
 from lipcast.weights.safetensors_file import SafetensorsSource
+from profiles import examples
 from sounds import EXAMPLES, write_wav
 from synthetic import SMALL
 
@@ -82,7 +83,9 @@ def test_a_repacked_transformer_loads_and_takes_adapters(
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(40),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     cells=st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 8])),

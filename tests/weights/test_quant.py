@@ -22,6 +22,7 @@ from lipcast.weights.quant import QuantisedSource, kept_because, quantise_layer,
 from lipcast.weights.quant_linear import QuantLinear, use_direct_products
 from lipcast.weights.schemes import PLAIN_DTYPES, SCHEMES
 from lipcast.weights.source import RenamedSource, TensorInfo
+from profiles import examples
 
 from .conftest import TINY, ToyModel
 
@@ -49,7 +50,7 @@ def test_error_on_normal_weights(precision: StoredPrecision) -> None:
 
 
 @pytest.mark.parametrize("precision", QUANTISED)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     num_out=st.integers(1, 5),
     half_in=st.integers(1, 40),

@@ -20,6 +20,7 @@ from lipcast.weights.safetensors_file import read_header
 from lipcast.weights.shards import plan_shards
 from lipcast.weights.source import TensorInfo
 from lipcast.weights.writer import write_safetensors
+from profiles import examples
 
 TENSORS = {
     "a": torch.arange(6.0).view(2, 3),
@@ -74,7 +75,7 @@ def test_a_full_disk_is_called_so() -> None:
     assert "disk is full" in str(error)
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(50), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes=st.lists(st.integers(0, 50), max_size=30), limit=st.integers(1, 60))
 def test_shards_keep_order_and_limit(sizes: list[int], limit: int) -> None:
     infos = [TensorInfo(str(i), (size,), torch.uint8) for i, size in enumerate(sizes)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,9 +85,10 @@ def read_request(flags: Mapping[str, Any]) -> GenerateRequest:
     others = [path for character in characters for path in files_of(character)]
     others += [flags[name] for name in ("prompts", "pose_video", "continue_from") if name in flags]
     _check_output(output, (image, *others, *(() if audio is None else (audio,))))
-    return GenerateRequest(
+    request = GenerateRequest(
         image=image,
-        audio=_spoken_file(flags) if audio is None else audio,
+        audio=audio
+        or Path(),  # of a text: its speech is made last, when nothing else can be refused
         characters=characters,
         text=flags.get("text"),
         prompt=_prompt(flags),
@@ -106,6 +107,7 @@ def read_request(flags: Mapping[str, Any]) -> GenerateRequest:
         randomised_fields=_randomised_fields(flags, is_automatic),
         accepted=accepted,
     )
+    return request if audio else replace(request, audio=_spoken_file(flags))
 
 
 def generate_options(flags: Mapping[str, Any]) -> GenerateOptions:

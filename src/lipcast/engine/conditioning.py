@@ -15,12 +15,15 @@ from torch.nn import functional
 
 from lipcast.config.generate_options import ReferenceEncoding
 from lipcast.config.geometry import Geometry
-from lipcast.config.models import DiTConfig
+from lipcast.config.models import VIDEO_FRAMES_PER_LATENT, DiTConfig
 from lipcast.errors import InputError
+from lipcast.models.upload import as_video
 from lipcast.models.vae import VideoVAE
 
 _GROWTH = 0.1
 """What is added to a character on every side, in longer sides of its box."""
+_REFERENCE_FRAMES = 1 + VIDEO_FRAMES_PER_LATENT
+"""Frames of a still whose last latent is the reference of a video."""
 PRIMING_LATENTS = 7
 """Latents of the still portrait that warm the decoder's caches."""
 
@@ -51,16 +54,16 @@ def encode_reference(
     The encoder is causal: the first latent of that video is the one-frame encode ("image"), the
     second is the second latent of a five-frame still ("video"), so one encode serves all.
     """
-    pixels_HWC = torch.tensor(portrait_HWC, device=device)
-    image_BCHW = pixels_HWC.permute(2, 0, 1)[None].float() / 127.5 - 1
+    image_BCHW = as_video(portrait_HWC[None], device)[:, :, 0]
+    # The reference is among the first two latents; the others are the motion of a video that begins anew.
+    num_frames = config.motion_frames if motion_FHWC is None else _REFERENCE_FRAMES
     with torch.inference_mode():
-        still_CFHW = vae.encode_still(image_BCHW, config.motion_frames)[0].float()
+        still_CFHW = vae.encode_still(image_BCHW, num_frames)[0].float()
     index = 1 if encoding == "video" else 0
     ref_C1HW = still_CFHW[:, index : index + 1]
     if motion_FHWC is not None:
-        frames_CFHW = torch.tensor(motion_FHWC, device=device).permute(3, 0, 1, 2)
         with torch.inference_mode():
-            motion_CFHW = vae.encode(frames_CFHW[None].float() / 127.5 - 1)[0].float()
+            motion_CFHW = vae.encode(as_video(motion_FHWC, device))[0].float()
         return ReferenceLatents(ref_C1HW, motion_CFHW, history_CFHW=motion_CFHW)
     motion_CFHW = still_CFHW
     if config.motion_encoding == "repeat":

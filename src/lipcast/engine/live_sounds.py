@@ -22,7 +22,7 @@ from lipcast.engine.live_timeline import (
     PushSource,
     SoundSettings,
 )
-from lipcast.engine.sound_timeline import Samples
+from lipcast.engine.sound_timeline import Mix
 from lipcast.engine.speech_features import LIVE_START, FeatureStream, StreamState
 from lipcast.models.speech import SpeechEncoder
 
@@ -34,8 +34,9 @@ class CharactersLive(LiveTimeline):
     the others are silent in it.
     """
 
-    def __init__(self, settings: SoundSettings, num_characters: int) -> None:
+    def __init__(self, settings: SoundSettings, num_characters: int, mix: Mix) -> None:
         super().__init__(settings)
+        self._mix = mix
         self._voices = tuple(LiveTimeline(settings) for _ in range(num_characters))
         self._taken: dict[int, tuple[Tensor, LiveBlock]] = {}
         """What was taken by some of them for the block that the others have no sound for yet."""
@@ -135,16 +136,13 @@ class CharactersLive(LiveTimeline):
 
     def _together(self, taken: Mapping[int, tuple[Tensor, LiveBlock]]) -> LiveBlock:
         blocks = [block for _, block in taken.values()]
-        total: Samples = blocks[0].samples
-        for other in blocks[1:]:
-            total = total + other.samples
         before_s = (
             taken[index][1].begin_s if index in taken else voice.said_s
             for index, voice in enumerate(self.voices)
         )  # fmt: skip
         return replace(
             blocks[0],
-            samples=np.clip(total, -1.0, 1.0),
+            samples=self._mix([block.samples for block in blocks]),
             begins_utterance=any(each.begins_utterance for each in blocks),
             num_fillers=min(each.num_fillers for each in blocks),
             begin_s=max(before_s),
@@ -160,8 +158,9 @@ class _Speech(Protocol):
 class LiveSounds:
     """Makes the timelines of a model's live sessions, which share the features of silence."""
 
-    def __init__(self, networks: _Speech) -> None:
-        self._networks = networks
+    def __init__(self, networks: _Speech, mix: Mix) -> None:
+        """`mix` adds the sounds of several characters."""
+        self._networks, self._mix = networks, mix
         self._silence: dict[int, Tensor] = {}
         """By the number of frames of a block."""
 
@@ -188,7 +187,7 @@ class LiveSounds:
             max_pending_s,
         )
         return (
-            CharactersLive(settings, num_characters)
+            CharactersLive(settings, num_characters, self._mix)
             if num_characters > 1
             else LiveTimeline(settings)
         )

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lipcast.config.models import VIDEO_FRAMES_PER_LATENT
 from lipcast.config.video_spec import VideoSpec
-from lipcast.models.upload import upload
+from lipcast.models.upload import as_video
 from lipcast.models.vae import VideoVAE
 from lipcast.models.vae_blocks import EncoderState
 
@@ -67,10 +67,7 @@ class PoseEncoder:
 
     def _encode_next(self) -> Tensor:
         pictures_FHWC = np.stack(list(islice(self._frames, VIDEO_FRAMES_PER_LATENT)))
-        pixels_BCFHW = upload(torch.from_numpy(pictures_FHWC), self._device).permute(3, 0, 1, 2)[
-            None
-        ]
-        video_BCFHW = pixels_BCFHW.float() / 127.5 - 1
+        video_BCFHW = as_video(pictures_FHWC, self._device)
         if self._next_latent % self._geometry.window == 0:
             self._state = EncoderState()
             self._vae.encode_chunk(video_BCFHW[:, :, :1], self._state)

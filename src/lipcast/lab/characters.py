@@ -6,7 +6,8 @@ looked for in the rectangle around its character's region, as in a video of its 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +20,7 @@ from lipcast.lab.footage import Footage
 from lipcast.lab.metric import Metric, measured, unavailable
 from lipcast.lab.mouth import mouth_of_drawing
 from lipcast.lab.mouth_select import Mouth, mouth_select, why
-from lipcast.lab.sync import GROUP, correlation, loudness
+from lipcast.lab.sync import GROUP, Curve, correlation, loudness
 from lipcast.media.characters import Character, fit_masks, region_masks
 from lipcast.media.image import load_portrait
 
@@ -38,11 +39,12 @@ def lip_sync_of_characters(
     Regions are in pixels of the portrait, or of the video where none is given. Source: this project.
     """
     masks = _masks(footage, characters, portrait)
+    voice = cache(partial(loudness, fps=footage.fps))  # each is compared with every mouth
     found: list[Metric] = []
     for number, mask in enumerate(masks, 1):
         part = _cut(footage, mask)
         both = mouth_select(part, mouth_of_drawing(part), face_track(part, face_model))
-        found += _with_voices(number, both[0], characters, fps=footage.fps, note=why(both))
+        found += _with_voices(number, both[0], characters, voice, note=why(both))
     return found
 
 
@@ -69,7 +71,12 @@ def _cut(footage: Footage, mask_HW: NDArray[np.uint8]) -> Footage:
 
 
 def _with_voices(
-    number: int, mouth: Mouth, characters: Sequence[Character], *, fps: float, note: str
+    number: int,
+    mouth: Mouth,
+    characters: Sequence[Character],
+    voice: Callable[..., Curve],
+    *,
+    note: str,
 ) -> list[Metric]:
     group, opening, found = f"{GROUP} of character {number}", mouth.opening, []
     for other, character in enumerate(characters, 1):
@@ -79,11 +86,7 @@ def _with_voices(
             reason = mouth.reason if opening is None else "the character says nothing"
             found.append(unavailable(group, name, reason))
             continue
-        voice = loudness(cast("Path", character.audio), fps=fps, num_frames=len(opening))
-        found.append(
-            measured(
-                group, name, correlation(opening, voice), "", "higher" if is_own else "zero",
-                note=note if is_own else "",
-            )
-        )  # fmt: skip
+        loud = voice(cast("Path", character.audio), num_frames=len(opening))
+        better, said = ("higher", note) if is_own else ("zero", "")
+        found.append(measured(group, name, correlation(opening, loud), "", better, note=said))
     return found

@@ -70,9 +70,9 @@ class AudioFile:
                 name,
                 self._channel + 1,
             )
-        self.sample_rate = mux_rate(scan.rate)
+        self._native = scan.num_samples, scan.rate
+        self.resample(mux_rate(scan.rate))
         self.num_channels = min(2, scan.num_channels)
-        self.num_samples = resampled_length(scan.num_samples, scan.rate, self.sample_rate)
         self.num_speech_samples = resampled_length(scan.num_samples, scan.rate, SAMPLE_RATE)
         self.duration_s = scan.num_samples / scan.rate
         self.speech_mean, self.speech_std = scan.speech_mean, scan.speech_std
@@ -92,6 +92,12 @@ class AudioFile:
         """Decode the whole sound as 16 kHz mono, [n]; what `read` gives stays as it is."""
         return read_speech(self._source, channel=self._channel)[0]
 
+    def resample(self, sample_rate: int) -> None:
+        """Give the muxer's samples at another rate, one of `MUX_RATES`. Call it before `read`."""
+        num_samples, rate = self._native
+        self.sample_rate = sample_rate
+        self.num_samples = resampled_length(num_samples, rate, sample_rate)
+
     def ready(self) -> bool:
         """Return True: a file never waits."""
         return True
@@ -105,7 +111,7 @@ class AudioFile:
 
     def _read_chunks(self) -> Iterator[AudioChunk]:
         num_read = 0
-        for chunk in _chunks(SoundDecoder(self._source), self._channel):
+        for chunk in _chunks(SoundDecoder(self._source), self._channel, self.sample_rate):
             num_read += len(chunk.samples)
             yield chunk
         if num_read != self.num_samples:
@@ -310,11 +316,12 @@ def _heard(block: Samples, channel: int | None) -> Samples:
     return mean_of_channels(block) if channel is None else block[channel : channel + 1]
 
 
-def _chunks(decoder: SoundDecoder, channel: int | None) -> Iterator[AudioChunk]:
+def _chunks(decoder: SoundDecoder, channel: int | None, sample_rate: int) -> Iterator[AudioChunk]:
     """Decode into chunks of one second, the last shorter."""
     tracks: TwoTracks | None = None
     for block in decoder.blocks():
-        tracks = tracks or TwoTracks(decoder.rate, min(2, decoder.num_channels))
+        num_channels = min(2, decoder.num_channels)
+        tracks = tracks or TwoTracks(decoder.rate, num_channels, sample_rate=sample_rate)
         tracks.push(decoder.to_stereo(block), _heard(block, channel))
         while tracks.num_frames >= _CHUNK_FRAMES and (chunk := tracks.take(_CHUNK_FRAMES)):
             yield chunk

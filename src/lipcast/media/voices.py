@@ -7,7 +7,7 @@ Silence fills what is missing of a sound, so that every character has speech fea
 from __future__ import annotations
 
 import wave
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -16,7 +16,7 @@ import numpy as np
 from lipcast.config.models import SAMPLE_RATE
 from lipcast.errors import UsageError
 from lipcast.media.audio import AudioFile, open_audio
-from lipcast.media.resample import MUX_RATES, AudioChunk, Resampler, Samples, resampled_length
+from lipcast.media.resample import MUX_RATES, AudioChunk, Fifo, Samples
 
 
 class VoiceSource:
@@ -25,16 +25,14 @@ class VoiceSource:
     def __init__(self, sound: AudioFile | None, sample_rate: int) -> None:
         """`sample_rate` of the samples for the muxer, in Hz."""
         self._sound, self.sample_rate = sound, sample_rate
-        self.num_channels = 1 if sound is None else sound.num_channels
-        self.speech_mean = 0.0 if sound is None else sound.speech_mean
-        self.speech_std = 0.0 if sound is None else sound.speech_std
+        self.num_channels, self.speech_mean, self.speech_std = 1, 0.0, 0.0
         self.num_samples = self.num_speech_samples = 0
-        self._resampler: Resampler | None = None
         if sound is not None:
-            self.num_samples = resampled_length(sound.num_samples, sound.sample_rate, sample_rate)
+            sound.resample(sample_rate)
+            self.num_channels = sound.num_channels
+            self.speech_mean, self.speech_std = sound.speech_mean, sound.speech_std
+            self.num_samples = sound.num_samples
             self.num_speech_samples = sound.num_speech_samples
-            if sound.sample_rate != sample_rate:
-                self._resampler = Resampler(sound.sample_rate, sample_rate, sound.num_channels)
         self._num_given = self._num_speech_given = 0
 
     @property
@@ -51,23 +49,13 @@ class VoiceSource:
 
     def read(self) -> AudioChunk | None:
         """Return the next second of the sound, then of the silence; None at the end."""
-        chunk = self._read_sound() or self._silence()
+        chunk = None if self._sound is None else self._sound.read()
+        if chunk is None:
+            self._sound, chunk = None, self._silence()
         if chunk is not None:
             self._num_given += len(chunk.samples)
             self._num_speech_given += len(chunk.speech)
         return chunk
-
-    def _read_sound(self) -> AudioChunk | None:
-        chunk = None if self._sound is None else self._sound.read()
-        resampler = self._resampler
-        if chunk is not None:
-            if resampler is None:
-                return chunk
-            return AudioChunk(resampler.push(np.ascontiguousarray(chunk.samples.T)).T, chunk.speech)
-        self._sound = self._resampler = None
-        if resampler is None:
-            return None
-        return AudioChunk(resampler.finish().T, np.zeros(0, np.float32))
 
     def _silence(self) -> AudioChunk | None:
         left = self.num_samples - self._num_given
@@ -106,11 +94,11 @@ def one_length(
     return voices
 
 
-def mixed(parts: Sequence[Samples]) -> Samples:
-    """Return the sum of stretches [n, channels] of equal length, within -1..1; one channel goes to both."""
-    total: Samples = parts[0]
-    for part in parts[1:]:
-        total = total + part
+def mixed(voices: Sequence[Samples]) -> Samples:
+    """Return the sum of what is said at one time, [n, channels], within -1..1; one channel goes to both."""
+    total: Samples = voices[0]
+    for voice in voices[1:]:
+        total = total + voice
     return np.clip(total, -1.0, 1.0)
 
 
@@ -120,16 +108,16 @@ def write_mix(voices: Sequence[VoiceSource], file: BinaryIO) -> None:
         sound.setnchannels(max(voice.num_channels for voice in voices))
         sound.setsampwidth(2)
         sound.setframerate(voices[0].sample_rate)
-        waiting = [np.zeros((0, voice.num_channels), np.float32) for voice in voices]
-        while True:
-            chunks = [voice.read() for voice in voices]
-            waiting = [
-                held if chunk is None else np.concatenate((held, chunk.samples))
-                for held, chunk in zip(waiting, chunks, strict=True)
-            ]
-            count = min(map(len, waiting))
-            if not count and all(chunk is None for chunk in chunks):
-                return
-            together = mixed([held[:count] for held in waiting])
+        for together in _together(voices):
             sound.writeframes(np.rint(together * 32767).astype("<i2").tobytes())
-            waiting = [held[count:] for held in waiting]
+
+
+def _together(voices: Sequence[VoiceSource]) -> Iterator[Samples]:
+    """Yield what all say together, about a second at a time."""
+    waiting = [Fifo(voice.num_channels) for voice in voices]
+    while any(chunks := [voice.read() for voice in voices]):
+        for held, chunk in zip(waiting, chunks, strict=True):
+            if chunk is not None:
+                held.push(chunk.samples.T)
+        count = min(held.length for held in waiting)
+        yield mixed([held.pop(count).T for held in waiting])

@@ -244,8 +244,7 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        dim = config.dim
-        self.eps = config.eps
+        dim, self.eps = config.dim, config.eps
         self.self_attn = AttentionProjections(dim, config.num_heads, config.eps)
         self.norm3 = nn.LayerNorm(dim, eps=config.eps)
         self.cross_attn = AttentionProjections(dim, config.num_heads, config.eps)
@@ -276,7 +275,6 @@ class TransformerBlock(nn.Module):
         rows_6G1D = (self.modulation.float() + rows_G6D).transpose(0, 1).unsqueeze(2)
         shift1, scale1, gate1, shift2, scale2, gate2 = rows_6G1D
         own, cross, ffn, kernels = self.self_attn, self.cross_attn, self.ffn, self.kernels
-
         # What a step is done with is let go before the next takes memory.
         first = Modulation(shift1, scale1, self.eps)
         own_rows = self._rows_for(own.q, own.k, own.v)
@@ -293,8 +291,11 @@ class TransformerBlock(nn.Module):
             x_GSD, branch_GSD, None, second, self._rows_for(ffn[0])
         )
         del branch_GSD
-        hidden = kernels.gelu(ffn[0](normed), self._rows_for(ffn[2]))
-        return kernels.add(x_GSD, ffn[2](hidden), gate2)
+        hidden = ffn[0](normed)
+        del normed
+        hidden = kernels.gelu(hidden, self._rows_for(ffn[2]))
+        hidden = ffn[2](hidden)
+        return kernels.add(x_GSD, hidden, gate2)
 
     def _rows_for(self, *linears: nn.Module) -> RowFormat:
         return RowFormat.of(*linears, dtype=self.dtype)
@@ -305,21 +306,23 @@ class TransformerBlock(nn.Module):
         if not late:
             q, k = own.norm_q(q), own.norm_k(k)
         norms = own.norms if late else None
-        return self._output(own, self_attend(own.heads(q), own.heads(k), own.heads(v), norms))
+        attended = self_attend(own.heads(q), own.heads(k), own.heads(v), norms)
+        del q, k, v
+        return self._output(own, attended)
 
     def _attend_text(self, normed: Rows, text: Sequence[KeyValue]) -> Tensor:
         cross = self.cross_attn
         q_GSNd = cross.heads(self.kernels.rms_norm(cross.q(normed), cross.norm_q))
         lanes = q_GSNd.chunk(len(text))
         heads = [attend(q.flatten(0, 1), *kv).view_as(q) for q, kv in zip(lanes, text, strict=True)]
-        return self._output(cross, torch.cat(heads) if len(heads) > 1 else heads[0])
+        heads_GSNd = torch.cat(heads) if len(heads) > 1 else heads[0]
+        del q_GSNd, lanes, heads
+        return self._output(cross, heads_GSNd)
 
     def _output(self, attention: AttentionProjections, heads_GSNd: Tensor) -> Tensor:
         """Reshape [..., N, d] to [..., D]."""
-        merged: Tensor = attention.o(
-            self.kernels.rows(heads_GSNd.flatten(-2), self._rows_for(attention.o))
-        )
-        return merged
+        rows = self.kernels.rows(heads_GSNd.flatten(-2), self._rows_for(attention.o))
+        return cast(Tensor, attention.o(rows))
 
 
 class Head(nn.Module):
@@ -344,10 +347,8 @@ class _StreamAttention:
     def __init__(
         self, layer: int, lanes: Sequence[Lane], frames: Sequence[int], kernels: Kernels
     ) -> None:
-        self._layer = layer
-        self._lanes = lanes
-        self._frames = list(frames)
-        self._kernels = kernels
+        self._layer, self._lanes = layer, lanes
+        self._frames, self._kernels = list(frames), kernels
 
     def __call__(
         self, q_GSNd: Tensor, k_GSNd: Tensor, v_GSNd: Tensor, norms: QueryKeyNorms | None

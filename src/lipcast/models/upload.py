@@ -1,8 +1,11 @@
-"""Copies to a device that nothing waits for."""
+"""Copies to a device that nothing waits for: tensors, and frames as a video tensor."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -15,3 +18,9 @@ def upload(x: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or x.device.type != "cpu":
         return x.to(device)
     return x.pin_memory().to(device, non_blocking=True)
+
+
+def as_video(frames_FHWC: NDArray[Any], device: torch.device) -> Tensor:
+    """Return frames of 0 to 255 as video_BCFHW in -1..1 on `device`, B = 1."""
+    pixels_FHWC = upload(torch.tensor(frames_FHWC), device)
+    return pixels_FHWC.permute(3, 0, 1, 2)[None].float() / 127.5 - 1

@@ -109,9 +109,11 @@ def key_reading(hardware: Hardware) -> KeyReading:
     return "joined" if is_torch and not hardware.prefers_cudnn else "by parts"
 
 
-def attends_in_place(hardware: Hardware) -> bool:
-    """Return whether one kernel attends to ring and sink where they lie, which needs no workspace."""
-    return key_reading(hardware) == "in place"
+def ring_reading(hardware: Hardware, precision: Precision, kv_precision: KVPrecision) -> KeyReading:
+    """Return the same for a ring stored so: by parts only where its numbers need no decoding."""
+    reading = key_reading(hardware)
+    is_half = kv_precision == "bf16" and precision != "fp32"
+    return "joined" if reading == "by parts" and not is_half else reading
 
 
 def needs_dequantising(hardware: Hardware, precision: Precision) -> bool:
@@ -155,7 +157,7 @@ def tick_counts(
         kv_precision,
         num_lanes=num_lanes,
         kernels=hardware.kernels,
-        attends=key_reading(hardware),
+        attends=ring_reading(hardware, precision, kv_precision),
         reading=weight_reading(hardware, precision),
     )
 

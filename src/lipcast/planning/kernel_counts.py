@@ -139,7 +139,7 @@ def kernel_counts(
     elif precision == "nvfp4" and reading == "as stored":
         counts += table.fp4_products
     counts += table.rings.get(kv_precision, KernelCounts())
-    if attends == "by parts" and kv_precision == "bf16" and precision != "fp32":
+    if attends == "by parts":
         counts += table.by_parts
     if num_lanes > 1:
         counts += table.several_lanes

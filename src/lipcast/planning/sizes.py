@@ -19,6 +19,7 @@ from lipcast.config.geometry import Geometry
 from lipcast.config.gpu_options import KernelName
 from lipcast.config.models import DiTConfig, SpeechShape, TextConfig, VAEConfig
 from lipcast.config.precision import KVPrecision, Precision, plain_precision
+from lipcast.planning.kernel_counts import KeyReading
 from lipcast.planning.tensors import (
     WEIGHT_USES,
     Shape,
@@ -214,29 +215,51 @@ def tick_bytes(
     num_lanes: int,
     split: float = 1,
     kernels: KernelName = "plain",
-    in_place: bool = False,
+    attends: KeyReading = "joined",
+    as_stored: bool = False,
     num_characters: int = 1,
 ) -> int:
     """Return the most that one tick holds beside weights, rings and conditions.
 
-    Per token and channel, with b bytes a number. Plain kernels: 2.4 + 8 b and the attention workspace in
-    self-attention; 14.5 + 7.8 b where the text queries are normalised (the residual stream and
-    the norm are fp32); 4 + 5 b + 2 b ffn/D in the feed-forward. Fused kernels: 4.2 + 6 b and the
-    workspace, unless they attend `in_place`; 8.7 + b + 2 b ffn/D. Counted on the modules.
+    `attends`: how attention finds the keys; `as_stored`: weights are multiplied as they are, for which
+    activations are quantised. Counted on the modules, every path (`tests/planning/test_sizes_counted.py`).
     """
-    numbers = (
-        num_lanes * geometry.latents_per_block * geometry.tokens_per_frame * config.dim / split
-    )
     b, ratio = plain_bytes(precision), config.ffn_dim / config.dim
-    workspace = 0.0 if in_place else attention_workspace_bytes(config, geometry, precision) / split
-    plain = (
-        (2.4 + 8.05 * b) * numbers + workspace,
-        (14.6 + 7.8 * b) * numbers,
-        (4 + 5 * b + 2 * b * ratio) * numbers,
-    )
-    fused = ((4.2 + 6 * b) * numbers + workspace, (8.7 + b + 2 * b * ratio) * numbers)
-    phases = plain if kernels == "plain" else fused
+    numbers = num_lanes * lane_numbers(config, geometry) / split
+    row = _ROW_BYTES.get(precision, b) if as_stored else b
+    workspace = 0.0
+    if attends == "joined":
+        workspace = attention_workspace_bytes(config, geometry, precision) / split
+    if kernels == "plain":
+        hidden = _PLAIN_HIDDEN_BYTES.get(precision, 2 * b) if as_stored else 2 * b
+        phases = (
+            (2.4 + 8.05 * b) * numbers + workspace,
+            (14.6 + 7.8 * b)
+            * numbers,  # the text queries' norm, and the residual stream, in float32
+            (8.1 + hidden * ratio) * numbers,
+        )
+    else:
+        # Input and results of attention, lane by lane; with "by parts" those of three parts, and their sums.
+        part = 3 * (b + 4 / config.head_dim) if attends == "by parts" else 0.0
+        lanes = (num_lanes + 1) * b + part
+        hidden = b + row + (b if precision == "nvfp4" and as_stored else 0)
+        phases = (
+            (4.1 + row + 3 * b + lanes / num_lanes) * numbers + workspace,
+            (8.1 + row + 3 * b) * numbers,  # attention to the text
+            (8.1 + hidden * ratio) * numbers,
+        )
     return int(max(*phases, audio_encoding_bytes(config, num_characters)))
+
+
+_ROW_BYTES: Mapping[Precision, float] = MappingProxyType({"fp8": 1.0, "nvfp4": 0.5625})
+"""Bytes of a quantised activation."""
+_PLAIN_HIDDEN_BYTES: Mapping[Precision, float] = MappingProxyType({"fp8": 9.0, "nvfp4": 35.0})
+"""Bytes for a number of the feed-forward while PyTorch's operators quantise it."""
+
+
+def lane_numbers(config: DiTConfig, geometry: Geometry) -> int:
+    """Return the numbers of one lane's hidden states."""
+    return geometry.latents_per_block * geometry.tokens_per_frame * config.dim
 
 
 def audio_encoding_bytes(config: DiTConfig, num_characters: int = 1) -> int:
@@ -254,7 +277,8 @@ def audio_encoding_bytes(config: DiTConfig, num_characters: int = 1) -> int:
 
 
 _DECODE_UNITS = 7.0
-"""Full-size activations alive while one latent frame is decoded: 5.1 counted, the rest for cuDNN."""
+"""Full-size activations alive while one latent frame is decoded: 5.1 counted, 5.4 with the fused kernels,
+the rest for cuDNN and the picture that tiles are blended in."""
 _ENCODE_UNITS = 15.0
 """The same while a still picture is encoded: about 13 counted, the rest for cuDNN."""
 

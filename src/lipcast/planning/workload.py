@@ -264,12 +264,12 @@ class Workload:
             num_lanes=self.num_lanes,
             split=self.split,
             kernels=hardware.kernels,
-            in_place=costs.attends_in_place(hardware),
+            attends=costs.ring_reading(hardware, precision, self.config.kv_precision),
+            as_stored=costs.weight_reading(hardware, precision) == "as stored",
             num_characters=self.request.num_characters,
         )
-        if costs.needs_dequantising(hardware, precision):
-            work += sizes.widest_linear_bytes(self.dit, precision)
-        return work
+        expands = costs.needs_dequantising(hardware, precision)
+        return work + expands * sizes.widest_linear_bytes(self.dit, precision)
 
     @cached_property
     def num_graphs(self) -> int:
@@ -354,9 +354,9 @@ def decoder_parts(
     vae = request.models.vae
     height, width = (side * vae.spatial_factor for side in tile)
     state = sizes.decoder_state_bytes(vae, *tile, precision=precision)
+    work = sizes.decode_work_bytes(vae, height, width, precision=precision)
     # The state before a block is kept while the block is decoded; that of tiles, in host memory.
     is_whole = tile == tile_size(request, (1, 1))
-    work = sizes.decode_work_bytes(vae, height, width, precision=precision)
     return (
         MemoryItem(items.DECODER_WEIGHTS, sizes.vae_bytes(vae, precision)),
         MemoryItem(items.DECODER_STATE, 2 * state if is_whole else state),

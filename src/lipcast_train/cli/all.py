@@ -107,7 +107,9 @@ def train(
         f"{n}: {p['steps']} steps, loss divided by {p['loss_factor']}" for n, p in phases.items()
     ]
     if result.is_finished:
-        measured = _measure(result.model, preset, output / _REPORT)
+        path = output / _REPORT
+        is_known = path.exists() and not result.is_new
+        measured = read_json(path) if is_known else _measure(result.model, preset, path)
         document |= {"status": "finished", "model": str(result.model), "report": measured}
         lines += [f"model: {result.model}", *_report_lines(measured)]
     console.result(document, "\n".join(lines))

@@ -9,22 +9,25 @@ good as any.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from lipcast.models.speech import SpeechEncoder
+from lipcast.models.upload import as_video
 from lipcast.models.vae import VideoVAE
+from lipcast.models.vae_blocks import EncoderState
 from lipcast.weights.disk import make_directory
 from lipcast.weights.files import open_tensors
 from lipcast.weights.writer import write_tensors
 from lipcast_train.data.clips import Clip
-from lipcast_train.data.pool import ClipPool, pixel_weights, video_of_frames
-from lipcast_train.networks.autoencoder import encode_normalised
+from lipcast_train.data.pool import ClipPool, pixel_weights
 from lipcast_train.networks.voices import encode_voice
 
 STILL_LATENTS = 3
@@ -52,16 +55,28 @@ def encode_clip(
     device: torch.device,
     still_latents: int = STILL_LATENTS,
 ) -> EncodedClip:
-    """Encode a clip as the continuation of its portrait at rest."""
-    still = np.repeat(clip.portrait_HWC[None], 1 + 4 * (still_latents - 1), axis=0)
-    video = video_of_frames(np.concatenate([still, clip.frames_THWC]), device)
-    latents = encode_normalised(vae, video)[0].float()
+    """Encode a clip as the continuation of its portrait at rest; memory is that of one latent's frames."""
+    state = EncoderState()
+    groups = _groups(clip, still_latents, vae.config.temporal_factor)
+    latents = torch.cat(
+        [vae.encode_chunk(as_video(group, device), state)[0].cpu() for group in groups],
+        dim=1,
+    )
     wave_N = torch.from_numpy(clip.wave_N).to(device)
     features = encode_voice(speech, wave_N, len(clip.frames_THWC))
     weights = functional.avg_pool2d(pixel_weights(clip)[None], vae.config.spatial_factor)[0]
     split = [still_latents, latents.shape[1] - still_latents]
-    still_CFHW, latents_CFHW = latents.cpu().split(split, dim=1)
+    still_CFHW, latents_CFHW = latents.split(split, dim=1)
     return EncodedClip(latents_CFHW, still_CFHW, features.cpu(), weights, clip.prompt)
+
+
+def _groups(clip: Clip, still_latents: int, size: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield the frames of each latent: of the portrait at rest, the first of one frame; then of the clip."""
+    yield clip.portrait_HWC[None]
+    for _ in range(still_latents - 1):
+        yield np.repeat(clip.portrait_HWC[None], size, axis=0)
+    for first in range(0, len(clip.frames_THWC) - size + 1, size):
+        yield clip.frames_THWC[first : first + size]
 
 
 class LatentCache:
@@ -80,8 +95,8 @@ class LatentCache:
         still_latents: int = STILL_LATENTS,
     ) -> None:
         """`still_latents`: those of the portrait before a clip; all motion latents, where they differ."""
-        self._folder, self._pool = folder, pool
-        self._vae, self._speech, self._device = vae, speech, device
+        self._folder, self._device, self._count = folder, device, len(pool)
+        self._origin: tuple[ClipPool, VideoVAE, SpeechEncoder] | None = (pool, vae, speech)
         self._identity = identity
         self._still_latents = still_latents
         self._kept: dict[int, EncodedClip] = {}
@@ -93,7 +108,11 @@ class LatentCache:
         self._room_on_disk, self._room_in_memory = max_bytes - sum(own), max_bytes
 
     def __len__(self) -> int:
-        return len(self._pool)
+        return self._count
+
+    def drop_encoders(self) -> None:
+        """Let go of the pool's frames and of the encoders, after every clip has found room."""
+        self._origin = None
 
     def clip(self, index: int) -> EncodedClip:
         """Return a clip, encoded now if it is not there."""
@@ -109,8 +128,10 @@ class LatentCache:
 
     def _encoded(self, index: int, path: Path) -> EncodedClip:
         """Return a clip that is encoded now, and written if there is room."""
+        assert self._origin is not None, f"clip {index} was not encoded before the encoders went"
+        pool, vae, speech = self._origin
         clip = encode_clip(
-            self._pool.clip(index), self._vae, self._speech,
+            pool.clip(index), vae, speech,
             device=self._device, still_latents=self._still_latents,
         )  # fmt: skip
         size = _size(clip)

@@ -46,6 +46,11 @@ Voice = tuple[NDArray[np.float32], MouthTrack]
 class ClipSource(Protocol):
     """Gives clips by number; the same number always gives the same clip."""
 
+    @property
+    def side(self) -> int:
+        """Height and width of the pictures, in pixels."""
+        ...
+
     def __len__(self) -> int: ...
 
     def clip(self, index: int) -> Clip: ...

@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import OrderedDict
+from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from lipcast_train.data.clips import Clip, ClipSource, Voice
 
 KEPT_BYTES = 1 << 30
 """Of frames in memory."""
+_KEPT_VOICES = 64
 MOUTH_WEIGHT, EYES_WEIGHT = 4.0, 3.0
 _WEIGHTS = {"mouth": MOUTH_WEIGHT, "eyes": EYES_WEIGHT}
 
@@ -28,13 +29,14 @@ class ClipPool:
         self._source, self._kept_bytes = source, kept_bytes
         self._clips: OrderedDict[int, Clip] = OrderedDict()
         self._num_bytes = 0
+        self._voice = lru_cache(_KEPT_VOICES)(source.voice)
 
     def __len__(self) -> int:
         return len(self._source)
 
     def voice(self, index: int) -> Voice:
         """Return the sound of a clip, and how a mouth moves to it."""
-        return self._source.voice(index)
+        return self._voice(index)
 
     def clip(self, index: int) -> Clip:
         """Return a clip."""
@@ -59,12 +61,6 @@ def noise_like(like: Tensor, seed: int) -> Tensor:
     """Return standard normal numbers of the shape and on the device of a tensor."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(like.shape, generator=generator).to(like.device)
-
-
-def video_of_frames(frames_THWC: np.ndarray, device: torch.device) -> Tensor:
-    """Return frames as video_BCTHW in [-1, 1], B = 1."""
-    pixels = torch.from_numpy(np.ascontiguousarray(frames_THWC)).to(device)
-    return pixels.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
 
 
 def pixel_weights(clip: Clip) -> Tensor:

@@ -124,8 +124,7 @@ def training_shape(request: LoraRequest, source: ClipSource) -> TrainingShape:
         raise InputError(
             "there are no clips to train on; give a folder with videos that have sound"
         )
-    frames_THWC = source.clip(0).frames_THWC
-    geometry = _geometry(models, frames_THWC.shape[1], frames_THWC.shape[2])
+    geometry = _geometry(models, source.side)
     return TrainingShape(
         config=models.dit,
         geometry=geometry,
@@ -138,9 +137,9 @@ def training_shape(request: LoraRequest, source: ClipSource) -> TrainingShape:
     )
 
 
-def _geometry(models: Models, height: int, width: int) -> Geometry:
+def _geometry(models: Models, side: int) -> Geometry:
     frames = models.dit.infer_frames
-    return Geometry.of(models.dit, models.vae, height=height, width=width, infer_frames=frames)
+    return Geometry.of(models.dit, models.vae, height=side, width=side, infer_frames=frames)
 
 
 def train_lora(
@@ -237,7 +236,7 @@ class _Probe:
 def _encode(
     request: LoraRequest, source: ClipSource, report: Report
 ) -> tuple[LatentCache, dict[str, Tensor]]:
-    """Encode every clip and every prompt that is not on the disk; the encoders leave the device."""
+    """Encode every clip and every prompt that is not on the disk; nothing keeps the encoders."""
     bundle = load_bundle(
         request.model, device=request.device, dtype=torch.float32, networks=("vae", "speech")
     )
@@ -255,9 +254,10 @@ def _encode(
     )
     report(f"encoding {len(source)} clips; those that were encoded before are read")
     prompts = {"", *(cache.clip(index).prompt for index in range(len(source)))}
-    bundle.vae.to("cpu")
-    bundle.speech.to("cpu")
-    contexts = _embed(sorted(prompts), bundle.files)
+    cache.drop_encoders()
+    files = bundle.files
+    del bundle
+    contexts = _embed(sorted(prompts), files)
     return cache, {prompt: context.to(request.device) for prompt, context in contexts.items()}
 
 

@@ -19,6 +19,7 @@ from lipcast.models.speech import SpeechConfig, SpeechEncoder
 from lipcast.models.text import TextEncoder
 from lipcast.models.vae import VideoVAE
 from lipcast.models.vae_tiny import TinyDecoder
+from lipcast.weights.bundle import load_bundle
 from lipcast.weights.checkpoint import checkpoint_dir, read_json
 from lipcast_train.networks.autoencoder import convolve_in_planes
 
@@ -97,6 +98,14 @@ def build_networks(sizes: Sizes, *, seed: int) -> Networks:
     convolve_in_planes(networks.vae)
     networks.to(torch.device("cpu"))
     return networks
+
+
+def take_autoencoder(vae: VideoVAE, model: str) -> None:
+    """Begin from the trained autoencoder of a model of the same sizes."""
+    known = load_bundle(
+        checkpoint_dir(model), device=torch.device("cpu"), dtype=torch.float32, networks=("vae",)
+    ).vae
+    vae.load_state_dict(known.state_dict())
 
 
 def _initialised(dit: DiT) -> DiT:

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lipcast.models.upload import as_video
 from lipcast.models.vae import VideoVAE
 from lipcast.models.vae_tiny import TinyDecoder
-from lipcast_train.data.pool import ClipPool, dice, noise_like, pixel_weights, video_of_frames
+from lipcast_train.data.pool import ClipPool, dice, noise_like, pixel_weights
 from lipcast_train.networks.autoencoder import (
     decode_fast,
     decode_raw,
@@ -116,7 +117,7 @@ class FootageBatches:
             frames = np.concatenate([np.repeat(clip.portrait_HWC[None], STILL_FRAMES, 0), frames])
             at = 0.0
         first = int(at * max(0, len(frames) - length))
-        video = video_of_frames(frames[first : first + length], self._device)
+        video = as_video(frames[first : first + length], self._device)
         return Footage(video, pixel_weights(clip).to(self._device), seed)
 
 

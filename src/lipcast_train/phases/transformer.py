@@ -54,22 +54,21 @@ class WindowModel(nn.Module):
         config = dit.config
         self.flow: FlowSchedule = flow_schedule(config.sample_steps, shift=config.sample_shift)
 
-    def rollout(self, batch: WindowBatch, num_steps: int) -> Tensor:
+    def rollout(self, noise_BCFHW: Tensor, num_steps: int, prepared: PreparedWindow) -> Tensor:
         """Return the latents after the first steps from noise."""
-        prepared = self._prepared(batch)
-        latent, flow = batch.noise_BCFHW, self.flow
+        latent, flow = noise_BCFHW, self.flow
         for step in range(num_steps):
             times = [flow.timesteps[step]] * len(latent)
             velocity = window_velocity(self.dit, latent, times, prepared)
             latent = latent + (flow.sigmas[step + 1] - flow.sigmas[step]) * velocity.float()
         return latent
 
-    def velocity(self, batch: WindowBatch, latent: Tensor, sigmas: list[float]) -> Tensor:
+    def velocity(self, latent: Tensor, sigmas: list[float], prepared: PreparedWindow) -> Tensor:
         """Return the velocity at a noise level a sample."""
         times = [1000 * sigma for sigma in sigmas]
-        return window_velocity(self.dit, latent, times, self._prepared(batch)).float()
+        return window_velocity(self.dit, latent, times, prepared).float()
 
-    def _prepared(self, batch: WindowBatch) -> PreparedWindow:
+    def prepare(self, batch: WindowBatch) -> PreparedWindow:
         """Embed the prompts, every text once, and encode all that does not depend on the noise."""
         known = {prompt: self._embedded(prompt) for prompt in sorted(set(batch.prompts))}
         conditions = WindowConditions(
@@ -97,7 +96,7 @@ class FlowObjective(WindowModel):
         sigmas = [self._noise_level(level) for level in batch.levels]
         sigma_B1 = batch.clean_BCFHW.new_tensor(sigmas)[:, None, None, None, None]
         latent = (1 - sigma_B1) * batch.clean_BCFHW + sigma_B1 * batch.noise_BCFHW
-        velocity = self.velocity(batch, latent, sigmas)
+        velocity = self.velocity(latent, sigmas, self.prepare(batch))
         return _weighted(velocity - (batch.noise_BCFHW - batch.clean_BCFHW), batch)
 
     def _noise_level(self, level: float) -> float:
@@ -119,10 +118,13 @@ class RolloutObjective(WindowModel):
         """Return the weighted squared error of the clean latents."""
         num_steps = max(1, len(self.flow.timesteps) - 1)
         step = int(batch.levels[0] * num_steps)
+        prepared = self.prepare(batch)
         with torch.no_grad():
-            latent = self.rollout(batch, step)
+            latent = self.rollout(batch.noise_BCFHW, step, prepared)
+        # Weights that autocast has cast without gradients must not be taken for those with.
+        torch.clear_autocast_cache()
         sigma = self.flow.sigmas[step]
-        velocity = self.velocity(batch, latent, [sigma] * len(latent))
+        velocity = self.velocity(latent, [sigma] * len(latent), prepared)
         return _weighted(latent - sigma * velocity - batch.clean_BCFHW, batch)
 
 
@@ -153,7 +155,8 @@ def transformer_phase(
     def sample(path: Path) -> None:
         clip = cache.clip(0)
         batch = collate([draw_window(clip, shape, dice(seed, "sample"))], device)
-        made = model.rollout(batch, len(model.flow.timesteps))
+        prepared = model.prepare(batch)
+        made = model.rollout(batch.noise_BCFHW, len(model.flow.timesteps), prepared)
         rows = [_decoded(vae, clip.still_CFHW.to(device), x[0]) for x in (batch.clean_BCFHW, made)]
         write_strip(path, rows)
 
