@@ -12,9 +12,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx2
-
-from lipcast.speech.service import Service, is_json, reason_of
+from lipcast.speech.service import EventSource, Service, is_json, reason_of
 from lipcast.speech.thoughts import Thoughts
 
 LLM_KEY = "LIPCAST_LLM_KEY"
@@ -63,7 +61,7 @@ class ChatModel:
         ):
             yield pieces
 
-    async def _read(self, source: httpx2.EventSource) -> AsyncGenerator[str, None]:
+    async def _read(self, source: EventSource) -> AsyncGenerator[str, None]:
         """Yield the text of an answer in the pieces that come."""
         if is_json(source.response):
             yield self._text(await self._service.document(source.response), "message")

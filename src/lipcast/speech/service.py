@@ -19,6 +19,8 @@ import httpx2
 from lipcast.env import secret
 from lipcast.errors import SpeechError, UsageError
 
+EventSource = httpx2.EventSource
+"""Events of an answer, and its response."""
 CONNECT_S, READ_S = 10.0, 60.0
 """How long a server may take to be reached, and to send something."""
 _MAX_DOCUMENT = 2**20
@@ -60,7 +62,7 @@ class Service:
                 yield response
 
     @asynccontextmanager
-    async def events(self, path: str, document: Any) -> AsyncIterator[httpx2.EventSource]:
+    async def events(self, path: str, document: Any) -> AsyncIterator[EventSource]:
         """Send a request that is answered by server-sent events."""
         client, address = await self._opened(), self._address(path)
         with self._explaining():
