@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from lipcast.models.kernels import choice
 from lipcast.models.kernels.choice import choose_kernels
 from lipcast.models.kernels.fused import FusedKernels
 from lipcast.models.kernels.operators import attention_block, row_block
+from lipcast.models.kernels.register import on_its_device
 from lipcast.planning import costs
 from lipcast.planning.hardware import CUDNN_MAJORS, expected_kernels, gpu
 from sounds import EXAMPLES
@@ -132,6 +135,25 @@ def test_the_planner_knows_which_attention_was_asked_for(
     assert costs.key_reading(hardware) == reading
     request = plan_request({"gpu": card, "attention": attention})
     assert costs.key_reading(request.hardware) == reading
+
+
+def test_kernels_are_launched_on_the_gpu_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that is new has chosen the first GPU; Triton asks the thread."""
+    chosen: list[torch.device] = []
+
+    @contextmanager
+    def choosing(device: torch.device) -> Iterator[None]:
+        chosen.append(device)
+        yield
+        chosen.append(CPU)
+
+    monkeypatch.setattr(torch.cuda, "device", choosing)
+    launch = on_its_device(lambda *args: (list(chosen), args))
+    second = SimpleNamespace(device=torch.device("cuda", 1))
+    assert launch([second], 3) == ([second.device], ([second], 3))
+    assert chosen == [second.device, CPU]
+    here = torch.ones(2)
+    assert launch(here) == ([second.device, CPU], (here,)) and len(chosen) == 2
 
 
 @pytest.mark.parametrize("dim", [1, 16, 17, 5120, 13824])
