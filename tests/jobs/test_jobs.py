@@ -310,6 +310,7 @@ def test_a_store_of_a_later_version_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("num_characters", [1, 2])
 def test_a_directed_video_is_the_same_with_and_without_interruption(
     tmp_path: Path,
     portrait: Path,
@@ -317,6 +318,7 @@ def test_a_directed_video_is_the_same_with_and_without_interruption(
     quick: lipcast.Lipcast,
     monkeypatch: Any,
     capsys: Any,
+    num_characters: int,
 ) -> None:
     """A worker dies between segments; a prompt begins behind it, and its table is gone by then."""
     monkeypatch.setattr("lipcast.api.load", lambda *_, **__: quick)
@@ -329,10 +331,15 @@ def test_a_directed_video_is_the_same_with_and_without_interruption(
         Image.fromarray(np.full((64, 64, 3), 12 * n, np.uint8)).save(clip / f"{n}.png")
     clips = ("--pose_video", clip, "--pose_end", "loop", "--continue_from", clip)
     directed = (*clips, "--prompts", table)
+    voices = ["--audio", sound(0.9)]
+    if num_characters == 2:
+        width, height = Image.open(portrait).size
+        halves = [(f"{x},0,{width // 2},{height}", s) for x, s in ((0, 0.9), (width // 2, 0.4))]
+        voices = [x for box, s in halves for x in ("--character", f"{box}:{sound(s)}")]
     names = []
     for output, more in (("a", directed), ("b", directed), ("c", ())):
         names += command(
-            capsys, "job", "submit", "--image", portrait, "--audio", sound(0.9), "--size", "64*64",
+            capsys, "job", "submit", "--image", portrait, *voices, "--size", "64*64",
             "--infer_frames", 16, "--segment", "0.48s", "-o", tmp_path / f"{output}.mp4", *more, *place,
         )["jobs"]  # fmt: skip
     table.unlink()
@@ -346,18 +353,10 @@ def test_a_directed_video_is_the_same_with_and_without_interruption(
     first, second, plain = (decoded(tmp_path / f"{name}.mp4")[0] for name in "abc")
     assert np.array_equal(first, second)
     assert not np.array_equal(first[:12], plain[:12])
-    words = [
-        "job",
-        "submit",
-        "--image",
-        str(portrait),
-        "--audio",
-        str(sound(0.9)),
-        "--independent_segments",
-    ]
     table.write_text("0.4;he laughs\n", "utf-8")
-    assert (
-        main([*words, "--prompts", str(table), "-o", str(tmp_path / "d.mp4"), *map(str, place)])
-        == 2
-    )
+    words = [
+        "job", "submit", "--image", portrait, "--audio", sound(0.9), "--independent_segments",
+        "--prompts", table, "-o", tmp_path / "d.mp4", *place,
+    ]  # fmt: skip
+    assert main(list(map(str, words))) == 2
     assert "which a directed video cannot" in capsys.readouterr().err
