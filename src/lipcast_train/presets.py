@@ -77,7 +77,7 @@ SMOKE = Preset(
     speech=Recipe(80, 6, 3e-3, average=0.95),
     autoencoder=Recipe(8, 1, 5e-5, average=0.8, warmup_steps=2),
     decoder=Recipe(40, 1, 4e-3, average=0.95),
-    transformer=Recipe(280, 6, 2e-3, average=0.98),
+    transformer=Recipe(480, 8, 3e-3, average=0.98),
     few_steps=Recipe(10, 6, 3e-4, average=0.8),
     footage_lengths=(9, 17),
     window_frames=6,
