@@ -13,10 +13,8 @@ The first second is that after the expression has come. What is measured is defi
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +26,7 @@ from lipcast.lab.drift import drift
 from lipcast.lab.footage import Footage, survey
 from lipcast.lab.metric import Metric
 from lipcast.lab.seams import seams
+from lipcast.media.audio import AudioFile, open_audio
 from lipcast.speech.sound import Sound, to_int16, wav_bytes
 from lipcast_train.data.clips import Clip
 from lipcast_train.data.procedural import FRAMES_PER_BLOCK
@@ -79,15 +78,17 @@ def _frames(
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield the frames of a person who says the clip's words again and again."""
     wave_N = np.resize(clip.wave_N, num_frames * SAMPLE_RATE // VIDEO_FPS)
-    with tempfile.TemporaryDirectory() as folder:
-        sound = Path(folder) / "voice.wav"
-        sound.write_bytes(wav_bytes([Sound(to_int16(wave_N), SAMPLE_RATE)]))
-        session = model.stream(
-            image=clip.portrait_HWC, audio=sound, prompt=clip.prompt, infer_frames=window
-        )
-        with session as blocks:
-            for block in blocks:
-                yield from block.frames
+    session = model.stream(
+        image=clip.portrait_HWC, audio=sound_of(wave_N), prompt=clip.prompt, infer_frames=window
+    )
+    with session as blocks:
+        for block in blocks:
+            yield from block.frames
+
+
+def sound_of(wave_N: NDArray[np.float32]) -> AudioFile:
+    """Return a voice as a sound that videos are made from."""
+    return open_audio(wav_bytes([Sound(to_int16(wave_N), SAMPLE_RATE)]))
 
 
 def _value(metrics: list[Metric], name: str) -> float | None:

@@ -13,7 +13,6 @@ frames of the true clip, so it knows the face and nothing of the model.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,10 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lipcast
-from lipcast.config.models import SAMPLE_RATE
-from lipcast.speech.sound import Sound, to_int16, wav_bytes
 from lipcast_train.data.clips import Clip
-from lipcast_train.long_video import measure_long_video
+from lipcast_train.long_video import measure_long_video, sound_of
 
 Floats = NDArray[np.float64]
 _RIDGE = 0.05
@@ -87,20 +84,14 @@ def measure_model(
     loaded = lipcast.load(str(model), device="cpu", precision="fp32")
     rows = []
     for index, clip in clips:
-        with tempfile.TemporaryDirectory() as folder:
-            sound = Path(folder) / "voice.wav"
-            sound.write_bytes(voice_file(clip))
-            video = loaded.generate(image=clip.portrait_HWC, audio=sound, prompt=clip.prompt)
+        video = loaded.generate(
+            image=clip.portrait_HWC, audio=sound_of(clip.wave_N), prompt=clip.prompt
+        )
         rows.append(measure_clip(index, clip, np.asarray(video.frames)))
     report = report_of(str(model), rows)
     if long_s is not None:
         report["average"] |= measure_long_video(loaded, clips[0][1], seconds=long_s)
     return report
-
-
-def voice_file(clip: Clip) -> bytes:
-    """Return the voice of a clip as a WAV file."""
-    return wav_bytes([Sound(to_int16(clip.wave_N), SAMPLE_RATE)])
 
 
 def measure_clip(index: int, clip: Clip, made_THWC: NDArray[np.uint8]) -> ClipReport:

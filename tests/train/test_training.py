@@ -20,7 +20,7 @@ from lipcast.models.upload import as_video
 from lipcast.models.vae import Encoder, VideoVAE
 from lipcast_train.data.cache import LatentCache, encode_clip
 from lipcast_train.data.pool import ClipPool
-from lipcast_train.long_video import measure_long_video
+from lipcast_train.long_video import measure_long_video, sound_of
 from lipcast_train.networks.autoencoder import decode_raw, encode_moments, encode_normalised
 from lipcast_train.networks.build import build_networks
 from lipcast_train.networks.voices import encode_voice
@@ -31,7 +31,6 @@ from lipcast_train.report import (
     compare_reports,
     measure_clip,
     report_of,
-    voice_file,
 )
 from lipcast_train.run import train_all
 from lipcast_train.training.devices import Devices, Share
@@ -61,8 +60,7 @@ def test_all_phases_end_in_a_checkpoint_that_speaks(trained):
     model = lipcast.load(
         str(result.model), device="cpu", decoder=result.model / "taew2_1.safetensors"
     )
-    sound = folder / "voice.wav"
-    sound.write_bytes(voice_file(clip))
+    sound = sound_of(clip.wave_N)
     frames = model.generate(image=clip.portrait_HWC, audio=sound, prompt=clip.prompt).frames
     assert frames.shape == (24, 64, 64, 3)
     card = (result.model / "README.md").read_text("utf-8")
