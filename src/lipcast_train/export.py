@@ -64,8 +64,8 @@ def model_card(networks: Networks, *, title: str, facts: Iterable[str]) -> str:
     return "\n".join([
         "---", "license: apache-2.0", "tags: [talking-head, lip-sync, live-avatar]", "---", "",
         f"# {title}", "",
-        "A small model of the Live Avatar family, trained from nothing with `lipcast-train`. A portrait,",
-        "a voice and a prompt become a talking video:", "",
+        "A small model of the Live Avatar family, trained with `lipcast-train`. A portrait, a voice",
+        "and a prompt become a talking video:", "",
         "```", "lipcast generate --model . --image me.png --audio hello.wav -o out.mp4", "```", "",
         "| network | parameters |", "| --- | --- |", *rows, "",
         *(f"- {fact}" for fact in facts), "",

@@ -113,6 +113,8 @@ class _Training:
             f"{name}: {done.step} steps, loss {done.losses[-1]:.4f}"
             for name, done in self._phases.items()
         ]
+        if self._preset.autoencoder_of:
+            facts.insert(0, f"the autoencoder began as that of `{self._preset.autoencoder_of}`")
         export(self._model, self._networks, title=f"lipcast {self._preset.name}", facts=facts)
         write_text(stamp, made_of)
         return True

@@ -75,7 +75,7 @@ def train(
     bf16: bool,
     max_time: float | None,
 ) -> None:
-    """Train every network of a model from nothing, export it and measure it.
+    """Train every network of a model, export it and measure it.
 
     What the phases are: docs/training.md.
     """

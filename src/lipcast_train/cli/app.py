@@ -11,7 +11,7 @@ from lipcast_train.cli.lora import lora
 _HELP = """Train a model of the Live Avatar family.
 
 \b
-Train every network from nothing, small:
+Train every network, small:
   lipcast-train all --preset smoke -o out/smoke
   lipcast generate --model out/smoke/model --image me.png --audio hello.wav -o out.mp4
 
