@@ -12,28 +12,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 import lipcast
 from lipcast.lab.footage import Footage
 from lipcast.lab.mouth import mouth_of_drawing
-from lipcast.lab.sync import correlation
+
+sys.path.append(str(Path(__file__).parents[2] / "tests"))
+from pixels import correlation
+from portraits import side_by_side
 
 ROOT = Path(__file__).parents[2]
 VOICES = "speech_d_female", "speech_b_male"
 SIDE = 256
-
-
-def two_people(numbers: list[int]) -> Image.Image:
-    """Return two example portraits side by side."""
-    picture = Image.new("RGB", (2 * SIDE, SIDE))
-    for place, number in enumerate(numbers):
-        portrait = Image.open(ROOT / "examples" / f"portrait_{number}.png").convert("RGB")
-        picture.paste(portrait.resize((SIDE, SIDE)), (place * SIDE, 0))
-    return picture
 
 
 def main() -> None:
@@ -49,7 +43,7 @@ def main() -> None:
     drives = [np.load(ROOT / "tests" / "data" / f"{voice}_mouth_open.npy") for voice in VOICES]
     boxes = f"0,0,{SIDE},{SIDE}", f"{SIDE},0,{SIDE},{SIDE}"
     video = lipcast.load("tiny").generate(
-        image=two_people(flags.portraits),
+        image=side_by_side(flags.portraits, SIDE),
         characters=[
             lipcast.Character(box, ROOT / "examples" / f"{voice}.wav")
             for box, voice in zip(boxes, VOICES, strict=True)
@@ -65,8 +59,7 @@ def main() -> None:
     for name, half in (("left", frames[:, :, :middle]), ("right", frames[:, :, middle:])):
         opening = mouth_of_drawing(Footage.of_frames(half)).opening
         for voice, drive in zip(VOICES, drives, strict=True):
-            count = 0 if opening is None else min(len(opening), len(drive))
-            r = None if opening is None else correlation(opening[:count], drive[:count])
+            r = None if opening is None else correlation(opening, drive)
             result[f"{name}, {voice}"] = r
             print(f"{name} mouth with {voice}: {'not found' if r is None else format(r, '.3f')}")
     print(json.dumps(result))

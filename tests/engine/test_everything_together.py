@@ -14,7 +14,8 @@ from PIL import Image
 import lipcast
 from latents import watched
 from planned import planned
-from sounds import EXAMPLES, write_wav
+from portraits import side_by_side
+from sounds import write_wav
 
 SMALL: dict[str, Any] = {
     "size": "64*128", "infer_frames": 12, "sample_steps": 2, "swap_reference": False,
@@ -24,10 +25,7 @@ SMALL: dict[str, Any] = {
 @pytest.fixture
 def inputs(tmp_path: Path) -> dict[str, Any]:
     """Two blocks; the second one has a prompt of its own, and one voice ends before it."""
-    two, clip = Image.new("RGB", (128, 64)), tmp_path / "clip"
-    for index, number in enumerate((3, 4)):
-        portrait = Image.open(EXAMPLES / f"portrait_{number}.png").convert("RGB")
-        two.paste(portrait.resize((64, 64)), (index * 64, 0))
+    two, clip = side_by_side((3, 4), 64), tmp_path / "clip"
     clip.mkdir()
     for n in range(20):
         Image.fromarray(np.full((64, 128, 3), 12 * n, np.uint8)).save(clip / f"{n}.png")

@@ -23,6 +23,7 @@ from lipcast.jobs.runner import input_sha256, run_jobs
 from lipcast.jobs.store import Store
 from lipcast.media.video import read_video
 from lipcast.weights.bundle import ModelBundle
+from portraits import side_by_side
 from sounds import EXAMPLES, syllables, write_wav
 
 FEMALE, MALE = EXAMPLES / "speech_d_female.wav", EXAMPLES / "speech_b_male.wav"
@@ -33,12 +34,7 @@ SMALL: dict[str, Any] = {"size": "64*128", "infer_frames": 12, "num_clip": 2, "s
 
 @pytest.fixture(scope="module")
 def two() -> Image.Image:
-    """Two portraits side by side."""
-    picture = Image.new("RGB", (2 * SIDE, SIDE))
-    for index, number in enumerate((3, 4)):
-        portrait = Image.open(EXAMPLES / f"portrait_{number}.png").convert("RGB")
-        picture.paste(portrait.resize((SIDE, SIDE)), (index * SIDE, 0))
-    return picture
+    return side_by_side((3, 4), SIDE)
 
 
 def cast(first: Path | None, second: Path | None) -> list[Character]:
