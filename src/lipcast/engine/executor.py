@@ -179,7 +179,7 @@ class LaneExecutor:
     def set_context_from(self, block: int, context_TC: Tensor) -> None:
         """Change the text embedding [T, C] when a block starts that has not."""
         if self._snapshot is None:  # no earlier block is asked for again
-            held = max(begin for begin in self._contexts if begin <= self.next_block)
+            held = self._begin_of(self.next_block)
             self._contexts = {b: x for b, x in self._contexts.items() if b >= held}
         self._contexts[block] = context_TC
 
@@ -197,7 +197,11 @@ class LaneExecutor:
         self._prefill()
 
     def _context_of(self, block: int) -> Tensor:
-        return self._contexts[max(begin for begin in self._contexts if begin <= block)]
+        return self._contexts[self._begin_of(block)]
+
+    def _begin_of(self, block: int) -> int:
+        """Return the block that the text embedding of a block begins with."""
+        return max(begin for begin in self._contexts if begin <= block)
 
     def set_first_latent(self, first_C1HW: Tensor) -> None:
         """Receive the first clean latent from the stage that computed it."""
