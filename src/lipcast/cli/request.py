@@ -87,8 +87,8 @@ def read_request(flags: Mapping[str, Any]) -> GenerateRequest:
     _check_output(output, (image, *others, *(() if audio is None else (audio,))))
     request = GenerateRequest(
         image=image,
-        audio=audio
-        or Path(),  # of a text: its speech is made last, when nothing else can be refused
+        # The speech of a text is made last, when nothing else can be refused.
+        audio=audio or Path(),
         characters=characters,
         text=flags.get("text"),
         prompt=_prompt(flags),

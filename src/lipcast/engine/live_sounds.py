@@ -128,9 +128,8 @@ class CharactersLive(LiveTimeline):
             if spoken is None and is_begun and voice.has_sound:
                 return False
             with self.changed:
-                if (
-                    spoken is not None and spoken[1].epoch == self.epoch
-                ):  # else interrupted meanwhile
+                # What was said before an interruption meanwhile is not shown.
+                if spoken is not None and spoken[1].epoch == self.epoch:
                     self._taken[index] = spoken
         return True
 

@@ -223,9 +223,8 @@ class LipcastVideoService(AIService):
         """Push a frame's sound, and the picture of some frames before it."""
         if frame.epoch != self._epoch:
             return
-        if (
-            not frame.is_heard
-        ):  # nothing paces it on its way: the silence after the last word, or idle
+        if not frame.is_heard:
+            # Nothing paces it on its way: the silence after the last word, or idle.
             await self._wait_until_due(float)
         async with self._turn:
             if frame.epoch != self._epoch:

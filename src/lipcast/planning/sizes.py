@@ -234,8 +234,8 @@ def tick_bytes(
         hidden = _PLAIN_HIDDEN_BYTES.get(precision, 2 * b) if as_stored else 2 * b
         phases = (
             (2.4 + 8.05 * b) * numbers + workspace,
-            (14.6 + 7.8 * b)
-            * numbers,  # the text queries' norm, and the residual stream, in float32
+            # The norm of the text's queries, and the residual stream, in float32.
+            (14.6 + 7.8 * b) * numbers,
             (8.1 + hidden * ratio) * numbers,
         )
     else:
@@ -245,7 +245,8 @@ def tick_bytes(
         hidden = b + row + (b if precision == "nvfp4" and as_stored else 0)
         phases = (
             (4.1 + row + 3 * b + lanes / num_lanes) * numbers + workspace,
-            (8.1 + row + 3 * b) * numbers,  # attention to the text
+            # Attention to the text.
+            (8.1 + row + 3 * b) * numbers,
             (8.1 + hidden * ratio) * numbers,
         )
     return int(max(*phases, audio_encoding_bytes(config, num_characters)))
